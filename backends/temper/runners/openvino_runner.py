@@ -1,0 +1,116 @@
+"""OpenVINO on CPU: reads the ONNX that ModelOpt wrote, Q/DQ nodes included."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+import runners
+from artifact import ArtifactError, Entry
+
+_TRITON_TYPE = {"u8": "TYPE_UINT8", "f32": "TYPE_FP32"}
+_PRECISIONS = ("f32", "bf16", "f16")
+
+
+def signature(entry: Entry) -> runners.Signature:
+    """Names, types and shapes as the ONNX has them; the first dimension is the batch."""
+    model = _read(ov.Core(), entry)
+    return runners.Signature(input=_describe(model.inputs, "input"), output=_describe(model.outputs, "output"))
+
+
+class Runner:
+    """A compiled model with one infer request; one thread at a time may call it.
+
+    Parameters it reads from config.pbtxt: `precision_hint` (f32, bf16 or f16; f32 by default, because OpenVINO
+    would pick bf16 by itself where the CPU has it) and `threads` (all cores by default).
+    """
+
+    def __init__(self, entry: Entry, max_batch: int) -> None:
+        """Compile for latency: all threads work on one batch, and instances overlap.
+
+        Raises:
+            ArtifactError: The file is no model that OpenVINO can compile, or a parameter is not allowed.
+        """
+        hint = entry.parameters.get("precision_hint", "f32")
+        if hint not in _PRECISIONS:
+            raise ArtifactError(f"precision_hint: got {hint!r}, expected one of {', '.join(_PRECISIONS)}")
+        threads = entry.parameters.get("threads") or str(len(os.sched_getaffinity(0)))
+        core = ov.Core()
+        model = _read(core, entry)
+        try:
+            compiled = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": hint,
+                    "NUM_STREAMS": "1",
+                    "INFERENCE_NUM_THREADS": threads,
+                    # Pinning would put every instance on the same first cores.
+                    "ENABLE_CPU_PINNING": "NO",
+                },
+            )
+        except RuntimeError as error:
+            raise ArtifactError(f"{entry.file}: OpenVINO cannot compile it: {_last_line(error)}") from error
+        self._request = compiled.create_infer_request()
+        height, width, channels = _describe(model.inputs, "input").dims
+        self._buffer = np.empty((max_batch, height, width, channels), np.uint8)
+        ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self.description = f"OpenVINO {ov.__version__.split('-')[0]}, {ran}, {threads} threads"
+
+    def infer(self, batches: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.float32]]:
+        """Run batches of images as one inference.
+
+        Args:
+            batches: UINT8 [n_i, H, W, 3] each, together at most `max_batch` images.
+
+        Returns:
+            FP32 [n_i, classes] per batch. The arrays view the engine's output, which the next call overwrites.
+
+        Raises:
+            RunnerError: The engine failed.
+        """
+        images = batches[0]
+        if len(batches) > 1:
+            images = self._buffer[: sum(map(len, batches))]
+            np.concatenate(batches, out=images)
+        try:
+            # Shared: OpenVINO reads the request's own memory, or our buffer, without another copy.
+            self._request.infer([ov.Tensor(np.ascontiguousarray(images), shared_memory=True)])
+        except RuntimeError as error:
+            raise runners.RunnerError(
+                f"OpenVINO failed on a batch of {len(images)}: {_last_line(error)}"
+            ) from error
+        logits = self._request.get_output_tensor().data
+        ends = np.cumsum([len(batch) for batch in batches])[:-1]
+        return list(np.split(logits, ends))
+
+
+def _read(core: Any, entry: Entry) -> Any:
+    try:
+        return core.read_model(entry.file)
+    except RuntimeError as error:
+        raise ArtifactError(f"{entry.file}: OpenVINO cannot read it: {_last_line(error)}") from error
+
+
+def _describe(ports: Sequence[Any], what: str) -> runners.TensorSignature:
+    if len(ports) != 1:
+        raise ArtifactError(f"got {len(ports)} {what}s, expected one; export the model with `temper build`")
+    port = ports[0]
+    shape, kind = port.partial_shape, port.element_type.get_type_name()
+    if kind not in _TRITON_TYPE or not shape[0].is_dynamic or any(size.is_dynamic for size in list(shape)[1:]):
+        raise ArtifactError(
+            f"{what} {port.any_name}: got {kind} {shape}, expected a dynamic batch of u8 or f32 with fixed sizes; "
+            "export the model with `temper build`"
+        )
+    dims = [size.get_length() for size in list(shape)[1:]]
+    return runners.TensorSignature(name=port.any_name, data_type=_TRITON_TYPE[kind], dims=dims)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

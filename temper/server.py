@@ -1,0 +1,307 @@
+"""The embedded tritonserver: a real one, out of the nvidia-pytriton wheel, on loopback only.
+
+It exists so that a recipe can be measured on a machine without containers. It predates Triton's security
+fixes (first clean release: 26.06), so it never listens on anything but 127.0.0.1; production is the pinned
+NGC container.
+
+Its end is guaranteed: `_supervise.py` holds the server in a process group of its own and stops the group when
+the pipe from this process closes, however this process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from temper.errors import ServerError
+
+_LOOPBACK = "127.0.0.1"
+_PLUGIN = Path(__file__).resolve().parent.parent / "backends" / "temper"
+_POLL_S = 0.05
+
+
+class TritonServer:
+    """A tritonserver process that serves a model repository on loopback while the context is open.
+
+    Args:
+        repository: Folder of Triton models.
+        models: Models to load; None loads all. A model that is not named is not loaded, so a broken
+            neighbour in the repository does no harm.
+        log_file: Where the server's log goes; None puts it into the run folder that is deleted at the end.
+        grpc_port: Port of the gRPC endpoint; None takes a free one. The HTTP and metrics ports likewise.
+        http_port: Port of the HTTP endpoint.
+        metrics_port: Port of the Prometheus endpoint.
+        ready_timeout_s: How long loading may take.
+        strict: Raise when a model fails to load. False leaves the others served, as `failed` tells.
+        extra_args: Further tritonserver options, verbatim.
+
+    Raises:
+        ServerError: The server cannot be started here, a port is taken, or a model does not load; the
+            message holds Triton's reason and the log's path.
+    """
+
+    def __init__(
+        self,
+        repository: Path | str,
+        *,
+        models: Sequence[str] | None = None,
+        log_file: Path | str | None = None,
+        grpc_port: int | None = None,
+        http_port: int | None = None,
+        metrics_port: int | None = None,
+        ready_timeout_s: float = 120.0,
+        strict: bool = True,
+        extra_args: Sequence[str] = (),
+    ) -> None:
+        """Keep the options; `start` or the context manager starts the process."""
+        self.repository = Path(repository).resolve()
+        self.models = None if models is None else tuple(models)
+        self.ready_timeout_s = ready_timeout_s
+        self.strict = strict
+        self.extra_args = tuple(extra_args)
+        self.failed: dict[str, str] = {}
+        self.pid = 0
+        self.log_file = None if log_file is None else Path(log_file).resolve()
+        self._ports = (grpc_port, http_port, metrics_port)
+        self._folder: Path | None = None
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> TritonServer:
+        """Start the server and wait until its models answer."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the server."""
+        self.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server process is running."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> TritonServer:
+        """Start the process and return once every model is ready, or say why not."""
+        if not self.repository.is_dir():
+            raise ServerError(
+                f"model repository {self.repository}: no such folder; publish a model first with `temper build`"
+            )
+        self._check_models_exist()
+        try:
+            self._start()
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End the server: SIGTERM, then SIGKILL after its own exit timeout. Safe to call twice."""
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.close()
+            process.wait()
+            process.stdout.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _check_models_exist(self) -> None:
+        for model in self.models or ():
+            if not (self.repository / model).is_dir():
+                known = sorted(entry.name for entry in self.repository.iterdir() if entry.is_dir())
+                raise ServerError(
+                    f"model {model!r} is not in {self.repository}; it holds: {', '.join(known) or 'no model'}"
+                )
+
+    def _start(self) -> None:
+        runtime = _find_runtime()
+        self._folder = Path(tempfile.mkdtemp(prefix="temper-triton-"))
+        if self.log_file is None:
+            self.log_file = self._folder / "tritonserver.log"
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.grpc_port, self.http_port, self.metrics_port = _take_ports(self._ports)
+        self.grpc_url = f"{_LOOPBACK}:{self.grpc_port}"
+        self.http_url = f"{_LOOPBACK}:{self.http_port}"
+        self.metrics_url = f"http://{_LOOPBACK}:{self.metrics_port}/metrics"
+        backends = _lay_out_backends(runtime, self._folder / "backends")
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervise.py"))]
+                + [str(runtime / "bin" / "tritonserver"), *self._arguments(backends)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment(runtime),
+                text=True,
+                start_new_session=True,
+            )
+        assert self._process.stdout is not None
+        self.pid = int(self._process.stdout.readline() or 0)
+
+    def _arguments(self, backends: Path) -> list[str]:
+        selection = ["*"] if self.models is None else list(self.models)
+        return [
+            f"--model-repository={self.repository}",
+            f"--backend-directory={backends}",
+            # Explicit control keeps a load error from ending the server, and lets a test load and unload.
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in selection),
+            "--exit-on-error=false",
+            "--strict-readiness=true",
+            f"--grpc-address={_LOOPBACK}",
+            f"--grpc-port={self.grpc_port}",
+            f"--http-address={_LOOPBACK}",
+            f"--http-port={self.http_port}",
+            f"--metrics-address={_LOOPBACK}",
+            f"--metrics-port={self.metrics_port}",
+            "--allow-sagemaker=false",
+            "--allow-vertex-ai=false",
+            "--allow-gpu-metrics=false",
+            "--exit-timeout-secs=10",
+            *self.extra_args,
+        ]
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + self.ready_timeout_s
+        with _control(self.grpc_url) as ask:
+            while not ask("live"):
+                self._check_alive(deadline)
+            while True:
+                index: dict[str, tuple[str, str]] = ask("index")
+                wanted = self.models or tuple(index)
+                states = {model: index.get(model, ("", "")) for model in wanted}
+                if not any(state in ("LOADING", "") and not reason for state, reason in states.values()):
+                    break
+                self._check_alive(deadline)
+        self.failed = {model: reason for model, (state, reason) in states.items() if state != "READY"}
+        if self.failed and self.strict:
+            lines = "; ".join(f"{model}: {_first_line(reason)}" for model, reason in self.failed.items())
+            raise ServerError(f"tritonserver could not load {lines}")
+
+    def _check_alive(self, deadline: float) -> None:
+        if not self.alive:
+            raise ServerError(f"tritonserver ended while starting: {self._last_error()}")
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"tritonserver was not ready after {self.ready_timeout_s:.0f} s: {self._last_error()}"
+            )
+        time.sleep(_POLL_S)
+
+    def _last_error(self) -> str:
+        assert self.log_file is not None
+        lines = self.log_file.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if line.startswith(("E", "error"))]
+        return (errors or lines or ["its log is empty"])[-1][:400]
+
+
+def _first_line(reason: str) -> str:
+    """Triton's reason without the stack that follows it."""
+    text = reason.strip() or "no reason given"
+    for noise in ("Internal: ", "TritonModelException: "):
+        text = text.replace(noise, "")
+    return text.splitlines()[0][:600]
+
+
+def _find_runtime() -> Path:
+    found = importlib.util.find_spec("pytriton")
+    if found is None or not found.submodule_search_locations:
+        raise ServerError(
+            "no embedded tritonserver: the package nvidia-pytriton is missing; "
+            "install temper[embedded], or name a running server with --url"
+        )
+    runtime = Path(found.submodule_search_locations[0]) / "tritonserver"
+    import numpy as np
+
+    if not np.__version__.startswith("1."):
+        # With numpy 2 beside this stub every answer is a success with zero bytes, and nothing is logged.
+        raise ServerError(
+            f"numpy {np.__version__} beside the embedded tritonserver, expected 1.26; "
+            "run `pip install numpy==1.26.4`, or name a running server with --url"
+        )
+    return runtime
+
+
+def _lay_out_backends(runtime: Path, folder: Path) -> Path:
+    """Make the backend folder Triton wants, with the stub of this Python beside the python backend."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = runtime / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise ServerError(f"the embedded tritonserver has no stub for Python {version}; use Python 3.11")
+    # Copies: Triton refuses a backend library that a link takes out of its folder.
+    python = shutil.copytree(runtime / "backends" / "python", folder / "python")
+    shutil.copy(stub, python / stub.name)
+    # Some installers drop the execute bit.
+    (python / stub.name).chmod(0o755)
+    shutil.copytree(_PLUGIN, folder / "temper", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def _environment(runtime: Path) -> dict[str, str]:
+    library = sysconfig.get_config_var("LIBDIR") or ""
+    libraries = [
+        str(runtime.parents[1] / "nvidia_pytriton.libs"),
+        library,
+        os.environ.get("LD_LIBRARY_PATH", ""),
+    ]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        # The stub ignores PYTHONPATH and takes its packages from the first python3 on PATH.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def _take_ports(wanted: Sequence[int | None]) -> list[int]:
+    """Ports that are free now: the wanted ones, or any."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for port in wanted:
+            probe = stack.enter_context(socket.socket())
+            # As Triton does: a port that is only waiting out old connections counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((_LOOPBACK, port or 0))
+            except OSError as error:
+                raise ServerError(
+                    f"port {port} is in use ({error.strerror}); choose another, or stop what listens there"
+                ) from error
+            ports.append(probe.getsockname()[1])
+    return ports
+
+
+@contextlib.contextmanager
+def _control(url: str) -> Iterator[Callable[[str], Any]]:
+    """A small client of Triton's control calls; an unreachable server answers "live" with False."""
+    import grpc
+    from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]  # no stubs
+
+    with grpc.insecure_channel(url, options=[("grpc.enable_retries", 0)]) as channel:
+        service = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+        def ask(what: str) -> Any:
+            if what == "live":
+                try:
+                    return service.ServerLive(service_pb2.ServerLiveRequest(), timeout=2).live
+                except grpc.RpcError:
+                    return False
+            answer = service.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=10)
+            return {model.name: (model.state, model.reason) for model in answer.models}
+
+        yield ask
