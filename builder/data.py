@@ -1,0 +1,183 @@
+"""Images: where they come from, and which of them train, calibrate and test.
+
+The test images are drawn first and never train or calibrate; the calibration images are drawn from the training
+split.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from builder.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from builder.sources import Source, TrainImages
+
+TEST_IMAGES_FILE = "test_images.npy"
+TEST_LABELS_FILE = "test_labels.npy"
+CALIBRATION_IMAGES_FILE = "calibration_images.npy"
+LABELS_FILE = "labels.txt"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images come from and how they are split."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    source: Literal["digits", "folder", "torchvision"] = "digits"
+    """scikit-learn's digits, an ImageFolder tree, or a torchvision data set by name."""
+    path: str | None = None
+    """`folder`: the tree, one folder per class, or `train/` beside `val/` or `test/`. `torchvision`: its root."""
+    name: str | None = None
+    """`torchvision`: the class, for example `CIFAR10`."""
+    image_size: int = 224
+    """Height and width in pixels; an image's shorter side is resized to it and the centre cropped."""
+    num_calibration: int = 512
+    """Training images that calibrate the quantisation; all when there are fewer."""
+    num_test: int | None = None
+    """Test images, drawn by the seed; all when not given."""
+    test_fraction: float = 0.25
+    """Share of every class that is kept for testing, where the source has no split of its own."""
+    augment: Literal["auto", "none", "shift", "crop-flip"] = "auto"
+    """How training images vary: shifted by up to an eighth, or cropped at random and mirrored. `auto` shifts
+    digits and crops the rest."""
+    seed: int = 0
+    """Decides every draw."""
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            ValueError: A field is out of its range, or missing for the source.
+        """
+        if self.source == "folder" and not self.path:
+            raise ValueError("path: got nothing, expected the image folder of source 'folder'")
+        if self.source == "torchvision" and not self.name:
+            raise ValueError("name: got nothing, expected a class of torchvision.datasets such as 'CIFAR10'")
+        for field in ("name",) if self.source == "folder" else ("name", "path") if self.source == "digits" else ():
+            if getattr(self, field) is not None:
+                raise ValueError(
+                    f"{field}: got {getattr(self, field)!r}, expected nothing for source {self.source!r}"
+                )
+        if not 32 <= self.image_size <= 1024:
+            raise ValueError(f"image_size: got {self.image_size}, expected 32 to 1024 pixels")
+        if self.num_calibration < 1:
+            raise ValueError(f"num_calibration: got {self.num_calibration}, expected at least 1")
+        if self.num_test is not None and self.num_test < 1:
+            raise ValueError(f"num_test: got {self.num_test}, expected at least 1, or no such key for all")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"test_fraction: got {self.test_fraction}, expected more than 0 and less than 1")
+        if self.seed < 0:
+            raise ValueError(f"seed: got {self.seed}, expected 0 or more")
+
+    @property
+    def augmentation(self) -> Literal["none", "shift", "crop-flip"]:
+        """The augmentation that `auto` stands for."""
+        if self.augment == "auto":
+            return "shift" if self.source == "digits" else "crop-flip"
+        return self.augment
+
+
+def prepare_data(config: DataConfig, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Writes the test and calibration images, the test labels and the class names.
+
+    Args:
+        config: The source and the split.
+        folder: Receives test_images.npy (uint8 [N, S, S, 3]), test_labels.npy (int64 [N]),
+            calibration_images.npy (uint8 [M, S, S, 3]) and labels.txt. Images are written one by one; memory
+            does not grow with their number.
+        progress: Called with (images done, images in all).
+
+    Returns:
+        num_train, num_test, num_calibration, num_classes, image_size, source.
+
+    Raises:
+        DataError: The source is missing, empty, has one class only, or holds an image that cannot be read.
+    """
+    import numpy as np
+
+    from builder.sources import open_source
+
+    source = open_source(config)
+    test, calibration = _draw(source, config)
+    total = len(test) + len(calibration)
+    _write_images(folder / TEST_IMAGES_FILE, source, test, progress, 0, total)
+    _write_images(folder / CALIBRATION_IMAGES_FILE, source, calibration, progress, len(test), total)
+    np.save(folder / TEST_LABELS_FILE, source.labels[test])
+    (folder / LABELS_FILE).write_text("".join(f"{name}\n" for name in source.class_names))
+    return {
+        "source": config.name if config.source == "torchvision" else config.source,
+        "num_train": len(source.train),
+        "num_test": len(test),
+        "num_calibration": len(calibration),
+        "num_classes": len(source.class_names),
+        "image_size": config.image_size,
+    }
+
+
+def load_train(config: DataConfig) -> TrainImages:
+    """Returns the training split as a torch Dataset of (uint8 tensor [S, S, 3], label), augmented at every access.
+
+    Raises:
+        DataError: As `prepare_data`.
+    """
+    from builder.sources import TrainImages, open_source
+
+    return TrainImages(open_source(config), config.augmentation)
+
+
+def fingerprint_data(config: DataConfig) -> str | None:
+    """Returns a digest of the names, sizes and times of a folder's files, so that a changed folder is a new input.
+
+    None for a source whose content its name decides.
+
+    Raises:
+        DataError: The folder is missing.
+    """
+    from builder.sources import fingerprint_folder
+
+    return fingerprint_folder(Path(config.path or "")) if config.source == "folder" else None
+
+
+def _draw(source: Source, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    import numpy as np
+
+    rng = np.random.default_rng([config.seed, 1])
+    test = source.test
+    if config.num_test is not None and config.num_test < len(test):
+        test = np.sort(rng.choice(test, config.num_test, replace=False))
+    calibration = rng.permutation(source.train)[: config.num_calibration]
+    return test, calibration
+
+
+def _write_images(
+    path: Path, source: Source, indices: NDArray[np.int64], progress: Progress | None, done: int, total: int
+) -> None:
+    import numpy as np
+    from numpy.lib.format import open_memmap
+
+    size = source.image_size
+    try:
+        images = open_memmap(  # type: ignore[no-untyped-call]  # numpy 1.26 has no types here
+            path, mode="w+", dtype=np.uint8, shape=(len(indices), size, size, 3)
+        )
+        # A full disk must be an error here; written through a memory map it would be a SIGBUS.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    for position, index in enumerate(indices):
+        images[position] = source.read(int(index))
+        if progress is not None:
+            progress(done + position + 1, total)
+    images.flush()

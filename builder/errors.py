@@ -1,0 +1,57 @@
+"""The builder's errors.
+
+BuilderError
+├── DataError       the images or their folder cannot be used
+├── ModelError      the architecture, its weights or a checkpoint cannot be used
+├── TrainError      training cannot go on
+├── ExportError     the ONNX export failed or does not agree with PyTorch
+├── QuantizeError   ModelOpt could not quantise
+├── AuditError      the quantised graph breaks a rule; names the node
+├── EngineError     no engine of the wanted kind can be built here
+├── StoreError      a stage's result cannot be written or read
+└── PublishError    the model repository cannot be written
+
+Every message is one line: what came, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class BuilderError(Exception):
+    """Base of every error that the builder raises on purpose."""
+
+
+class DataError(BuilderError):
+    """The images, labels or their folder cannot be used."""
+
+
+class ModelError(BuilderError):
+    """The architecture, its weights or a checkpoint cannot be used."""
+
+
+class TrainError(BuilderError):
+    """Training cannot go on."""
+
+
+class ExportError(BuilderError):
+    """The ONNX export failed, or its outputs differ from PyTorch's."""
+
+
+class QuantizeError(BuilderError):
+    """The model could not be quantised."""
+
+
+class AuditError(BuilderError):
+    """A quantised graph breaks a placement rule; the message names the node."""
+
+
+class EngineError(BuilderError):
+    """An engine of the wanted kind cannot be built on this machine."""
+
+
+class StoreError(BuilderError):
+    """The result of a stage cannot be written or read."""
+
+
+class PublishError(BuilderError):
+    """The model repository cannot be written."""

@@ -1,0 +1,165 @@
+"""PyTorch to ONNX: one graph, preprocessing inside, compared with PyTorch before anything is built from it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from builder.errors import ExportError
+from builder.triton_config import INPUT_NAME, NUM_CHANNELS, OUTPUT_NAME
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OPSET = 19  # the first with every Q/DQ type that ModelOpt writes
+# Float32 convolutions in another order differ by about 1e-6 of the largest logit; a wrong graph by far more.
+_RELATIVE_TOLERANCE = 1e-3
+_VERIFY_BATCH = 32
+
+
+class Served(nn.Module):
+    """A model behind its preprocessing: uint8 [N, H, W, 3] on a scale of 0 to 255, to logits [N, classes]."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, model: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Wraps a model; the two share their parameters.
+
+        Args:
+            model: Takes float32 [N, 3, H, W], normalised.
+            mean: Mean per channel, RGB, on a scale of 0 to 1.
+            std: Standard deviation per channel, RGB, on a scale of 0 to 1.
+        """
+        super().__init__()
+        self.model = model
+        shape = (1, NUM_CHANNELS, 1, 1)
+        self.register_buffer("scale", (1.0 / (255.0 * torch.tensor(std))).reshape(shape))
+        self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).reshape(shape))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of uint8 images [N, H, W, 3]."""
+        # Cast first: TensorRT takes a UINT8 input into a cast only.
+        pixels = image.to(torch.float32).permute(0, 3, 1, 2)
+        logits: torch.Tensor = self.model(pixels * self.scale + self.shift)
+        return logits
+
+
+def export_onnx(
+    model: nn.Module, path: Path, *, image_size: int, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """Writes a model as ONNX: input `image` UINT8 [N, S, S, 3], output `logits` FP32 [N, classes], N free.
+
+    Batch normalisation is folded into the convolutions.
+
+    Args:
+        model: Takes float32 [N, 3, S, S], normalised.
+        path: The file to write.
+        image_size: S, in pixels.
+        mean: Mean per channel, RGB, on a scale of 0 to 1.
+        std: Standard deviation per channel, RGB, on a scale of 0 to 1.
+
+    Raises:
+        ExportError: The model cannot be traced, or the graph is no valid ONNX.
+    """
+    served = Served(model, mean=mean, std=std).cpu().eval()
+    example = torch.zeros((2, image_size, image_size, NUM_CHANNELS), dtype=torch.uint8)
+    try:
+        with warnings.catch_warnings():
+            # ModelOpt reads the graphs of this exporter only, so its deprecations tell us nothing to act on.
+            warnings.filterwarnings(
+                "ignore", category=DeprecationWarning, message="You are using the legacy Torch"
+            )
+            warnings.filterwarnings("ignore", category=DeprecationWarning, message="The feature will be removed")
+            torch.onnx.export(
+                served,
+                (example,),
+                str(path),
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_axes={INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        onnx.checker.check_model(str(path), full_check=True)
+    except (RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).splitlines()[0]
+        raise ExportError(f"{path}: the export to ONNX failed: {reason}") from error
+
+
+def run_onnx(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Runs an exported or quantised graph with ONNX Runtime on the CPU.
+
+    Args:
+        path: The ONNX file.
+        images: uint8 [N, S, S, 3].
+
+    Returns:
+        Logits, float32 [N, classes].
+    """
+    import onnxruntime  # type: ignore[import-untyped]  # ships none
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: it warns about every missing GPU
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    parts = [
+        session.run([OUTPUT_NAME], {INPUT_NAME: np.ascontiguousarray(images[start : start + _VERIFY_BATCH])})[0]
+        for start in range(0, len(images), _VERIFY_BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def compare_logits(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> dict[str, float | int]:
+    """Returns how far two sets of logits [N, classes] are apart, and on what share the largest one agrees."""
+    return {
+        "num_images": len(expected),
+        "max_abs_diff": float(np.abs(expected - actual).max()),
+        "max_abs_logit": float(np.abs(expected).max()),
+        "agreement": float((expected.argmax(1) == actual.argmax(1)).mean()),
+    }
+
+
+def verify_onnx(
+    path: Path,
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> dict[str, Any]:
+    """Compares an exported graph with PyTorch on real images.
+
+    Args:
+        path: What `export_onnx` wrote.
+        model: The same model, with the same mean and std.
+        images: uint8 [N, S, S, 3], at least one.
+        mean: Mean per channel, RGB, on a scale of 0 to 1.
+        std: Standard deviation per channel, RGB, on a scale of 0 to 1.
+
+    Returns:
+        num_images, max_abs_diff, max_abs_logit, agreement (share of equal top-1 answers).
+
+    Raises:
+        ExportError: The logits differ by more than 0.1 % of the largest one, or are not finite.
+    """
+    if len(images) == 0:
+        raise ExportError(f"{path}: got no image to compare with PyTorch, expected at least one")
+    served = Served(model, mean=mean, std=std).cpu().eval()
+    with torch.inference_mode():
+        batches = torch.split(torch.from_numpy(np.ascontiguousarray(images)), _VERIFY_BATCH)
+        expected = torch.cat([served(batch) for batch in batches]).numpy()
+    figures = compare_logits(expected, run_onnx(path, images))
+    tolerance = _RELATIVE_TOLERANCE * max(1.0, figures["max_abs_logit"])
+    if not figures["max_abs_diff"] <= tolerance:  # also when it is NaN
+        raise ExportError(
+            f"{path}: its logits differ from PyTorch's by {figures['max_abs_diff']:.3g} on {len(images)} images, "
+            f"expected at most {tolerance:.3g}; do not use this graph"
+        )
+    return figures
