@@ -1,0 +1,200 @@
+"""The synchronous client of one Triton server."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from client import protocol, wire
+from client.errors import ClientError, DeadlineExceeded, ModelNotFound, ServerUnavailable
+from client.model import ModelInfo, ServerStatistics
+from client.streaming import stream_batches
+
+# Pieces of one call that are on the way at once: enough to keep two instances of a model fed.
+MAX_IN_FLIGHT = 8
+
+
+class Client:
+    """A connection to the gRPC endpoint of a Triton server; use it as a context manager.
+
+    Safe to use from several threads. The first call connects, so making one never fails on a server that is away.
+
+    Args:
+        url: host:port of the gRPC endpoint.
+        timeout_s: Deadline of every call that is given none of its own, in seconds.
+
+    Raises:
+        InvalidRequest: `url` is not host:port.
+    """
+
+    def __init__(self, url: str = "localhost:8001", *, timeout_s: float = 30.0) -> None:
+        """Open the channel; nothing is sent yet."""
+        self.url = url
+        self.timeout_s = timeout_s
+        self._channel = wire.open_channel(url)
+        self._infer = wire.raw_infer(self._channel)
+        self._infos: dict[tuple[str, str], ModelInfo] = {}
+
+    def __repr__(self) -> str:
+        """Name the address and the deadline."""
+        return f"Client({self.url!r}, timeout_s={self.timeout_s:g})"
+
+    def __enter__(self) -> Client:
+        """Return the client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls on the way are cancelled."""
+        self._channel.close()
+
+    def server_ready(self, *, timeout_s: float | None = None) -> bool:
+        """Tell whether the server answers and its models are ready; False when nothing answers."""
+        try:
+            return bool(self._call("ServerReady", wire.pb.ServerReadyRequest(), timeout_s).ready)
+        except (ServerUnavailable, DeadlineExceeded):
+            return False
+
+    def model_info(self, model: str, version: str = "") -> ModelInfo:
+        """Learn a model's names, shapes, types and labels from the server; kept until the client is closed.
+
+        Labels take one inference on a zero image, through Triton's classification extension.
+
+        Raises:
+            ModelNotFound: The server has no such model or version, or it is not ready.
+            InvalidRequest: The model has more than one input, or tensors without a numeric type.
+            ServerUnavailable: Nothing answers.
+        """
+        key = (model, version)
+        if key not in self._infos:
+            self._infos[key] = self._learn(model, version)
+        return self._infos[key]
+
+    def infer(
+        self, model: str, images: npt.NDArray[Any], *, version: str = "", timeout_s: float | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Classify images, in as many requests as the model's max_batch_size asks for, several on the way at once.
+
+        Args:
+            model: Model name.
+            images: [N, *image_shape] of the model's input type; uint8 [N, H, W, 3] for a Temper model.
+            version: Model version; empty leaves it to the server.
+            timeout_s: Deadline of the whole call in seconds; None takes the client's.
+
+        Returns:
+            float32 [N, classes], in the order of the images.
+
+        Raises:
+            InvalidRequest: Shape or type do not fit; nothing was sent then.
+            ShortOutput: The server answered with fewer bytes than the shape it declared.
+            DeadlineExceeded: Not all answers came in time.
+            ServerUnavailable: Nothing answers, or the connection broke.
+            ModelNotFound: There is no such model or version.
+        """
+        info = self.model_info(model, version)
+        protocol.check_images(info, images)
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit_s
+        logits: npt.NDArray[np.float32] | None = None
+        sent: deque[tuple[slice, Any]] = deque()
+        pieces = protocol.split(info, len(images))
+        try:
+            while True:
+                while len(sent) < MAX_IN_FLIGHT and (piece := next(pieces, None)) is not None:
+                    request = protocol.encode(info, images[piece], version=version)
+                    sent.append((piece, self._infer.future(request, timeout=max(0, deadline - time.monotonic()))))
+                if not sent:
+                    assert logits is not None
+                    return logits
+                piece, pending = sent[0]
+                answer = wire.collect(pending, limit_s, self.url)
+                sent.popleft()
+                part = protocol.decode(info, answer, piece.stop - piece.start)
+                if logits is None:
+                    logits = np.empty((len(images), *part.shape[1:]), np.float32)
+                logits[piece] = part
+        finally:
+            for _, pending in sent:
+                pending.cancel()
+
+    def stream(
+        self,
+        model: str,
+        batches: Iterable[npt.NDArray[Any]],
+        *,
+        version: str = "",
+        timeout_s: float | None = None,
+        max_in_flight: int = MAX_IN_FLIGHT,
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Classify batches over one bidirectional gRPC stream, read only as fast as answers are taken.
+
+        Args:
+            model: Model name.
+            batches: Arrays [n, *image_shape]; read in another thread. Larger ones than max_batch_size are split.
+            version: Model version; empty leaves it to the server.
+            timeout_s: How long any one answer may take, in seconds; None takes the client's timeout.
+            max_in_flight: Requests sent and not yet taken by the caller.
+
+        Yields:
+            float32 [n, classes] for each batch, in order.
+
+        Raises:
+            ClientError: As `infer`; the first error ends the stream. What `batches` raises is raised here.
+        """
+        info = self.model_info(model, version)
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        yield from stream_batches(
+            self._channel,
+            info,
+            batches,
+            version=version,
+            timeout_s=limit_s,
+            max_in_flight=max_in_flight,
+            url=self.url,
+        )
+
+    def statistics(self, model: str, version: str = "") -> ServerStatistics:
+        """Read Triton's own counters of a model; the difference of two tells what happened in between.
+
+        Raises:
+            ModelNotFound: The server has no such model.
+            ServerUnavailable: Nothing answers.
+        """
+        request = wire.pb.ModelStatisticsRequest(name=model, version=version)
+        return protocol.statistics(self._call("ModelStatistics", request))
+
+    def _learn(self, model: str, version: str) -> ModelInfo:
+        pb = wire.pb
+        try:
+            metadata = self._call("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version))
+            config = self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=version)).config
+        except ModelNotFound as error:
+            raise self._explain(model, version, error) from error
+        info = protocol.model_info(model, version, metadata, config)
+        request = protocol.label_request(info, version)
+        if request is None:
+            return info
+        answer = wire.call_unary(self._infer, request, self.timeout_s, self.url)
+        return protocol.with_labels(info, answer)
+
+    def _explain(self, model: str, version: str, error: ModelNotFound) -> ModelNotFound:
+        try:
+            index = self._call("RepositoryIndex", wire.pb.RepositoryIndexRequest())
+        except ClientError:
+            return error  # a server may forbid the index; its own words are all there is
+        return ModelNotFound(protocol.explain_missing(model, version, index, self.url), code=error.code)
+
+    def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        return wire.call_unary(wire.unary(self._channel, method), request, limit_s, self.url)

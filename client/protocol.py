@@ -1,0 +1,204 @@
+"""Arrays into KServe v2 messages and back, with no input or output: both clients and the load test use it.
+
+Follows Triton's `grpc_service.proto` and its classification extension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from client.errors import InvalidRequest, ServerError, ShortOutput
+from client.model import DTYPES, ModelInfo, ServerStatistics
+from client.wire import pb
+
+# A size the server leaves open (-1) is tried at ImageNet's when the labels are asked for.
+_OPEN_SIZE = 224
+
+
+def model_info(name: str, version: str, metadata: Any, config: Any) -> ModelInfo:
+    """Make a ModelInfo, without labels, from a ModelMetadataResponse and a ModelConfig.
+
+    Raises:
+        InvalidRequest: The model has several inputs, no output, or a type without a fixed size.
+    """
+    if len(metadata.inputs) != 1 or not metadata.outputs:
+        inputs = ", ".join(tensor.name for tensor in metadata.inputs)
+        raise InvalidRequest(
+            f"model {name}: got {len(metadata.inputs)} inputs ({inputs}) and {len(metadata.outputs)} outputs, "
+            "expected one image input and an output"
+        )
+    source, target = metadata.inputs[0], metadata.outputs[0]
+    for tensor in (source, target):
+        if tensor.datatype not in DTYPES:
+            raise InvalidRequest(
+                f"model {name}: tensor {tensor.name} is {tensor.datatype}, expected a numeric type"
+            )
+    batched = 1 if config.max_batch_size > 0 else 0
+    output_shape = tuple(int(size) for size in target.shape[batched:])
+    return ModelInfo(
+        name=name,
+        version=version or max(metadata.versions, key=_as_number, default=""),
+        input_name=source.name,
+        image_shape=tuple(int(size) for size in source.shape[batched:]),
+        output_name=target.name,
+        num_classes=output_shape[-1] if output_shape else 1,
+        max_batch_size=int(config.max_batch_size),
+        input_dtype=source.datatype,
+        output_dtype=target.datatype,
+        output_shape=output_shape,
+        num_outputs=len(metadata.outputs),
+    )
+
+
+def check_images(info: ModelInfo, images: npt.NDArray[Any]) -> None:
+    """Check images [N, *image_shape] against the model before anything is sent.
+
+    Raises:
+        InvalidRequest: The type or the shape does not fit, or there is no image.
+    """
+    expected = f"{info.input_dtype} [N, {', '.join(str(size) for size in info.image_shape)}]".replace("-1", "any")
+    if not isinstance(images, np.ndarray):
+        raise InvalidRequest(
+            f"images: got {type(images).__name__}, model {info.name} expects a numpy array {expected}"
+        )
+    got = f"{_dtype_name(images.dtype)} {list(images.shape)}"
+    fits = images.ndim == len(info.image_shape) + 1 and all(
+        want in (-1, size) for want, size in zip(info.image_shape, images.shape[1:], strict=True)
+    )
+    if not fits:
+        hint = "; add the batch dimension with images[None]" if images.ndim == len(info.image_shape) else ""
+        raise InvalidRequest(f"images: got {got}, model {info.name} expects {expected}{hint}")
+    if images.dtype != DTYPES[info.input_dtype]:
+        raise InvalidRequest(f"images: got {got}, model {info.name} expects {expected}; convert with .astype")
+    if len(images) == 0:
+        raise InvalidRequest(f"images: got {got}, model {info.name} expects at least one image")
+
+
+def split(info: ModelInfo, num_images: int) -> Iterator[slice]:
+    """Yield the slices of a batch that fit the model's max_batch_size (single images where it takes no batch)."""
+    step = max(1, info.max_batch_size)
+    for start in range(0, num_images, step):
+        yield slice(start, min(start + step, num_images))
+
+
+def encode(
+    info: ModelInfo, images: npt.NDArray[Any], *, version: str = "", request_id: str = "", num_scores: int = 0
+) -> bytes:
+    """Serialise one ModelInferRequest.
+
+    Args:
+        info: The model.
+        images: [n, *image_shape] with n at most max(1, max_batch_size), already checked.
+        version: The version that is to answer; empty leaves it to the server.
+        request_id: Comes back with the answer.
+        num_scores: Ask for the classification extension's top-n strings instead of the tensor.
+    """
+    request = pb.ModelInferRequest(model_name=info.name, model_version=version, id=request_id)
+    shape = images.shape if info.max_batch_size > 0 else images.shape[1:]
+    request.inputs.add(name=info.input_name, datatype=info.input_dtype, shape=shape)
+    if num_scores or info.num_outputs > 1:
+        output = request.outputs.add(name=info.output_name)
+        if num_scores:
+            output.parameters["classification"].int64_param = num_scores
+    request.raw_input_contents.append(np.ascontiguousarray(images).tobytes())
+    return bytes(request.SerializeToString())
+
+
+def decode(info: ModelInfo, message: bytes | Any, num_images: int) -> npt.NDArray[np.float32]:
+    """Return the output [num_images, *output_shape] as float32 of a ModelInferResponse, serialised or parsed.
+
+    Raises:
+        ShortOutput: The bytes, or the declared shape, do not amount to the images that were sent.
+        ServerError: The output asked for is missing.
+    """
+    response = pb.ModelInferResponse.FromString(message) if isinstance(message, bytes) else message
+    names = [output.name for output in response.outputs]
+    if info.output_name not in names:
+        raise ServerError(f"model {info.name}: the answer has no output {info.output_name}")
+    index = names.index(info.output_name)
+    tensor = response.outputs[index]
+    raw = response.raw_output_contents[index] if index < len(response.raw_output_contents) else b""
+    shape = tuple(int(size) for size in tensor.shape)
+    dtype = DTYPES.get(tensor.datatype)
+    if dtype is None:
+        raise ServerError(f"model {info.name}: output {tensor.name} is {tensor.datatype}, expected a numeric type")
+    per_image = shape[1:] if info.max_batch_size > 0 else shape
+    rows = shape[0] if info.max_batch_size > 0 and shape else 1
+    declared = math.prod(shape) * dtype.itemsize
+    fits = all(want in (-1, size) for want, size in zip(info.output_shape, per_image, strict=False))
+    if len(raw) != declared or rows != num_images or not fits or len(per_image) != len(info.output_shape):
+        raise ShortOutput(
+            f"model {info.name}: output {tensor.name} holds {len(raw)} bytes and says {list(shape)}, expected "
+            f"{declared} bytes and [{num_images}, {', '.join(map(str, info.output_shape))}]; the server's Python "
+            "environment may hold a numpy that its stub cannot use"
+        )
+    return np.frombuffer(raw, dtype).reshape(num_images, *per_image).astype(np.float32, copy=False)
+
+
+def label_request(info: ModelInfo, version: str) -> bytes | None:
+    """Return a request that makes the server name every class of a zero image; None if it is no classifier."""
+    if len(info.output_shape) != 1 or info.num_classes < 1 or "FP" not in info.output_dtype:
+        return None
+    shape = [_OPEN_SIZE if size == -1 else size for size in info.image_shape]
+    zero = np.zeros((1, *shape), DTYPES[info.input_dtype])
+    return encode(info, zero, version=version, num_scores=info.num_classes)
+
+
+def with_labels(info: ModelInfo, message: bytes) -> ModelInfo:
+    """Add the class names out of "value:index:label" strings; the model has none where they come without."""
+    response = pb.ModelInferResponse.FromString(message)
+    labels = [""] * info.num_classes
+    raw = response.raw_output_contents[0] if response.raw_output_contents else b""
+    position = 0
+    while position + 4 <= len(raw):
+        length = int.from_bytes(raw[position : position + 4], "little")
+        text = raw[position + 4 : position + 4 + length].decode("utf-8", "replace")
+        position += 4 + length
+        _, index, name = (text.split(":", 2) + ["", ""])[:3]
+        if index.isdecimal() and int(index) < len(labels):
+            labels[int(index)] = name
+    return replace(info, labels=tuple(labels)) if all(labels) else info
+
+
+def statistics(response: Any) -> ServerStatistics:
+    """Sum a ModelStatisticsResponse over the versions in it."""
+    total: dict[str, int] = dict.fromkeys(vars(ServerStatistics()), 0)
+    for model in response.model_stats:
+        stats = model.inference_stats
+        total["num_success"] += stats.success.count
+        total["num_fail"] += stats.fail.count
+        total["num_inferences"] += model.inference_count
+        total["num_executions"] += model.execution_count
+        for phase in ("queue", "compute_input", "compute_infer", "compute_output"):
+            total[f"{phase}_ns"] += getattr(stats, phase).ns
+    return ServerStatistics(**total)
+
+
+def explain_missing(model: str, version: str, index: Any, url: str) -> str:
+    """Say why a model is not served, from a RepositoryIndexResponse: what there is instead, or Triton's reason."""
+    entries = [entry for entry in index.models if entry.name == model]
+    if not entries:
+        names = sorted({entry.name for entry in index.models if entry.state == "READY"})
+        return f"model {model!r} is not on {url}; it serves: {', '.join(names) or 'no model'}"
+    ready = [entry.version for entry in entries if entry.state == "READY"]
+    if version and ready:
+        versions = ", ".join(sorted(ready, key=_as_number))
+        return f"model {model!r} on {url} has no version {version}; it serves: {versions}"
+    reason = "; ".join(
+        f"version {e.version or '?'} is {e.state or 'not loaded'} {e.reason}".strip() for e in entries
+    )
+    return f"model {model!r} on {url} is not ready: {reason}"
+
+
+def _as_number(version: str) -> int:
+    return int(version) if version.isdecimal() else -1
+
+
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))

@@ -1,0 +1,217 @@
+"""The gRPC edge: the only file that imports grpc and Triton's generated messages, both untyped.
+
+Everything above it sees typed functions, bytes, protobuf messages as `Any`, and errors of `client.errors`. The raw
+service is used instead of `tritonclient.grpc.InferenceServerClient`, which copies every tensor twice and hides the
+bytes; messages may be as large as protobuf allows, both ways.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import grpc  # type: ignore[import-untyped]  # grpcio ships no types
+import grpc.aio  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2  # type: ignore[import-untyped]  # tritonclient ships no types
+
+from client.errors import (
+    ClientError,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ServerError,
+    ServerUnavailable,
+)
+
+pb: Any = service_pb2
+
+_SERVICE = "inference.GRPCInferenceService"
+_IDEMPOTENT = ("ServerLive", "ServerReady", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+_RETRY = {
+    "methodConfig": [
+        {
+            # Inference is not in this list: an answer that was lost is reported, not silently asked for again.
+            "name": [{"service": _SERVICE, "method": method} for method in (*_IDEMPOTENT, "RepositoryIndex")],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "0.5s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_OPTIONS = [
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.service_config", json.dumps(_RETRY)),
+    # A server that comes back is found again in a second rather than in up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Loopback and in-cluster addresses never go through a proxy that the environment names for the web.
+    ("grpc.enable_http_proxy", 0),
+]
+# With this header a broken stream ends with a true gRPC status instead of a text inside a message.
+_STREAM_METADATA = (("triton_grpc_error", "true"),)
+# What gRPC says when it never reached the server, so that the request cannot have been lost on the way.
+_NEVER_SENT = ("failed to connect", "connection refused", "name resolution", "dns")
+
+RpcError: type[Exception] = grpc.RpcError
+
+
+class Pending(Protocol):
+    """An answer that is on its way."""
+
+    def result(self) -> Any:
+        """Wait for the answer and return it."""
+
+    def cancel(self) -> bool:
+        """Give the answer up."""
+
+
+def check_url(url: str) -> str:
+    """Return the address if it looks like host:port.
+
+    Raises:
+        InvalidRequest: It has a scheme, or no port.
+    """
+    host, _, port = url.rpartition(":")
+    if "//" in url or not host or not port.isdecimal():
+        raise InvalidRequest(
+            f'server address: got "{url}", expected host:port of the gRPC endpoint, as localhost:8001'
+        )
+    return url
+
+
+def open_channel(url: str) -> Any:
+    """Return a channel to host:port; the connection is made by the first call."""
+    return grpc.insecure_channel(check_url(url), options=_OPTIONS)
+
+
+def open_aio_channel(url: str) -> Any:
+    """Return an asyncio channel to host:port; call it inside the event loop."""
+    return grpc.aio.insecure_channel(check_url(url), options=_OPTIONS)
+
+
+def unary(channel: Any, method: str) -> Any:
+    """Return a callable for a method that takes a message and returns one, for either kind of channel."""
+    response = getattr(pb, f"{method}Response")
+    return channel.unary_unary(
+        f"/{_SERVICE}/{method}",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=response.FromString,
+    )
+
+
+def raw_infer(channel: Any) -> Any:
+    """Return ModelInfer over bytes: the caller serialises once and parses when it wants to."""
+    return channel.unary_unary(f"/{_SERVICE}/ModelInfer", request_serializer=None, response_deserializer=None)
+
+
+def open_stream(channel: Any, requests: Iterable[bytes] | AsyncIterable[bytes], timeout_s: float | None) -> Any:
+    """Start ModelStreamInfer with serialised requests; returns the call, an iterator of stream responses."""
+    method = channel.stream_stream(
+        f"/{_SERVICE}/ModelStreamInfer",
+        request_serializer=None,
+        response_deserializer=pb.ModelStreamInferResponse.FromString,
+    )
+    return method(requests, timeout=timeout_s, metadata=_STREAM_METADATA)
+
+
+def call_unary(method: Callable[..., Any], request: Any, timeout_s: float, url: str) -> Any:
+    """Call and translate what gRPC raises."""
+    try:
+        return method(request, timeout=timeout_s)
+    except grpc.RpcError as error:
+        raise translate(error, url, timeout_s) from error
+
+
+async def acall_unary(
+    method: Callable[..., Any], request: Any, timeout_s: float, url: str, limit_s: float | None = None
+) -> Any:
+    """Await a call and translate what gRPC raises; `limit_s` is the deadline to name."""
+    try:
+        return await method(request, timeout=timeout_s)
+    except grpc.RpcError as error:
+        raise translate(error, url, timeout_s if limit_s is None else limit_s) from error
+
+
+def collect(pending: Pending, timeout_s: float, url: str) -> Any:
+    """Wait for an answer and translate what gRPC raises."""
+    try:
+        return pending.result()
+    except grpc.RpcError as error:
+        raise translate(error, url, timeout_s) from error
+
+
+def iterate_stream(call: Iterable[Any], timeout_s: float, url: str) -> Iterator[Any]:
+    """Yield the responses of a stream and translate what gRPC raises."""
+    try:
+        yield from call
+    except grpc.RpcError as error:
+        raise translate(error, url, timeout_s) from error
+
+
+async def aiterate_stream(call: AsyncIterable[Any], timeout_s: float, url: str) -> AsyncIterator[Any]:
+    """Yield the responses of an asyncio stream and translate what gRPC raises."""
+    try:
+        async for response in call:
+            yield response
+    except grpc.RpcError as error:
+        raise translate(error, url, timeout_s) from error
+
+
+def status_name(error: BaseException) -> str:
+    """Return the status of a gRPC error by name, such as "UNAVAILABLE"."""
+    code = getattr(error, "code", None)
+    return str(code().name) if callable(code) and code() is not None else "UNKNOWN"
+
+
+def was_lost(error: BaseException) -> bool:
+    """Tell whether the connection broke under a request that may have been sent: its answer is lost."""
+    text = _details(error).lower()
+    broke = ("socket closed", "reset by peer", "broken pipe", "goaway", "recvmsg", "endpoint closing", "transport")
+    return (
+        status_name(error) == "UNAVAILABLE"
+        and any(word in text for word in broke)
+        and not any(word in text for word in _NEVER_SENT)
+    )
+
+
+def is_connection_failure(error: BaseException) -> bool:
+    """Tell whether the channel, not the server's answer, made this UNAVAILABLE (a full queue is the server's)."""
+    text = _details(error).lower()
+    return status_name(error) == "UNAVAILABLE" and (
+        was_lost(error) or any(word in text for word in _NEVER_SENT) or not text
+    )
+
+
+def translate(error: BaseException, url: str, timeout_s: float) -> ClientError:
+    """Turn a gRPC error into one of ours, with the line a user can act on."""
+    name, text = status_name(error), " ".join(_details(error).split()) or "no details"
+    if is_connection_failure(error):
+        lost = was_lost(error)
+        what = "the connection broke before the answer came" if lost else "no server answers there"
+        return ServerUnavailable(
+            f"{url}: {what} ({text}); check that tritonserver runs and the gRPC port", code=name
+        )
+    if name == "DEADLINE_EXCEEDED":
+        return DeadlineExceeded(
+            f"{url}: no answer within {timeout_s:g} s; raise the timeout or lower the load", code=name
+        )
+    if name == "NOT_FOUND" or "unknown model" in text.lower():
+        return ModelNotFound(f"{url}: {text}", code=name)
+    if name == "UNAVAILABLE":
+        not_ready = "not ready" in text or "no available versions" in text
+        return (ModelNotFound if not_ready else ServerUnavailable)(f"{url}: {text}", code=name)
+    if name == "INVALID_ARGUMENT":
+        return InvalidRequest(f"{url} refused the request: {text}", code=name)
+    return ServerError(f"{url} answered {name}: {text}", code=name)
+
+
+def _details(error: BaseException) -> str:
+    details = getattr(error, "details", None)
+    return str(details() or "") if callable(details) else str(error)
