@@ -1,0 +1,184 @@
+"""The Triton backend, inside a real tritonserver: what it answers, what it refuses, what it fills in."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from builder.export import run_onnx
+from builder.sample import Sample
+from temper.server import TritonServer
+
+pytestmark = pytest.mark.server
+
+
+def _infer(client: Any, images: np.ndarray[Any, Any], model: str = "toy_fp32") -> Any:
+    image = triton.InferInput("image", list(images.shape), triton_type(images))
+    image.set_data_from_numpy(images)
+    return client.infer(model, [image]).as_numpy("logits")
+
+
+def triton_type(images: np.ndarray[Any, Any]) -> str:
+    return {"uint8": "UINT8", "float32": "FP32"}[str(images.dtype)]
+
+
+@pytest.fixture
+def client(server: TritonServer) -> Any:
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        yield client
+
+
+def test_answers_equal_the_model(client: Any, sample: Sample, toy_onnx: Path) -> None:
+    expected = run_onnx(toy_onnx, sample.images[:64])
+    served = np.concatenate([_infer(client, sample.images[start : start + 32]) for start in (0, 32)])
+    np.testing.assert_allclose(served, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_requests_of_one_batch_get_their_own_answers(client: Any, sample: Sample, toy_onnx: Path) -> None:
+    """Many small requests at once are gathered into few inferences, and none gets its neighbour's answer."""
+    sizes = [1, 2, 3, 5, 1, 4, 7, 1] * 6
+    starts = np.cumsum([0, *sizes])[:-1] % 400
+    before = client.get_inference_statistics("toy_fp32").model_stats[0]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(
+            pool.map(
+                lambda job: _infer(client, sample.images[job[0] : job[0] + job[1]]),
+                zip(starts, sizes, strict=True),
+            )
+        )
+    after = client.get_inference_statistics("toy_fp32").model_stats[0]
+    expected = run_onnx(toy_onnx, sample.images)
+    for start, size, answer in zip(starts, sizes, answers, strict=True):
+        np.testing.assert_allclose(answer, expected[start : start + size], rtol=1e-3, atol=1e-3)
+    assert after.inference_count - before.inference_count == sum(sizes)
+    assert after.execution_count - before.execution_count < len(sizes)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 16, 16, 3), np.uint8), r"unexpected shape for input 'image'.*\[-1,32,32,3\].*\[1,16,16,3\]"),
+        (np.zeros((1, 32, 32, 3), np.float32), r"inference input 'image' data-type is 'FP32'.*expects 'UINT8'"),
+        (np.zeros((33, 32, 32, 3), np.uint8), r"batch-size must be <= 32"),
+        (np.zeros((0, 32, 32, 3), np.uint8), r".+"),
+    ],
+)
+def test_bad_request_is_refused_and_the_server_stays_ready(
+    client: Any, images: np.ndarray[Any, Any], message: str
+) -> None:
+    with pytest.raises(triton.InferenceServerException, match=message) as refused:
+        _infer(client, images)
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert client.is_model_ready("toy_fp32")
+    assert _infer(client, np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 10)
+
+
+def test_config_is_completed_from_the_artifact(toy_repository: Path) -> None:
+    config = toy_repository / "toy_fp32" / "config.pbtxt"
+    config.write_text('name: "toy_fp32"\nbackend: "temper"\n')
+    with TritonServer(toy_repository) as server, triton.InferenceServerClient(server.grpc_url) as client:
+        completed = client.get_model_config("toy_fp32").config
+        assert completed.max_batch_size == 32
+        assert completed.HasField("dynamic_batching")
+        (image,) = completed.input
+        (logits,) = completed.output
+        assert (image.name, list(image.dims)) == ("image", [32, 32, 3])
+        assert (logits.name, list(logits.dims)) == ("logits", [10])
+        assert _infer(client, np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 10)
+
+
+def _flip_a_byte(version: Path) -> None:
+    engine = version / "model.onnx"
+    content = bytearray(engine.read_bytes())
+    content[len(content) // 2] ^= 1
+    engine.write_bytes(content)
+
+
+def _corrupt_with_matching_digest(version: Path) -> None:
+    """Digests cannot tell a bad export; the engine's own reader must, without taking the server along."""
+    engine = version / "model.onnx"
+    engine.write_bytes(b"not an ONNX file")
+    sums = re.sub(
+        r"[0-9a-f]{64}(?=  model.onnx)",
+        hashlib.sha256(engine.read_bytes()).hexdigest(),
+        (version / "SHA256SUMS").read_text(),
+    )
+    (version / "SHA256SUMS").write_text(sums)
+
+
+def _point_outside(version: Path) -> None:
+    sums = version / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace("  model.onnx", "  ../../model.onnx"))
+
+
+def _set_parameter(key: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(version: Path) -> None:
+        config = version.parent / "config.pbtxt"
+        text = config.read_text()
+        assert f'"{old}"' in text, key
+        config.write_text(text.replace(f'"{old}"', f'"{new}"'))
+
+    return change
+
+
+SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "flipped_byte": (
+        _flip_a_byte,
+        r"model.onnx: SHA-256 is \w+\.\.\., SHA256SUMS says .* is not loaded; publish this version again",
+    ),
+    "no_engine": (
+        lambda version: (version / "model.onnx").unlink(),
+        r"model.onnx is named in SHA256SUMS but missing",
+    ),
+    "no_digests": (
+        lambda version: (version / "SHA256SUMS").unlink(),
+        r"SHA256SUMS cannot be read .No such file",
+    ),
+    "empty_digests": (
+        lambda version: (version / "SHA256SUMS").write_text(""),
+        r"has no digest of model.onnx",
+    ),
+    "changed_card": (lambda version: (version / "card.json").write_text("{}"), r"card.json: SHA-256 is"),
+    "not_onnx": (_corrupt_with_matching_digest, r"model.onnx: OpenVINO cannot read it"),
+    "digest_outside": (_point_outside, r"got the line .*expected `<sha256>  <file>`"),
+    "unknown_engine": (
+        _set_parameter("engine", "openvino", "tensorflow"),
+        r"engine: got 'tensorflow', expected one of openvino",
+    ),
+    "unknown_precision": (
+        _set_parameter("precision_hint", "f32", "int3"),
+        r"precision_hint: got 'int3', expected one of f32, bf16",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(
+    publish_model: Callable[[Path, str], None], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Why a server refused each spoilt model; the good one beside them must be served."""
+    repository = tmp_path_factory.mktemp("spoilt")
+    publish_model(repository, "good")
+    for name, (spoil, _) in SPOILT.items():
+        publish_model(repository, name)
+        spoil(repository / name / "1")
+    with TritonServer(repository, strict=False) as server, triton.InferenceServerClient(server.grpc_url) as client:
+        assert _infer(client, np.zeros((1, 32, 32, 3), np.uint8), "good").shape == (1, 10)
+        return server.failed
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_spoilt_artifact_is_not_loaded(refusals: dict[str, str], name: str) -> None:
+    assert re.search(SPOILT[name][1], refusals[name])
+
+
+def test_only_spoilt_artifacts_are_refused(refusals: dict[str, str]) -> None:
+    assert set(refusals) == set(SPOILT)

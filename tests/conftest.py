@@ -1,0 +1,73 @@
+"""Shared by all tests: a small real model, a repository that holds it, and a real tritonserver that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from temper.server import TritonServer
+
+if TYPE_CHECKING:
+    from builder.sample import Sample
+
+
+@pytest.fixture(scope="session")
+def sample() -> Sample:
+    """A ResNet-18 that reads digits at 32x32, with test images it was not fitted to."""
+    from builder.sample import make_sample
+
+    return make_sample()
+
+
+@pytest.fixture(scope="session")
+def toy_onnx(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample model as ONNX: `image` UINT8 [N, 32, 32, 3] to `logits` FP32 [N, 10]."""
+    path = tmp_path_factory.mktemp("toy") / "model.onnx"
+    sample.export(path)
+    return path
+
+
+def publish_toy(
+    repository: Path, sample: Sample, onnx: Path, model: str = "toy_fp32", num_instances: int = 2
+) -> None:
+    """Publish the sample model as the builder would."""
+    from builder.publish import publish
+
+    publish(
+        repository,
+        model=model,
+        engine_file=onnx,
+        labels=sample.class_names,
+        card={"recipe": "toy"},
+        image_size=32,
+        num_classes=10,
+        max_batch=32,
+        parameters={"engine": "openvino", "precision_hint": "f32"},
+        num_instances=num_instances,
+    )
+
+
+@pytest.fixture(scope="session")
+def publish_model(sample: Sample, toy_onnx: Path) -> Callable[[Path, str], None]:
+    """Publishes the sample model into a repository under a name."""
+    return lambda repository, model: publish_toy(repository, sample, toy_onnx, model)
+
+
+@pytest.fixture
+def toy_repository(sample: Sample, toy_onnx: Path, tmp_path: Path) -> Path:
+    """A repository of this test's own with `toy_fp32` in it."""
+    repository = tmp_path / "model_repository"
+    publish_toy(repository, sample, toy_onnx)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def server(sample: Sample, toy_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A tritonserver with `toy_fp32`, shared by the tests that do it no harm."""
+    folder = tmp_path_factory.mktemp("server")
+    publish_toy(folder / "model_repository", sample, toy_onnx)
+    with TritonServer(folder / "model_repository", log_file=folder / "tritonserver.log") as running:
+        yield running

@@ -1,0 +1,137 @@
+"""The embedded tritonserver: its start, its errors and its end. Every server here is a real one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from temper.errors import ServerError
+from temper.server import TritonServer
+
+pytestmark = pytest.mark.server
+
+
+def _gone(pid: int) -> bool:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not Path(f"/proc/{pid}").exists():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _stubs_of(server_pid: int) -> list[int]:
+    children = Path(f"/proc/{server_pid}/task/{server_pid}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def test_server_listens_on_loopback_only(server: TritonServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.grpc_port), timeout=5):
+        pass
+    ports = {server.grpc_port, server.http_port, server.metrics_port}
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{server.pid}/net/{table}").read_text().splitlines()[1:]
+    ]
+    listening = [row[1].split(":") for row in rows if row[3] == "0A"]
+    ours = [address for address, port in listening if int(port, 16) in ports]
+    assert len(ours) == 3
+    # 127.0.0.1, plain or as an IPv4 address in IPv6 clothing.
+    assert set(ours) <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def test_server_ends_with_its_stubs_when_the_context_closes(toy_repository: Path) -> None:
+    with TritonServer(toy_repository) as server:
+        pids = [server.pid, *_stubs_of(server.pid)]
+        assert server.alive
+        assert len(pids) > 1
+    assert all(_gone(pid) for pid in pids)
+    assert not server.alive
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_server_ends_when_its_parent_dies(toy_repository: Path, number: signal.Signals) -> None:
+    script = textwrap.dedent(
+        f"""
+        import time
+        from temper.server import TritonServer
+        with TritonServer({str(toy_repository)!r}) as server:
+            print(server.pid, flush=True)
+            time.sleep(60)
+        """
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    pids = [pid, *_stubs_of(pid)]
+    parent.send_signal(number)
+    parent.wait(timeout=30)
+    parent.stdout.close()
+    assert all(_gone(pid) for pid in pids)
+
+
+def test_server_refuses_a_port_in_use(toy_repository: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"port {port} is in use.*choose another"):
+            TritonServer(toy_repository, grpc_port=port).start()
+
+
+def test_server_refuses_a_missing_repository(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="no such folder; publish a model first"):
+        TritonServer(tmp_path / "nowhere").start()
+
+
+def test_server_refuses_an_unknown_model(toy_repository: Path) -> None:
+    with pytest.raises(ServerError, match=r"model 'toy_int4' is not in .* it holds: toy_fp32"):
+        TritonServer(toy_repository, models=["toy_int4"]).start()
+
+
+def test_server_serves_the_others_when_one_model_is_broken(toy_repository: Path) -> None:
+    broken = toy_repository / "broken"
+    (broken / "1").mkdir(parents=True)
+    (broken / "config.pbtxt").write_text('name: "broken"\nbackend: "temper"\nmax_batch_size: 4\n')
+    with TritonServer(toy_repository, strict=False) as server:
+        assert "SHA256SUMS cannot be read" in server.failed["broken"]
+        assert list(server.failed) == ["broken"]
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            assert client.is_model_ready("toy_fp32")
+    with pytest.raises(ServerError, match="tritonserver could not load broken: .*SHA256SUMS cannot be read"):
+        TritonServer(toy_repository).start()
+
+
+def test_server_that_was_killed_is_not_alive(toy_repository: Path) -> None:
+    with TritonServer(toy_repository) as server:
+        os.kill(server.pid, signal.SIGKILL)
+        assert _gone(server.pid)
+        deadline = time.monotonic() + 10
+        while server.alive and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not server.alive
+
+
+def test_server_log_survives_where_it_was_asked_for(toy_repository: Path, tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "server.log"
+    with (
+        TritonServer(toy_repository, log_file=log) as server,
+        triton.InferenceServerClient(server.grpc_url) as client,
+    ):
+        image = triton.InferInput("image", [1, 32, 32, 3], "UINT8")
+        image.set_data_from_numpy(np.zeros((1, 32, 32, 3), np.uint8))
+        assert client.infer("toy_fp32", [image]).as_numpy("logits").shape == (1, 10)
+    assert "OpenVINO" in log.read_text()
