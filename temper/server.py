@@ -292,7 +292,9 @@ def _control(url: str) -> Iterator[Callable[[str], Any]]:
     import grpc
     from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]  # no stubs
 
-    with grpc.insecure_channel(url, options=[("grpc.enable_retries", 0)]) as channel:
+    # Before the server listens every attempt fails; gRPC's own wait between attempts starts at a second.
+    options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
+    with grpc.insecure_channel(url, options=options) as channel:
         service = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
         def ask(what: str) -> Any:
