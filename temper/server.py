@@ -11,6 +11,7 @@ the pipe from this process closes, however this process dies.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -266,6 +267,22 @@ def _environment(runtime: Path) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+
+
+def _find_libpython() -> list[str]:
+    """The folder to add for libpython, which the stub links to; none when the system's loader finds it."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    folder = sysconfig.get_config_var("LIBDIR") or ""
+    if Path(folder, name).is_file():
+        return [folder]
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        raise ServerError(
+            f"the embedded tritonserver needs {name}, which this machine lacks; "
+            f"install it (Debian: apt-get install {name.split('.so')[0]}), or name a running server with --url"
+        ) from error
+    return []
 
 
 def _take_ports(wanted: Sequence[int | None]) -> list[int]:

@@ -1,0 +1,40 @@
+# Everything runs in .venv; the first target that needs it sets it up. PYTHON names the interpreter to start from.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The machine's uv, or one of our own inside .venv.
+UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
+UV_VERSION := 0.11.2
+
+.PHONY: setup demo test test-fast lint lock clean
+
+demo: $(READY)  ## finetune, quantise, serve, measure and attack a ResNet-18 on digits
+	$(BIN)/temper run recipes/digits.toml
+
+test: $(READY)  ## every test that this machine can run
+	$(BIN)/python -m pytest -q
+
+test-fast: $(READY)  ## without a tritonserver and without the slow ones
+	$(BIN)/python -m pytest -q -m "not server and not slow"
+
+lint: $(READY)  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	command -v $(UV) >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+lock: $(READY)  ## pin what pyproject.toml allows, as plain name==version lines
+	$(UV) pip compile --quiet --no-annotate --no-header --python-version 3.11 \
+		--extra builder --extra embedded --extra rtx --extra art --extra dev pyproject.toml -o requirements.lock
+
+clean:  ## runs and caches, but neither the environment nor what was published
+	rm -rf runs .mypy_cache .ruff_cache .pytest_cache build *.egg-info
