@@ -146,9 +146,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
         ValueError: a count is negative.
     """
     if min(only_first, only_second) < 0:
-        raise ValueError(
-            f"discordant pairs: got {only_first} and {only_second}, expected counts of at least 0"
-        )
+        raise ValueError(f"discordant pairs: got {only_first} and {only_second}, expected counts of at least 0")
     n, fewer = only_first + only_second, min(only_first, only_second)
     # In logarithms, because 2**-n underflows above a thousand pairs.
     k = np.arange(1, fewer + 1, dtype=np.float64)

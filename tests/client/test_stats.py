@@ -112,7 +112,7 @@ def test_paired_comparison_turns_its_sign_with_the_order() -> None:
 
 
 def test_paired_comparison_refuses_other_images() -> None:
-    with pytest.raises(ValueError, match=r"got shapes \(3,\) and \(4,\), expected one answer per image from both"):
+    with pytest.raises(ValueError, match=r"got shapes \(3,\) and \(4,\), expected one answer per image"):
         compare_paired([True] * 3, [True] * 4)
     with pytest.raises(ValueError, match="got no images, expected at least 1"):
         compare_paired([], [])

@@ -1,0 +1,148 @@
+"""Accuracy of a served model: its answers to uint8 images against their labels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels, check_scores
+from client.stats import BoolArray, Proportion, proportion, proportion_per_class
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyResult:
+    """Share of images that the endpoint classifies right, with its Wilson 95 % interval."""
+
+    value: float
+    """share of images answered right, 0 to 1"""
+    low: float
+    """lower end of the 95 % interval"""
+    high: float
+    """upper end of the 95 % interval"""
+    num_images: int
+    """images evaluated"""
+    per_class: dict[int, Proportion]
+    """the same figures by class index, for the classes that occur"""
+    correct: BoolArray
+    """bool [num_images], in the order of the images; compare two variants with `client.stats.compare_paired`"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as a JSON object, without the vector."""
+        return {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "num_images": self.num_images,
+            "per_class": {str(label): dict(figures) for label, figures in self.per_class.items()},
+        }
+
+
+def evaluate_accuracy(
+    url: str,
+    model: str,
+    images: UInt8Array,
+    labels: npt.ArrayLike,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    *,
+    concurrency: int = 4,
+    version: str = "",
+    timeout_s: float = 30.0,
+) -> AccuracyResult:
+    """Measure the accuracy of a model through its endpoint.
+
+    Memory stays flat: pass a memory map and only the batches in flight are read. Not for use inside a running
+    event loop; `evaluate` is.
+
+    Args:
+        url: host and port of the gRPC endpoint.
+        model: name of the served model.
+        images: uint8 [N, H, W, 3].
+        labels: integer [N], the class of each image.
+        batch_size: images per request.
+        progress: called with (images answered, images in all).
+        concurrency: requests in flight.
+        version: version of the model; "" is the server's choice.
+        timeout_s: deadline of one request in seconds.
+
+    Raises:
+        ValueError: images, labels, batch_size or concurrency are not as described.
+        ClientError: the server failed, or answered something that is no score.
+    """
+    # Here, because `evaluate` and the attacks' configuration need no gRPC.
+    from client.aio import AsyncClient
+
+    checked = check_labels(images, labels)
+
+    async def run() -> AccuracyResult:
+        async with AsyncClient(url, timeout_s=timeout_s) as client:
+            return await evaluate(
+                lambda batch: client.infer(model, batch, version=version),
+                images,
+                checked,
+                batch_size=batch_size,
+                concurrency=concurrency,
+                progress=progress,
+            )
+
+    return asyncio.run(run())
+
+
+async def evaluate(
+    infer: Infer,
+    images: UInt8Array,
+    labels: npt.ArrayLike,
+    *,
+    indices: Int64Array | None = None,
+    batch_size: int = 32,
+    concurrency: int = 4,
+    progress: Progress | None = None,
+) -> AccuracyResult:
+    """Measure the accuracy of any endpoint behind the `Infer` seam; see `evaluate_accuracy`.
+
+    Args:
+        infer: the endpoint.
+        images: uint8 [N, H, W, 3].
+        labels: integer [N], the class of each image.
+        indices: which images to evaluate, ascending; all when not given.
+        batch_size: images per request.
+        concurrency: requests in flight.
+        progress: called with (images answered, images in all).
+    """
+    all_labels = check_labels(images, labels)
+    chosen = np.arange(len(images)) if indices is None else indices
+    if batch_size < 1 or concurrency < 1:
+        raise ValueError(f"batch_size, concurrency: got {batch_size}, {concurrency}, expected at least 1")
+    wanted = all_labels[chosen]
+    correct = np.zeros(len(chosen), dtype=np.bool_)
+    starts = iter(range(0, len(chosen), batch_size))
+    num_done = 0
+
+    async def worker(todo: Iterator[int]) -> None:
+        nonlocal num_done
+        for start in todo:
+            part = slice(start, start + batch_size)
+            scores = check_scores(await infer(np.array(images[chosen[part]])), wanted[part])
+            correct[part] = scores.argmax(axis=1) == wanted[part]
+            num_done += len(scores)
+            if progress:
+                progress(num_done, len(chosen))
+
+    await gather_or_cancel(worker(starts) for _ in range(concurrency))
+    return AccuracyResult(**proportion(correct), per_class=proportion_per_class(correct, wanted), correct=correct)
+
+
+async def gather_or_cancel(coroutines: Iterator[Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines together; when one fails, end the others before its error goes on."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

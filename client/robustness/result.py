@@ -1,0 +1,168 @@
+"""What an attack found: robust accuracy with its interval, its cost in queries, and examples to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.robustness.base import AttackConfig
+from client.scores import Int64Array, UInt8Array
+from client.stats import BoolArray, Proportion, proportion, proportion_per_class
+
+_CURVE_POINTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One image that was fooled, as it was sent."""
+
+    index: int
+    """index in the data set"""
+    original: UInt8Array
+    """uint8 [H, W, 3]"""
+    adversarial: UInt8Array
+    """uint8 [H, W, 3], exactly what the server misjudged"""
+    label: int
+    """the true class"""
+    served_label: int
+    """the class that the server answered"""
+    num_queries: int
+    """queries until then"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackResult:
+    """Outcome of one attack on one endpoint. Vectors are in the order of `indices`."""
+
+    attack: str
+    """attack family"""
+    norm: str
+    """norm of the budget"""
+    epsilon: float
+    """budget in units of 1/255 as configured; on the integer grid its floor counts"""
+    max_queries: int
+    """queries an image may cost"""
+    seed: int
+    """seed of images and draws"""
+    accuracy: Proportion
+    """robust accuracy: still right after the attack / all images evaluated, with its 95 % interval"""
+    clean_accuracy: Proportion
+    """accuracy on the same images without attack"""
+    per_class: dict[int, Proportion]
+    """robust accuracy by class index"""
+    num_queries: int
+    """queries of the attack in all, without one per image for the clean accuracy"""
+    queries_to_success: dict[str, float] | None
+    """median and mean over the fooled images; None when there are none"""
+    queries_per_s: float
+    """queries per second of the attack phase of this run (a resumed run counts only its own)"""
+    duration_s: float
+    """seconds of the attack phase of this run"""
+    curve: list[dict[str, float]]
+    """robust accuracy after 0, 1, ... max_queries queries per image: {num_queries, accuracy}, log-spaced"""
+    survived: BoolArray
+    """bool [n], right before and after the attack; compare variants with `client.stats.compare_paired`"""
+    correct: BoolArray
+    """bool [n], right before the attack"""
+    queries: Int64Array
+    """int64 [n], queries spent on each image; 0 where the clean image was already wrong"""
+    indices: Int64Array
+    """int64 [n], the images' indices in the data set"""
+    gallery: list[Example]
+    """fooled images drawn at random by the seed, by index"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as a JSON object, without the vectors and images."""
+        return {
+            "attack": self.attack,
+            "norm": self.norm,
+            "epsilon": self.epsilon,
+            "max_queries": self.max_queries,
+            "seed": self.seed,
+            "accuracy": dict(self.accuracy),
+            "clean_accuracy": dict(self.clean_accuracy),
+            "per_class": {str(label): dict(figures) for label, figures in self.per_class.items()},
+            "num_queries": self.num_queries,
+            "queries_to_success": self.queries_to_success,
+            "queries_per_s": self.queries_per_s,
+            "duration_s": self.duration_s,
+            "curve": self.curve,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write survived.npy, indices.npy and the gallery's PNG pairs into a folder, made when missing.
+
+        PNG is lossless: reading `<index>_adversarial_*.png` gives the very image that the server misjudged.
+        """
+        from PIL import Image  # only a saved gallery needs it
+
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "survived.npy", self.survived)
+        np.save(folder / "indices.npy", self.indices)
+        for example in self.gallery:
+            stem = f"{example.index:06d}"
+            Image.fromarray(example.original).save(folder / f"{stem}_original_{example.label}.png")
+            Image.fromarray(example.adversarial).save(folder / f"{stem}_adversarial_{example.served_label}.png")
+
+
+def build_result(
+    config: AttackConfig,
+    *,
+    indices: Int64Array,
+    labels: Int64Array,
+    correct: BoolArray,
+    fooled_at: Int64Array,
+    queries: Int64Array,
+    gallery: list[Example],
+    num_queries_now: int,
+    duration_s: float,
+) -> AttackResult:
+    """Work out the figures from the vectors of one attack, all [n] in the order of `indices`.
+
+    Args:
+        config: the attack.
+        indices: the images' indices in the data set.
+        labels: true classes.
+        correct: right before the attack.
+        fooled_at: the query that fooled each image, counted from 1; 0 where none did.
+        queries: queries spent on each image.
+        gallery: examples.
+        num_queries_now: queries that this run sent.
+        duration_s: seconds that they took.
+    """
+    survived = correct & (fooled_at == 0)
+    successes = fooled_at[fooled_at > 0]
+    to_success = None
+    if successes.size:
+        to_success = {"median": float(np.median(successes)), "mean": float(successes.mean())}
+    return AttackResult(
+        attack=config.name,
+        norm=config.norm,
+        epsilon=config.epsilon,
+        max_queries=config.max_queries,
+        seed=config.seed,
+        accuracy=proportion(survived),
+        clean_accuracy=proportion(correct),
+        per_class=proportion_per_class(survived, labels),
+        num_queries=int(queries.sum()),
+        queries_to_success=to_success,
+        queries_per_s=num_queries_now / duration_s if num_queries_now else 0.0,
+        duration_s=duration_s,
+        curve=_curve(config.max_queries, correct, successes),
+        survived=survived,
+        correct=correct,
+        queries=queries,
+        indices=indices,
+        gallery=gallery,
+    )
+
+
+def _curve(max_queries: int, correct: BoolArray, successes: Int64Array) -> list[dict[str, float]]:
+    points = np.unique(np.round(np.geomspace(1, max_queries, _CURVE_POINTS)).astype(np.int64)).tolist()
+    right, n = int(correct.sum()), len(correct)
+    return [
+        {"num_queries": point, "accuracy": (right - int((successes <= point).sum())) / n} for point in [0, *points]
+    ]
