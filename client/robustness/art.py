@@ -16,13 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from client.errors import ClientError
-from client.robustness.base import AttackConfig, write_bounds
+from client.robustness.base import ART_QUERIES_PER_STEP, AttackConfig, write_bounds
 from client.robustness.judge import Judge, to_pixels
 from client.scores import Float32Array, Infer, Int64Array, UInt8Array, check_scores
 
 _BLOCK_SIZE = 128
-# ART asks for the image, its loss and the new loss: at the start, and in every iteration.
-_QUERIES_PER_STEP = 3
 
 
 async def attack_with_art(infer: Infer, judge: Judge, todo: Int64Array) -> None:
@@ -32,10 +30,9 @@ async def attack_with_art(infer: Infer, judge: Judge, todo: Int64Array) -> None:
     should draw from it meanwhile.
 
     Raises:
-        ValueError: max_queries is too small for one iteration of ART.
         ClientError: ART is not installed.
     """
-    num_steps = art_iterations(judge.config)
+    num_steps = judge.config.max_queries // ART_QUERIES_PER_STEP - 1
     build = _load_art(judge.config, num_steps)
     num_classes = 0
     if todo.size:
@@ -52,21 +49,6 @@ async def attack_with_art(infer: Infer, judge: Judge, todo: Int64Array) -> None:
             block.stopped.set()
         judge.finish(rows)
         judge.report_progress()
-
-
-def art_iterations(config: AttackConfig) -> int:
-    """Return how many of ART's iterations the query budget pays for.
-
-    Raises:
-        ValueError: not even one.
-    """
-    steps = config.max_queries // _QUERIES_PER_STEP - 1
-    if steps < 1:
-        raise ValueError(
-            f"max_queries: got {config.max_queries}, expected at least {2 * _QUERIES_PER_STEP} for art-square, "
-            f"which spends {_QUERIES_PER_STEP} queries per image and iteration"
-        )
-    return steps
 
 
 class _Block:

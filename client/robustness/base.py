@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 from client.scores import Float32Array, Int64Array, UInt8Array
 
+# ART asks for the image, its loss and the new loss: at the start, and in every iteration.
+ART_QUERIES_PER_STEP = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
@@ -66,6 +69,11 @@ class AttackConfig:
             raise ValueError(f"seed: got {self.seed}, expected at least 0")
         if not 0 < self.p_init < 1:
             raise ValueError(f"p_init: got {self.p_init:g}, expected a share between 0 and 1")
+        if self.name == "art-square" and self.max_queries < 2 * ART_QUERIES_PER_STEP:
+            raise ValueError(
+                f"max_queries: got {self.max_queries}, expected at least {2 * ART_QUERIES_PER_STEP}: "
+                f"art-square spends {ART_QUERIES_PER_STEP} queries per image and iteration"
+            )
 
     @property
     def budget(self) -> int:
