@@ -1,0 +1,26 @@
+"""What can go wrong in Temper itself.
+
+    TemperError
+    ├── RecipeError     the recipe cannot be read, or asks for something impossible
+    ├── ServerError     the embedded tritonserver did not start, or died
+    └── WorkflowError   a run could not be finished; what was measured before is kept
+
+The command line prints the message as one line and exits 1, as it does for `builder.errors.BuilderError`
+and `client.errors.ClientError`. Anything else that escapes is a bug of ours.
+"""
+
+
+class TemperError(Exception):
+    """The base of every error that Temper raises on purpose; its text is one line for the user."""
+
+
+class RecipeError(TemperError):
+    """A recipe cannot be read or is impossible; the text names the file and the key's full path."""
+
+
+class ServerError(TemperError):
+    """The embedded tritonserver did not become ready, or ended by itself."""
+
+
+class WorkflowError(TemperError):
+    """A run stopped before its end; the finished stages are kept and a second run goes on from there."""

@@ -1,0 +1,52 @@
+"""The answer in words: what each further variant costs and gains against the first one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from temper.report import text
+
+
+def answers(report: Mapping[str, Any]) -> list[str]:
+    """One sentence per comparison; with a single variant, one sentence that describes it.
+
+    Only what was measured is said, so a run that stopped early gives shorter sentences.
+    """
+    variants = {variant["name"]: variant for variant in report["variants"]}
+    found = [_compared(comparison, variants) for comparison in report.get("comparisons", [])]
+    return [sentence for sentence in found if sentence] or [
+        sentence for variant in report["variants"] if (sentence := _described(variant))
+    ]
+
+
+def _compared(comparison: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> str:
+    parts = []
+    if accuracy := comparison.get("accuracy"):
+        parts.append(f"accuracy {_difference(accuracy)}")
+    if ratio := comparison.get("throughput_ratio"):
+        parts.append(f"{text.times(ratio)} the throughput")
+    for attack in comparison.get("robustness", []):
+        label = f"{attack['attack']} ({text.budget(attack['norm'], attack['epsilon'])})"
+        parts.append(f"accuracy under {label} {_difference(attack)}")
+    if ratio := comparison.get("size_ratio"):
+        parts.append(f"{text.times(ratio)} the size")
+    if not parts:
+        return ""
+    return f"{comparison['variant']} against {comparison['baseline']}: {', '.join(parts)}."
+
+
+def _difference(paired: Mapping[str, Any]) -> str:
+    return text.points(paired["difference"], paired["low"], paired["high"])
+
+
+def _described(variant: Mapping[str, Any]) -> str:
+    parts = []
+    if accuracy := variant.get("accuracy"):
+        value = text.percent(accuracy["value"])
+        parts.append(f"accuracy {value} (95 % interval {text.interval(accuracy['low'], accuracy['high'])})")
+    if throughput := variant.get("throughput_ips"):
+        parts.append(f"{text.number(throughput)} images/s")
+    for row in variant.get("robustness", []):
+        parts.append(
+            f"{text.percent(row['accuracy'])} under {row['attack']} ({text.budget(row['norm'], row['epsilon'])})"
+        )
+    return f"{variant['name']}: {', '.join(parts)}." if parts else ""

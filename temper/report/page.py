@@ -1,0 +1,122 @@
+"""The report as one page that needs nothing else: no script, no address outside it, pictures inside it."""
+
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from temper.report import figures, html, text
+from temper.report.answer import answers
+from temper.report.sections import gallery, load_table, machine, per_class, results, stages
+
+Report = Mapping[str, Any]
+
+
+def render_page(report: Report, folder: Path) -> str:
+    """The page as text.
+
+    Args:
+        report: The run's report.
+        folder: Where the report lies; the gallery's files are named relative to it.
+    """
+    css = importlib.resources.files("temper.report").joinpath("style.css").read_text(encoding="utf-8")
+    title = f"Temper report: {report['recipe']}"
+    parts = [
+        _header(report, title),
+        _section("Results", results(report)),
+        _section("Accuracy and speed", _speed_figures(report)),
+        _section("Adversarial robustness", _robustness(report)),
+        _section("Accuracy per class", per_class(report)),
+        _section("Adversarial images", gallery(report, folder)),
+        _section("Load tests", load_table(report)),
+        _section("Stages", stages(report)),
+        _section("Machine and versions", machine(report)),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title>\n<style>\n{css}</style></head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body></html>\n"
+    )
+
+
+def _section(heading: str, body: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2>{body}</section>" if body else ""
+
+
+def _header(report: Report, title: str) -> str:
+    here = report["machine"]
+    device = here["gpu"]["name"] if here["gpu"] else here["cpu"]
+    facts = f"{report['created']} · {device}, {here['cores']} cores · measured through {report['server']}"
+    parts = [f"<header><h1>{escape(title)}</h1>", f'<p class="muted">{escape(facts)}</p>']
+    if report.get("stopped"):
+        parts.append(f'<p class="stopped">This run stopped early: {escape(report["stopped"])}</p>')
+    parts += [f'<p class="answer">{escape(sentence)}</p>' for sentence in answers(report)]
+    return "".join(parts) + _tiles(report) + "</header>"
+
+
+def _tiles(report: Report) -> str:
+    """The last comparison's figures, large."""
+    if not report.get("comparisons"):
+        return ""
+    comparison = report["comparisons"][-1]
+    names = f"{comparison['variant']} against {comparison['baseline']}"
+    tiles = []
+    if paired := comparison.get("accuracy"):
+        tiles.append(_paired_tile("accuracy", paired))
+    if ratio := comparison.get("throughput_ratio"):
+        tiles.append((text.times(ratio), "throughput", names))
+    for attack in comparison.get("robustness", []):
+        tiles.append(_paired_tile(f"accuracy under {attack['attack']}", attack))
+    if ratio := comparison.get("size_ratio"):
+        tiles.append((text.times(ratio), "size of the engine file", names))
+    body = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span><span>{escape(note)}</span></div>'
+        for value, name, note in tiles
+    )
+    return f'<div class="tiles">{body}</div>'
+
+
+def _paired_tile(name: str, paired: Mapping[str, Any]) -> tuple[str, str, str]:
+    bounds = f"{text.signed(100 * paired['low'])} to {text.signed(100 * paired['high'])}"
+    note = f"95 % interval {bounds}, {text.probability(paired['p_value'])}"
+    return f"{text.signed(100 * paired['difference'])} points", name, note
+
+
+def _names(report: Report) -> Sequence[str]:
+    return [variant["name"] for variant in report["variants"]]
+
+
+def _speed_figures(report: Report) -> str:
+    variants, names = report["variants"], _names(report)
+    body = html.figure(
+        "Accuracy against throughput",
+        figures.accuracy_against_throughput(variants),
+        "Best closed-loop throughput; whiskers are 95 % intervals. Up and to the right is better.",
+        names,
+    ) + html.figure(
+        "Latency against throughput",
+        figures.latency_against_throughput(variants),
+        "Full line p50, broken line p99, numbers are requests in flight; rings are the open loop "
+        "(Poisson arrivals, latency from the scheduled send time).",
+        names,
+    )
+    return f'<div class="figures">{body}</div>' if body else ""
+
+
+def _robustness(report: Report) -> str:
+    variants, names = report["variants"], _names(report)
+    body = html.figure(
+        "Accuracy without and under attack",
+        figures.robust_accuracy(variants),
+        "The same images for all; whiskers are 95 % intervals.",
+        names,
+    ) + html.figure(
+        "Accuracy over the attacker's queries",
+        figures.robust_accuracy_over_queries(variants),
+        "An image counts as lost once the server's answer to a uint8 image inside the budget was wrong.",
+        names,
+    )
+    return f'<div class="figures">{body}</div>' if body else ""

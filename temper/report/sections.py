@@ -1,0 +1,175 @@
+"""The page's tables, its gallery, and what it says about the machine."""
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from temper.report import html, text
+from temper.report.table import attack_keys
+
+Report = Mapping[str, Any]
+
+_SMALL_IMAGE_BYTES = 12_000
+"""Above this a gallery shows fewer images, to keep the page light."""
+
+
+def results(report: Report) -> str:
+    """One row per variant: what it is, how right, how fast, how robust."""
+    keys = attack_keys(report)
+    attacks = [f"{attack} {text.budget(norm, epsilon)}" for attack, norm, epsilon in keys]
+    head = ["variant", "engine", "size", "accuracy", "images/s", "p50", "p99", *attacks]
+    note = '<p class="note">Small print: 95 % intervals (Wilson). '
+    note += f"{escape(_latency_note(report))}</p>"
+    return html.table(head, (_result_row(v, keys) for v in report["variants"]), left=2) + note
+
+
+def _result_row(variant: Mapping[str, Any], keys: list[tuple[str, str, float]]) -> list[object]:
+    done = {(row["attack"], row["norm"], row["epsilon"]): row for row in variant.get("robustness", [])}
+    accuracy, latency = variant.get("accuracy"), variant.get("latency_ms")
+    row: list[object] = [
+        html.with_note(variant["name"], f"{variant['model']} v{variant['version']}"),
+        html.with_note(variant["engine"], variant.get("engine_reason", "")),
+        text.size(variant["size_bytes"]),
+        _share(accuracy["value"], accuracy) if accuracy else "–",
+        text.number(variant["throughput_ips"]) if variant.get("throughput_ips") else "–",
+    ]
+    row += [f"{text.number(latency[p])} ms" if latency else "–" for p in ("p50", "p99")]
+    return row + [_share(done[key]["accuracy"], done[key]) if key in done else "–" for key in keys]
+
+
+def _share(value: float, bounds: Mapping[str, Any]) -> html.Raw:
+    note = f"{text.interval(bounds['low'], bounds['high'])}, {bounds['num_images']} images"
+    return html.with_note(text.percent(value), note)
+
+
+def _latency_note(report: Report) -> str:
+    notes = dict.fromkeys(v["latency_from"] for v in report["variants"] if v.get("latency_from"))
+    return f"Latency: {'; '.join(notes)}." if notes else ""
+
+
+def per_class(report: Report) -> str:
+    """Accuracy per class: clean on all test images, then under each attack, per variant."""
+    columns: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for variant in report["variants"]:
+        columns[f"{variant['name']} clean"] = _by_class(variant.get("per_class"))
+        for row in variant.get("robustness", []):
+            columns[f"{variant['name']} {row['attack']}"] = _by_class(row.get("per_class"))
+    columns = {name: column for name, column in columns.items() if column}
+    labels = list(dict.fromkeys(label for column in columns.values() for label in column))
+    if not columns:
+        return ""
+
+    def cells(label: str) -> Iterator[object]:
+        yield label
+        for column in columns.values():
+            share = column.get(label)
+            shown = f"{text.percent(share['value'])} of {share['num_images']}" if share else "–"
+            yield html.heat(share["value"], shown) if share else shown
+
+    return html.table(["class", *columns], (list(cells(label)) for label in labels))
+
+
+def _by_class(rows: list[dict[str, Any]] | None) -> dict[str, Mapping[str, Any]]:
+    return {row["label"]: row for row in rows or []}
+
+
+def gallery(report: Report, folder: Path) -> str:
+    """What fooled each variant: the original, the adversarial image and their difference, amplified."""
+    parts = []
+    for variant in report["variants"]:
+        for row in variant.get("robustness", []):
+            shots = "".join(_shots(row.get("gallery") or [], folder))
+            if shots:
+                heading = f"{variant['name']}, {row['attack']} {text.budget(row['norm'], row['epsilon'])}"
+                parts.append(f'<h3>{escape(heading)}</h3><div class="gallery">{shots}</div>')
+    return "".join(parts)
+
+
+def _shots(entries: list[dict[str, Any]], folder: Path) -> Iterator[str]:
+    for number, entry in enumerate(entries):
+        files = {kind: folder / entry[kind] for kind in ("original", "adversarial", "difference")}
+        if not all(path.is_file() for path in files.values()):
+            continue
+        if number >= 4 and files["adversarial"].stat().st_size > _SMALL_IMAGE_BYTES:
+            return
+        images = "".join(f"{html.png(path, kind)}" for kind, path in files.items())
+        words = "".join(f"<span>{kind}</span>" for kind in files)
+        queries = f"{entry['num_queries']:,} queries" if entry["num_queries"] != 1 else "1 query"
+        yield (
+            f'<div class="shot"><div>{images}{words}</div><p><b>{escape(entry["label"])}</b> taken for '
+            f"<b>{escape(entry['answer'])}</b> after {queries}</p></div>"
+        )
+
+
+def load_table(report: Report) -> str:
+    """Every load test with the server's own times beside the client's."""
+    head = ["variant", "load", "images/s", "p50", "p90", "p99", "p99.9", "queue", "input", "inference", "output"]
+    head += ["errors"]
+    rows = [_load_row(variant["name"], run) for variant in report["variants"] for run in variant.get("load", [])]
+    if not rows:
+        return ""
+    note = (
+        "Latencies in ms, as the client sees them; queue, input, inference and output are Triton's own means per "
+        "request, in ms. Closed loop: that many requests in flight. Open loop: Poisson arrivals at that rate."
+    )
+    return html.table(head, rows, left=2) + f'<p class="note">{note}</p>'
+
+
+def _load_row(name: str, run: Mapping[str, Any]) -> list[object]:
+    closed = run["mode"] == "closed"
+    load = f"closed, {run['concurrency']} in flight" if closed else f"open, {run['rate_rps']:.1f}/s"
+    latency, server = run.get("latency_ms") or {}, run.get("server") or {}
+    shown = [text.number(latency[p]) if latency.get(p) is not None else "–" for p in ("p50", "p90", "p99", "p999")]
+    keys = ("queue_ms", "compute_input_ms", "compute_infer_ms", "compute_output_ms")
+    shown += [f"{server[key]:.2f}" if server.get(key) is not None else "–" for key in keys]
+    errors = ", ".join(f"{count} {kind}" for kind, count in run.get("errors", {}).items() if count) or "0"
+    return [name, load, text.number(run["throughput_ips"]), *shown, errors]
+
+
+def stages(report: Report) -> str:
+    """The stages with their seconds, as they ran; what was reused took none."""
+    rows = report.get("stages", [])
+    if not rows:
+        return ""
+    longest = max((row["seconds"] for row in rows), default=0) or 1
+
+    def cells(row: Mapping[str, Any]) -> list[object]:
+        width = 160 * row["seconds"] / longest
+        bar = html.Raw(f'<td class="text"><span class="meter" style="width:{width:.0f}px"></span></td>')
+        took = "reused" if row["reused"] else text.seconds(row["seconds"])
+        return [row["stage"], row.get("variant") or "all", took, bar]
+
+    return html.table(["stage", "variant", "time", ""], (cells(row) for row in rows), left=2)
+
+
+def machine(report: Report) -> str:
+    """Where and with what it was measured, and the recipe."""
+    here = report["machine"]
+    gpu = here["gpu"]
+    facts = {
+        "CPU": f"{here['cpu']}, {here['cores']} cores",
+        "instruction sets": ", ".join(here["flags"]) or "none of note",
+        "memory": f"{here['ram_bytes'] / 2**30:.1f} GiB",
+        "GPU": f"{gpu['name']}, {gpu['memory']}, driver {gpu['driver']}" if gpu else "none",
+        "system": f"{here['os']}, Linux {here['kernel']}",
+        "commit": report.get("commit") or "unknown",
+    }
+    settings = dict(_flat(report.get("config", {})))
+    return (
+        f'<div class="columns"><div><h3>Machine</h3>{html.definitions(facts)}</div>'
+        f"<div><h3>Versions</h3>{html.definitions(report['versions'])}</div></div>"
+        + (f"<h3>Recipe</h3>{html.definitions(settings)}" if settings else "")
+    )
+
+
+def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """The recipe's keys by full path, in order; what is not given is left out."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{path}[{index}]")
+    elif value is not None:
+        yield path, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value

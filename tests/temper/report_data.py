@@ -1,0 +1,155 @@
+"""A report as a run on digits makes it: material for the renderer's tests."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from temper.report.gallery import write_gallery
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def share(value: float, num_images: int) -> dict[str, Any]:
+    low, high = max(value - 0.02, 0.0), min(value + 0.02, 1.0)
+    return {"value": value, "low": low, "high": high, "num_images": num_images}
+
+
+def load_run(mode: str, at: float, throughput: float, p50: float) -> dict[str, Any]:
+    return {
+        "mode": mode,
+        "concurrency": int(at) if mode == "closed" else None,
+        "rate_rps": at if mode == "open" else None,
+        "throughput_ips": throughput,
+        "completed": int(throughput * 3),
+        "errors": {"deadline": 2} if at == 16 else {},
+        "lost": 0,
+        "latency_ms": {
+            "p50": p50,
+            "p90": p50 * 1.4,
+            "p99": p50 * 2.2,
+            "p999": p50 * 3.5,
+            "mean": p50,
+            "max": 40.0,
+        },
+        "server": {
+            "queue_ms": 0.3,
+            "compute_input_ms": 0.05,
+            "compute_infer_ms": p50 * 0.7,
+            "compute_output_ms": 0.02,
+        },
+        "duration_s": 3.0,
+        "interrupted": None,
+    }
+
+
+def curve(end: float) -> list[dict[str, float]]:
+    queries = [0, 1, 4, 9, 20, 41, 80, 130, 200, 300]
+    return [{"num_queries": q, "accuracy": 0.98 - (0.98 - end) * i / 9} for i, q in enumerate(queries)]
+
+
+def gallery(folder: Path, name: str, size: int = 32) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    entries = []
+    for index in range(6):
+        original = np.zeros((size, size, 3), dtype=np.uint8)
+        original[6:-6, 8 + index : 20] = 200
+        noise = rng.choice(np.array([-24, 24]), size=original.shape)
+        adversarial = np.clip(original.astype(int) + noise, 0, 255).astype(np.uint8)
+        words = {"label": str(index), "answer": str((index + 3) % 10), "num_queries": 1 + 17 * index}
+        entries.append({"original": original, "adversarial": adversarial, **words})
+    written = write_gallery(entries, folder / "gallery" / name)
+    kinds = ("original", "adversarial", "difference")
+    return [{**entry, **{kind: f"gallery/{name}/{entry[kind]}" for kind in kinds}} for entry in written]
+
+
+def attack(name: str, accuracy: float, pictures: list[dict[str, Any]]) -> dict[str, Any]:
+    bounds = share(accuracy, 200)
+    return {
+        "attack": name,
+        "norm": "linf",
+        "epsilon": 24.0,
+        "accuracy": accuracy,
+        "low": bounds["low"],
+        "high": bounds["high"],
+        "num_images": 200,
+        "num_queries": 23456,
+        "queries_per_s": 812.0,
+        "clean_accuracy": share(0.98, 200),
+        "per_class": [{"label": digit, **share(max(accuracy - 0.02 * int(digit), 0.0), 20)} for digit in DIGITS],
+        "curve": curve(accuracy),
+        "gallery": pictures,
+    }
+
+
+def variant(name: str, folder: Path, speed: float, accuracy: float, square: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "model": f"digits_{name}",
+        "version": 1,
+        "engine": "openvino",
+        "engine_reason": "no NVIDIA GPU",
+        "size_bytes": 44_700_000 if name == "fp32" else 11_300_000,
+        "accuracy": share(accuracy, 450),
+        "per_class": [{"label": digit, **share(0.9 + 0.01 * int(digit), 45)} for digit in DIGITS],
+        "throughput_ips": speed * 1.5,
+        "latency_ms": {"p50": 900 / speed, "p90": 1100 / speed, "p99": 1900 / speed, "p999": 3000 / speed},
+        "latency_from": "open loop at 70 % of the best throughput",
+        "load": [
+            load_run("closed", 1, speed, 1000 / speed),
+            load_run("closed", 4, speed * 1.4, 2900 / speed),
+            load_run("closed", 16, speed * 1.5, 10800 / speed),
+            load_run("open", speed, speed, 900 / speed),
+        ],
+        "robustness": [attack("noise", 0.96, []), attack("square", square, gallery(folder, f"{name}-square"))],
+        "calibration": {"num_images": 512, "method": "entropy"} if name == "int8" else None,
+    }
+
+
+def paired(difference: float) -> dict[str, Any]:
+    return {"difference": difference, "low": difference - 0.01, "high": difference + 0.009, "p_value": 0.42,
+            "num_images": 450}  # fmt: skip
+
+
+def make_report(folder: Path) -> dict[str, Any]:
+    """A complete report of two variants, whose gallery lies in `folder`."""
+    budget = {"norm": "linf", "epsilon": 24.0}
+    return {
+        "format": 1,
+        "recipe": "digits",
+        "created": "2026-11-23 22:40 UTC",
+        "seconds": 171.0,
+        "server": "the embedded tritonserver",
+        "stopped": None,
+        "commit": "25c252350e69",
+        "machine": {
+            "cpu": "AMD EPYC",
+            "flags": ["avx2", "avx512f", "avx512_vnni"],
+            "cores": 2,
+            "ram_bytes": 25_276_502_016,
+            "gpu": None,
+            "os": "Debian GNU/Linux 12 (bookworm)",
+            "kernel": "6.18",
+        },
+        "versions": {"python": "3.11.7", "temper": "0.1.0", "torch": "2.13.0", "openvino": "2026.4.1"},
+        "config": {"name": "digits", "attacks": [{"name": "noise", "epsilon": 24.0}], "load": {"rates_rps": []}},
+        "variants": [variant("fp32", folder, 310.0, 0.984, 0.31), variant("int8", folder, 960.0, 0.982, 0.29)],
+        "comparisons": [
+            {
+                "variant": "int8",
+                "baseline": "fp32",
+                "accuracy": paired(-0.002),
+                "throughput_ratio": 3.1,
+                "size_ratio": 0.253,
+                "robustness": [
+                    {"attack": "noise", **budget, **paired(0.0)},
+                    {"attack": "square", **budget, **paired(-0.02)},
+                ],
+            }
+        ],
+        "stages": [
+            {"stage": "data", "variant": None, "seconds": 1.2, "reused": False},
+            {"stage": "train", "variant": None, "seconds": 61.0, "reused": False},
+            {"stage": "accuracy", "variant": "int8", "seconds": 0.0, "reused": True},
+        ],
+    }
