@@ -66,6 +66,15 @@ class Client:
         except (ServerUnavailable, DeadlineExceeded):
             return False
 
+    def server_live(self, *, timeout_s: float | None = None) -> bool:
+        """Tell whether the server says it lives.
+
+        Raises:
+            ServerUnavailable: Nothing answers.
+            DeadlineExceeded: The answer did not come in time.
+        """
+        return bool(self._call("ServerLive", wire.pb.ServerLiveRequest(), timeout_s).live)
+
     def model_info(self, model: str, version: str = "") -> ModelInfo:
         """Learn a model's names, shapes, types and labels from the server; kept until the client is closed.
 

@@ -1,0 +1,13 @@
+"""Load tests of a served model: closed loop at a concurrency, open loop at a Poisson rate.
+
+In scope: throughput, the latency distribution, errors by kind, and Triton's own times beside ours. Not in scope:
+starting the server. `generator.py` holds the public calls, `processes.py` the lives of the processes,
+`worker.py` what runs in each of them, `histogram.py` keeps latencies in fixed memory. Read `generator.py` first.
+"""
+
+from client.load.config import LoadConfig
+from client.load.generator import measure, run_closed_loop, run_open_loop
+from client.load.histogram import Histogram
+from client.load.result import LoadResult
+
+__all__ = ["Histogram", "LoadConfig", "LoadResult", "measure", "run_closed_loop", "run_open_loop"]

@@ -1,0 +1,159 @@
+"""The lives of a run's load processes: started, begun together, watched, and ended whatever happens here.
+
+They are plain `python -c` processes rather than `multiprocessing`'s, which would import the caller's main module
+again; in a session of their own, so that Ctrl-C reaches only the parent, which then keeps what was measured; and
+they end by themselves when the pipe to the parent closes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from types import TracebackType
+
+from client.errors import ClientError
+from client.load.tally import Tally
+from client.load.worker import Job
+
+_ROOT = str(Path(__file__).resolve().parents[2])
+_CODE = f"import sys; sys.path.insert(0, {_ROOT!r}); from client.load.worker import main; main(int(sys.argv[1]))"
+_START_S = 60.0
+_TICK_S = 0.1
+# After "stop" a process has this long to hand over its counts.
+_STOP_S = 5.0
+
+
+class LoadProcesses:
+    """One process for each job; a context manager that leaves none behind.
+
+    Args:
+        jobs: One share of the run each.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        """Keep the jobs; `with` starts them."""
+        self._jobs = jobs
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._pipes: list[Connection] = []
+        self._waiting: set[Connection] = set()
+        self.tally = Tally()
+
+    def __enter__(self) -> LoadProcesses:
+        """Start the processes and wait until each has its connection."""
+        try:
+            for _ in self._jobs:
+                self._start()
+            for pipe, job in zip(self._pipes, self._jobs, strict=True):
+                pipe.send(job)
+            self._wait_ready()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End every process."""
+        self._end()
+
+    def run(self, begin: float, tick: Callable[[bool], str | None]) -> str | None:
+        """Begin at the clock `begin`, gather the counts into `tally`, and return why the run was cut short, if so.
+
+        Args:
+            begin: When the load starts (`time.monotonic`).
+            tick: Called ten times a second with whether a process told of a failing connection; a text it returns
+                stops the run.
+        """
+        self._waiting = set(self._pipes)
+        reason: str | None = None
+        try:
+            for pipe in self._pipes:
+                pipe.send(("go", begin))
+            while self._waiting and reason is None:
+                trouble = self._gather(_TICK_S)
+                reason = self._lost_process() or tick(trouble)
+        except KeyboardInterrupt:
+            reason = "stopped by Ctrl-C"
+        if reason is not None:
+            self._stop()
+        return reason
+
+    def _start(self) -> None:
+        ours, theirs = Pipe()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _CODE, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                env=os.environ | {"GRPC_VERBOSITY": "NONE"},
+            )
+        finally:
+            theirs.close()
+        self._processes.append(process)
+        self._pipes.append(ours)
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + _START_S + self._jobs[0].timeout_s
+        for pipe in self._pipes:
+            if not pipe.poll(max(0.0, deadline - time.monotonic())):
+                raise ClientError(
+                    f"a load process did not start within {_START_S:g} s; is the machine out of memory?"
+                )
+            try:
+                message = pipe.recv()
+            except EOFError:
+                raise ClientError("a load process ended while starting; see its lines above") from None
+            if message != "ready":
+                raise RuntimeError(f"a load process failed:\n{message}")
+
+    def _gather(self, timeout_s: float) -> bool:
+        """Take what the processes sent; tell whether one of them is in trouble with the connection."""
+        trouble = False
+        for pipe in wait(self._waiting, timeout_s):
+            assert isinstance(pipe, Connection)
+            try:
+                message = pipe.recv()
+            except EOFError:
+                continue  # _lost_process finds it
+            if isinstance(message, Tally):
+                self.tally.merge(message)
+                self._waiting.discard(pipe)
+            elif message == "trouble":
+                trouble = True
+            else:
+                raise RuntimeError(f"a load process failed:\n{message}")
+        return trouble
+
+    def _lost_process(self) -> str | None:
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            if pipe in self._waiting and process.poll() is not None and not pipe.poll():
+                self._waiting.discard(pipe)
+                return f"a load process died (exit status {process.returncode}), its counts are lost"
+        return None
+
+    def _stop(self) -> None:
+        for pipe in self._waiting:
+            try:
+                pipe.send("stop")
+            except OSError:
+                pass  # it has just ended; its counts, if any, are in the pipe
+        deadline = time.monotonic() + _STOP_S
+        while self._waiting and time.monotonic() < deadline:
+            self._gather(_TICK_S)
+            self._lost_process()
+
+    def _end(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()

@@ -1,0 +1,126 @@
+"""What one load process counts while it runs; fixed in size, so that memory does not grow with the test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from client import protocol, wire
+from client.errors import ClientError, ShortOutput
+from client.load.histogram import Histogram
+from client.model import ModelInfo
+
+# Durations gathered before they go into the histogram in one vectorised step.
+_CHUNK = 4096
+LATE_S = 1e-3
+
+
+@dataclass
+class Tally:
+    """Counts of one process, or of several merged.
+
+    Attributes:
+        latency: Durations of the answered requests that count.
+        lag: Open loop: how long after its scheduled time each request was sent.
+        completed: Answered requests that count.
+        in_window: Requests answered within the measured window, whenever they were sent: the throughput.
+        late: Open loop: requests sent more than `LATE_S` after their scheduled time.
+        errors: Failed requests by kind.
+        lost: Requests whose answer never came.
+        last_answer: Clock (`time.monotonic`) of the last answer, 0 when there was none.
+    """
+
+    latency: Histogram = field(default_factory=Histogram)
+    lag: Histogram = field(default_factory=Histogram)
+    completed: int = 0
+    in_window: int = 0
+    late: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    last_answer: float = 0.0
+
+    def merge(self, other: Tally) -> None:
+        """Add another process's counts."""
+        self.latency.merge(other.latency)
+        self.lag.merge(other.lag)
+        self.completed += other.completed
+        self.in_window += other.in_window
+        self.late += other.late
+        self.errors.update(other.errors)
+        self.lost += other.lost
+        self.last_answer = max(self.last_answer, other.last_answer)
+
+
+class Recorder:
+    """Sorts every request of a run into a Tally.
+
+    Args:
+        info: The model, to tell a short output.
+        batch_size: Images per request.
+        window: Start and end of the measured window (`time.monotonic`).
+        open_loop: Whether a request belongs to the window by its scheduled time rather than by its answer's.
+    """
+
+    def __init__(self, info: ModelInfo, batch_size: int, window: tuple[float, float], *, open_loop: bool) -> None:
+        """Start with nothing counted."""
+        self.tally = Tally()
+        self._info = info
+        self._batch_size = batch_size
+        self._start, self.end = window
+        self._open_loop = open_loop
+        self._durations: list[float] = []
+        self._lags: list[float] = []
+        self._good_length = -1
+
+    def answer(self, begun: float, ended: float, message: bytes) -> None:
+        """Count an answer; `begun` is the call (closed loop) or the scheduled time (open loop)."""
+        # An answer as long as one that was checked in full is whole; any other length is looked into.
+        if len(message) != self._good_length and not self._check(message, begun, ended):
+            return
+        tally = self.tally
+        tally.last_answer = ended
+        inside = self._start <= ended <= self.end
+        tally.in_window += inside
+        if inside if not self._open_loop else self._start <= begun < self.end:
+            tally.completed += 1
+            self._durations.append(ended - begun)
+            if len(self._durations) >= _CHUNK:
+                self.flush()
+
+    def sent(self, scheduled: float, now: float) -> None:
+        """Count how late an open-loop request was sent."""
+        if self._start <= scheduled < self.end:
+            self.tally.late += now - scheduled > LATE_S
+            self._lags.append(now - scheduled)
+
+    def fail(self, begun: float, ended: float, kind: str) -> None:
+        """Count a failed request; one of the warm-up does not count, one that ends after the window does."""
+        if (begun if self._open_loop else ended) >= self._start:
+            self.tally.errors[kind] += 1
+
+    def rpc_error(self, begun: float, ended: float, error: Exception) -> None:
+        """Count what gRPC raised."""
+        name = wire.status_name(error)
+        if wire.was_lost(error):
+            self.tally.lost += 1
+        else:
+            self.fail(begun, ended, "deadline" if name == "DEADLINE_EXCEEDED" else name)
+
+    def flush(self) -> None:
+        """Move the gathered durations into the histograms."""
+        self.tally.latency.record(self._durations)
+        self.tally.lag.record(self._lags)
+        self._durations.clear()
+        self._lags.clear()
+
+    def _check(self, message: bytes, begun: float, ended: float) -> bool:
+        try:
+            protocol.decode(self._info, message, self._batch_size)
+        except ShortOutput:
+            self.fail(begun, ended, "short_output")
+            return False
+        except ClientError:
+            self.fail(begun, ended, "bad_output")
+            return False
+        self._good_length = len(message)
+        return True
