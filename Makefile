@@ -38,3 +38,6 @@ lock: $(READY)  ## pin what pyproject.toml allows, as plain name==version lines
 
 clean:  ## runs and caches, but neither the environment nor what was published
 	rm -rf runs .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+
+bench-%: $(READY)  ## one of the measurements of benchmarks/: serving, load, attack, startup
+	$(BIN)/python -m benchmarks.$*

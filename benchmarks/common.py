@@ -1,0 +1,154 @@
+"""What the benchmarks share: the models they serve, perf_analyzer, interleaved rounds and the results file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "benchmarks"
+IMAGE_SIZE = 224
+MAX_BATCH = 32
+# ResNet-50 with random weights: its speed does not depend on them. Its answers mean nothing and are not used.
+_MODELS = {"resnet50_fp32": "f32", "resnet50_bf16": "bf16", "resnet50_int8": "f32"}
+
+
+def resnet50_repository() -> Path:
+    """A model repository with ResNet-50 at 224x224: fp32 run in f32, fp32 run in bf16, and int8."""
+    from builder.export import export_onnx
+    from builder.model import ModelConfig, build_model
+    from builder.publish import publish
+    from builder.quantize import QuantizeConfig, quantize_onnx
+
+    fp32, int8 = CACHE / "fp32" / "model.onnx", CACHE / "int8" / "model.onnx"
+    if not int8.exists():
+        config = ModelConfig(arch="resnet50")
+        fp32.parent.mkdir(parents=True, exist_ok=True)
+        int8.parent.mkdir(parents=True, exist_ok=True)
+        model = build_model(config, 1000).eval()
+        export_onnx(model, fp32, image_size=IMAGE_SIZE, mean=config.mean, std=config.std)
+        quantize_onnx(fp32, int8, random_images(32), QuantizeConfig(method="max"))
+    for name, hint in _MODELS.items():
+        publish(
+            CACHE / "model_repository",
+            model=name,
+            engine_file=int8 if name.endswith("int8") else fp32,
+            labels=[str(number) for number in range(1000)],
+            card={"recipe": "benchmarks"},
+            image_size=IMAGE_SIZE,
+            num_classes=1000,
+            max_batch=MAX_BATCH,
+            parameters={"engine": "openvino", "precision_hint": hint},
+            num_instances=2,
+        )
+    return CACHE / "model_repository"
+
+
+def random_images(count: int, size: int = IMAGE_SIZE) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 [count, size, size, 3]."""
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def interleave(rounds: int, contenders: Mapping[str, Callable[[], dict[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Run every contender once per round, so that a slow minute of the machine hits all of them.
+
+    Returns:
+        Per contender and figure: the value of each round, and their median under `<figure>_median`.
+    """
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        for name, run in contenders.items():
+            seen[name].append(run())
+            print(f"round {number + 1}/{rounds} {name}: {seen[name][-1]}", file=sys.stderr, flush=True)
+    return {
+        name: {
+            **{figure: [row[figure] for row in rows] for figure in rows[0]},
+            **{f"{figure}_median": statistics.median(row[figure] for row in rows) for figure in rows[0]},
+        }
+        for name, rows in seen.items()
+    }
+
+
+def ratio(results: Mapping[str, Mapping[str, Any]], over: str, under: str, figure: str) -> dict[str, Any]:
+    """The median of the per-round ratios of a figure, with the rounds."""
+    rounds = [a / b for a, b in zip(results[over][figure], results[under][figure], strict=True)]
+    return {"median": statistics.median(rounds), "rounds": [round(value, 3) for value in rounds]}
+
+
+def perf_analyzer() -> Path:
+    """NVIDIA's perf_analyzer 2.50, out of tritonclient's wheel, in a folder with the two libraries it needs.
+
+    The last wheel whose binary runs on glibc 2.36; libb64 and libcudart are those of the pytriton wheel.
+    """
+    import pytriton
+
+    folder = CACHE / "perf_analyzer"
+    binary = folder / "perf_analyzer"
+    if not binary.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as wheels:
+            options = ["--no-deps", "--only-binary=:all:", "--platform", "manylinux1_x86_64", "--quiet"]
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", *options, "-d", wheels, "tritonclient==2.50.0"],
+                check=True,
+            )
+            with zipfile.ZipFile(next(Path(wheels).iterdir())) as wheel:
+                name = next(name for name in wheel.namelist() if name.endswith("bin/perf_analyzer"))
+                (folder / "unpacked").write_bytes(wheel.read(name))
+        libraries = Path(pytriton.__file__).parent.parent / "nvidia_pytriton.libs"
+        for wanted, pattern in (("libb64.so.0d", "libb64-*.so.0d"), ("libcudart.so.12", "libcudart-*.so.12*")):
+            (folder / wanted).unlink(missing_ok=True)
+            (folder / wanted).symlink_to(next(libraries.glob(pattern)))
+        (folder / "unpacked").chmod(0o755)
+        (folder / "unpacked").rename(binary)
+    return binary
+
+
+def run_perf_analyzer(url: str, model: str, concurrency: int, *, window_s: float) -> dict[str, float]:
+    """One closed-loop measurement of perf_analyzer: infer/s, p50 and p99 in milliseconds."""
+    binary = perf_analyzer()
+    shape = [] if model == "echo" else ["--shape", f"image:{IMAGE_SIZE},{IMAGE_SIZE},3"]
+    command = [str(binary), "-m", model, "-u", url, "-i", "grpc", *shape, "--concurrency-range", str(concurrency)]
+    # One window is the measurement, as in our own runs; the stability search would compare different lengths.
+    command += ["-p", str(int(window_s * 1000)), "-r", "3", "-s", "999", "--percentile=99"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={"LD_LIBRARY_PATH": str(binary.parent), "PATH": "/usr/bin"}
+    )
+    figures = {
+        "ips": re.search(r"throughput: ([\d.]+) infer/sec", done.stdout),
+        "p50_ms": re.search(r"p50 latency: (\d+) usec", done.stdout),
+        "p99_ms": re.search(r"p99 latency: (\d+) usec", done.stdout),
+    }
+    if not all(figures.values()):
+        raise SystemExit(f"perf_analyzer failed: {done.stdout[-500:]}{done.stderr[-500:]}")
+    values = {name: float(match[1]) for name, match in figures.items() if match}
+    return {name: value / 1000 if name.endswith("_ms") else value for name, value in values.items()}
+
+
+def write_results(name: str, results: Mapping[str, Any]) -> None:
+    """Write benchmarks/results/<name>.json with the machine, the versions, the date and the commit."""
+    from temper.machine import machine, versions
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    folder = ROOT / "benchmarks" / "results"
+    folder.mkdir(exist_ok=True)
+    content = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "command": f"make bench-{name}",
+        "machine": machine(),
+        "versions": versions(),
+        **results,
+    }
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,83 @@
+"""Time of `temper --help`; memory of a load test and of an attack as they get longer."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import CACHE, interleave, random_images, resnet50_repository, write_results
+from client import Client
+from client.load import LoadConfig, run_closed_loop
+from client.robustness import AttackConfig, attack
+from temper.server import TritonServer
+
+_MODEL = "resnet50_int8"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--short", type=float, default=5.0, help="length of the shorter run, in seconds")
+    parser.add_argument("--long", type=float, default=60.0, help="length of the longer run, in seconds")
+    options = parser.parse_args()
+    startup = interleave(options.rounds, {"temper --help": _help})
+    print(f"temper --help: {startup['temper --help']['s_median']:.3f} s")
+    memory: dict[str, Any] = {}
+    with TritonServer(resnet50_repository(), models=[_MODEL]) as server:
+        for name, job in {"load": _load, "attack": _attack}.items():
+            rows = {length: _peak_bytes(job, server.grpc_url, length) for length in (options.short, options.long)}
+            growth = rows[options.long] - rows[options.short]
+            memory[name] = {"peak_bytes": {str(key): value for key, value in rows.items()}, "growth_bytes": growth}
+            peaks = ", ".join(f"{value / 1e6:.1f} MB after {key:.0f} s" for key, value in rows.items())
+            print(f"{name}: peak of all its processes {peaks}")
+    write_results("startup", {"startup": startup, "memory": memory})
+
+
+def _help() -> dict[str, float]:
+    start = time.perf_counter()
+    subprocess.run([str(Path(sys.executable).with_name("temper")), "--help"], check=True, capture_output=True)
+    return {"s": time.perf_counter() - start}
+
+
+def _load(url: str, seconds: float) -> None:
+    run_closed_loop(
+        url, _MODEL, random_images(64), concurrency=16, config=LoadConfig(duration_s=seconds, warmup_s=1.0)
+    )
+
+
+def _attack(url: str, seconds: float) -> None:
+    images = random_images(64)
+    with Client(url) as client:
+        labels = client.infer(_MODEL, images).argmax(axis=1)
+    config = AttackConfig(name="noise", epsilon=1, max_queries=max(1, int(seconds * 80 / 64)), batch_size=16)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    attack(url, _MODEL, images, labels, config)
+
+
+def _peak_bytes(job: Any, url: str, seconds: float) -> int:
+    """The largest resident set of a fresh process that does the job, its largest child's added."""
+    context = multiprocessing.get_context("spawn")
+    parent, child = context.Pipe()
+    process = context.Process(target=_report_peak, args=(job, url, seconds, child))
+    process.start()
+    child.close()
+    peak: int = parent.recv()
+    process.join()
+    return peak
+
+
+def _report_peak(job: Any, url: str, seconds: float, answer: Any) -> None:
+    job(url, seconds)
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    answer.send(sum(resource.getrusage(kind).ru_maxrss for kind in kinds) * 1024)
+
+
+if __name__ == "__main__":
+    main()
