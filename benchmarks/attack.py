@@ -43,8 +43,8 @@ def main() -> None:
     for name, row in results.items():
         row["ratio"] = ratio(row, "square", "load", "ips")
         print(
-            f"{name:10} square {row['square']['ips_median']:6.1f} queries/s  load {row['load']['ips_median']:6.1f} "
-            f"images/s  ratio {row['ratio']['median']:.3f}  {row['ratio']['rounds']}"
+            f"{name:10} square {row['square']['ips_median']:6.1f} queries/s  "
+            f"load {row['load']['ips_median']:6.1f} images/s  ratio {row['ratio']['median']:.3f}  {row['ratio']['rounds']}"
         )
     write_results("attack", {"model": _MODEL, "concurrency": _CONCURRENCY, "measured": results})
 

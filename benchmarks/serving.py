@@ -1,4 +1,4 @@
-"""ResNet-50 at 224x224 on CPU: through Triton and the plugin against the same runtime in process; int8 against fp32.
+"""ResNet-50 at 224x224 on CPU: served through the plugin against the same runtime in process, int8 against fp32.
 
 In process at concurrency 1: one OpenVINO stream, batch 1, one call after the other. At concurrency 16: two streams
 at batch 1, and one stream at batch 8; the better of the two is what serving is held against.
