@@ -28,7 +28,7 @@ _POOL_REQUESTS = 64
 _POOL_BYTES = 64 << 20
 _GO_DELAY_S = 0.05
 # How often, and how far apart, a silent server is asked whether it lives before the run is given up.
-_PROBES = 3
+_PROBES = 2
 _PROBE_PAUSE_S = 0.25
 
 
