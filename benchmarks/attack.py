@@ -1,4 +1,4 @@
-"""Queries per second of a served attack against images per second of a load test, same server, batch and concurrency.
+"""Queries per second of an attack against images per second of a load test: same server, batch and concurrency.
 
 A model with random weights would fall, or never fall, to the first query; so Square runs against an endpoint whose
 labels are what the server itself answers, and a budget too small to change them: every image uses all its queries,
@@ -44,7 +44,8 @@ def main() -> None:
         row["ratio"] = ratio(row, "square", "load", "ips")
         print(
             f"{name:10} square {row['square']['ips_median']:6.1f} queries/s  "
-            f"load {row['load']['ips_median']:6.1f} images/s  ratio {row['ratio']['median']:.3f}  {row['ratio']['rounds']}"
+            f"load {row['load']['ips_median']:6.1f} images/s  "
+            f"ratio {row['ratio']['median']:.3f}  {row['ratio']['rounds']}"
         )
     write_results("attack", {"model": _MODEL, "concurrency": _CONCURRENCY, "measured": results})
 
