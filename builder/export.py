@@ -88,10 +88,27 @@ def export_onnx(
                 opset_version=OPSET,
                 dynamo=False,
             )
-        onnx.checker.check_model(str(path), full_check=True)
+        graph = onnx.load(path)
+        _fold_identities(graph)
+        onnx.checker.check_model(graph, full_check=True)
+        onnx.save(graph, path)
     except (RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).splitlines()[0]
         raise ExportError(f"{path}: the export to ONNX failed: {reason}") from error
+
+
+def _fold_identities(model: onnx.ModelProto) -> None:
+    """Gives constants their own name again, where the exporter made equal ones share one behind an Identity.
+
+    ModelOpt takes a bias behind an Identity for an activation.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Identity" and node.input[0] in constants]:
+        copy = onnx.TensorProto()
+        copy.CopyFrom(constants[node.input[0]])
+        copy.name = node.output[0]
+        model.graph.initializer.append(copy)
+        model.graph.node.remove(node)
 
 
 def run_onnx(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from builder.sources import open_source
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_RIDGE = 1e-2
+_RIDGE = 1e-1
 _BATCH = 128
 
 
@@ -78,11 +78,12 @@ def _fit_head(model: nn.Module, config: ModelConfig, images: NDArray[np.uint8], 
     with torch.inference_mode():
         features = torch.cat([served(batch) for batch in torch.split(torch.from_numpy(images), _BATCH)]).double()
     centre = features.mean(0)
-    spread = features.std(0).clamp_min(1e-6)
-    scaled = (features - centre) / spread
+    centred = features - centre
     targets = torch.nn.functional.one_hot(torch.from_numpy(labels), head.out_features).double() - 0.1
-    gram = scaled.T @ scaled + _RIDGE * len(scaled) * torch.eye(scaled.shape[1], dtype=torch.float64)
-    weight = torch.linalg.solve(gram, scaled.T @ targets) / spread[:, None]
+    gram = centred.T @ centred
+    # Features keep their size and the penalty is large, so that no weight lives on what int8 rounds off.
+    gram += _RIDGE * gram.trace() / len(gram) * torch.eye(len(gram), dtype=torch.float64)
+    weight = torch.linalg.solve(gram, centred.T @ targets)
     # Ten times, so that probabilities are sure of themselves as those of a trained model are.
     with torch.no_grad():
         head.weight.copy_(10 * weight.T)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from builder.errors import DataError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _TEST_FOLDERS = ("test", "val")
 # What torchvision's data sets call the argument that picks a split, and its values, best first.
 _TEST_SPLITS = ("test", "val", "valid", "validation")
-_RESAMPLING = Image.Resampling.BICUBIC
+_RESAMPLING = Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Source:
     """Height and width of what `read` returns, in pixels."""
     open_image: Callable[[int], Image.Image]
     """Decodes the image of an index; its size is its own."""
+    in_memory: bool = False
+    """True when `open_image` decodes nothing, so that loading needs no process of its own."""
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Returns one image, uint8 [S, S, 3]: shorter side resized, centre cropped.
@@ -104,15 +106,21 @@ def open_source(config: DataConfig) -> Source:
 
 
 def fit_image(image: Image.Image, size: int) -> Image.Image:
-    """Returns an RGB image of size x size pixels: the shorter side resized to it, the centre cropped."""
-    image = image.convert("RGB")
-    width, height = image.size
-    scale = size / min(width, height)
-    new = (max(size, round(width * scale)), max(size, round(height * scale)))
-    if new != image.size:
-        image = image.resize(new, _RESAMPLING)
-    left, top = (new[0] - size) // 2, (new[1] - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    """Returns an upright RGB image of size x size pixels: the shorter side resized to it, the centre cropped.
+
+    The same as the client does with a file that it sends.
+    """
+    rgb = _to_rgb(image)
+    if rgb.size == (size, size):
+        return rgb
+    return ImageOps.fit(rgb, (size, size), _RESAMPLING)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
+        image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def fingerprint_folder(folder: Path) -> str:
@@ -142,7 +150,7 @@ def _open_digits(config: DataConfig) -> Source:
     labels = bunch.target.astype(np.int64)
     train, test = _split(labels, config)
     names = [str(name) for name in bunch.target_names]
-    return Source(names, labels, train, test, config.image_size, fitted.__getitem__)
+    return Source(names, labels, train, test, config.image_size, fitted.__getitem__, True)
 
 
 def _open_folder(config: DataConfig) -> Source:
@@ -185,7 +193,7 @@ def _list_images(folder: Path) -> tuple[list[str], list[tuple[Path, int]]]:
 def _decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return _to_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"image {path}: cannot be decoded ({error}); repair or remove it") from error
 
@@ -278,7 +286,7 @@ def _crop_flip(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Cuts out 35 to 100 % of the area at an aspect of 3/4 to 4/3, and mirrors every second image."""
     from torchvision.transforms import RandomResizedCrop  # type: ignore[import-untyped]  # ships none
 
-    image = image.convert("RGB")
+    image = _to_rgb(image)
     top, left, height, width = RandomResizedCrop.get_params(image, [0.35, 1.0], [3 / 4, 4 / 3])
     box = (left, top, left + width, top + height)
     pixels = np.array(image.resize((size, size), _RESAMPLING, box=box))

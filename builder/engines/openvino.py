@@ -1,0 +1,72 @@
+"""OpenVINO reads the Q/DQ ONNX as it is: nothing is compiled ahead of time, but the graph is loaded once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.errors import EngineError
+from builder.export import compare_logits, run_onnx
+from builder.triton_config import INPUT_NAME
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from builder.engines import EngineConfig
+
+FILE = "model.onnx"
+
+
+def build(
+    onnx_path: Path, folder: Path, config: EngineConfig, images: NDArray[np.uint8] | None = None
+) -> dict[str, Any]:
+    """Copies the graph, compiles the copy with OpenVINO, and compares it with ONNX Runtime when there are images.
+
+    Args:
+        onnx_path: The graph.
+        folder: Receives model.onnx.
+        config: `precision_hint` and `max_batch`.
+        images: uint8 [N, S, S, 3].
+
+    Returns:
+        file, precision_hint, runtime, device, and with images the agreement with ONNX Runtime.
+
+    Raises:
+        EngineError: OpenVINO refuses the graph or gives logits that are not finite.
+    """
+    import numpy as np
+    import openvino  # type: ignore[import-untyped]  # ships none
+
+    shutil.copyfile(onnx_path, folder / FILE)
+    core = openvino.Core()
+    try:
+        compiled = core.compile_model(
+            core.read_model(folder / FILE), "CPU", {"INFERENCE_PRECISION_HINT": config.precision_hint}
+        )
+        info: dict[str, Any] = {
+            "file": FILE,
+            "precision_hint": config.precision_hint,
+            "runtime": f"OpenVINO {openvino.get_version().split('-')[0]}",
+            "device": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
+        }
+        if images is not None and len(images) > 0:
+            logits = np.concatenate(
+                [
+                    compiled({INPUT_NAME: np.ascontiguousarray(images[start : start + config.max_batch])})[0]
+                    for start in range(0, len(images), config.max_batch)
+                ]
+            )
+            if not bool(np.isfinite(logits).all()):
+                raise EngineError(f"engine openvino: {onnx_path.name} gives logits that are not finite")
+            info["against_onnxruntime"] = compare_logits(run_onnx(onnx_path, images), logits)
+    except RuntimeError as error:
+        raise EngineError(f"engine openvino: cannot compile {onnx_path.name}: {_last_line(str(error))}") from error
+    return info
+
+
+def _last_line(text: str) -> str:
+    """OpenVINO's messages begin with its source files; the reason is at the end."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
