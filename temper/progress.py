@@ -8,6 +8,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
@@ -19,6 +20,20 @@ ProgressCallback = Callable[[int, int], None]
 """Called with (done, total), as every long function of builder and client does."""
 
 _PLAIN_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A stage that has ended."""
+
+    stage: str
+    """Its label."""
+    seconds: float
+    """How long it took."""
+    reused: bool
+    """True when nothing had to run."""
+    note: str
+    """The figure that mattered."""
 
 
 class Stage:
@@ -64,6 +79,7 @@ class Display:
         """Draws nothing yet."""
         self._stream = stream if stream is not None else sys.stderr
         self._quiet = quiet
+        self.finished: list[Finished] = []
         self.bars: Progress | None = None
         self._console: Console | None = None
 
@@ -109,6 +125,9 @@ class Display:
         finally:
             if self.bars is not None and stage.task is not None:
                 self.bars.remove_task(stage.task)
+        self.finished.append(
+            Finished(stage=label, seconds=round(stage.seconds, 2), reused=stage.reused, note=stage.note)
+        )
         if not self._quiet:
             self.say(_line(stage))
 

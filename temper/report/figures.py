@@ -102,7 +102,7 @@ def _groups(variant: Variant, keys: Sequence[tuple[str, str, float]]) -> Iterato
 
 
 def robust_accuracy_over_queries(variants: Sequence[Variant]) -> str | None:
-    """How accuracy falls as the attacker may ask more often; noise, which searches for nothing, is a broken line."""
+    """How accuracy falls as the attacker may ask more often; noise, which searches nothing, is broken."""
     curves = [
         (index, row)
         for index, variant in enumerate(variants)

@@ -128,19 +128,20 @@ def _load_row(name: str, run: Mapping[str, Any]) -> list[object]:
 
 
 def stages(report: Report) -> str:
-    """The stages with their seconds, as they ran; what was reused took none."""
+    """The stages with their seconds, as they ran; what was reused took next to none."""
     rows = report.get("stages", [])
     if not rows:
         return ""
-    longest = max((row["seconds"] for row in rows), default=0) or 1
+    longest = max(row["seconds"] for row in rows) or 1
 
     def cells(row: Mapping[str, Any]) -> list[object]:
         width = 160 * row["seconds"] / longest
         bar = html.Raw(f'<td class="text"><span class="meter" style="width:{width:.0f}px"></span></td>')
         took = "reused" if row["reused"] else text.seconds(row["seconds"])
-        return [row["stage"], row.get("variant") or "all", took, bar]
+        return [row["stage"], row["note"], took, "" if row["reused"] else bar]
 
-    return html.table(["stage", "variant", "time", ""], (cells(row) for row in rows), left=2)
+    total = f'<p class="note">This run took {text.seconds(report["seconds"])} in all.</p>'
+    return html.table(["stage", "", "time", ""], (cells(row) for row in rows), left=2) + total
 
 
 def machine(report: Report) -> str:

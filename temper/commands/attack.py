@@ -1,0 +1,115 @@
+"""`temper attack`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from client import Client
+from client.model import ModelInfo
+from client.robustness import AttackConfig, AttackResult, attack
+from temper.endpoint import Endpoint
+from temper.errors import TemperError
+from temper.inputs import Images, Labels, load_tree, open_images, open_labels
+from temper.progress import Display
+from temper.report.text import budget, interval, percent
+
+_CHECKPOINT = "finished.jsonl"
+
+
+class AttackError(TemperError):
+    """The attack does not fit the images."""
+
+
+def attack_command(
+    images: Path,
+    labels: Path | None,
+    *,
+    settings: Mapping[str, Any],
+    model: str,
+    url: str | None,
+    repository: Path,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Attacks a served model and prints the accuracy that is left.
+
+    Raises:
+        AttackError: More images are asked for than there are, or `save` belongs to another attack.
+    """
+    try:
+        config = AttackConfig(**settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    with Display() as display:
+        endpoint = Endpoint(url, repository, models=[model], say=display.say)
+        with endpoint:
+            result, info = _attack(endpoint.url(), model, (images, labels), config, save, display)
+    if save is not None:
+        result.save(save)
+    click.echo(json.dumps(result.to_json(), indent=2) if as_json else _text(result, info))
+
+
+def _attack(
+    url: str,
+    model: str,
+    inputs: tuple[Path, Path | None],
+    config: AttackConfig,
+    save: Path | None,
+    display: Display,
+) -> tuple[AttackResult, ModelInfo]:
+    with Client(url) as client:
+        info = client.model_info(model)
+    checkpoint = save / _CHECKPOINT if save is not None else None
+    with _labelled(*inputs, info, display) as (pixels, classes):
+        with display.stage(f"{config.name} {budget(config.norm, config.epsilon)} on {model}") as stage:
+            try:
+                result = attack(
+                    url, model, pixels, classes, config, stage, checkpoint=checkpoint, version=info.version
+                )
+            except ValueError as error:
+                raise AttackError(str(error)) from error
+    return result, info
+
+
+@contextmanager
+def _labelled(
+    images: Path, labels: Path | None, info: ModelInfo, display: Display
+) -> Iterator[tuple[Images, Labels]]:
+    if labels is not None:
+        pixels = open_images(images, info)
+        yield pixels, open_labels(labels, len(pixels), info)
+        return
+    with tempfile.TemporaryDirectory(prefix="temper-images-") as work:
+        with display.stage(f"decode {images}") as stage:
+            decoded = load_tree(images, info, Path(work), stage)
+        yield decoded
+
+
+def _text(result: AttackResult, info: ModelInfo) -> str:
+    lines = [
+        f"{result.attack} {budget(result.norm, result.epsilon)}, "
+        f"at most {result.max_queries:,} queries per image, on {info.name} version {info.version}",
+        f"accuracy without attack  {_share(result.clean_accuracy)}",
+        f"accuracy under attack    {_share(result.accuracy)}  of {result.accuracy['num_images']} images",
+        f"queries                  {result.num_queries:,} in all, {result.queries_per_s:,.0f} per second",
+    ]
+    if result.queries_to_success:
+        lines.append(f"queries to success       {result.queries_to_success['median']:g} in the median")
+    lines += ["", "class, accuracy under attack"]
+    width = max(len(info.label(index)) for index in result.per_class)
+    lines += [
+        f"  {info.label(index):<{width}}  {_share(share)}  of {share['num_images']}"
+        for index, share in result.per_class.items()
+    ]
+    return "\n".join(lines)
+
+
+def _share(share: Mapping[str, Any]) -> str:
+    return f"{percent(share['value']):>7} [{interval(share['low'], share['high'])}]"

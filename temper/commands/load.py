@@ -1,0 +1,113 @@
+"""`temper load`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from client import Client
+from client.load import LoadConfig, LoadResult, run_closed_loop, run_open_loop
+from temper.endpoint import Endpoint
+from temper.errors import TemperError
+from temper.inputs import Images, load_images, random_images
+from temper.progress import Display
+from temper.report.text import number
+
+_POOL_REQUESTS = 64
+_HEAD = ("load", "images/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "queue ms", "infer ms", "errors", "lost")
+_WIDTHS = (24, 10, 8, 8, 8, 9, 9, 9, 7, 6)
+
+
+class LoadError(TemperError):
+    """A load test was cut short, or not one request was answered."""
+
+
+def load_command(
+    images: Sequence[Path],
+    *,
+    settings: Mapping[str, Any],
+    model: str,
+    url: str | None,
+    repository: Path,
+    as_json: bool,
+) -> None:
+    """Runs the load tests and prints a row as each ends.
+
+    Raises:
+        LoadError: The server died, or nothing was answered; the rows until then are printed.
+    """
+    try:
+        config = LoadConfig(**settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    results: list[LoadResult] = []
+    with Display() as display:
+        endpoint = Endpoint(url, repository, models=[model], say=display.say)
+        with endpoint:
+            pixels = _images(images, endpoint.url(), model, config, display)
+            if not as_json:
+                click.echo(_row(_HEAD))
+            try:
+                for result in _runs(endpoint.url(), model, pixels, config, display):
+                    results.append(result)
+                    if not as_json:
+                        click.echo(_row(_cells(result)))
+            finally:
+                if as_json:
+                    click.echo(json.dumps([result.to_json() for result in results], indent=2))
+    last = results[-1]
+    if last.interrupted is not None:
+        raise LoadError(last.interrupted)
+    if not any(result.completed for result in results):
+        raise LoadError(f"no request was answered: {last.errors or 'no error either'}; see the server's log")
+
+
+def _images(paths: Sequence[Path], url: str, model: str, config: LoadConfig, display: Display) -> Images:
+    """What is sent: the first images given, as many as are ever sent, or random pixels."""
+    count = _POOL_REQUESTS * config.batch_size
+    with Client(url, timeout_s=config.timeout_s) as client:
+        info = client.model_info(model)
+    if paths:
+        return load_images(paths, info, count)
+    display.say(f"no --images: sending random pixels of shape {list(info.image_shape)}")
+    return random_images(info, count)
+
+
+def _runs(url: str, model: str, images: Images, config: LoadConfig, display: Display) -> Iterator[LoadResult]:
+    """Yields the closed loops, then the open ones; an interrupted one is the last."""
+    best_ips = 0.0
+    for concurrency in config.concurrencies:
+        with display.stage(f"closed loop, {concurrency} in flight") as stage:
+            result = run_closed_loop(url, model, images, concurrency=concurrency, config=config, progress=stage)
+        yield result
+        if result.interrupted is not None:
+            return
+        best_ips = max(best_ips, result.throughput_ips)
+    rates = config.rates_rps
+    if not rates and config.open_loop_fraction and best_ips > 0:
+        rates = (config.open_loop_fraction * best_ips / config.batch_size,)
+    for rate_rps in rates:
+        with display.stage(f"open loop, {rate_rps:.1f} requests/s") as stage:
+            result = run_open_loop(url, model, images, rate_rps=rate_rps, config=config, progress=stage)
+        yield result
+        if result.interrupted is not None:
+            return
+
+
+def _cells(result: LoadResult) -> list[str]:
+    closed = result.mode == "closed"
+    load = f"closed, {result.concurrency} in flight" if closed else f"open, {result.rate_rps:.1f} requests/s"
+    server = result.server or {}
+    latencies = (result.latency_ms.get(name) for name in ("p50", "p90", "p99", "p999"))
+    times = (server.get(name) for name in ("queue_ms", "compute_infer_ms"))
+    shown = ["\N{EN DASH}" if value is None else number(value) for value in (*latencies, *times)]
+    return [load, number(result.throughput_ips), *shown, str(result.num_errors), str(result.lost)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    first, *others = zip(cells, _WIDTHS, strict=True)
+    return f"{first[0]:<{first[1]}}" + "".join(f"{cell:>{width}}" for cell, width in others)

@@ -1,0 +1,94 @@
+"""`temper run` and `temper build`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from temper.errors import WorkflowError
+from temper.progress import Display
+from temper.recipe import Recipe, load_recipe
+from temper.report.answer import answers
+from temper.report.table import render_table
+
+LOG_FILE = "temper.log"
+
+
+def run_command(recipe_file: Path, *, url: str | None, repository: Path, runs: Path, as_json: bool) -> None:
+    """Runs a recipe, prints its table (or report.json) and says where the report is.
+
+    Raises:
+        WorkflowError: The measurements stopped early; the table and the report hold what was measured.
+    """
+    recipe = load_recipe(recipe_file)
+    _log_to_file(recipe, runs)
+    from temper.workflow import run_recipe
+
+    with Display() as display:
+        report = run_recipe(recipe, repository=repository, runs=runs, display=display, url=url)
+    folder = runs / recipe.name
+    if as_json:
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        click.echo(render_table(report, color=sys.stdout.isatty()))
+        for sentence in answers(report):
+            click.echo(sentence)
+        click.echo(f"\n{folder / 'report.html'}\n{folder / 'report.json'}")
+    if report["stopped"] is not None:
+        raise WorkflowError(f"{report['stopped']}; what was measured is in {folder / 'report.html'}")
+
+
+def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: bool) -> None:
+    """Builds and publishes a recipe's variants and prints what they are."""
+    recipe = load_recipe(recipe_file)
+    _log_to_file(recipe, runs)
+    from temper.workflow import build_recipe
+
+    with Display() as display:
+        built = build_recipe(recipe, repository=repository, runs=runs, display=display)
+    rows: list[dict[str, Any]] = [
+        {
+            "variant": one.variant,
+            "model": one.model,
+            "version": one.version,
+            "engine": one.engine,
+            "engine_why": one.engine_why,
+            "size_bytes": one.size_bytes,
+            "path": str(one.path),
+            "reused": one.reused,
+            "stages": [stage.to_json() for stage in one.stages],
+        }
+        for one in built
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    for row in rows:
+        state = "reused" if row["reused"] else "published"
+        click.echo(
+            f"{row['model']} version {row['version']} {state}: {row['engine']}, {row['size_bytes'] / 1e6:.1f} MB, "
+            f"{row['path']}"
+        )
+
+
+def _log_to_file(recipe: Recipe, runs: Path) -> None:
+    """Sends the libraries' log and warnings into the run's folder instead of between the bars."""
+    folder = runs / recipe.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        logging.basicConfig(
+            filename=folder / LOG_FILE,
+            filemode="w",
+            level=logging.INFO,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+    except OSError as error:
+        raise WorkflowError(
+            f"{folder}: cannot be written: {error.strerror}; choose another folder with --runs"
+        ) from error
+    logging.captureWarnings(True)

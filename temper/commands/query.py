@@ -1,0 +1,74 @@
+"""`temper query`."""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from client import Client
+from client.errors import ImageError
+from client.images import Prediction, load_image, top_k
+from temper.endpoint import Endpoint
+from temper.errors import TemperError
+from temper.inputs import Images, find_images, image_size
+
+_BATCH = 8
+
+
+class QueryError(TemperError):
+    """Some of the images could not be read; the others were answered."""
+
+
+def query_command(
+    images: Sequence[Path], *, model: str, url: str | None, repository: Path, top: int, as_json: bool
+) -> None:
+    """Streams the images to the server and prints the labels with their probabilities.
+
+    Raises:
+        QueryError: Files that cannot be decoded, one line each, after the answers to the others.
+    """
+    files = find_images(images)
+    endpoint = Endpoint(url, repository, models=[model], say=lambda text: click.echo(text, err=True))
+    answers: list[dict[str, Any]] = []
+    failed: list[str] = []
+    with endpoint, Client(endpoint.url()) as client:
+        info = client.model_info(model)
+        sent: queue.SimpleQueue[list[Path]] = queue.SimpleQueue()
+        batches = _batches(files, image_size(info), sent, failed)
+        for logits in client.stream(model, batches):
+            for path, best in zip(sent.get(), top_k(logits, info.labels, top), strict=True):
+                answers.append({"image": str(path), "predictions": [vars(one) for one in best]})
+                if not as_json:
+                    click.echo(_text(path, best))
+    if as_json:
+        click.echo(json.dumps(answers, indent=2, ensure_ascii=False))
+    if failed:
+        raise QueryError("\n".join(failed))
+
+
+def _batches(
+    files: Sequence[Path], size: tuple[int, int], sent: queue.SimpleQueue[list[Path]], failed: list[str]
+) -> Iterator[Images]:
+    """Decodes the files, a few at a time, while the server works; notes which went into each batch."""
+    batch: list[tuple[Path, Images]] = []
+    for number, path in enumerate(files, start=1):
+        try:
+            batch.append((path, load_image(path, *size)))
+        except ImageError as error:
+            failed.append(str(error))
+        if batch and (len(batch) == _BATCH or number == len(files)):
+            sent.put([path for path, _ in batch])
+            yield np.stack([image for _, image in batch])
+            batch = []
+
+
+def _text(path: Path, best: Sequence[Prediction]) -> str:
+    width = max(len(one.label) for one in best)
+    lines = (f"  {one.label:<{width}}  {100 * one.probability:5.1f} %" for one in best)
+    return "\n".join([str(path), *lines])

@@ -1,0 +1,71 @@
+"""How a command ends when it fails: one line on standard error and an exit status, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from typing import Any
+
+import click
+
+from temper.errors import TemperError
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+class Group(click.Group):
+    """A command group whose commands fail in one line.
+
+    Errors that Temper, the builder or the client raise on purpose print their text and exit 1. Anything else is a
+    bug: one line says where its traceback was saved. Ctrl-C exits 130. With `--debug` the traceback is shown.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command and turns what it raises into a line and a status."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt as stopped:
+            click.echo(f"{stopped or 'interrupted'}; what was finished is kept", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+        except Exception as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            for line in _lines(error):
+                click.echo(f"error: {line}", err=True)
+            ctx.exit(EXIT_FAILED)
+
+
+def _lines(error: Exception) -> list[str]:
+    if isinstance(error, _own_errors()):
+        return str(error).splitlines() or [type(error).__name__]
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        extra = "client" if package in ("grpc", "tritonclient", "numpy", "PIL", "rich") else "builder,embedded"
+        return [f"the package {package} is not installed; run `pip install 'temper[{extra}]'`"]
+    return [f"unexpected {_summary(error)}; its traceback is in {_save(error)}"]
+
+
+def _own_errors() -> tuple[type[Exception], ...]:
+    """The bases of the errors raised on purpose; a package that nobody imported has raised none."""
+    kinds: list[type[Exception]] = [TemperError]
+    for module, name in (("builder.errors", "BuilderError"), ("client.errors", "ClientError")):
+        if module in sys.modules:
+            kinds.append(getattr(sys.modules[module], name))
+    return tuple(kinds)
+
+
+def _summary(error: Exception) -> str:
+    first = (str(error).splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _save(error: Exception) -> str:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="temper-", suffix=".traceback.txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.writelines(traceback.format_exception(error))
+    return file.name

@@ -1,0 +1,194 @@
+"""The measurements on a served model as stages: kept by a digest of model, images, settings and machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from builder.artifacts import Artifact, Store
+from builder.data import LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
+from client.errors import ClientError
+from temper.endpoint import Endpoint
+from temper.errors import WorkflowError
+from temper.machine import machine_id
+from temper.progress import Display, Stage
+from temper.report.gallery import write_gallery
+
+if TYPE_CHECKING:
+    from client.accuracy import AccuracyResult
+    from client.load import LoadConfig
+    from client.robustness import AttackConfig, AttackResult
+
+CORRECT_FILE = "correct.npy"
+SURVIVED_FILE = "survived.npy"
+INDICES_FILE = "indices.npy"
+_CHECKPOINT = "finished.jsonl"
+_GALLERY_SIZE = 8
+
+
+class LoadStopped(WorkflowError):  # noqa: N818 - says what happened
+    """A load test was cut short; `runs` holds what it measured until then."""
+
+    def __init__(self, message: str, runs: list[dict[str, Any]]) -> None:
+        """Keeps the line and the runs."""
+        super().__init__(message)
+        self.runs = runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One published model, and the key of what is served."""
+
+    name: str
+    """The variant."""
+    model: str
+    """Triton's name of it."""
+    version: int
+    artifact: Artifact
+    """Its folder in the repository; the digest is over its files' digests and its settings."""
+
+
+def subject(name: str, model: str, version: int, path: Path) -> Subject:
+    """Describes the version of a model at `path`, `<repository>/<model>/<version>`."""
+    digest = hashlib.sha256()
+    for file in (path / "SHA256SUMS", path.parent / "config.pbtxt"):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    artifact = Artifact(path=path, digest=digest.hexdigest(), info={}, reused=True)
+    return Subject(name=name, model=model, version=version, artifact=artifact)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """Runs the measurements of one run, or finds them in the store.
+
+    Args:
+        store: Where the results are kept.
+        endpoint: The server; it is not asked, nor started, while everything is in the store.
+        data: The test images' stage.
+        display: Shows a line and a bar for each.
+        url: The server's address in the key, when it is not the embedded one.
+    """
+
+    store: Store
+    endpoint: Endpoint
+    data: Artifact
+    display: Display
+    url: str | None = None
+
+    def accuracy(self, target: Subject) -> Artifact:
+        """Accuracy on all test images; `correct.npy` (bool [N]) lies in the artifact's folder."""
+
+        def make(folder: Path, stage: Stage) -> dict[str, Any]:
+            from client.accuracy import evaluate_accuracy
+
+            images, labels = self.test_images()
+            result: AccuracyResult = evaluate_accuracy(
+                self.endpoint.url(), target.model, images, labels, progress=stage, version=str(target.version)
+            )
+            np.save(folder / CORRECT_FILE, result.correct)
+            return result.to_json()
+
+        return self._run("accuracy", target, {}, make)
+
+    def load(self, target: Subject, config: LoadConfig) -> Artifact:
+        """The load tests, one after the other; `info["runs"]` holds their figures.
+
+        Raises:
+            LoadStopped: A run was cut short, mostly because the server died.
+        """
+
+        def make(folder: Path, stage: Stage) -> dict[str, Any]:
+            from client.load import measure
+
+            images, _ = self.test_images()
+            url, version = self.endpoint.url(), str(target.version)
+            results = measure(url, target.model, images, config, progress=stage, version=version)
+            runs = [result.to_json() for result in results]
+            if results[-1].interrupted is not None:
+                raise LoadStopped(f"load test of {target.model}: {results[-1].interrupted}", runs)
+            return {"runs": runs}
+
+        return self._run("load", target, dataclasses.asdict(config), make)
+
+    def attack(self, target: Subject, config: AttackConfig) -> Artifact:
+        """One attack; `survived.npy` (bool [n]), `indices.npy` and the gallery lie in the artifact's folder.
+
+        An attack that was interrupted goes on from the images it had finished.
+        """
+
+        def make(folder: Path, stage: Stage) -> dict[str, Any]:
+            from client.robustness import attack
+
+            images, labels = self.test_images()
+            checkpoint = folder / _CHECKPOINT
+            result: AttackResult = attack(
+                self.endpoint.url(),
+                target.model,
+                images,
+                labels,
+                config,
+                progress=stage,
+                gallery=_GALLERY_SIZE,
+                checkpoint=checkpoint,
+                version=str(target.version),
+            )
+            checkpoint.unlink(missing_ok=True)
+            np.save(folder / SURVIVED_FILE, result.survived)
+            np.save(folder / INDICES_FILE, result.indices)
+            return {**result.to_json(), "gallery": self._gallery(result, folder / "gallery")}
+
+        return self._run(f"attack-{config.name}", target, dataclasses.asdict(config), make)
+
+    def class_names(self) -> list[str]:
+        """The names of the data's classes, by index."""
+        return (self.data.path / LABELS_FILE).read_text(encoding="utf-8").splitlines()
+
+    def test_images(self) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
+        """The test images, mapped, uint8 [N, S, S, 3], and their labels, int64 [N]."""
+        images = np.load(self.data.path / TEST_IMAGES_FILE, mmap_mode="r")
+        return images, np.load(self.data.path / TEST_LABELS_FILE)
+
+    def _gallery(self, result: AttackResult, folder: Path) -> list[dict[str, Any]]:
+        names = self.class_names()
+        entries = [
+            {
+                "index": example.index,
+                "label": names[example.label],
+                "answer": names[example.served_label],
+                "num_queries": example.num_queries,
+                "original": example.original,
+                "adversarial": example.adversarial,
+            }
+            for example in result.gallery
+        ]
+        return write_gallery(entries, folder)
+
+    def _run(
+        self,
+        stage: str,
+        target: Subject,
+        config: Mapping[str, Any],
+        make: Callable[[Path, Stage], dict[str, Any]],
+    ) -> Artifact:
+        key = {"config": config, "machine": machine_id(), "server": self.url}
+        with self.display.stage(f"{target.name}: {stage}") as shown:
+
+            def checked(folder: Path) -> dict[str, Any]:
+                try:
+                    return make(folder, shown)
+                except ValueError as error:
+                    # Settings that only the data or the model show to be impossible, such as too many images.
+                    raise WorkflowError(f"{stage} of {target.model}: {error}") from error
+
+            try:
+                artifact = self.store.run(stage, key, [target.artifact, self.data], checked)
+            except ClientError as error:
+                raise WorkflowError(f"{stage} of {target.model}: {self.endpoint.why(error)}") from error
+            shown.reused = artifact.reused
+        return artifact

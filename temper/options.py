@@ -1,0 +1,59 @@
+"""The options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+path_type = click.Path(path_type=Path)
+
+
+def parse_integers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """`1,16` to (1, 16)."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(f"got {value!r}, expected integers of at least 1 such as 1,4,16")
+    return numbers
+
+
+def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """`50,99.5` to (50.0, 99.5)."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 < number < float("inf") for number in numbers):
+        raise click.BadParameter(f"got {value!r}, expected numbers above 0 such as 50,100")
+    return numbers
+
+
+def url_option(help_text: str = "A running server's gRPC endpoint; without it one is started here.") -> Decorator:
+    """`--url`, with the command's own words."""
+    return click.option("--url", metavar="HOST:PORT", help=help_text)
+
+
+model_option: Decorator = click.option("--model", required=True, metavar="NAME", help="The served model.")
+repository_option: Decorator = click.option(
+    "--repository",
+    type=path_type,
+    default=Path("model_repository"),
+    show_default=True,
+    help="Model repository of the embedded server.",
+)
+runs_option: Decorator = click.option(
+    "--runs", type=path_type, default=Path("runs"), show_default=True, help="Where runs are kept."
+)
+json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+debug_option: Decorator = click.option("--debug", is_flag=True, help="Show the traceback of an error as well.")

@@ -1,0 +1,181 @@
+"""The main job: a recipe becomes served variants, and these become one report.
+
+Build, serve, measure, attack, compare, report. Everything before the report is a stage that is kept, so a second
+run does only what changed; with nothing changed the server is not even started. When the server dies, what was
+measured until then is reported all the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.artifacts import Artifact, Store
+from builder.build import build_variants
+from builder.errors import BuilderError
+from temper.endpoint import Endpoint
+from temper.errors import TemperError
+from temper.machine import commit, machine, versions
+from temper.measure import LoadStopped, Measurements, Subject, subject
+from temper.progress import Display
+from temper.report import write_report
+from temper.summary import Row, add_accuracy, add_attack, add_load, compare
+
+if TYPE_CHECKING:
+    from builder.build import Built
+    from temper.recipe import Recipe
+
+Report = dict[str, Any]
+FORMAT = 1
+SERVER_LOG = "tritonserver.log"
+
+
+def run_recipe(
+    recipe: Recipe, *, repository: Path, runs: Path, display: Display, url: str | None = None
+) -> Report:
+    """Builds, serves, measures and attacks a recipe's variants and writes the report.
+
+    Args:
+        recipe: The recipe.
+        repository: The model repository that the variants are published into.
+        runs: The run's folder is `runs/<recipe>`: its stages, its server's log, report.json and report.html.
+        display: Where progress is shown.
+        url: The gRPC address of a running server that serves `repository`; None starts the embedded one.
+
+    Returns:
+        The report, JSON throughout. `stopped` is None, or says in one line why the measurements are not complete.
+
+    Raises:
+        BuilderError: A variant cannot be built or published; nothing is reported.
+        KeyboardInterrupt: After the report of what had been measured was written.
+    """
+    started = time.monotonic()
+    folder = runs / recipe.name
+    built = build_recipe(recipe, repository=repository, runs=runs, display=display)
+    models = [one.model for one in built]
+    endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, say=display.say)
+    report = _new_report(recipe, built, endpoint)
+    measurements = Measurements(
+        store=Store(folder / "stages"), endpoint=endpoint, data=built[0].data, display=display, url=url
+    )
+    targets = [subject(one.variant, one.model, one.version, one.path) for one in built]
+    run = _Run(recipe=recipe, report=report, targets=targets, measurements=measurements, folder=folder)
+    with _reporting(run, started), endpoint:
+        run.measure()
+    return report
+
+
+def build_recipe(recipe: Recipe, *, repository: Path, runs: Path, display: Display) -> list[Built]:
+    """Builds and publishes a recipe's variants; stages that are done are reused.
+
+    Raises:
+        BuilderError: A variant cannot be built or published.
+    """
+    return build_variants(
+        recipe.name,
+        data=recipe.data,
+        model=recipe.model,
+        train=recipe.train,
+        variants=recipe.variants,
+        engine=recipe.engine,
+        store=Store(runs / recipe.name / "stages"),
+        repository=repository,
+        progress_factory=display.stage,
+    )
+
+
+@contextmanager
+def _reporting(run: _Run, started: float) -> Iterator[None]:
+    """Writes the report however the measurements end; what stops them becomes one line in it."""
+    report = run.report
+    try:
+        yield
+    except (TemperError, BuilderError) as error:
+        report["stopped"] = str(error)
+    except KeyboardInterrupt:
+        report["stopped"] = "interrupted"
+        raise
+    finally:
+        report["comparisons"] = compare(report["variants"], run.accuracies, run.attacks)
+        report["stages"] = [dataclasses.asdict(stage) for stage in run.measurements.display.finished]
+        report["seconds"] = round(time.monotonic() - started, 1)
+        write_report(report, run.folder)
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """The measurements of one run and where their figures go."""
+
+    recipe: Recipe
+    report: Report
+    targets: list[Subject]
+    measurements: Measurements
+    folder: Path
+    accuracies: dict[str, Artifact] = field(default_factory=dict)
+    attacks: dict[str, list[Artifact]] = field(default_factory=dict)
+
+    def measure(self) -> None:
+        """Measures everything, one thing at a time: no variant shares the machine with another's test."""
+        pairs: list[tuple[Row, Subject]] = list(zip(self.report["variants"], self.targets, strict=True))
+        names = self.measurements.class_names()
+        for row, target in pairs:
+            self.accuracies[target.name] = self.measurements.accuracy(target)
+            add_accuracy(row, self.accuracies[target.name], names)
+        for row, target in pairs:
+            self._load(row, target)
+        for config in self.recipe.attacks:
+            for row, target in pairs:
+                attacked = self.measurements.attack(target, config)
+                self.attacks.setdefault(target.name, []).append(attacked)
+                add_attack(row, attacked, names, self.folder)
+
+    def _load(self, row: Row, target: Subject) -> None:
+        try:
+            add_load(row, self.measurements.load(target, self.recipe.load).info["runs"])
+        except LoadStopped as stopped:
+            add_load(row, stopped.runs)
+            raise
+
+
+def _new_report(recipe: Recipe, built: list[Built], endpoint: Endpoint) -> Report:
+    return {
+        "format": FORMAT,
+        "recipe": recipe.name,
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "seconds": 0.0,
+        "server": endpoint.description,
+        "stopped": None,
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "config": dataclasses.asdict(recipe),
+        "data": dict(built[0].data.info),
+        "variants": [_new_row(one) for one in built],
+        "comparisons": [],
+        "stages": [],
+    }
+
+
+def _new_row(built: Built) -> Row:
+    return {
+        "name": built.variant,
+        "model": built.model,
+        "version": built.version,
+        "engine": built.engine,
+        "engine_reason": built.engine_why,
+        "size_bytes": built.size_bytes,
+        "accuracy": None,
+        "per_class": [],
+        "throughput_ips": None,
+        "latency_ms": None,
+        "latency_from": None,
+        "load": [],
+        "robustness": [],
+        "build": [stage.to_json() for stage in built.stages],
+    }
