@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from client import wire
 from client.errors import InvalidRequest, ServerError, ShortOutput
 from client.model import DTYPES, ModelInfo, ServerStatistics
 from client.wire import pb
@@ -117,7 +118,7 @@ def decode(info: ModelInfo, message: bytes | Any, num_images: int) -> npt.NDArra
         ShortOutput: The bytes, or the declared shape, do not amount to the images that were sent.
         ServerError: The output asked for is missing.
     """
-    response = pb.ModelInferResponse.FromString(message) if isinstance(message, bytes) else message
+    response = wire.parse_response(message) if isinstance(message, bytes) else message
     names = [output.name for output in response.outputs]
     if info.output_name not in names:
         raise ServerError(f"model {info.name}: the answer has no output {info.output_name}")
@@ -152,7 +153,7 @@ def label_request(info: ModelInfo, version: str) -> bytes | None:
 
 def with_labels(info: ModelInfo, message: bytes) -> ModelInfo:
     """Add the class names out of "value:index:label" strings; the model has none where they come without."""
-    response = pb.ModelInferResponse.FromString(message)
+    response = wire.parse_response(message)
     labels = [""] * info.num_classes
     raw = response.raw_output_contents[0] if response.raw_output_contents else b""
     position = 0

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import grpc  # type: ignore[import-untyped]  # grpcio ships no types
 import grpc.aio  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from tritonclient.grpc import service_pb2  # type: ignore[import-untyped]  # tritonclient ships no types
 
 from client.errors import (
@@ -162,6 +163,18 @@ async def aiterate_stream(call: AsyncIterable[Any], timeout_s: float, url: str) 
             yield response
     except grpc.RpcError as error:
         raise translate(error, url, timeout_s) from error
+
+
+def parse_response(data: bytes) -> Any:
+    """Parse a ModelInferResponse.
+
+    Raises:
+        ServerError: The bytes are none.
+    """
+    try:
+        return pb.ModelInferResponse.FromString(data)
+    except DecodeError as error:
+        raise ServerError(f"the answer of {len(data)} bytes is no ModelInferResponse; is this Triton?") from error
 
 
 def status_name(error: BaseException) -> str:

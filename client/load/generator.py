@@ -101,8 +101,8 @@ def measure(
 ) -> list[LoadResult]:
     """Run the closed loop at every concurrency, then the open loop at every rate.
 
-    Without `rates_rps` the one open-loop rate is `open_loop_fraction` of the best closed-loop throughput. A run that
-    was interrupted is the last one. Arguments and errors as `run_closed_loop`.
+    Without `rates_rps` the one open-loop rate is `open_loop_fraction` of the best closed-loop throughput. A run
+    that was interrupted is the last one. Arguments and errors as `run_closed_loop`.
     """
     config = config or LoadConfig()
     one_ms = round((config.warmup_s + config.duration_s) * 1000)
