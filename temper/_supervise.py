@@ -32,7 +32,7 @@ def main() -> int:
     )
     os.write(1, f"{process.pid}\n".encode())
     ended, wake = os.pipe()
-    threading.Thread(target=lambda: (process.wait(), os.close(wake)), daemon=True).start()
+    threading.Thread(target=_close_at_end, args=(process, wake), daemon=True).start()
     # Readable means closed: the parent never writes, and the wait above closes its end when the command ends.
     select.select([0, ended], [], [])
     if process.poll() is None:
@@ -42,6 +42,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGKILL)
     return code
+
+
+def _close_at_end(process: subprocess.Popen[bytes], wake: int) -> None:
+    process.wait()
+    os.close(wake)
 
 
 def _default_signals() -> None:

@@ -306,7 +306,7 @@ def _take_ports(wanted: Sequence[int | None]) -> list[int]:
 @contextlib.contextmanager
 def _control(url: str) -> Iterator[Callable[[str], Any]]:
     """A small client of Triton's control calls; an unreachable server answers "live" with False."""
-    import grpc
+    import grpc  # type: ignore[import-untyped]  # no stubs
     from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]  # no stubs
 
     # Before the server listens every attempt fails; gRPC's own wait between attempts starts at a second.
