@@ -67,7 +67,7 @@ class Store:
                 hold the files of an interrupted run with the same config and inputs.
 
         Raises:
-            StoreError: The folder cannot be written, for example because the disk is full.
+            StoreError: A file cannot be written or read, for example because the disk is full.
         """
         digest = stage_digest(stage, config, inputs)
         folder = self.root / f"{stage}-{digest[:12]}"
@@ -82,7 +82,8 @@ class Store:
                 info = dict(make(work))
                 return _commit(folder, work, digest, info, stage)
         except OSError as error:
-            raise StoreError(f"stage {stage}: cannot write {work}: {describe_os_error(error)}") from error
+            where = error.filename or work
+            raise StoreError(f"stage {stage}: {where}: {describe_os_error(error)}") from error
 
 
 def stage_digest(stage: str, config: object, inputs: Sequence[Artifact]) -> str:

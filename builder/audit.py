@@ -2,7 +2,8 @@
 
 The rules (TensorRT's "Working with Quantized Types"): the input of every Conv, Gemm and MatMul is int8 per
 tensor, its weight int8 with one scale per output channel, and exactly one branch of a residual Add is int8, the
-one that is not fused into the convolution before it. A float input makes a runtime fall back to a float kernel without a word.
+one that is not fused into the convolution before it. A float input makes a runtime fall back to a float kernel
+without a word.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def export_onnx(
     """
     served = Served(model, mean=mean, std=std).cpu().eval()
     example = torch.zeros((2, image_size, image_size, NUM_CHANNELS), dtype=torch.uint8)
+    buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
             # ModelOpt reads the graphs of this exporter only, so its deprecations tell us nothing to act on.
@@ -81,20 +83,20 @@ def export_onnx(
             torch.onnx.export(
                 served,
                 (example,),
-                str(path),
+                buffer,
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
                 dynamic_axes={INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}},
                 opset_version=OPSET,
                 dynamo=False,
             )
-        graph = onnx.load(path)
+        graph = onnx.load_from_string(buffer.getvalue())
         _fold_identities(graph)
         onnx.checker.check_model(graph, full_check=True)
-        onnx.save(graph, path)
     except (RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).splitlines()[0]
         raise ExportError(f"{path}: the export to ONNX failed: {reason}") from error
+    path.write_bytes(graph.SerializeToString())
 
 
 def _fold_identities(model: onnx.ModelProto) -> None:
@@ -109,6 +111,19 @@ def _fold_identities(model: onnx.ModelProto) -> None:
         copy.name = node.output[0]
         model.graph.initializer.append(copy)
         model.graph.node.remove(node)
+
+
+def predict(served: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns the logits [N, classes] of uint8 images [N, S, S, 3] with PyTorch, in evaluation mode."""
+    served.eval()
+    device = next(served.parameters()).device
+    parts: list[NDArray[np.float32]] = []
+    with torch.inference_mode():
+        for start in range(0, len(images), _VERIFY_BATCH):
+            # A copy: the images may be mapped from a file, read-only.
+            batch = torch.from_numpy(np.array(images[start : start + _VERIFY_BATCH]))
+            parts.append(served(batch.to(device)).float().cpu().numpy())
+    return np.concatenate(parts)
 
 
 def run_onnx(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -168,10 +183,7 @@ def verify_onnx(
     """
     if len(images) == 0:
         raise ExportError(f"{path}: got no image to compare with PyTorch, expected at least one")
-    served = Served(model, mean=mean, std=std).cpu().eval()
-    with torch.inference_mode():
-        batches = torch.split(torch.from_numpy(np.ascontiguousarray(images)), _VERIFY_BATCH)
-        expected = torch.cat([served(batch) for batch in batches]).numpy()
+    expected = predict(Served(model, mean=mean, std=std).cpu(), images)
     figures = compare_logits(expected, run_onnx(path, images))
     tolerance = _RELATIVE_TOLERANCE * max(1.0, figures["max_abs_logit"])
     if not figures["max_abs_diff"] <= tolerance:  # also when it is NaN

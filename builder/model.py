@@ -125,9 +125,11 @@ def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes a model's weights as safetensors."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, path)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Not save_file: a full disk shall be an OSError, as it is everywhere else.
+    path.write_bytes(save(weights))
 
 
 def _new_resnet(arch: str, num_classes: int) -> nn.Module:

@@ -6,6 +6,7 @@ the same weights as one that was not (on the same machine: other hardware rounds
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
@@ -30,7 +31,6 @@ WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINT_FILE = "checkpoint.pt"
 
 Progress = Callable[[int, int], None]
-_EVAL_BATCH = 128
 _WARMUP_SHARE = 0.1
 _MAX_WORKERS = 8
 
@@ -121,7 +121,7 @@ def finetune(
     """
     import torch
 
-    from builder.export import Served
+    from builder.export import Served, predict
     from builder.model import save_weights
 
     device = _pick_device(config)
@@ -151,21 +151,6 @@ def finetune(
         "seconds": round(time.monotonic() - started, 2),
         "resumed_epoch": resumed,
     }
-
-
-def predict(served: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the logits [N, classes], float32, of uint8 images [N, S, S, 3], in evaluation mode."""
-    import numpy as np
-    import torch
-
-    served.eval()
-    device = next(served.parameters()).device
-    parts: list[NDArray[np.float32]] = []
-    with torch.inference_mode():
-        for start in range(0, len(images), _EVAL_BATCH):
-            batch = torch.from_numpy(np.array(images[start : start + _EVAL_BATCH]))
-            parts.append(served(batch.to(device)).float().cpu().numpy())
-    return np.concatenate(parts)
 
 
 def _pick_device(config: TrainConfig) -> torch.device:
@@ -294,8 +279,10 @@ def _save_checkpoint(path: Path, state: _State, config: TrainConfig, epoch: int)
         "model": state.served.state_dict(),
         "optimizer": state.optimizer.state_dict(),
     }
+    buffer = io.BytesIO()  # torch.save makes a RuntimeError of a full disk
+    torch.save(content, buffer)
     temporary = path.with_suffix(".new")
-    torch.save(content, temporary)
+    temporary.write_bytes(buffer.getbuffer())
     os.replace(temporary, path)
 
 
