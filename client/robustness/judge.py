@@ -52,12 +52,12 @@ class Judge:
         for entry in checkpoint.entries if checkpoint else []:
             self._restore(entry)
 
-    def answer(self, indices: Int64Array, sent: UInt8Array, scores: Float32Array) -> BoolArray:
-        """Judge the answers to one request.
+    def answer(self, indices: Int64Array, sent: UInt8Array | list[UInt8Array], scores: Float32Array) -> BoolArray:
+        """Judge answers.
 
         Args:
             indices: int64 [n], each image at most once.
-            sent: uint8 [n, H, W, 3], exactly what was sent.
+            sent: n images uint8 [H, W, 3], exactly what was sent.
             scores: float32 [n, classes], what came back.
 
         Returns:

@@ -8,20 +8,23 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from client.accuracy import gather_or_cancel
 from client.robustness.base import Attack, Slots
 from client.robustness.judge import Judge, to_pixels
 from client.scores import Float32Array, Infer, Int64Array, UInt8Array, check_scores
 
-# What one request needs until it is settled: its slots and the images sent.
-_Batch = tuple[Int64Array, UInt8Array]
+# Images proposed ahead of need, at least: numpy's cost per call is shared among them when requests are small.
+_MIN_AHEAD = 32
+# grpc.aio hands a call to its core after a few turns of the loop; our own work must not come between.
+_TURNS_TO_SEND = 3
 
 
 class Scheduler:
     """Runs one attack over the images `todo` through an endpoint.
 
-    There is one batch of slots more than requests in flight, and one request is always prepared: when an answer
-    comes, the next request leaves first and our own work follows while the server computes. At the end, when no
-    image waits, the rest is shared evenly among the requests.
+    There are more slots than images in flight, so that requests lie prepared: when an answer comes, the next
+    request leaves at once, and only when none is left are the answers settled and new requests prepared, all
+    together, while the server computes. At the end, when no image waits, the rest is shared evenly.
     """
 
     def __init__(self, infer: Infer, attack: Attack, judge: Judge, todo: Int64Array) -> None:
@@ -32,30 +35,43 @@ class Scheduler:
         self._waiting: Iterator[int] = iter(todo.tolist())
         self._ready: deque[int] = deque()
         self._num_active = 0
-        self._in_flight: dict[asyncio.Task[Float32Array], _Batch] = {}
+        self._prepared: deque[tuple[Int64Array, UInt8Array]] = deque()
+        self._answered: list[tuple[Int64Array, UInt8Array, Float32Array]] = []
+        self._wanted, self._offered = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
         """Attack all images; on an error the requests in flight are cancelled and the error goes on."""
         for slot in range(len(self._slots.label)):
             self._refill(slot)
-        prepared = self._prepare()
-        try:
-            while prepared or self._in_flight:
-                if prepared and len(self._in_flight) < self._config.concurrency:
-                    await self._send(prepared)
-                    prepared = self._prepare()
-                    continue
-                done, _ = await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    batch = self._in_flight.pop(task)
-                    if prepared:
-                        await self._send(prepared)
-                        prepared = None
-                    self._settle(batch, task.result())
-                    prepared = prepared or self._prepare()
-                self._judge.report_progress()
-        finally:
-            await self._cancel()
+        self._prepare()
+        await gather_or_cancel(iter([self._supply(), *(self._ask() for _ in range(self._config.concurrency))]))
+
+    async def _ask(self) -> None:
+        """Keep one request in flight."""
+        while self._num_active:
+            if not self._prepared:
+                self._offered.clear()
+                await self._offered.wait()
+                continue
+            slots, sent = self._prepared.popleft()
+            if not self._prepared:
+                self._wanted.set()
+            self._answered.append((slots, sent, await self._infer(sent)))
+            if not self._prepared:
+                self._wanted.set()
+
+    async def _supply(self) -> None:
+        """Settle answers and prepare requests whenever none is left."""
+        while self._num_active:
+            await self._wanted.wait()
+            for _ in range(_TURNS_TO_SEND):
+                await asyncio.sleep(0)
+            self._wanted.clear()
+            self._settle()
+            self._prepare()
+            if self._prepared or not self._num_active:
+                self._offered.set()
+            self._judge.report_progress()
 
     def _refill(self, slot: int) -> None:
         index = next(self._waiting, None)
@@ -66,32 +82,33 @@ class Scheduler:
         self._ready.append(slot)
         self._num_active += 1
 
-    def _prepare(self) -> _Batch | None:
-        """Make the next request when enough slots are ready for it."""
+    def _prepare(self) -> None:
+        """Turn the slots that are ready into requests; a rest too small for one waits for more."""
         share = -(-self._num_active // self._config.concurrency)
         size = min(self._config.batch_size, share)
-        if not size or len(self._ready) < size:
-            return None
-        slots = np.array([self._ready.popleft() for _ in range(size)], dtype=np.int64)
+        num_requests = len(self._ready) // size if size else 0
+        if not num_requests:
+            return
+        slots = np.array([self._ready.popleft() for _ in range(num_requests * size)], dtype=np.int64)
         lows = [self._slots.low[slot] for slot in slots.tolist()]
         highs = [self._slots.high[slot] for slot in slots.tolist()]
-        return slots, to_pixels(self._attack.propose(slots), lows, highs)
+        sent = to_pixels(self._attack.propose(slots), lows, highs)
+        for start in range(0, len(slots), size):
+            part = slice(start, start + size)
+            self._prepared.append((slots[part], sent[part]))
 
-    async def _send(self, batch: _Batch) -> None:
-        task: asyncio.Task[Float32Array] = asyncio.ensure_future(self._ask(batch[1]))
-        self._in_flight[task] = batch
-        # grpc.aio hands a call to its core after a few turns of the loop; our work must not come between.
-        for _ in range(3):
-            await asyncio.sleep(0)
-
-    async def _ask(self, sent: UInt8Array) -> Float32Array:
-        return await self._infer(sent)
-
-    def _settle(self, batch: _Batch, answer: Float32Array) -> None:
-        slots, sent = batch
+    def _settle(self) -> None:
+        """Judge the answers that have come, tell the attack, and give finished slots to waiting images."""
+        if not self._answered:
+            return
+        for slots, _, answer in self._answered:
+            check_scores(answer, self._slots.label[slots])
+        slots = np.concatenate([slots for slots, _, _ in self._answered])
+        scores = np.concatenate([answer for _, _, answer in self._answered])
+        images = [image for _, sent, _ in self._answered for image in sent]
+        self._answered.clear()
         state = self._slots
-        scores = check_scores(answer, state.label[slots])
-        fooled = self._judge.answer(state.index[slots], sent, scores)
+        fooled = self._judge.answer(state.index[slots], images, scores)
         state.num_queries[slots] += 1
         over = fooled | (state.num_queries[slots] >= self._config.max_queries)
         going_on = slots[~over]
@@ -104,15 +121,11 @@ class Scheduler:
                 self._num_active -= 1
                 self._refill(slot)
 
-    async def _cancel(self) -> None:
-        for task in self._in_flight:
-            task.cancel()
-        await asyncio.gather(*self._in_flight, return_exceptions=True)
-
 
 def build_slots(judge: Judge, num_images: int) -> Slots:
-    """Return slots for the requests in flight and the one being prepared, no more than there are images."""
+    """Return slots for the requests in flight and those prepared, no more than there are images."""
     config = judge.config
-    num_slots = min(config.batch_size * (config.concurrency + 1), num_images)
+    ahead = -(-_MIN_AHEAD // config.batch_size) * config.batch_size
+    num_slots = min(config.batch_size * config.concurrency + ahead, num_images)
     height, width, channels = judge.images.shape[1:]
     return Slots(num_slots, (height, width, channels), config)

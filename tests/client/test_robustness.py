@@ -154,6 +154,19 @@ async def test_progress_ends_at_the_whole_budget_and_never_goes_back(digits: Dig
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+async def test_idle_requests_wait_instead_of_spinning(digits: Digits) -> None:
+    endpoint = digits.endpoint(jitter=0)
+    seen: list[int] = []
+    await attack_endpoint(
+        endpoint.infer,
+        digits.images[:3],
+        digits.labels[:3],
+        config("square", concurrency=8),
+        progress=lambda done, _: seen.append(done),
+    )
+    assert len(seen) <= 2 * len(endpoint.batch_sizes)
+
+
 async def test_nothing_to_attack_is_a_result_and_not_an_error(digits: Digits) -> None:
     wrong = (digits.labels + 1) % 10
     right = digits.endpoint().scores(digits.images).argmax(axis=1) == wrong
