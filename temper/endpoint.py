@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from temper.progress import Display
+
 if TYPE_CHECKING:
     from temper.server import TritonServer
-
-Say = Callable[[str], None]
 
 
 class Endpoint:
@@ -21,7 +21,7 @@ class Endpoint:
         repository: The embedded server's model repository.
         models: The models it loads; None loads all.
         log_file: Where its log goes; None keeps none.
-        say: Called with a line when the server starts.
+        display: Shows the server's start as a stage.
     """
 
     def __init__(
@@ -31,14 +31,14 @@ class Endpoint:
         *,
         models: Sequence[str] | None = None,
         log_file: Path | None = None,
-        say: Say | None = None,
+        display: Display | None = None,
     ) -> None:
         """Starts nothing yet."""
         self._url = url
         self._repository = repository
         self._models = models
         self._log_file = log_file
-        self._say = say or (lambda text: None)
+        self._display = display or Display()
         self._server: TritonServer | None = None
 
     def __enter__(self) -> Self:
@@ -80,8 +80,8 @@ class Endpoint:
     def _start(self) -> TritonServer:
         from temper.server import TritonServer
 
-        models = ", ".join(self._models) if self._models is not None else "every model"
-        self._say(f"starting the embedded tritonserver on {self._repository} for {models}")
         if self._log_file is not None:
             self._log_file.unlink(missing_ok=True)  # one run, one log
-        return TritonServer(self._repository, models=self._models, log_file=self._log_file).start()
+        with self._display.stage("start the embedded tritonserver") as stage:
+            stage.note = f"{self._repository}: {', '.join(self._models or ['every model'])}"
+            return TritonServer(self._repository, models=self._models, log_file=self._log_file).start()

@@ -18,6 +18,7 @@ from temper.endpoint import Endpoint
 from temper.errors import WorkflowError
 from temper.machine import machine_id
 from temper.progress import Display, Stage
+from temper.report import text
 from temper.report.gallery import write_gallery
 
 if TYPE_CHECKING:
@@ -89,12 +90,12 @@ class Measurements:
 
             images, labels = self.test_images()
             result: AccuracyResult = evaluate_accuracy(
-                self.endpoint.url(), target.model, images, labels, progress=stage, version=str(target.version)
+                self._url(stage), target.model, images, labels, progress=stage, version=str(target.version)
             )
             np.save(folder / CORRECT_FILE, result.correct)
             return result.to_json()
 
-        return self._run("accuracy", target, {}, make)
+        return self._run("accuracy", target, {}, make, _note_accuracy)
 
     def load(self, target: Subject, config: LoadConfig) -> Artifact:
         """The load tests, one after the other; `info["runs"]` holds their figures.
@@ -107,14 +108,14 @@ class Measurements:
             from client.load import measure
 
             images, _ = self.test_images()
-            url, version = self.endpoint.url(), str(target.version)
+            url, version = self._url(stage), str(target.version)
             results = measure(url, target.model, images, config, progress=stage, version=version)
             runs = [result.to_json() for result in results]
             if results[-1].interrupted is not None:
                 raise LoadStopped(f"load test of {target.model}: {results[-1].interrupted}", runs)
             return {"runs": runs}
 
-        return self._run("load", target, dataclasses.asdict(config), make)
+        return self._run("load", target, dataclasses.asdict(config), make, _note_load)
 
     def attack(self, target: Subject, config: AttackConfig) -> Artifact:
         """One attack; `survived.npy` (bool [n]), `indices.npy` and the gallery lie in the artifact's folder.
@@ -128,7 +129,7 @@ class Measurements:
             images, labels = self.test_images()
             checkpoint = folder / _CHECKPOINT
             result: AttackResult = attack(
-                self.endpoint.url(),
+                self._url(stage),
                 target.model,
                 images,
                 labels,
@@ -143,7 +144,7 @@ class Measurements:
             np.save(folder / INDICES_FILE, result.indices)
             return {**result.to_json(), "gallery": self._gallery(result, folder / "gallery")}
 
-        return self._run(f"attack-{config.name}", target, dataclasses.asdict(config), make)
+        return self._run(f"attack-{config.name}", target, dataclasses.asdict(config), make, _note_attack)
 
     def class_names(self) -> list[str]:
         """The names of the data's classes, by index."""
@@ -153,6 +154,12 @@ class Measurements:
         """The test images, mapped, uint8 [N, S, S, 3], and their labels, int64 [N]."""
         images = np.load(self.data.path / TEST_IMAGES_FILE, mmap_mode="r")
         return images, np.load(self.data.path / TEST_LABELS_FILE)
+
+    def _url(self, stage: Stage) -> str:
+        """The server's address; its start is not counted as this stage's time."""
+        url = self.endpoint.url()
+        stage.restart()
+        return url
 
     def _gallery(self, result: AttackResult, folder: Path) -> list[dict[str, Any]]:
         names = self.class_names()
@@ -175,9 +182,10 @@ class Measurements:
         target: Subject,
         config: Mapping[str, Any],
         make: Callable[[Path, Stage], dict[str, Any]],
+        note: Callable[[dict[str, Any]], str],
     ) -> Artifact:
         key = {"config": config, "machine": machine_id(), "server": self.url}
-        with self.display.stage(f"{target.name}: {stage}") as shown:
+        with self.display.stage(f"{target.name}: {stage.replace('-', ' ', 1)}") as shown:
 
             def checked(folder: Path) -> dict[str, Any]:
                 try:
@@ -191,4 +199,19 @@ class Measurements:
             except ClientError as error:
                 raise WorkflowError(f"{stage} of {target.model}: {self.endpoint.why(error)}") from error
             shown.reused = artifact.reused
+            shown.note = note(artifact.info)
         return artifact
+
+
+def _note_accuracy(info: dict[str, Any]) -> str:
+    return f"{text.percent(info['value'])} of {info['num_images']} test images"
+
+
+def _note_load(info: dict[str, Any]) -> str:
+    return f"at best {text.number(max(run['throughput_ips'] for run in info['runs']))} images/s"
+
+
+def _note_attack(info: dict[str, Any]) -> str:
+    accuracy = info["accuracy"]
+    left = f"{text.percent(accuracy['value'])} of {accuracy['num_images']} images"
+    return f"{left} still right after {info['num_queries']:,} queries"

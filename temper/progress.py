@@ -61,6 +61,10 @@ class Stage:
             self._last_plain = now
             self._display.say(f"  {self.label}: {100 * done // total} %")
 
+    def restart(self) -> None:
+        """Counts the seconds from now on: what came before belongs to another stage."""
+        self.started = time.monotonic()
+
     @property
     def seconds(self) -> float:
         """The time since the stage began, in seconds."""

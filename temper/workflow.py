@@ -59,7 +59,7 @@ def run_recipe(
     folder = runs / recipe.name
     built = build_recipe(recipe, repository=repository, runs=runs, display=display)
     models = [one.model for one in built]
-    endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, say=display.say)
+    endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, display=display)
     report = _new_report(recipe, built, endpoint)
     measurements = Measurements(
         store=Store(folder / "stages"), endpoint=endpoint, data=built[0].data, display=display, url=url
@@ -177,5 +177,20 @@ def _new_row(built: Built) -> Row:
         "latency_from": None,
         "load": [],
         "robustness": [],
-        "build": [stage.to_json() for stage in built.stages],
+        "calibration": _calibration(built),
+        "build": [stage.to_json() for stage in built.stages if stage.name != "quantize"],
     }
+
+
+def _calibration(built: Built) -> Row | None:
+    """How the variant was quantised, what the audit counted, how near it is to float32; None when it was not."""
+    for stage in built.stages:
+        if stage.name == "quantize":
+            figures = stage.figures
+            counts = ("num_conv", "num_gemm", "num_residual_adds")
+            return {
+                **{name: figures[name] for name in ("precision", "method", "num_calibration")},
+                **{name: figures["audit"][name] for name in counts},
+                **{name: figures["against_float32"][name] for name in ("agreement", "num_images")},
+            }
+    return None

@@ -48,7 +48,7 @@ def attack_command(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     with Display() as display:
-        endpoint = Endpoint(url, repository, models=[model], say=display.say)
+        endpoint = Endpoint(url, repository, models=[model], display=display)
         with endpoint:
             result, info = _attack(endpoint.url(), model, (images, labels), config, save, display)
     if save is not None:

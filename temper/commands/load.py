@@ -46,7 +46,7 @@ def load_command(
         raise click.UsageError(str(error)) from error
     results: list[LoadResult] = []
     with Display() as display:
-        endpoint = Endpoint(url, repository, models=[model], say=display.say)
+        endpoint = Endpoint(url, repository, models=[model], display=display)
         with endpoint:
             pixels = _images(images, endpoint.url(), model, config, display)
             if not as_json:

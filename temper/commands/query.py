@@ -34,7 +34,7 @@ def query_command(
         QueryError: Files that cannot be decoded, one line each, after the answers to the others.
     """
     files = find_images(images)
-    endpoint = Endpoint(url, repository, models=[model], say=lambda text: click.echo(text, err=True))
+    endpoint = Endpoint(url, repository, models=[model])
     answers: list[dict[str, Any]] = []
     failed: list[str] = []
     with endpoint, Client(endpoint.url()) as client:

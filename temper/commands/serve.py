@@ -23,7 +23,13 @@ def serve_command(
     ports: tuple[int | None, int | None, int | None],
     log_file: Path | None,
 ) -> None:
-    """Serves a repository on the ports for gRPC, HTTP and metrics until Ctrl-C; a model that does not load is named, and the others are served.
+    """Serves a repository until Ctrl-C; a model that does not load is named, and the others are served.
+
+    Args:
+        repository: The model repository.
+        models: What to serve; None serves all.
+        ports: For gRPC, HTTP and metrics; None takes a free one.
+        log_file: The server's log; None takes a new file.
 
     Raises:
         ServerError: The server cannot be started, loads no model at all, or ended by itself.

@@ -120,7 +120,8 @@ def robust_accuracy_over_queries(variants: Sequence[Variant]) -> str | None:
         plot.line(_steps(row["curve"]), f"{style(index)} {'broken' if row['attack'] == 'noise' else 'full'}")
     for row in {(row["attack"], row["epsilon"]): row for _, row in curves}.values():
         last = row["curve"][-1]
-        plot.label(longest, 100 * last["accuracy"], f"{row['attack']} {row['epsilon']:g}", "small", dx=-4, dy=-7)
+        name = f"{row['attack']} {row['epsilon']:g}"
+        plot.label(last["num_queries"], 100 * last["accuracy"], name, "small", dx=-4, dy=-7)
     return plot.svg()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from temper.report import figures, html, text
 from temper.report.answer import answers
-from temper.report.sections import gallery, load_table, machine, per_class, results, stages
+from temper.report.sections import compression, gallery, load_table, machine, per_class, results, stages
 
 Report = Mapping[str, Any]
 
@@ -30,6 +30,7 @@ def render_page(report: Report, folder: Path) -> str:
         _section("Accuracy per class", per_class(report)),
         _section("Adversarial images", gallery(report, folder)),
         _section("Load tests", load_table(report)),
+        _section("Compression", compression(report)),
         _section("Stages", stages(report)),
         _section("Machine and versions", machine(report)),
     ]
@@ -116,7 +117,9 @@ def _robustness(report: Report) -> str:
     ) + html.figure(
         "Accuracy over the attacker's queries",
         figures.robust_accuracy_over_queries(variants),
-        "An image counts as lost once the server's answer to a uint8 image inside the budget was wrong.",
+        "An image is lost once the server's answer to a uint8 image inside the budget was wrong. Square searches "
+        "by the scores: a variant whose scores move in coarser steps, as int8's do, can hide from the search "
+        "without being more robust.",
         names,
     )
     return f'<div class="figures">{body}</div>' if body else ""

@@ -119,12 +119,31 @@ def load_table(report: Report) -> str:
 def _load_row(name: str, run: Mapping[str, Any]) -> list[object]:
     closed = run["mode"] == "closed"
     load = f"closed, {run['concurrency']} in flight" if closed else f"open, {run['rate_rps']:.1f}/s"
+    if run.get("late_share") is not None:
+        load = html.with_note(load, f"{text.percent(run['late_share'])} sent more than 1 ms late")
     latency, server = run.get("latency_ms") or {}, run.get("server") or {}
     shown = [text.number(latency[p]) if latency.get(p) is not None else "–" for p in ("p50", "p90", "p99", "p999")]
     keys = ("queue_ms", "compute_input_ms", "compute_infer_ms", "compute_output_ms")
     shown += [f"{server[key]:.2f}" if server.get(key) is not None else "–" for key in keys]
     errors = ", ".join(f"{count} {kind}" for kind, count in run.get("errors", {}).items() if count) or "0"
     return [name, load, text.number(run["throughput_ips"]), *shown, errors]
+
+
+def compression(report: Report) -> str:
+    """How each compressed variant was made, and how near it is to the float32 network."""
+    rows = []
+    for variant in report["variants"]:
+        if done := variant.get("calibration"):
+            method = (
+                f"{done['precision']}, {done['method']} calibration on {done['num_calibration']} training images"
+            )
+            audit = (
+                f"{done['num_conv']} Conv and {done['num_gemm']} Gemm quantised per channel, "
+                f"one branch of each of {done['num_residual_adds']} residual Adds"
+            )
+            near = f"the same answer on {text.percent(done['agreement'])} of {done['num_images']} test images"
+            rows.append([variant["name"], method, audit, near])
+    return html.table(["variant", "method", "audit", "against float32"], rows, left=4) if rows else ""
 
 
 def stages(report: Report) -> str:
