@@ -83,7 +83,7 @@ def export_onnx(
             torch.onnx.export(
                 served,
                 (example,),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # takes a file object when dynamo is False
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
                 dynamic_axes={INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}},

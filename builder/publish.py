@@ -120,7 +120,8 @@ def publish(
         ),
     )
     try:
-        return _publish(repository.absolute(), entry)
+        # Resolved, so that publishers that reach it by different links share one lock.
+        return _publish(repository.resolve(), entry)
     except OSError as error:
         raise PublishError(
             f"model {model}: cannot publish into {repository}: {describe_os_error(error)}"
