@@ -47,6 +47,8 @@ async def test_finished_attack_costs_only_the_clean_images_when_run_again(digits
     lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     assert len(lines) == first.correct.sum()
     assert {entry["index"] for entry in lines if entry["survived"]} == set(first.indices[first.survived])
+    before = path.read_bytes()
+    path.write_bytes(before + b'{"index": 5, "survi')
     endpoint = digits.endpoint()
     seen: list[tuple[int, int]] = []
     again = await attack_endpoint(
@@ -59,6 +61,7 @@ async def test_finished_attack_costs_only_the_clean_images_when_run_again(digits
     )
     assert endpoint.num_images == 160
     assert again.num_queries == first.num_queries and np.array_equal(again.survived, first.survived)
+    assert path.read_bytes() == before
     assert again.queries_per_s == 0.0 and seen[-1][0] == seen[-1][1]
 
 

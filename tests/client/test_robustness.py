@@ -76,7 +76,7 @@ async def test_an_image_that_counts_as_fooled_was_sent_and_misjudged(digits: Dig
 async def test_result_does_not_depend_on_batches_or_the_order_of_answers(
     digits: Digits, name: str, batch_size: int, concurrency: int
 ) -> None:
-    settings = {"num_images": 40, "max_queries": 30}
+    settings = {"num_images": 90, "max_queries": 20}
     expected = await run(digits, digits.endpoint(), config(name, **settings))
     got = await run(
         digits,
