@@ -44,17 +44,19 @@ _RETRY = {
         }
     ]
 }
-_OPTIONS = [
+_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.service_config", json.dumps(_RETRY)),
     # A server that comes back is found again in a second rather than in up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Loopback and in-cluster addresses never go through a proxy that the environment names for the web.
     ("grpc.enable_http_proxy", 0),
 ]
+_WITH_RETRIES: list[tuple[str, str | int]] = [("grpc.service_config", json.dumps(_RETRY))]
+# Not even the silent second try of a request that never left: a load test counts it, and the filter costs time.
+_NO_RETRIES: list[tuple[str, str | int]] = [("grpc.enable_retries", 0)]
 # With this header a broken stream ends with a true gRPC status instead of a text inside a message.
 _STREAM_METADATA = (("triton_grpc_error", "true"),)
 # What gRPC says when it never reached the server, so that the request cannot have been lost on the way.
@@ -87,14 +89,21 @@ def check_url(url: str) -> str:
     return url
 
 
-def open_channel(url: str) -> Any:
-    """Return a channel to host:port; the connection is made by the first call."""
-    return grpc.insecure_channel(check_url(url), options=_OPTIONS)
+def open_channel(url: str, *, retries: bool = True) -> Any:
+    """Return a channel to host:port; the connection is made by the first call.
+
+    Args:
+        url: host:port.
+        retries: Whether calls that only read metadata are tried again when the server is unavailable.
+    """
+    options = _OPTIONS + (_WITH_RETRIES if retries else _NO_RETRIES)
+    return grpc.insecure_channel(check_url(url), options=options)
 
 
-def open_aio_channel(url: str) -> Any:
-    """Return an asyncio channel to host:port; call it inside the event loop."""
-    return grpc.aio.insecure_channel(check_url(url), options=_OPTIONS)
+def open_aio_channel(url: str, *, retries: bool = True) -> Any:
+    """Return an asyncio channel to host:port, as `open_channel`; call it inside the event loop."""
+    options = _OPTIONS + (_WITH_RETRIES if retries else _NO_RETRIES)
+    return grpc.aio.insecure_channel(check_url(url), options=options)
 
 
 def unary(channel: Any, method: str) -> Any:

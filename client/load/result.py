@@ -21,7 +21,8 @@ class LoadResult:
         completed: Requests answered. Closed loop: answered within the window. Open loop: scheduled within it.
         errors: Requests that failed, by kind: the gRPC status name in capitals ("UNAVAILABLE"), "deadline" (no
             answer in time; in the open loop also: not sent in time) and "short_output".
-        lost: Requests whose answer never came because the connection broke or the run was cut short.
+        lost: Requests that were sent, or may have been, and whose answer never came, because the connection broke
+            or the run was cut short.
         latency_ms: p50, p90, p99, p999, mean, max of the those requests, from the call (closed loop) or from
             the scheduled time (open loop) to the answer; empty when nothing was answered.
         server: Triton's own means over the window: queue_ms, compute_input_ms, compute_infer_ms,

@@ -118,7 +118,7 @@ def _recorder(job: Job, begin: float) -> Recorder:
 
 def _run_one(job: Job, control: _Control) -> Tally:
     """Keep one request in flight, with the least machinery around it."""
-    channel = wire.open_channel(job.url)
+    channel = wire.open_channel(job.url, retries=False)
     call = wire.raw_infer(channel)
     try:
         call(job.requests[0], timeout=job.timeout_s)  # connects
@@ -151,7 +151,7 @@ def _run_one(job: Job, control: _Control) -> Tally:
 
 async def _run_many(job: Job, control: _Control) -> Tally:
     """Run the closed loop's slots, or the open loop's schedule, in one event loop."""
-    async with wire.open_aio_channel(job.url) as channel:
+    async with wire.open_aio_channel(job.url, retries=False) as channel:
         call = wire.raw_infer(channel)
         try:
             await call(job.requests[0], timeout=job.timeout_s)  # connects

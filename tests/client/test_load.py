@@ -50,17 +50,19 @@ def _answer(num_bytes: int = 8) -> bytes:
     return bytes(response.SerializeToString())
 
 
-def _load_processes() -> list[int]:
-    """Load processes whose command line is ours and that are not zombies."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"from client.load.worker import main" in command:
-            found.append(int(folder.name))
-    return found
+def _load_processes(parent: int) -> list[int]:
+    """The load processes that `parent` started."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    commands = {int(child): _command(int(child)) for child in children}
+    return [child for child, command in commands.items() if b"from client.load.worker import main" in command]
+
+
+def _command(pid: int) -> bytes:
+    """A process's command line; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @pytest.mark.server
@@ -171,8 +173,9 @@ def test_killed_server_ends_the_run_with_the_answers(toy_repository: Path, sampl
             result = run_closed_loop(
                 running.grpc_url, "toy_fp32", sample.images, concurrency=concurrency, config=config
             )
-            # gRPC itself sends a lone request again when none of it had left.
-            assert (load != "one") <= result.lost <= concurrency
+            # A slot may write one more request into the broken connection before it is told.
+            # One alone may just have been answered.
+            assert (load != "one") <= result.lost <= 2 * concurrency
     assert time.monotonic() - begun < 30
     assert result.completed > 0 and result.duration_s < 10
     assert result.latency_ms["p50"] > 0
@@ -183,7 +186,7 @@ def test_killed_server_ends_the_run_with_the_answers(toy_repository: Path, sampl
         result.interrupted,
     )
     assert set(result.errors) <= {"UNAVAILABLE"}
-    assert _load_processes() == []
+    assert _load_processes(os.getpid()) == []
 
 
 SCRIPT = """
@@ -199,41 +202,44 @@ print(json.dumps(result.to_json()))
 """
 
 
-def _start_script(url: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), url], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
+def _start_script(url: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """Start SCRIPT and return it with its load processes, under way."""
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
-    _wait_for(2)
-    time.sleep(2)
-    return process
-
-
-def _wait_for(num_processes: int) -> None:
     deadline = time.monotonic() + 20
-    while len(_load_processes()) != num_processes:
-        assert time.monotonic() < deadline, _load_processes()
+    while len(found := _load_processes(process.pid)) != 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(2)
+    return process, found
+
+
+def _wait_for_the_end(pids: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(_command(pid) for pid in pids):
+        assert time.monotonic() < deadline, pids
         time.sleep(0.05)
 
 
 @pytest.mark.server
 def test_ctrl_c_keeps_what_was_measured(server: TritonServer) -> None:
-    process = _start_script(server.grpc_url)
+    process, workers = _start_script(server.grpc_url)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=20)
     result: dict[str, Any] = json.loads(output)
     assert result["interrupted"].startswith("stopped by Ctrl-C: ")
     assert result["completed"] > 0 and result["lost"] <= 4 and result["errors"] == {}
-    _wait_for(0)
+    _wait_for_the_end(workers)
 
 
 @pytest.mark.server
 def test_load_processes_end_with_a_killed_parent(server: TritonServer) -> None:
-    process = _start_script(server.grpc_url)
+    process, workers = _start_script(server.grpc_url)
     process.kill()
     process.communicate(timeout=20)
-    _wait_for(0)
+    _wait_for_the_end(workers)
 
 
 def test_a_job_without_a_server_counts_its_errors() -> None:
