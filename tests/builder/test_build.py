@@ -1,0 +1,179 @@
+"""The whole build, from images to a repository: what it makes, what it reuses, what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from builder.artifacts import Store
+from builder.build import Built, CompressStage, VariantConfig, build_variants
+from builder.data import DataConfig
+from builder.engines import EngineConfig
+from builder.errors import DataError, ModelError
+from builder.model import ModelConfig
+from builder.quantize import QuantizeConfig
+from builder.train import TrainConfig
+
+FP32 = VariantConfig(name="fp32")
+INT8 = VariantConfig(name="int8", compress=(CompressStage(quantize=QuantizeConfig(method="max")),))
+
+
+class View:
+    """Keeps what a stage was shown as."""
+
+    def __init__(self, label: str) -> None:
+        """Takes the stage's label."""
+        self.label = label
+        self.reused = False
+        self.note = ""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Checks the progress."""
+        assert 0 <= done <= total
+
+
+class Workshop:
+    """A folder with images, a store and a repository."""
+
+    def __init__(self, folder: Path) -> None:
+        """Draws the images."""
+        self.folder = folder
+        self.views: list[View] = []
+        rng = np.random.default_rng(0)
+        for name, low in (("bright", 150), ("dark", 0)):
+            (folder / "images" / name).mkdir(parents=True)
+            for index in range(12):
+                pixels = rng.integers(low, low + 100, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / "images" / name / f"{index}.png")
+
+    def build(self, *variants: VariantConfig, **changes: Any) -> list[Built]:
+        """Builds, and keeps the views of this time only."""
+        self.views = []
+        arguments: dict[str, Any] = {
+            "data": DataConfig(
+                source="folder", path=str(self.folder / "images"), image_size=32, num_calibration=8, augment="none"
+            ),
+            "model": ModelConfig(),
+            "train": TrainConfig(epochs=3, batch_size=6, device="cpu"),
+            "engine": EngineConfig(kind="openvino"),
+        }
+        return build_variants(
+            "toy",
+            **{**arguments, **changes},
+            variants=variants,
+            store=Store(self.folder / "store"),
+            repository=self.folder / "repository",
+            progress_factory=self.show,
+        )
+
+    @contextlib.contextmanager
+    def show(self, label: str) -> Iterator[View]:
+        """Stands for the command line's display."""
+        self.views.append(View(label))
+        yield self.views[-1]
+
+    def made(self) -> list[str]:
+        """The stages that ran."""
+        return [view.label for view in self.views if not view.reused]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    workshop = Workshop(tmp_path_factory.mktemp("build"))
+    workshop.build(FP32, INT8)
+    return workshop
+
+
+def test_build_publishes_every_variant(workshop: Workshop) -> None:
+    fp32, int8 = workshop.build(FP32, INT8)
+    assert [(built.variant, built.model) for built in (fp32, int8)] == [("fp32", "toy_fp32"), ("int8", "toy_int8")]
+    assert (fp32.engine, fp32.engine_why) == ("openvino", "asked for in the recipe")
+    assert int8.size_bytes == (int8.path / "model.onnx").stat().st_size < 0.3 * fp32.size_bytes
+    assert [stage.name for stage in fp32.stages] == ["data", "weights", "export", "engine"]
+    assert [stage.name for stage in int8.stages] == ["data", "weights", "export", "quantize", "engine"]
+    figures = {stage.name: stage.figures for stage in int8.stages}
+    assert figures["weights"]["accuracy"] == 1.0
+    assert figures["quantize"]["against_float32"]["agreement"] == 1.0
+    assert figures["quantize"]["audit"]["num_conv"] == 20
+    assert np.load(fp32.test_images, mmap_mode="r").shape == (6, 32, 32, 3)
+    assert np.load(fp32.test_labels).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_card_says_where_it_comes_from(workshop: Workshop) -> None:
+    (int8,) = workshop.build(INT8)
+    card = json.loads((int8.path / "card.json").read_text())
+    assert card["recipe"]["name"] == "toy"
+    assert card["recipe"]["variant"]["compress"] == [{"quantize": {"precision": "int8", "method": "max"}}]
+    assert card["data_digest"] == int8.data.digest
+    assert card["engine"] == "openvino"
+    assert card["versions"].keys() >= {"temper", "torch", "nvidia-modelopt", "onnx", "openvino"}
+    assert [stage["name"] for stage in card["stages"]] == ["data", "weights", "export", "quantize", "engine"]
+    assert card["stages"][-1]["digest"] == int8.engine_artifact.digest
+    assert card["stages"][-1]["figures"]["precision_hint"] == "f32"
+
+
+def test_second_build_does_nothing(workshop: Workshop) -> None:
+    workshop.build(FP32, INT8)
+    assert workshop.made() == []
+    assert all(view.note for view in workshop.views)
+
+
+def test_changed_quantisation_redoes_only_that(workshop: Workshop) -> None:
+    other = VariantConfig(name="int8", compress=(CompressStage(quantize=QuantizeConfig(method="entropy")),))
+    fp32, int8 = workshop.build(FP32, other)
+    assert workshop.made() == ["int8: quantise to int8", "int8: openvino engine", "int8: publish"]
+    assert fp32.reused
+    assert not int8.reused
+
+
+def test_user_checkpoint_is_taken_as_it_is(workshop: Workshop) -> None:
+    (fp32,) = workshop.build(FP32)
+    (weights,) = (workshop.folder / "store").glob("weights-*/weights.safetensors")
+    (own,) = workshop.build(
+        VariantConfig(name="own"), model=ModelConfig(weights=str(weights)), train=TrainConfig(epochs=0)
+    )
+    assert (own.path / "model.onnx").read_bytes() == (fp32.path / "model.onnx").read_bytes()
+
+
+def test_checkpoint_with_another_head_is_one_line(workshop: Workshop, tmp_path: Path) -> None:
+    from builder.model import build_model, save_weights
+
+    path = tmp_path / "ten.safetensors"
+    save_weights(build_model(ModelConfig(), 10), path)
+    with pytest.raises(ModelError, match=r"ten.safetensors: its head has 10 classes, the data has 2"):
+        workshop.build(FP32, model=ModelConfig(weights=str(path)), train=TrainConfig(epochs=0))
+
+
+def test_missing_checkpoint_is_one_line(workshop: Workshop) -> None:
+    with pytest.raises(ModelError, match=r"checkpoint none.pt: no such file"):
+        workshop.build(FP32, model=ModelConfig(weights="none.pt"))
+
+
+def test_changed_images_are_seen(tmp_path: Path) -> None:
+    workshop = Workshop(tmp_path)
+    for path in (tmp_path / "images" / "dark").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"Found no valid file for the classes dark"):
+        workshop.build(FP32)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CompressStage(), r"quantize: got nothing, expected what to do, as in"),
+        (
+            lambda: VariantConfig(name="x", compress=(*INT8.compress, *INT8.compress)),
+            r"compress: got 2 quantize steps, expected at most one",
+        ),
+    ],
+)
+def test_config_is_checked(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
