@@ -29,7 +29,7 @@ class Group(click.Group):
         except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as stopped:
-            click.echo(f"{stopped or 'interrupted'}; what was finished is kept", err=True)
+            click.echo(str(stopped) or "interrupted", err=True)
             ctx.exit(EXIT_INTERRUPTED)
         except Exception as error:
             if ctx.params.get("debug"):

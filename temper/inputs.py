@@ -48,10 +48,12 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """The image files among `paths` and in the folders among them, sorted within a folder, hidden ones left out.
 
     Raises:
-        InputError: A folder holds no PNG or JPEG.
+        InputError: A path does not exist, or a folder holds no PNG or JPEG.
     """
     found: list[Path] = []
     for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file, expected a PNG or JPEG image or a folder of them")
         if not path.is_dir():
             found.append(path)
             continue

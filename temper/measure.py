@@ -23,7 +23,7 @@ from temper.report.gallery import write_gallery
 
 if TYPE_CHECKING:
     from client.accuracy import AccuracyResult
-    from client.load import LoadConfig
+    from client.load import LoadConfig, LoadResult
     from client.robustness import AttackConfig, AttackResult
 
 CORRECT_FILE = "correct.npy"
@@ -36,10 +36,16 @@ _GALLERY_SIZE = 8
 class LoadStopped(WorkflowError):  # noqa: N818 - says what happened
     """A load test was cut short; `runs` holds what it measured until then."""
 
-    def __init__(self, message: str, runs: list[dict[str, Any]]) -> None:
-        """Keeps the line and the runs."""
+    def __init__(self, message: str, runs: list[dict[str, Any]], *, by_user: bool) -> None:
+        """Keeps the line, the runs, and whether it was Ctrl-C."""
         super().__init__(message)
         self.runs = runs
+        self.by_user = by_user
+
+
+def stopped_by_user(result: LoadResult) -> bool:
+    """Whether Ctrl-C cut a run short; the generator returns then, as it does when the server dies."""
+    return result.interrupted is not None and result.interrupted.startswith("stopped by Ctrl-C")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +118,8 @@ class Measurements:
             results = measure(url, target.model, images, config, progress=stage, version=version)
             runs = [result.to_json() for result in results]
             if results[-1].interrupted is not None:
-                raise LoadStopped(f"load test of {target.model}: {results[-1].interrupted}", runs)
+                by_user = stopped_by_user(results[-1])
+                raise LoadStopped(f"load test of {target.model}: {results[-1].interrupted}", runs, by_user=by_user)
             return {"runs": runs}
 
         return self._run("load", target, dataclasses.asdict(config), make, _note_load)

@@ -98,8 +98,8 @@ def _reporting(run: _Run, started: float) -> Iterator[None]:
         yield
     except (TemperError, BuilderError) as error:
         report["stopped"] = str(error)
-    except KeyboardInterrupt:
-        report["stopped"] = "interrupted"
+    except KeyboardInterrupt as stopped:
+        report["stopped"] = str(stopped) or "interrupted"
         raise
     finally:
         report["comparisons"] = compare(report["variants"], run.accuracies, run.attacks)
@@ -140,6 +140,8 @@ class _Run:
             add_load(row, self.measurements.load(target, self.recipe.load).info["runs"])
         except LoadStopped as stopped:
             add_load(row, stopped.runs)
+            if stopped.by_user:
+                raise KeyboardInterrupt(str(stopped)) from stopped
             raise
 
 

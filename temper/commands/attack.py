@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from client import Client
+from client.client import Client
 from client.model import ModelInfo
 from client.robustness import AttackConfig, AttackResult, attack
 from temper.endpoint import Endpoint

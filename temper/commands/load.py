@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from client import Client
+from client.client import Client
 from client.load import LoadConfig, LoadResult, run_closed_loop, run_open_loop
 from temper.endpoint import Endpoint
 from temper.errors import TemperError
 from temper.inputs import Images, load_images, random_images
+from temper.measure import stopped_by_user
 from temper.progress import Display
 from temper.report.text import number
 
@@ -61,7 +62,8 @@ def load_command(
                     click.echo(json.dumps([result.to_json() for result in results], indent=2))
     last = results[-1]
     if last.interrupted is not None:
-        raise LoadError(last.interrupted)
+        # The generator keeps Ctrl-C to itself, so as to return what it measured.
+        raise KeyboardInterrupt(last.interrupted) if stopped_by_user(last) else LoadError(last.interrupted)
     if not any(result.completed for result in results):
         raise LoadError(f"no request was answered: {last.errors or 'no error either'}; see the server's log")
 

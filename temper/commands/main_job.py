@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ def run_command(recipe_file: Path, *, url: str | None, repository: Path, runs: P
     _log_to_file(recipe, runs)
     from temper.workflow import run_recipe
 
-    with Display() as display:
+    with _resumable(), Display() as display:
         report = run_recipe(recipe, repository=repository, runs=runs, display=display, url=url)
     folder = runs / recipe.name
     if as_json:
@@ -49,7 +51,7 @@ def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: b
     _log_to_file(recipe, runs)
     from temper.workflow import build_recipe
 
-    with Display() as display:
+    with _resumable(), Display() as display:
         built = build_recipe(recipe, repository=repository, runs=runs, display=display)
     rows: list[dict[str, Any]] = [
         {
@@ -74,6 +76,16 @@ def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: b
             f"{row['model']} version {row['version']} {state}: {row['engine']}, {row['size_bytes'] / 1e6:.1f} MB, "
             f"{row['path']}"
         )
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Lets Ctrl-C say that nothing finished is lost."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        reason = str(stopped) or "interrupted"
+        raise KeyboardInterrupt(f"{reason}; what was finished is kept, run it again to go on") from None
 
 
 def _log_to_file(recipe: Recipe, runs: Path) -> None:

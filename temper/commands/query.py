@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from client import Client
+from client.client import Client
 from client.errors import ImageError
 from client.images import Prediction, load_image, top_k
 from temper.endpoint import Endpoint
