@@ -110,13 +110,19 @@ def test_open_loop_sends_every_arrival(server: TritonServer, sample: Sample) -> 
 
 @pytest.mark.server
 def test_open_loop_counts_the_wait_of_a_stalled_server(toy_repository: Path, sample: Sample) -> None:
+    config = LoadConfig(duration_s=2.0, warmup_s=0.0, timeout_s=20)
     with TritonServer(toy_repository) as running:
-        stop = threading.Timer(1.2, os.kill, (running.pid, signal.SIGSTOP))
-        go = threading.Timer(1.7, os.kill, (running.pid, signal.SIGCONT))
-        config = LoadConfig(duration_s=2.0, warmup_s=0.0, timeout_s=10)
-        stop.start()
-        go.start()
-        result = run_open_loop(running.grpc_url, "toy_fp32", sample.images, rate_rps=40.0, config=config)
+        wake = threading.Timer(0.6, os.kill, (running.pid, signal.SIGCONT))
+
+        def stall(done_ms: int, total_ms: int) -> None:
+            if done_ms > 500 and wake.ident is None:
+                os.kill(running.pid, signal.SIGSTOP)
+                wake.start()
+
+        result = run_open_loop(
+            running.grpc_url, "toy_fp32", sample.images, rate_rps=40.0, config=config, progress=stall
+        )
+        wake.join()
     assert result.interrupted is None and result.num_errors == 0
     # A closed loop would have one slow request; here a tenth of them and more fell due during the stall.
     assert result.latency_ms["p90"] > 50
