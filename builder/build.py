@@ -270,7 +270,7 @@ class _Build:
         from builder.train import finetune
 
         # The seed decides a random network and a new head; the caller's random state stays as it was.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             network = build_model(self.model, len(_labels(data)))
             evaluation = (_images(data, TEST_IMAGES_FILE), _images(data, TEST_LABELS_FILE))

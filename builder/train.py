@@ -11,12 +11,12 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from builder.errors import TrainError
+from builder.errors import DataError, TrainError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,6 +118,7 @@ def finetune(
 
     Raises:
         TrainError: There are too few images, no such device or not enough memory, or the loss is not finite.
+        DataError: A training image cannot be decoded.
     """
     import torch
 
@@ -191,7 +192,7 @@ def _train(
             state.optimizer = _new_optimizer(served, config)  # the head's moments are not those of all layers
         state.step = epoch * num_steps
         torch.manual_seed(config.seed * 1_000_003 + epoch)
-        for images, labels in _loader(train, config, device, epoch):
+        for images, labels in _batches(train, config, device, epoch):
             if progress is not None:
                 progress(state.step, epochs * num_steps)
             _step(state, images, labels, config, num_steps)
@@ -217,6 +218,17 @@ def _loader(
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch),
     )
+
+
+def _batches(
+    train: TrainImages, config: TrainConfig, device: torch.device, epoch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    try:
+        yield from _loader(train, config, device, epoch)
+    except DataError as error:
+        # A loading process hands its error over with its whole traceback; the message is the last line.
+        message = str(error).strip().splitlines()[-1]
+        raise DataError(message.removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")) from None
 
 
 def _new_optimizer(served: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from builder.data import DataConfig, load_train
-from builder.errors import TrainError
+from builder.errors import DataError, TrainError
 from builder.model import ModelConfig, build_model
 from builder.train import TrainConfig, finetune
 
@@ -133,6 +133,14 @@ def test_checkpoint_that_does_not_fit_starts_anew(tmp_path: Path, damage: str) -
 def test_loss_that_is_not_finite_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"training: the loss is (nan|inf) in epoch \d; make train.learning_rate"):
         train(make_images(tmp_path / "images"), tmp_path / "out", learning_rate=1e30)
+
+
+def test_damaged_training_image_names_its_file(tmp_path: Path) -> None:
+    data = make_images(tmp_path / "images")
+    for path in (tmp_path / "images" / "dark").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"^image .*\.png: cannot be decoded \(.*\); repair or remove it$"):
+        train(data, tmp_path / "out")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
