@@ -34,6 +34,8 @@ def serve_command(
     Raises:
         ServerError: The server cannot be started, loads no model at all, or ended by itself.
     """
+    if repository.is_dir() and not any(repository.glob("*/config.pbtxt")):
+        raise ServerError(f"{repository}: holds no model; build one with `temper build`")
     if log_file is None:
         descriptor, name = tempfile.mkstemp(prefix="tritonserver-", suffix=".log")
         os.close(descriptor)
@@ -53,7 +55,7 @@ def serve_command(
         for model, reason in server.failed.items():
             click.echo(f"not loaded: {model}: {' '.join(reason.split())[:400]}", err=True)
         if not ready:
-            raise ServerError(f"no model of {repository} was loaded; build one with `temper build`")
+            raise ServerError(f"no model of {repository} was loaded; see {log_file}")
         click.echo(f"gRPC     {server.grpc_url}")
         click.echo(f"HTTP     {server.http_url}")
         click.echo(f"metrics  {server.metrics_url}")
