@@ -144,9 +144,12 @@ def fingerprint_data(config: DataConfig) -> str | None:
     Raises:
         DataError: The folder is missing.
     """
+    if config.source != "folder":
+        return None
+    # Here, because it brings torch along: seconds that a run which reuses everything should not cost.
     from builder.sources import fingerprint_folder
 
-    return fingerprint_folder(Path(config.path or "")) if config.source == "folder" else None
+    return fingerprint_folder(Path(config.path or ""))
 
 
 def _draw(source: Source, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
