@@ -118,10 +118,14 @@ def robust_accuracy_over_queries(variants: Sequence[Variant]) -> str | None:
     plot = Plot(x, y, "Accuracy over the attacker's queries, per variant")
     for index, row in curves:
         plot.line(_steps(row["curve"]), f"{style(index)} {'broken' if row['attack'] == 'noise' else 'full'}")
-    for row in {(row["attack"], row["epsilon"]): row for _, row in curves}.values():
-        last = row["curve"][-1]
-        name = f"{row['attack']} {row['epsilon']:g}"
-        plot.label(last["num_queries"], 100 * last["accuracy"], name, "small", dx=-4, dy=-7)
+    ends: dict[str, Mapping[str, float]] = {}
+    for _, row in curves:
+        name, last = f"{row['attack']} {row['epsilon']:g}", row["curve"][-1]
+        ends[name] = min(ends.get(name, last), last, key=lambda point: point["accuracy"])
+    for name, end in ends.items():
+        # Under the lowest curve, unless that is where the axis is.
+        below = end["accuracy"] > 0.1
+        plot.label(end["num_queries"], 100 * end["accuracy"], name, "small", dx=-4, dy=15 if below else -7)
     return plot.svg()
 
 

@@ -118,7 +118,7 @@ def load_table(report: Report) -> str:
 
 def _load_row(name: str, run: Mapping[str, Any]) -> list[object]:
     closed = run["mode"] == "closed"
-    load = f"closed, {run['concurrency']} in flight" if closed else f"open, {run['rate_rps']:.1f}/s"
+    load = f"closed, {run['concurrency']} in flight" if closed else f"open, {text.number(run['rate_rps'])}/s"
     if run.get("late_share") is not None:
         load = html.with_note(load, f"{text.percent(run['late_share'])} sent more than 1 ms late")
     latency, server = run.get("latency_ms") or {}, run.get("server") or {}
@@ -131,19 +131,17 @@ def _load_row(name: str, run: Mapping[str, Any]) -> list[object]:
 
 def compression(report: Report) -> str:
     """How each compressed variant was made, and how near it is to the float32 network."""
-    rows = []
+    parts = []
     for variant in report["variants"]:
         if done := variant.get("calibration"):
-            method = (
-                f"{done['precision']}, {done['method']} calibration on {done['num_calibration']} training images"
+            words = (
+                f"{done['precision']}, {done['method']} calibration on {done['num_calibration']} training images; "
+                f"{done['num_conv']} Conv and {done['num_gemm']} Gemm quantised per channel, one branch of each "
+                f"of {done['num_residual_adds']} residual Adds; the same answer as float32 on "
+                f"{text.percent(done['agreement'])} of {done['num_images']} test images."
             )
-            audit = (
-                f"{done['num_conv']} Conv and {done['num_gemm']} Gemm quantised per channel, "
-                f"one branch of each of {done['num_residual_adds']} residual Adds"
-            )
-            near = f"the same answer on {text.percent(done['agreement'])} of {done['num_images']} test images"
-            rows.append([variant["name"], method, audit, near])
-    return html.table(["variant", "method", "audit", "against float32"], rows, left=4) if rows else ""
+            parts.append(f"<p><b>{escape(variant['name'])}</b>: {escape(words)}</p>")
+    return "".join(parts)
 
 
 def stages(report: Report) -> str:
