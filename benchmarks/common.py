@@ -21,11 +21,16 @@ CACHE = ROOT / ".cache" / "benchmarks"
 IMAGE_SIZE = 224
 MAX_BATCH = 32
 # ResNet-50 with random weights: its speed does not depend on them. Its answers mean nothing and are not used.
-_MODELS = {"resnet50_fp32": "f32", "resnet50_bf16": "bf16", "resnet50_int8": "f32"}
+_MODELS = {
+    "resnet50_fp32": ("fp32", "f32", 2),
+    "resnet50_bf16": ("fp32", "bf16", 2),
+    "resnet50_int8": ("int8", "f32", 2),
+    "resnet50_int8_x1": ("int8", "f32", 1),
+}
 
 
 def resnet50_repository() -> Path:
-    """A model repository with ResNet-50 at 224x224: fp32 run in f32, fp32 run in bf16, and int8."""
+    """A model repository with ResNet-50 at 224x224: fp32 run in f32 and bf16; int8 in two instances and in one."""
     from builder.export import export_onnx
     from builder.model import ModelConfig, build_model
     from builder.publish import publish
@@ -39,18 +44,18 @@ def resnet50_repository() -> Path:
         model = build_model(config, 1000).eval()
         export_onnx(model, fp32, image_size=IMAGE_SIZE, mean=config.mean, std=config.std)
         quantize_onnx(fp32, int8, random_images(32), QuantizeConfig(method="max"))
-    for name, hint in _MODELS.items():
+    for name, (weights, hint, num_instances) in _MODELS.items():
         publish(
             CACHE / "model_repository",
             model=name,
-            engine_file=int8 if name.endswith("int8") else fp32,
+            engine_file={"fp32": fp32, "int8": int8}[weights],
             labels=[str(number) for number in range(1000)],
             card={"recipe": "benchmarks"},
             image_size=IMAGE_SIZE,
             num_classes=1000,
             max_batch=MAX_BATCH,
             parameters={"engine": "openvino", "precision_hint": hint},
-            num_instances=2,
+            num_instances=num_instances,
         )
     return CACHE / "model_repository"
 

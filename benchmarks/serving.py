@@ -30,7 +30,7 @@ def main() -> None:
         for concurrency in (1, 16):
             contenders = {
                 model: _served(server.grpc_url, model, concurrency, options.seconds, images)
-                for model in ("resnet50_int8", "resnet50_fp32", "resnet50_bf16")
+                for model in ("resnet50_int8", "resnet50_int8_x1", "resnet50_fp32", "resnet50_bf16")
             }
             contenders |= _in_process(
                 repository / "resnet50_int8" / "1" / "model.onnx", concurrency, options.seconds
@@ -45,7 +45,7 @@ def main() -> None:
         figures[f"served / best in process, concurrency {concurrency}"] = ratio(
             measured, "resnet50_int8", best, "ips"
         )
-        for other in ("fp32", "bf16"):
+        for other in ("int8_x1", "fp32", "bf16"):
             figures[f"int8 / {other}, both served, concurrency {concurrency}"] = ratio(
                 measured, "resnet50_int8", f"resnet50_{other}", "ips"
             )

@@ -66,7 +66,8 @@ class TritonPythonModel:
         self._max_batch = int(config["max_batch_size"])
         try:
             entry = artifact.verify(folder, config["parameters"])
-            self._runner = runners.load(entry.engine).Runner(entry, self._max_batch)
+            num_instances = sum(group["count"] for group in config["instance_group"])
+            self._runner = runners.load(entry.engine).Runner(entry, self._max_batch, num_instances)
         except artifact.ArtifactError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         for batch in sorted({1, self._max_batch}):

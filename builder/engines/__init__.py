@@ -79,11 +79,10 @@ def pick_engine(config: EngineConfig) -> tuple[EngineKind, str]:
     if config.kind != "auto":
         _require(config.kind)
         return config.kind, "asked for in the recipe"
-    num_gpus = count_gpus()
-    if num_gpus > 0 and _installed("tensorrt-rtx"):
-        return "tensorrt-rtx", f"{num_gpus} NVIDIA GPU{'s' if num_gpus > 1 else ''} and tensorrt_rtx found"
     _require("openvino")
-    why = "no NVIDIA GPU found" if num_gpus == 0 else "an NVIDIA GPU found, but tensorrt_rtx is not installed"
+    # A model.rtx can be built anywhere, but the plugin has no runner for it: picking it would publish what no
+    # server here can load.
+    why = "no NVIDIA GPU found" if count_gpus() == 0 else "the plugin does not run TensorRT-RTX engines yet"
     return "openvino", f"{why}, so the CPU"
 
 

@@ -1,4 +1,4 @@
-"""One runner per engine kind; each module offers `signature(entry)` and `Runner(entry, max_batch)`."""
+"""One runner per engine kind: each module has `signature(entry)` and `Runner(entry, max_batch, num_instances)`."""
 
 from __future__ import annotations
 
