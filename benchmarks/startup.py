@@ -30,7 +30,10 @@ def main() -> None:
     startup = interleave(options.rounds, {"temper --help": _help})
     print(f"temper --help: {startup['temper --help']['s_median']:.3f} s")
     memory: dict[str, Any] = {}
-    with TritonServer(resnet50_repository(), models=[_MODEL]) as server:
+    # In a process of its own: a peak is inherited from the parent, and building the models needs torch.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        repository = pool.apply(resnet50_repository)
+    with TritonServer(repository, models=[_MODEL]) as server:
         for name, job in {"load": _load, "attack": _attack}.items():
             rows = {length: _peak_bytes(job, server.grpc_url, length) for length in (options.short, options.long)}
             growth = rows[options.long] - rows[options.short]

@@ -1,4 +1,4 @@
-"""Run a command until it ends or standard input closes; then stop its whole process group.
+"""Run a command until it ends or standard input closes; then stop its process group and remove its folder.
 
 Started by `temper.server` with isolated Python and no packages. Standard input is a pipe held by the parent: it
 closes when the parent ends, whatever ended it, so no server is left behind. The first line on standard output is
@@ -7,6 +7,7 @@ the command's process id.
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,12 +24,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.kill()
 
 
-def main() -> int:
-    """Run the command given on the command line and return its exit status."""
+def main() -> None:
+    """Run the command line's second and further arguments; the first is the run folder, removed at the end."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     process = subprocess.Popen(
-        sys.argv[1:], stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=_default_signals
+        sys.argv[2:], stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=_default_signals
     )
     os.write(1, f"{process.pid}\n".encode())
     ended, wake = os.pipe()
@@ -37,11 +38,11 @@ def main() -> int:
     select.select([0, ended], [], [])
     if process.poll() is None:
         _stop(process)
-    code = process.wait()
+    process.wait()
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
     # Triton's python stubs share our process group; none may outlive the server.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGKILL)
-    return code
 
 
 def _close_at_end(process: subprocess.Popen[bytes], wake: int) -> None:
@@ -55,4 +56,4 @@ def _default_signals() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

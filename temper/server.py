@@ -123,6 +123,10 @@ class TritonServer:
             self._folder = None
 
     def _check_models_exist(self) -> None:
+        if self.models is None and not any(self.repository.glob("*/*/")):
+            raise ServerError(
+                f"model repository {self.repository} holds no model; publish one with `temper build`"
+            )
         for model in self.models or ():
             if not (self.repository / model).is_dir():
                 known = sorted(entry.name for entry in self.repository.iterdir() if entry.is_dir())
@@ -144,7 +148,7 @@ class TritonServer:
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervise.py"))]
-                + [str(runtime / "bin" / "tritonserver"), *self._arguments(backends)],
+                + [str(self._folder), str(runtime / "bin" / "tritonserver"), *self._arguments(backends)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -207,6 +211,8 @@ class TritonServer:
     def _last_error(self) -> str:
         assert self.log_file is not None
         lines = self.log_file.read_text(errors="replace").splitlines()
+        # Triton logs this error on every machine without a GPU.
+        lines = [line for line in lines if "CudaDriverHelper" not in line]
         errors = [line for line in lines if line.startswith(("E", "error"))]
         return (errors or lines or ["its log is empty"])[-1][:400]
 

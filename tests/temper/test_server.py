@@ -61,7 +61,7 @@ def test_server_ends_with_its_stubs_when_the_context_closes(toy_repository: Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_server_ends_when_its_parent_dies(toy_repository: Path, number: signal.Signals) -> None:
+def test_server_ends_when_its_parent_dies(toy_repository: Path, tmp_path: Path, number: signal.Signals) -> None:
     script = textwrap.dedent(
         f"""
         import time
@@ -72,7 +72,11 @@ def test_server_ends_when_its_parent_dies(toy_repository: Path, number: signal.S
         """
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
@@ -81,6 +85,11 @@ def test_server_ends_when_its_parent_dies(toy_repository: Path, number: signal.S
     parent.wait(timeout=30)
     parent.stdout.close()
     assert all(_gone(pid) for pid in pids)
+    # The supervisor removes the run folder after the last process of the server has gone.
+    deadline = time.monotonic() + 10
+    while list(tmp_path.glob("temper-triton-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not list(tmp_path.glob("temper-triton-*"))
 
 
 def test_server_refuses_a_port_in_use(toy_repository: Path) -> None:
@@ -95,6 +104,11 @@ def test_server_refuses_a_port_in_use(toy_repository: Path) -> None:
 def test_server_refuses_a_missing_repository(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="no such folder; publish a model first"):
         TritonServer(tmp_path / "nowhere").start()
+
+
+def test_server_refuses_an_empty_repository(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="holds no model; publish one with `temper build`"):
+        TritonServer(tmp_path).start()
 
 
 def test_server_refuses_an_unknown_model(toy_repository: Path) -> None:

@@ -1,0 +1,38 @@
+"""The README's commands exist as written there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from temper.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"^    temper (\w+)(.*?)(?: #.*)?$", README, re.MULTILINE)))
+
+
+@pytest.mark.parametrize(("command", "arguments"), COMMANDS)
+def test_readme_command_takes_these_options(command: str, arguments: str) -> None:
+    result = CliRunner().invoke(main, [command, "--help"])
+    assert result.exit_code == 0, result.output
+    for option in re.findall(r"--[a-z-]+", arguments):
+        assert option in result.output, f"temper {command} has no {option}"
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^    make ([\w-]+)", README, re.MULTILINE))))
+def test_readme_make_target_exists(target: str) -> None:
+    rules = re.findall(r"^([\w%-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    if target.startswith("bench-"):
+        assert "bench-%" in rules
+        assert (ROOT / "benchmarks" / f"{target.removeprefix('bench-')}.py").is_file()
+    else:
+        assert target in rules
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_readme_link_leads_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
