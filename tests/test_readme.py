@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from temper.cli import main
+from temper.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -17,7 +17,7 @@ COMMANDS = sorted(set(re.findall(r"^    temper (\w+)(.*?)(?: #.*)?$", README, re
 
 @pytest.mark.parametrize(("command", "arguments"), COMMANDS)
 def test_readme_command_takes_these_options(command: str, arguments: str) -> None:
-    result = CliRunner().invoke(main, [command, "--help"])
+    result = CliRunner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0, result.output
     for option in re.findall(r"--[a-z-]+", arguments):
         assert option in result.output, f"temper {command} has no {option}"
