@@ -68,7 +68,9 @@ def test_server_ends_when_its_parent_dies(toy_repository: Path, tmp_path: Path, 
         from temper.server import TritonServer
         with TritonServer({str(toy_repository)!r}) as server:
             print(server.pid, flush=True)
-            time.sleep(60)
+            # In steps: a signal that comes just before a sleep begins is seen only when it ends.
+            while True:
+                time.sleep(0.1)
         """
     )
     parent = subprocess.Popen(
