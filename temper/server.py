@@ -29,7 +29,7 @@ from typing import Any
 from temper.errors import ServerError
 
 _LOOPBACK = "127.0.0.1"
-_PLUGIN = Path(__file__).resolve().parent.parent / "backends" / "temper"
+_BACKENDS = Path(__file__).resolve().parent.parent / "backends"
 _POLL_S = 0.05
 
 
@@ -255,15 +255,15 @@ def _lay_out_backends(runtime: Path, folder: Path) -> Path:
     shutil.copy(stub, python / stub.name)
     # Some installers drop the execute bit.
     (python / stub.name).chmod(0o755)
-    shutil.copytree(_PLUGIN, folder / "temper", ignore=shutil.ignore_patterns("__pycache__"))
+    for own in ("temper", "temper_mean"):
+        shutil.copytree(_BACKENDS / own, folder / own, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def _environment(runtime: Path) -> dict[str, str]:
-    library = sysconfig.get_config_var("LIBDIR") or ""
     libraries = [
         str(runtime.parents[1] / "nvidia_pytriton.libs"),
-        library,
+        *_find_libpython(),
         os.environ.get("LD_LIBRARY_PATH", ""),
     ]
     return {
