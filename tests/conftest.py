@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,30 @@ if TYPE_CHECKING:
 
 # A shell that runs the tests in the background makes them, and every process they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def why_no_gpu() -> str | None:
+    """The driver's own reason why this process has no NVIDIA GPU; None when it has one."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"no NVIDIA driver: {error}"
+    status = cuda.cuInit(0)
+    if status != 0:
+        name = ctypes.c_char_p()
+        cuda.cuGetErrorName(status, ctypes.byref(name))
+        return f"the NVIDIA driver does not start: cuInit says {(name.value or b'').decode() or status}"
+    count = ctypes.c_int(0)
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    return None if count.value else "the NVIDIA driver shows 0 devices to this process"
+
+
+# Before any fixture: a server for a test that is skipped need not start.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 SUMS = "SHA256SUMS"
+CARD = "card.json"
 _DEFAULT_MAX_BATCH = 32
 _CHUNK_BYTES = 1 << 20
 
@@ -23,16 +26,73 @@ class ArtifactError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A verified artifact and the config parameters that say how to run it."""
+    """A verified artifact, and what config.pbtxt and its card say of running it."""
 
     file: Path
+    """The engine; `for_capability` may choose another one."""
     engine: str
-    parameters: dict[str, str]
+    """The engine's kind, which decides on the runner."""
+    parameters: Mapping[str, str]
+    """config.pbtxt's parameters."""
+    digests: Mapping[str, str]
+    """SHA-256 of every published file, each found to be right."""
+    file_of_capability: Mapping[str, str]
+    """Triton's `cc_model_filenames`: compute capability, as "9.0", to the file built for it."""
+    card: Mapping[str, Any]
+    """card.json."""
 
     @property
     def max_batch(self) -> int:
         """Largest batch when config.pbtxt does not say."""
         return int(self.parameters.get("max_batch", _DEFAULT_MAX_BATCH))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the engine."""
+        return self.digests[self.file.name]
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """What the card says of the engine (runtime, batch sizes, compute_capability), if anything."""
+        stages = self.card.get("stages")
+        for stage in reversed(stages if isinstance(stages, list) else []):
+            if stage.get("name") == "engine":
+                figures: Mapping[str, Any] = stage.get("figures", {})
+                return figures
+        return {}
+
+    def for_capability(self, capability: str) -> Entry:
+        """The entry with the engine for a GPU, as Triton's own TensorRT backend would choose it.
+
+        Args:
+            capability: The GPU's compute capability, as "9.0".
+
+        Raises:
+            ArtifactError: Engines are given per compute capability, and none for this one.
+        """
+        name = self.file_of_capability.get(capability)
+        if name is None:
+            name = self.file.name
+            if name in self.file_of_capability.values() or name not in self.digests:
+                raise ArtifactError(
+                    f"{self.file.parent}: got a GPU of compute capability {capability}, expected one of "
+                    f"{', '.join(sorted(self.file_of_capability))} (cc_model_filenames); "
+                    "build the recipe on this GPU as well and publish again"
+                )
+        return replace(self, file=self.file.with_name(name))
+
+    def read(self) -> bytes:
+        """The engine's bytes, their digest checked once more: exactly these may be deserialised.
+
+        Raises:
+            ArtifactError: The file changed since it was verified, or cannot be read.
+        """
+        try:
+            content = self.file.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{self.file} cannot be read ({error.strerror}); publish it again") from error
+        _check_digest(self.file, hashlib.sha256(content).hexdigest(), self.digest)
+        return content
 
 
 def folder_of_this_process(model: str) -> Path:
@@ -51,31 +111,52 @@ def folder_of_this_process(model: str) -> Path:
     return folder
 
 
-def verify(folder: Path, parameters: dict[str, Any]) -> Entry:
+def verify(folder: Path, config: Mapping[str, Any]) -> Entry:
     """Check every file named in SHA256SUMS and return the engine.
 
     Args:
         folder: `<repository>/<model>/<version>`.
-        parameters: The `parameters` of config.pbtxt, as Triton's JSON gives them.
+        config: config.pbtxt, as Triton's JSON gives it.
 
     Raises:
         ArtifactError: No digests, a missing file, a digest that does not match, or an engine without a digest.
     """
-    values = {key: str(value["string_value"]) for key, value in parameters.items()}
-    name = values.get("file", "model.onnx")
-    for published, digest in _read_sums(folder / SUMS).items():
+    parameters = {key: str(value["string_value"]) for key, value in config["parameters"].items()}
+    name = parameters.get("file", "model.onnx")
+    digests = _read_sums(folder / SUMS)
+    for published, digest in digests.items():
         path = folder / published
         if not path.is_file():
             raise ArtifactError(f"{path} is named in {SUMS} but missing; publish this version again")
-        found = _sha256(path)
-        if not hmac.compare_digest(found, digest):
-            raise ArtifactError(
-                f"{path}: SHA-256 is {found[:12]}..., {SUMS} says {digest[:12]}...; the file was changed after it "
-                "was published and is not loaded; publish this version again"
-            )
-        if published == name:
-            return Entry(file=path, engine=values.get("engine", "openvino"), parameters=values)
-    raise ArtifactError(f"{folder / SUMS} has no digest of {name}; publish this version again")
+        _check_digest(path, _sha256(path), digest)
+    file_of_capability = dict(config.get("cc_model_filenames") or {})
+    for engine in file_of_capability.values() or [name]:
+        if engine not in digests:
+            raise ArtifactError(f"{folder / SUMS} has no digest of {engine}; publish this version again")
+    return Entry(
+        file=folder / name,
+        engine=parameters.get("engine", "openvino"),
+        parameters=parameters,
+        digests=digests,
+        file_of_capability=file_of_capability,
+        card=_read_card(folder / CARD) if CARD in digests else {},
+    )
+
+
+def _check_digest(path: Path, found: str, expected: str) -> None:
+    if not hmac.compare_digest(found, expected):
+        raise ArtifactError(
+            f"{path}: SHA-256 is {found[:12]}..., {SUMS} says {expected[:12]}...; the file was changed after it "
+            "was published and is not loaded; publish this version again"
+        )
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"{path}: got no JSON ({error}); publish this version again") from error
+    return card if isinstance(card, dict) else {}
 
 
 def _read_sums(path: Path) -> dict[str, str]:
@@ -92,8 +173,7 @@ def _read_sums(path: Path) -> dict[str, str]:
         if len(digest) != 64 or not name or "/" in name:
             raise ArtifactError(f"{path}: got the line {line[:80]!r}, expected `<sha256>  <file>`; publish again")
         sums[name] = digest
-    # The engine comes last, so that `verify` has checked every other file when it returns.
-    return dict(sorted(sums.items(), key=lambda item: item[0].startswith("model.")))
+    return sums
 
 
 def _sha256(path: Path) -> str:

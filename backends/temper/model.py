@@ -15,15 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # only inside Triton
 
 import artifact
 import runners
+from runners.dlpack import DeviceTensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+
+    from runners.dlpack import Images
+
+# Triton's own parameter for python backends: "no" hands GPU tensors over as they are.
+_FORCE_CPU = "FORCE_CPU_ONLY_INPUT_TENSORS"
 
 
 class TritonPythonModel:
@@ -39,8 +45,8 @@ class TritonPythonModel:
         given = config.as_dict()
         try:
             folder = artifact.folder_of_this_process(given["name"])
-            entry = artifact.verify(folder, given["parameters"])
-            signature = runners.load(entry.engine).signature(entry)
+            entry = artifact.verify(folder, given)
+            signature = runners.load(entry.engine).signature(entry, given)
         except artifact.ArtifactError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         config.add_input(signature.input.as_config())
@@ -60,18 +66,23 @@ class TritonPythonModel:
         """
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
-        self._shape = tuple(int(size) for size in config["input"][0]["dims"])
-        self._input = config["input"][0]["name"]
-        self._output = config["output"][0]["name"]
-        self._max_batch = int(config["max_batch_size"])
         try:
-            entry = artifact.verify(folder, config["parameters"])
-            num_instances = sum(group["count"] for group in config["instance_group"])
-            self._runner = runners.load(entry.engine).Runner(entry, self._max_batch, num_instances)
-        except artifact.ArtifactError as error:
+            entry = artifact.verify(folder, config)
+            instance = _instance(config, args)
+            self._input, self._output = instance.signature.input.name, instance.signature.output.name
+            self._shape = tuple(instance.signature.input.dims)
+            self._max_batch = instance.max_batch
+            module = runners.load(entry.engine)
+            if not module.Runner.accepts_device_tensors and _wants_device_tensors(config):
+                raise artifact.ArtifactError(
+                    f"{_FORCE_CPU}: got 'no', expected 'yes' or nothing with engine {entry.engine}, which reads "
+                    "host memory; remove it from config.pbtxt"
+                )
+            self._runner = module.Runner(entry, instance)
+            for batch in sorted({1, self._max_batch}):
+                self._runner.infer([np.zeros((batch, *self._shape), np.uint8)])
+        except (artifact.ArtifactError, runners.RunnerError) as error:
             raise pb_utils.TritonModelException(str(error)) from error
-        for batch in sorted({1, self._max_batch}):
-            self._runner.infer([np.zeros((batch, *self._shape), np.uint8)])
         pb_utils.Logger.log_info(f"{args['model_instance_name']}: {self._runner.description}")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -82,9 +93,13 @@ class TritonPythonModel:
         """
         responses: list[Any] = [None] * len(requests)
         good: list[int] = []
-        images: list[npt.NDArray[np.uint8]] = []
+        images: list[Images] = []
         for index, request in enumerate(requests):
-            batch = pb_utils.get_input_tensor_by_name(request, self._input).as_numpy()
+            try:
+                batch = _read(pb_utils.get_input_tensor_by_name(request, self._input))
+            except runners.RunnerError as error:
+                responses[index] = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+                continue
             if batch.dtype != np.uint8 or batch.shape[1:] != self._shape or not 0 < len(batch) <= self._max_batch:
                 responses[index] = self._refuse(batch)
             else:
@@ -101,10 +116,43 @@ class TritonPythonModel:
             responses[index] = pb_utils.InferenceResponse([pb_utils.Tensor(self._output, logits)])
         return responses
 
-    def _refuse(self, batch: npt.NDArray[Any]) -> Any:
+    def finalize(self) -> None:
+        """Give the engine's memory back, before Triton ends this process."""
+        self._runner.close()
+
+    def _refuse(self, batch: Images) -> Any:
         height, width, channels = self._shape
         message = (
             f"{self._input}: got {batch.dtype} {list(batch.shape)}, expected uint8 "
             f"[1..{self._max_batch}, {height}, {width}, {channels}]; resize the image and send NHWC RGB bytes"
         )
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+
+
+def _instance(config: dict[str, Any], args: dict[str, str]) -> runners.Instance:
+    signature = runners.Signature.from_config(config)
+    if signature is None:
+        raise artifact.ArtifactError(
+            f"config.pbtxt has {len(config['input'])} inputs and {len(config['output'])} outputs, expected one of "
+            "each; publish this version again"
+        )
+    return runners.Instance(
+        signature=signature,
+        max_batch=int(config["max_batch_size"]),
+        num_instances=sum(group["count"] for group in config["instance_group"]),
+        device=int(args["model_instance_device_id"]),
+        log=pb_utils.Logger.log_warn,
+    )
+
+
+def _wants_device_tensors(config: dict[str, Any]) -> bool:
+    given = config["parameters"].get(_FORCE_CPU, {})
+    return bool(given.get("string_value") == "no")
+
+
+def _read(tensor: Any) -> Images:
+    """A request's images, where Triton has them."""
+    if tensor.is_cpu():
+        images: npt.NDArray[np.uint8] = tensor.as_numpy()
+        return images
+    return DeviceTensor(tensor.to_dlpack())

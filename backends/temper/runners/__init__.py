@@ -1,15 +1,28 @@
-"""One runner per engine kind: each module has `signature(entry)` and `Runner(entry, max_batch, num_instances)`."""
+"""One runner per engine kind.
+
+Each module has `signature(entry, config)`, what the artifact takes and gives, and `Runner(entry, instance)` with
+
+    accepts_device_tensors   whether `infer` takes a DeviceTensor
+    description              one line for the log
+    infer(batches)           UINT8 [n_i, H, W, 3] each, together at most max_batch, to FP32 [n_i, classes] each
+    close()                  gives everything back
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import artifact
 
 # Engine kind -> module of this package. Imported on demand: each needs the runtime of its engine.
-_MODULES = {"openvino": "runners.openvino_runner"}
+_MODULES = {
+    "openvino": "runners.openvino_runner",
+    "tensorrt": "runners.tensorrt_runner",
+    "tensorrt-rtx": "runners.tensorrt_runner",
+}
 
 
 class RunnerError(Exception):
@@ -35,6 +48,37 @@ class Signature:
 
     input: TensorSignature
     output: TensorSignature
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Signature | None:
+        """What config.pbtxt, as Triton's JSON, states; None when it leaves the input or the output out."""
+        if len(config.get("input", ())) != 1 or len(config.get("output", ())) != 1:
+            return None
+        image, logits = (
+            TensorSignature(
+                name=tensor["name"],
+                data_type=tensor["data_type"],
+                # Triton's JSON has 64-bit numbers as text.
+                dims=[int(size) for size in tensor["dims"]],
+            )
+            for tensor in (config["input"][0], config["output"][0])
+        )
+        return cls(input=image, output=logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """What Triton says of the model instance that a runner serves."""
+
+    signature: Signature
+    max_batch: int
+    """The largest batch that Triton puts together."""
+    num_instances: int
+    """Instances of this model, this one included."""
+    device: int
+    """Index of the GPU, for a runner that needs one."""
+    log: Callable[[str], None]
+    """Writes a line into the server's log."""
 
 
 def load(engine: str) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
+import openvino as ov  # type: ignore[import-untyped]  # ships no types
 
 import runners
 from artifact import ArtifactError, Entry
@@ -17,8 +17,9 @@ _TRITON_TYPE = {"u8": "TYPE_UINT8", "f32": "TYPE_FP32"}
 _PRECISIONS = ("f32", "bf16", "f16")
 
 
-def signature(entry: Entry) -> runners.Signature:
-    """Names, types and shapes as the ONNX has them; the first dimension is the batch."""
+def signature(entry: Entry, config: Mapping[str, Any]) -> runners.Signature:
+    """Names, types and shapes as the ONNX has them, whatever config.pbtxt states; Triton compares the two."""
+    del config
     model = _read(ov.Core(), entry)
     return runners.Signature(input=_describe(model.inputs, "input"), output=_describe(model.outputs, "output"))
 
@@ -30,7 +31,9 @@ class Runner:
     would pick bf16 by itself where the CPU has it) and `threads` (all cores by default).
     """
 
-    def __init__(self, entry: Entry, max_batch: int, num_instances: int) -> None:
+    accepts_device_tensors = False
+
+    def __init__(self, entry: Entry, instance: runners.Instance) -> None:
         """Compile for latency: all threads work on one batch.
 
         Raises:
@@ -51,14 +54,14 @@ class Runner:
                     "NUM_STREAMS": "1",
                     "INFERENCE_NUM_THREADS": threads,
                     # A lone instance answers sooner on pinned threads; several would be pinned to the same cores.
-                    "ENABLE_CPU_PINNING": "YES" if num_instances == 1 else "NO",
+                    "ENABLE_CPU_PINNING": "YES" if instance.num_instances == 1 else "NO",
                 },
             )
         except RuntimeError as error:
             raise ArtifactError(f"{entry.file}: OpenVINO cannot compile it: {_last_line(error)}") from error
         self._request = compiled.create_infer_request()
         height, width, channels = _describe(model.inputs, "input").dims
-        self._buffer = np.empty((max_batch, height, width, channels), np.uint8)
+        self._buffer = np.empty((instance.max_batch, height, width, channels), np.uint8)
         ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.description = f"OpenVINO {ov.__version__.split('-')[0]}, {ran}, {threads} threads"
 
@@ -88,6 +91,9 @@ class Runner:
         logits = self._request.get_output_tensor().data
         ends = np.cumsum([len(batch) for batch in batches])[:-1]
         return list(np.split(logits, ends))
+
+    def close(self) -> None:
+        """Nothing to give back: OpenVINO frees its memory with this object."""
 
 
 def _read(core: Any, entry: Entry) -> Any:
