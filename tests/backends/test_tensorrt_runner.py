@@ -632,6 +632,8 @@ def test_failed_batch_leaves_the_runner_usable(make_runner: Callable[..., Runner
     with pytest.raises(runners.RunnerError, match=rf"a batch of {MAX_BATCH} failed: .+"):
         runner.infer([sample.images[:MAX_BATCH]])
     runner._prepared = prepared
+    with pytest.raises(runners.RunnerError, match=rf"got {MAX_BATCH + 1} images, expected at most {MAX_BATCH}"):
+        runner.infer([sample.images[:MAX_BATCH], sample.images[:1]])
     (answer,) = runner.infer([sample.images[:3]])
     assert np.isfinite(answer).all()
 

@@ -137,6 +137,9 @@ class Runner:
             RunnerError: The engine or the driver failed; the next call may succeed.
         """
         num_images = sum(map(len, batches))
+        if num_images > len(self._images.array):
+            # A copy beyond the buffer on the GPU would overwrite what lies there.
+            raise runners.RunnerError(f"got {num_images} images, expected at most {len(self._images.array)}")
         try:
             self._upload(batches)
             self._run(padded_batch(num_images, self._prepared))
@@ -250,8 +253,10 @@ class Runner:
                 f"no execution context: {engine.logger.reason()} ({free >> 20} MiB of the GPU's memory are free, "
                 f"activations need {engine.engine.device_memory_size_v2 >> 20})"
             )
-        context.set_tensor_address(engine.input, self._device_images.pointer)
-        context.set_tensor_address(engine.output, self._device_logits.pointer)
+        buffers = {engine.input: self._device_images.pointer, engine.output: self._device_logits.pointer}
+        for name, pointer in buffers.items():
+            if not context.set_tensor_address(name, pointer):
+                raise runners.RunnerError(engine.logger.reason())
         return context
 
     def _warm(self, context: Any, sizes: Sequence[int]) -> None:
