@@ -25,7 +25,7 @@ from builder.sample import Sample
 from runners import cuda
 from runners.dlpack import DeviceTensor
 from runners.runtime_cache import CacheFile, cache_folder, cache_key
-from runners.tensorrt_engine import check_built_for
+from runners.tensorrt_engine import check_built_for, make_logger
 from runners.tensorrt_runner import Runner, padded_batch, prepared_batches, signature
 from temper.server import TritonServer
 
@@ -359,6 +359,22 @@ def rtx(toy_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     folder = tmp_path_factory.mktemp("rtx")
     info = build_engine("tensorrt-rtx", toy_onnx, folder, EngineConfig(opt_batch=8, max_batch=MAX_BATCH))
     return folder / info["file"], {"recipe": "toy", "stages": [{"name": "engine", "figures": info}]}
+
+
+@without_gpu
+def test_refusal_is_the_librarys_first_error(rtx: tuple[Path, dict[str, Any]]) -> None:
+    """A deserialising that fails gives None; why is only in what the library logs."""
+    import tensorrt_rtx as trt
+
+    signature = runners.Signature(
+        input=runners.TensorSignature(name="image", data_type="TYPE_UINT8", dims=[32, 32, 3]),
+        output=runners.TensorSignature(name="logits", data_type="TYPE_FP32", dims=[10]),
+    )
+    instance = runners.Instance(signature=signature, max_batch=1, num_instances=1, device=0, log=lambda line: None)
+    logger = make_logger(trt, instance)
+    assert trt.Runtime(logger).deserialize_cuda_engine(rtx[0].read_bytes()) is None
+    assert "CUDA driver version is insufficient" in logger.reason()
+    assert logger.reason() == "it gives no reason"
 
 
 def _let_triton_choose(version: Path) -> None:

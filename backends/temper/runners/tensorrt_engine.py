@@ -70,7 +70,7 @@ def load_engine(entry: Entry, instance: runners.Instance, device: cuda.Device) -
     trt = _import(library, entry.engine)
     cuda.require_driver(device.driver_cuda, _cuda_of(library), library.project)
     check_built_for(entry, version=trt.__version__, capability=device.capability)
-    logger = _make_logger(trt, instance)
+    logger = make_logger(trt, instance)
     content = entry.read()
     runtime = trt.Runtime(logger)
     if entry.engine == "tensorrt-rtx":
@@ -151,8 +151,8 @@ def _cuda_of(library: Library) -> int:
     return 0
 
 
-def _make_logger(trt: Any, instance: runners.Instance) -> Any:
-    """A logger of the library that keeps errors and passes warnings on."""
+def make_logger(trt: Any, instance: runners.Instance) -> Any:
+    """A logger of the library: `reason` gives the first error, warnings go to the server's log."""
     severity = trt.ILogger.Severity
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # untyped base
