@@ -1,13 +1,15 @@
 """Checks where a quantised graph has its Q/DQ pairs, from the ONNX file alone.
 
-The rules (TensorRT's "Working with Quantized Types"): the input of every Conv, Gemm and MatMul is int8 per
-tensor, its weight int8 with one scale per output channel, and exactly one branch of a residual Add is int8, the
-one that is not fused into the convolution before it. A float input makes a runtime fall back to a float kernel
-without a word.
+The rules (TensorRT's "Working with Quantized Types"): the input of every Conv, Gemm and MatMul is int8 or fp8 per
+tensor, its weight too with one scale per output channel, and exactly one branch of a residual Add is quantised:
+the one that is not fused into the convolution before it. A float input makes a runtime fall back to a float kernel
+without a word, so a layer that is left in float must have a reason and is named with it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
+_TYPES = {"int8": "INT8", "fp8": "FLOAT8E4M3FN"}
+# ModelOpt's limits for convolutions on tensor cores.
+_MAX_FP8_KERNEL = 32
+_MIN_CHANNELS = 16
 # They move values and do not change them, so int8 passes through.
-_LAYOUT_OPS = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool", "Identity")
+_LAYOUT_OPS = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool", "Identity", "Cast")
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,21 @@ class NodeReport:
     op: str
     """Its operator."""
     activation_scale: float
-    """Scale of its int8 input."""
+    """Scale of its quantised input."""
     num_weight_scales: int
-    """Scales of its int8 weight: one per output channel."""
+    """Scales of its quantised weight: one per output channel."""
+
+
+@dataclass(frozen=True)
+class KeptHigh:
+    """One weighted node that is left unquantised."""
+
+    name: str
+    """The node's name in the graph."""
+    op: str
+    """Its operator."""
+    reason: str
+    """Why that is no mistake."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +61,11 @@ class QdqReport:
     """What the audit of a whole graph found; every rule is kept."""
 
     num_residual_adds: int
-    """Adds of two activations; each has exactly one int8 branch."""
+    """Adds of two activations; each has exactly one quantised branch."""
     nodes: list[NodeReport] = field(default_factory=list)
-    """Every Conv, Gemm and MatMul, in the graph's order."""
+    """Every quantised Conv, Gemm and MatMul, in the graph's order."""
+    kept_high: list[KeptHigh] = field(default_factory=list)
+    """Every one that is not quantised, with the reason."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as JSON, with a count per operator."""
@@ -53,36 +73,47 @@ class QdqReport:
         return {**counts, **asdict(self)}
 
 
-def audit_qdq(path: Path) -> QdqReport:
-    """Checks a quantised graph.
+def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] = ()) -> QdqReport:
+    """Checks a quantised graph, also after its rest was cast to half precision.
 
     Args:
         path: The ONNX file.
+        precision: `int8` or `fp8` (E4M3), the type of the quantised layers.
+        kept_high: Names of nodes that were left unquantised on purpose.
 
     Returns:
-        The counts and every weighted node.
+        The counts, every quantised node, and every one that is not with the reason.
 
     Raises:
         AuditError: A rule is broken; names the node and what is wrong with it.
     """
     import onnx
 
-    graph = _Graph(onnx.load(path).graph, path)
+    graph = _Graph(onnx.load(path).graph, path, precision)
     weighted = [node for node in graph.nodes if node.op_type in _WEIGHTED_OPS]
     if not weighted:
         raise AuditError(f"{path}: has no Conv, Gemm or MatMul; expected a quantised network")
-    reports = [graph.check_weighted(node) for node in weighted]
+    reports, high = [], []
+    for node in weighted:
+        reason = "kept on request" if node.name in kept_high else graph.why_high(node)
+        if reason is not None and not graph.is_quantized(node):
+            high.append(KeptHigh(node.name, node.op_type, reason))
+        else:
+            reports.append(graph.check_weighted(node))
+    if not reports:
+        raise AuditError(f"{path.name}: every layer is left unquantised, expected {precision} layers")
     adds = [node for node in graph.nodes if node.op_type == "Add" and graph.is_residual(node)]
     for node in adds:
-        graph.check_residual(node)
-    return QdqReport(num_residual_adds=len(adds), nodes=reports)
+        graph.check_residual(node, may_be_float=bool(kept_high))
+    return QdqReport(num_residual_adds=len(adds), nodes=reports, kept_high=high)
 
 
 class _Graph:
     """A graph with its tensors indexed by name."""
 
-    def __init__(self, graph: onnx.GraphProto, path: Path) -> None:
+    def __init__(self, graph: onnx.GraphProto, path: Path, precision: str) -> None:
         self.path = path
+        self.precision = precision
         self.nodes = list(graph.node)
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.producers = {name: node for node in graph.node for name in node.output}
@@ -97,12 +128,41 @@ class _Graph:
         num_weight_scales = self._check_weight(node)
         return NodeReport(node.name, node.op_type, float(scales.reshape(-1)[0]), num_weight_scales)
 
+    def is_quantized(self, node: onnx.NodeProto) -> bool:
+        weight = self.producers.get(node.input[1])
+        has_weight = weight is not None and weight.op_type == "DequantizeLinear"
+        return has_weight or self._activation_quantizer(node.input[0]) is not None
+
+    def why_high(self, node: onnx.NodeProto) -> str | None:
+        """Returns why ModelOpt leaves a convolution in float, None when it must not.
+
+        Source: `find_nodes_from_convs_to_exclude` of ModelOpt 0.47; TensorRT has no faster kernels for these.
+        """
+        weight = self.constants.get(node.input[1])
+        if node.op_type != "Conv" or weight is None:
+            return None
+        outputs, inputs, *kernel = weight.dims
+        if self.precision == "fp8":
+            if math.prod(kernel) > _MAX_FP8_KERNEL:
+                return f"no fp8 convolution for a kernel of {'x'.join(map(str, kernel))}"
+            narrow = min(outputs, inputs) <= _MIN_CHANNELS
+            return f"fp8 does not pay for {inputs} input and {outputs} output channels" if narrow else None
+        group = next((each.i for each in node.attribute if each.name == "group"), 1)
+        fits = outputs % 8 == 0 or inputs % 8 == 0
+        if group > 1:
+            fits = outputs % 8 == 0 and min(kernel) > 2
+        elif max(outputs, inputs) < _MIN_CHANNELS or len(set(kernel)) > 1:
+            fits = False
+        if fits or min(outputs, inputs) >= _MIN_CHANNELS:
+            return None
+        return f"no int8 convolution for {inputs} input and {outputs} output channels"
+
     def is_residual(self, node: onnx.NodeProto) -> bool:
         return not any(self._is_constant(name) for name in node.input)
 
-    def check_residual(self, node: onnx.NodeProto) -> None:
+    def check_residual(self, node: onnx.NodeProto, *, may_be_float: bool) -> None:
         quantized = sum(self._activation_quantizer(name) is not None for name in node.input)
-        if quantized != 1:
+        if quantized != 1 and not (may_be_float and quantized == 0):
             found = "none of its branches is quantised" if quantized == 0 else "both of its branches are quantised"
             raise self._broken(node, found, "exactly one")
 
@@ -112,11 +172,14 @@ class _Graph:
         dequantize = self.producers.get(node.input[1])
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
             raise self._broken(
-                node, f"its weight {node.input[1]!r} is not quantised", "int8 and a scale per channel"
+                node,
+                f"its weight {node.input[1]!r} is not quantised",
+                f"{self.precision} and a scale per channel",
             )
         weight = self.constants.get(dequantize.input[0])
-        if weight is None or weight.data_type != TensorProto.INT8:
-            raise self._broken(node, f"its weight {node.input[1]!r} is not stored as int8", "int8 in the file")
+        if weight is None or weight.data_type != TensorProto.DataType.Value(_TYPES[self.precision]):
+            found = f"its weight {node.input[1]!r} is not stored as {self.precision}"
+            raise self._broken(node, found, f"{self.precision} in the file")
         axis = self._channel_axis(node, len(weight.dims))
         channels = weight.dims[axis]
         scales = self._scales(node, dequantize.input[1])

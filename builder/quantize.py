@@ -1,18 +1,15 @@
-"""ModelOpt's post-training quantisation of an ONNX graph.
-
-ModelOpt is not typed, prints, and sets up logging of its own; everything about that stays in this file.
-"""
+"""ModelOpt's post-training quantisation of an ONNX graph."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
-import logging
+import difflib
+import fnmatch
+import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,32 +20,52 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-logger = logging.getLogger(__name__)
-
+WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 _CALIBRATION_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """How a graph is quantised."""
+    """How a network is quantised."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    precision: Literal["int8"] = "int8"
-    """The type of weights and activations."""
-    method: Literal["entropy", "max"] = "entropy"
-    """How an activation's range is chosen: least loss of information, or the largest value seen."""
+    precision: Literal["int8", "fp8"] = "int8"
+    """The type of weights and activations; fp8 is E4M3, for GPUs of compute capability 8.9 and later."""
+    method: Literal["entropy", "max", "qat"] = "entropy"
+    """How an activation's range is chosen: least loss of information, the largest value seen, or by training."""
+    epochs: int = 1
+    """`qat`: epochs of training with the quantisers in place."""
+    learning_rate: float = 1e-4
+    """`qat`: its largest learning rate."""
+    keep_high: tuple[str, ...] = ()
+    """Layers to leave unquantised: names of the ONNX graph's nodes, or patterns such as `*/layer1.0/*`."""
+    max_loss: float | None = None
+    """Leave the most sensitive layers unquantised until the loss of agreement with float32 is at most this, in
+    percentage points on the calibration images."""
 
     def __post_init__(self) -> None:
         """Checks every field.
 
         Raises:
-            ValueError: A field is not one of its choices.
+            ValueError: A field is not one of its choices, or does not go with another.
         """
-        if self.precision != "int8":
-            raise ValueError(f"precision: got {self.precision!r}, expected 'int8'")
-        if self.method not in ("entropy", "max"):
-            raise ValueError(f"method: got {self.method!r}, expected 'entropy' or 'max'")
+        if self.precision not in ("int8", "fp8"):
+            raise ValueError(f"precision: got {self.precision!r}, expected 'int8' or 'fp8'")
+        if self.method not in ("entropy", "max", "qat"):
+            raise ValueError(f"method: got {self.method!r}, expected 'entropy', 'max' or 'qat'")
+        if self.epochs < 1:
+            raise ValueError(f"epochs: got {self.epochs}, expected at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: got {self.learning_rate}, expected a positive number")
+        if self.method == "qat" and self.precision != "int8":
+            # ModelOpt exports its fp8 quantisers as operators that only TensorRT knows.
+            raise ValueError(f"precision: got {self.precision!r} with method 'qat', expected 'int8'")
+        if self.method == "qat" and (self.keep_high or self.max_loss is not None):
+            name = "keep_high" if self.keep_high else "max_loss"
+            raise ValueError(f"{name}: expected nothing with method 'qat', which trains every layer")
+        if self.max_loss is not None and not 0 <= self.max_loss <= 100:
+            raise ValueError(f"max_loss: got {self.max_loss}, expected 0 to 100 percentage points")
 
 
 def quantize_onnx(
@@ -58,7 +75,7 @@ def quantize_onnx(
     config: QuantizeConfig,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes a quantised copy of a graph: weights int8 per output channel, activations int8 per tensor.
+    """Writes a quantised copy of a graph: weights with a scale per output channel, activations per tensor.
 
     Args:
         src: The float32 graph, from `export_onnx`.
@@ -68,25 +85,48 @@ def quantize_onnx(
         progress: Called with (calibration images done, images in all).
 
     Returns:
-        precision, method, num_calibration, size_bytes.
+        precision, method, num_calibration, size_bytes, kept_high (names of nodes left out on request).
 
     Raises:
-        QuantizeError: There are no calibration images, they do not fit the graph, or ModelOpt fails.
+        QuantizeError: There are no calibration images, they do not fit the graph, `keep_high` names no node, or
+            ModelOpt fails.
     """
+    assert config.method != "qat", "that is builder.qat's"
     _check_calibration(src, calibration)
+    kept_high = find_nodes(src, config.keep_high)
     dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="quantize-", dir=dst.parent) as folder:
         work = Path(folder)
         # ModelOpt writes intermediate files beside its source.
         shutil.copyfile(src, work / "source.onnx")
-        _run_modelopt(work / "source.onnx", work / "quantized.onnx", calibration, config, progress)
+        _run_modelopt(work / "source.onnx", work / "quantized.onnx", calibration, config, kept_high, progress)
         os.replace(work / "quantized.onnx", dst)
     return {
         "precision": config.precision,
         "method": config.method,
         "num_calibration": len(calibration),
         "size_bytes": dst.stat().st_size,
+        "kept_high": kept_high,
     }
+
+
+def find_nodes(src: Path, patterns: Sequence[str]) -> list[str]:
+    """Returns the weighted nodes of a graph that patterns name, in the graph's order.
+
+    Raises:
+        QuantizeError: A pattern names none; lists those with the nearest names.
+    """
+    import onnx
+
+    graph = onnx.load(src, load_external_data=False).graph
+    names = [node.name for node in graph.node if node.op_type in WEIGHTED_OPS]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise QuantizeError(
+                f"keep_high: no layer is called {pattern!r}; the nearest are {', '.join(near)}; use `*` for a part"
+            )
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _check_calibration(src: Path, images: NDArray[np.uint8]) -> None:
@@ -111,12 +151,15 @@ def _run_modelopt(
     dst: Path,
     calibration: NDArray[np.uint8],
     config: QuantizeConfig,
+    kept_high: list[str],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     import onnx
 
+    from builder.quiet import quiet_modelopt
+
     try:
-        with _quiet():
+        with quiet_modelopt():
             from modelopt.onnx.quantization import quantize  # type: ignore[import-untyped]  # ships none
 
             quantize(
@@ -126,13 +169,14 @@ def _run_modelopt(
                 calibration_data_reader=_reader(calibration, progress),
                 calibration_eps=["cpu"],
                 output_path=str(dst),
+                nodes_to_exclude=[f"{re.escape(name)}$" for name in kept_high],
                 high_precision_dtype="fp32",
                 dq_only=True,
                 log_level="WARNING",
                 # A rule for TensorRT: it would leave a head of fewer than 16 classes in float.
                 enable_gemv_detection_for_trt=False,
             )
-        onnx.checker.check_model(str(dst))  # ModelOpt only warns
+        onnx.checker.check_model(str(dst), full_check=True)  # ModelOpt only warns
     except OSError:
         raise  # the disk, not the model: the store says what to do
     except Exception as error:  # whatever ModelOpt, ONNX Runtime or a graph library throws
@@ -165,34 +209,3 @@ def _reader(images: NDArray[np.uint8], progress: Callable[[int, int], None] | No
             self.position = 0
 
     return Reader()
-
-
-class _LogWriter(io.TextIOBase):
-    """Turns what is printed into debug messages."""
-
-    def write(self, text: str) -> int:
-        if text.strip():
-            logger.debug("%s", text.rstrip())
-        return len(text)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps ModelOpt's prints, bars and log handlers away from the terminal and from our stdout."""
-    root, null = logging.getLogger(), logging.NullHandler()
-    # Without a handler, its logging.warning() would set up one on stderr for the whole process.
-    root.addHandler(null)
-    foreign = logging.getLogger("modelopt.onnx")
-    try:
-        with contextlib.redirect_stdout(_LogWriter()):
-            from modelopt.onnx.quantization import ort_patching
-
-            bar = ort_patching.tqdm
-            ort_patching.tqdm = functools.partial(bar, disable=True)  # a bar per batch, without a switch
-            try:
-                yield
-            finally:
-                ort_patching.tqdm = bar
-    finally:
-        foreign.handlers.clear()
-        root.removeHandler(null)

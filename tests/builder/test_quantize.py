@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from builder.audit import audit_qdq
-from builder.errors import QuantizeError
+from builder.errors import AuditError, QuantizeError
 from builder.export import compare_logits, export_onnx, run_onnx
 from builder.model import ModelConfig, build_model
 from builder.quantize import QuantizeConfig, quantize_onnx
@@ -37,7 +37,8 @@ def test_int8_agrees_with_float32(
     assert logging.getLogger().handlers == handlers
     assert calls == [(0, 40), (16, 40), (32, 40), (40, 40)]
     size = (tmp_path / "model.onnx").stat().st_size
-    assert info == {"precision": "int8", "method": method, "num_calibration": 40, "size_bytes": size}
+    expected = {"precision": "int8", "method": method, "num_calibration": 40, "size_bytes": size, "kept_high": []}
+    assert info == expected
     assert size < 0.3 * toy_onnx.stat().st_size
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     audit_qdq(tmp_path / "model.onnx")
@@ -72,6 +73,41 @@ def test_images_that_do_not_fit_are_refused(toy_onnx: Path, tmp_path: Path, imag
         quantize_onnx(toy_onnx, tmp_path / "model.onnx", images, QuantizeConfig())
 
 
+def test_fp8_leaves_the_stem_high_and_says_why(sample: Sample, toy_onnx: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model.onnx"
+    config = QuantizeConfig(precision="fp8", method="max")
+    info = quantize_onnx(toy_onnx, target, sample.calibration[:40], config)
+    assert info["size_bytes"] < 0.3 * toy_onnx.stat().st_size
+    report = audit_qdq(target, "fp8")
+    assert (len(report.nodes), report.num_residual_adds) == (20, 8)
+    (stem,) = report.kept_high
+    assert (stem.name, stem.reason) == ("/model/conv1/Conv", "no fp8 convolution for a kernel of 7x7")
+    images = sample.images[:100]
+    figures = compare_logits(run_onnx(toy_onnx, images), run_onnx(target, images))
+    assert figures["agreement"] > 0.9
+
+
+def test_layers_that_are_named_stay_high(sample: Sample, toy_onnx: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model.onnx"
+    config = QuantizeConfig(method="max", keep_high=("*/layer1.0/*", "/model/fc/Gemm"))
+    info = quantize_onnx(toy_onnx, target, sample.calibration[:8], config)
+    kept = ["/model/layer1/layer1.0/conv1/Conv", "/model/layer1/layer1.0/conv2/Conv", "/model/fc/Gemm"]
+    assert info["kept_high"] == kept
+    report = audit_qdq(target, kept_high=kept)
+    assert [(one.name, one.reason) for one in report.kept_high] == [(name, "kept on request") for name in kept]
+    assert len(report.nodes) == 18
+    with pytest.raises(AuditError, match=r"layer1.0/conv1/Conv.*is not quantised, expected int8 and a scale"):
+        audit_qdq(target)
+
+
+def test_unknown_layer_is_refused_with_the_nearest(sample: Sample, toy_onnx: Path, tmp_path: Path) -> None:
+    config = QuantizeConfig(keep_high=("/model/conv/Conv",))
+    with pytest.raises(
+        QuantizeError, match=r"no layer is called '/model/conv/Conv'; the nearest are /model/conv1"
+    ):
+        quantize_onnx(toy_onnx, tmp_path / "model.onnx", sample.calibration[:8], config)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet50", "wide_resnet50_2", "resnext50_32x4d"])
 def test_every_family_passes_the_audit(sample: Sample, tmp_path: Path, arch: str) -> None:
@@ -86,8 +122,13 @@ def test_every_family_passes_the_audit(sample: Sample, tmp_path: Path, arch: str
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": "int4"}, r"precision: got 'int4', expected 'int8'"),
-        ({"method": "mse"}, r"method: got 'mse', expected 'entropy' or 'max'"),
+        ({"precision": "int4"}, r"precision: got 'int4', expected 'int8' or 'fp8'"),
+        ({"method": "mse"}, r"method: got 'mse', expected 'entropy', 'max' or 'qat'"),
+        ({"method": "qat", "epochs": 0}, r"epochs: got 0, expected at least 1"),
+        ({"method": "qat", "learning_rate": 0.0}, r"learning_rate: got 0.0, expected a positive number"),
+        ({"method": "qat", "precision": "fp8"}, r"precision: got 'fp8' with method 'qat', expected 'int8'"),
+        ({"method": "qat", "keep_high": ("a",)}, r"keep_high: expected nothing with method 'qat'"),
+        ({"max_loss": -1.0}, r"max_loss: got -1.0, expected 0 to 100 percentage points"),
     ],
 )
 def test_config_is_checked(changes: dict[str, Any], message: str) -> None:
