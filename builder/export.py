@@ -48,9 +48,9 @@ class Served(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Returns the logits of uint8 images [N, H, W, 3]."""
         # Cast first: TensorRT takes a UINT8 input into a cast only.
-        pixels = image.to(torch.float32).permute(0, 3, 1, 2)
+        pixels = image.to(self.scale.dtype).permute(0, 3, 1, 2)
         logits: torch.Tensor = self.model(pixels * self.scale + self.shift)
-        return logits
+        return logits if logits.dtype == torch.float32 else logits.float()
 
 
 def export_onnx(

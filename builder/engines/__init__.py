@@ -1,35 +1,49 @@
-"""Engines: what runs a graph, one module per kind, each with a `build`.
+"""Engines: what runs a graph.
 
-`openvino` runs the ONNX file itself on a CPU; `tensorrt-rtx` compiles it ahead of time for NVIDIA GPUs.
+`openvino` runs the ONNX file itself on a CPU; `tensorrt-rtx` compiles it ahead of time for NVIDIA GPUs, with or
+without one; `tensorrt` compiles it on the GPU that will run it. The last two are one code path, `tensorrt.py`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from builder.engines.gpu import compute_capability, count_gpus
 from builder.errors import EngineError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
-EngineKind = Literal["openvino", "tensorrt-rtx"]
-KINDS: tuple[EngineKind, ...] = ("openvino", "tensorrt-rtx")
-_MODULES = {"openvino": "openvino", "tensorrt-rtx": "tensorrt_rtx"}
-_EXTRAS = {"openvino": "embedded", "tensorrt-rtx": "rtx"}
+__all__ = [
+    "KINDS",
+    "AgreementLimits",
+    "EngineConfig",
+    "EngineKind",
+    "build_engine",
+    "compute_capability",
+    "count_gpus",
+    "pick_engine",
+]
+
+EngineKind = Literal["openvino", "tensorrt-rtx", "tensorrt"]
+KINDS: tuple[EngineKind, ...] = ("openvino", "tensorrt-rtx", "tensorrt")
+_MODULES = {"openvino": "openvino", "tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+_EXTRAS = {"openvino": "embedded", "tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
+_COMPATIBILITIES = ("none", "same_compute_capability", "ampere_plus")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What runs the variants, and for which batches it is built."""
+    """What runs the variants, and for which batches and GPUs it is built."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    kind: Literal["auto", "openvino", "tensorrt-rtx"] = "auto"
+    kind: Literal["auto", "openvino", "tensorrt-rtx", "tensorrt"] = "auto"
     """The engine; `auto` takes the best one that this machine can run."""
     min_batch: int = 1
     """The smallest batch that the engine takes."""
@@ -41,15 +55,32 @@ class EngineConfig:
     """`openvino`: the type of what is not quantised. Left to itself it takes bf16 where the CPU has it."""
     num_instances: int = 2
     """Triton's model instances: batches in flight at once."""
+    frontend: Literal["onnx", "torch-tensorrt"] = "onnx"
+    """TensorRT: its ONNX parser, or torch-tensorrt from the PyTorch network."""
+    server_backend: Literal["temper", "tensorrt"] = "temper"
+    """`tensorrt`: the plugin runs the plan, or Triton's own backend."""
+    hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
+    """`tensorrt`: on which other GPUs the plan runs; more of them make it slower."""
+    version_compatible: bool = False
+    """`tensorrt`: whether later versions of TensorRT run the plan; it then carries code that the server runs."""
+    compute_capabilities: tuple[str, ...] = ()
+    """`tensorrt-rtx`: the GPUs to build for, as "8.9"; every one that the library knows when there is none."""
+    triton_release: str | None = None
+    """`tensorrt`: the release of the tritonserver container that will serve, as "26.06"; a plan that it cannot
+    load is refused."""
+    max_high_precision_convs: int | None = None
+    """Fail the build when more convolutions than this run in a higher precision than the variant's."""
+    max_reformats: int | None = None
+    """Fail the build when the engine has more layers than this that only change a tensor's format."""
 
     def __post_init__(self) -> None:
-        """Checks every field.
+        """Checks every field, and the fields together.
 
         Raises:
-            ValueError: A field is out of its range.
+            ValueError: A field is out of its range, or does not go with another.
         """
         if self.kind not in ("auto", *KINDS):
-            raise ValueError(f"kind: got {self.kind!r}, expected one of 'auto', 'openvino', 'tensorrt-rtx'")
+            raise ValueError(f"kind: got {self.kind!r}, expected one of 'auto', {', '.join(map(repr, KINDS))}")
         if self.min_batch != 1:
             # Triton sends what has arrived; a lone request is a batch of one.
             raise ValueError(f"min_batch: got {self.min_batch}, expected 1, as a request may come alone")
@@ -62,6 +93,47 @@ class EngineConfig:
             raise ValueError(f"precision_hint: got {self.precision_hint!r}, expected 'f32' or 'bf16'")
         if self.num_instances < 1:
             raise ValueError(f"num_instances: got {self.num_instances}, expected at least 1")
+        for name in ("max_high_precision_convs", "max_reformats"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name}: got {value}, expected 0 or more")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        if self.frontend not in ("onnx", "torch-tensorrt"):
+            raise ValueError(f"frontend: got {self.frontend!r}, expected 'onnx' or 'torch-tensorrt'")
+        if self.server_backend not in ("temper", "tensorrt"):
+            raise ValueError(f"server_backend: got {self.server_backend!r}, expected 'temper' or 'tensorrt'")
+        if self.hardware_compatibility not in _COMPATIBILITIES:
+            allowed = ", ".join(map(repr, _COMPATIBILITIES))
+            raise ValueError(
+                f"hardware_compatibility: got {self.hardware_compatibility!r}, expected one of {allowed}"
+            )
+        plain = EngineConfig.__dataclass_fields__
+        only = {
+            "frontend": ("tensorrt", "tensorrt-rtx"),
+            "server_backend": ("tensorrt",),
+            "hardware_compatibility": ("tensorrt",),
+            "version_compatible": ("tensorrt",),
+            "triton_release": ("tensorrt",),
+            "compute_capabilities": ("tensorrt-rtx",),
+        }
+        for name, kinds in only.items():
+            if getattr(self, name) != plain[name].default and self.kind not in kinds:
+                allowed = " or ".join(map(repr, kinds))
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r} with kind {self.kind!r}, expected kind {allowed}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementLimits:
+    """How far an engine may be from PyTorch."""
+
+    min_agreement: float | None = None
+    """The smallest share of images on which it gives PyTorch's label, 0 to 1; None for no limit."""
+    max_logit_diff: float | None = None
+    """The largest difference of a logit; None for no limit."""
 
 
 def pick_engine(config: EngineConfig) -> tuple[EngineKind, str]:
@@ -79,11 +151,30 @@ def pick_engine(config: EngineConfig) -> tuple[EngineKind, str]:
     if config.kind != "auto":
         _require(config.kind)
         return config.kind, "asked for in the recipe"
+    capability = compute_capability()
+    if capability is None:
+        _require("openvino")
+        return "openvino", "no NVIDIA GPU found, so the CPU"
+    refusals = []
+    for kind in ("tensorrt", "tensorrt-rtx"):
+        reason = _why_not(kind, capability)
+        if reason is None:
+            return kind, f"a GPU of compute capability {capability}"
+        refusals.append(reason)
     _require("openvino")
-    # A model.rtx can be built anywhere, but the plugin has no runner for it: picking it would publish what no
-    # server here can load.
-    why = "no NVIDIA GPU found" if count_gpus() == 0 else "the plugin does not run TensorRT-RTX engines yet"
-    return "openvino", f"{why}, so the CPU"
+    return "openvino", f"the CPU, as {' and '.join(refusals)}"
+
+
+def _why_not(kind: Literal["tensorrt", "tensorrt-rtx"], capability: str) -> str | None:
+    """Says why a kind cannot run on the GPU that is here; None when it can."""
+    if not _installed(kind):
+        return f"{_MODULES[kind]} is not installed"
+    from builder.engines import tensorrt
+
+    try:
+        return tensorrt.why_not(kind, capability)
+    except EngineError as error:
+        return str(error)
 
 
 def build_engine(
@@ -92,47 +183,78 @@ def build_engine(
     folder: Path,
     config: EngineConfig,
     images: NDArray[np.uint8] | None = None,
+    *,
+    reference: NDArray[np.float32] | None = None,
+    limits: AgreementLimits | None = None,
+    precision: str = "fp32",
+    sparse_weights: bool = False,
+    timing_cache: Path | None = None,
+    module: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Builds the engine of a graph and loads it once where that is possible here.
+    """Builds the engine of a graph, and loads, runs and inspects it once where that is possible here.
 
     Args:
         kind: From `pick_engine`.
-        onnx_path: The graph, float32 or Q/DQ.
+        onnx_path: The graph, float32, half precision or Q/DQ.
         folder: Receives the engine file.
-        config: Batch sizes and precision.
+        config: Batch sizes, precision, portability, limits.
         images: uint8 [N, S, S, 3] to run it on, where this machine can.
+        reference: PyTorch's logits of the images, float32 [N, classes].
+        limits: How far the engine may be from them.
+        precision: The variant's, `fp32`, `fp16`, `bf16`, `int8` or `fp8`: what the engine's audit expects.
+        sparse_weights: TensorRT may use the sparse kernels; the weights must be 2:4.
+        timing_cache: TensorRT's timings, read when there and written back; builds get shorter and more alike.
+        module: `frontend = "torch-tensorrt"`: uint8 [N, S, S, 3] to logits, with its quantisers.
 
     Returns:
-        kind, file (model.onnx or model.rtx, in `folder`), size_bytes, and what the kind adds.
+        kind, file (model.onnx, model.rtx or model.plan, in `folder`), size_bytes, and what the kind adds.
 
     Raises:
-        EngineError: The library is missing, or it refuses the graph; names the node where the library does.
+        EngineError: The library is missing, it refuses the graph (names the node where the library does), or a
+            limit is passed.
     """
     _require(kind)
     if kind == "openvino":
         from builder.engines import openvino
 
-        info = openvino.build(onnx_path, folder, config, images)
+        info, logits = openvino.build(onnx_path, folder, config, images)
     else:
-        from builder.engines import tensorrt_rtx
+        from builder.engines import tensorrt
 
-        info = tensorrt_rtx.build(onnx_path, folder, config)
+        info, logits = tensorrt.build(
+            kind,
+            onnx_path,
+            folder,
+            config,
+            images,
+            precision=precision,
+            sparse_weights=sparse_weights,
+            timing_cache=timing_cache,
+            module=module,
+        )
+    if logits is not None and reference is not None:
+        info["against_pytorch"] = _compare(kind, reference, logits, limits or AgreementLimits())
     return {"kind": kind, "size_bytes": (folder / info["file"]).stat().st_size, **info}
 
 
-def count_gpus() -> int:
-    """Returns how many NVIDIA GPUs this process may use: the driver's answer, 0 without one.
+def _compare(
+    kind: EngineKind, reference: NDArray[np.float32], logits: NDArray[np.float32], limits: AgreementLimits
+) -> dict[str, Any]:
+    from builder.export import compare_logits
 
-    `CUDA_VISIBLE_DEVICES` counts, as the driver reads it.
-    """
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+    figures: dict[str, Any] = compare_logits(reference, logits)
+    agreement, diff = figures["agreement"], figures["max_abs_diff"]
+    if limits.min_agreement is not None and agreement < limits.min_agreement:
+        raise EngineError(
+            f"engine {kind}: gives PyTorch's label on {100 * agreement:.1f} % of {len(logits)} images, expected "
+            f"at least {100 * limits.min_agreement:.1f} % (min_agreement); do not serve it"
+        )
+    if limits.max_logit_diff is not None and not diff <= limits.max_logit_diff:
+        raise EngineError(
+            f"engine {kind}: a logit differs from PyTorch's by {diff:.3g}, expected at most "
+            f"{limits.max_logit_diff:g} (max_logit_diff); do not serve it"
+        )
+    return figures
 
 
 def _installed(kind: EngineKind) -> bool:

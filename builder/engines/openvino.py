@@ -21,7 +21,7 @@ FILE = "model.onnx"
 
 def build(
     onnx_path: Path, folder: Path, config: EngineConfig, images: NDArray[np.uint8] | None = None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
     """Copies the graph, compiles the copy with OpenVINO, and compares it with ONNX Runtime when there are images.
 
     Args:
@@ -31,7 +31,8 @@ def build(
         images: uint8 [N, S, S, 3].
 
     Returns:
-        file, precision_hint, runtime, device, and with images the agreement with ONNX Runtime.
+        file, precision_hint, runtime, device, and with images the agreement with ONNX Runtime; and the logits,
+        float32 [N, classes], or None without images.
 
     Raises:
         EngineError: OpenVINO refuses the graph or gives logits that are not finite.
@@ -51,6 +52,7 @@ def build(
             "runtime": f"OpenVINO {openvino.get_version().split('-')[0]}",
             "device": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
         }
+        logits = None
         if images is not None and len(images) > 0:
             logits = np.concatenate(
                 [
@@ -63,7 +65,7 @@ def build(
             info["against_onnxruntime"] = compare_logits(run_onnx(onnx_path, images), logits)
     except RuntimeError as error:
         raise EngineError(f"engine openvino: cannot compile {onnx_path.name}: {_last_line(str(error))}") from error
-    return info
+    return info, logits
 
 
 def _last_line(text: str) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import pytest
 
-from builder.engines import EngineConfig, build_engine, count_gpus, pick_engine
+from builder.cast import CastConfig, cast_onnx
+from builder.engines import AgreementLimits, EngineConfig, build_engine, count_gpus, pick_engine
 from builder.errors import EngineError
+from builder.export import run_onnx
+from builder.quantize import QuantizeConfig, quantize_onnx
 
 if TYPE_CHECKING:
     from builder.sample import Sample
@@ -32,19 +37,102 @@ def test_openvino_refuses_what_is_no_graph(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_tensorrt_rtx_compiles_without_a_gpu(
-    toy_onnx: Path, toy_int8: Path, tmp_path: Path, precision: str
+    sample: Sample, toy_onnx: Path, toy_int8: Path, tmp_path: Path, precision: Any
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    source = toy_onnx if precision == "fp32" else toy_int8
-    info = build_engine("tensorrt-rtx", source, tmp_path, EngineConfig(opt_batch=4, max_batch=16))
+    source = {"fp32": toy_onnx, "int8": toy_int8}.get(precision, toy_onnx)
+    if precision == "fp8":
+        source = tmp_path / "fp8.onnx"
+        quantize_onnx(toy_onnx, source, sample.calibration[:8], QuantizeConfig(precision="fp8", method="max"))
+    if precision != "fp32":
+        cast = CastConfig(precision="bf16" if precision == "bf16" else "fp16")
+        cast_onnx(source, tmp_path / "cast.onnx", sample.calibration[:2], cast)
+        source = tmp_path / "cast.onnx"
+    config = EngineConfig(kind="tensorrt-rtx", opt_batch=4, max_batch=16)
+    info = build_engine("tensorrt-rtx", source, tmp_path, config, sample.images[:4], precision=precision)
     engine = tmp_path / "model.rtx"
     assert info["file"] == "model.rtx"
     assert info["size_bytes"] == engine.stat().st_size
     assert 0.9 * source.stat().st_size < engine.stat().st_size < 1.5 * source.stat().st_size
     assert (info["min_batch"], info["opt_batch"], info["max_batch"]) == (1, 4, 16)
     assert info["runtime"].startswith("TensorRT-RTX 1.")
+    if count_gpus() == 0:
+        assert info["engine_audit"] == {
+            "status": "not inspected",
+            "reason": "no NVIDIA GPU; the Q/DQ audit stands alone",
+        }
+
+
+def test_fewer_compute_capabilities_make_another_engine(toy_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    (tmp_path / "one").mkdir()
+    config = EngineConfig(kind="tensorrt-rtx", compute_capabilities=("8.9",))
+    info = build_engine("tensorrt-rtx", toy_onnx, tmp_path / "one", config)
+    assert info["compute_capabilities"] == ["8.9"]
+    other = EngineConfig(kind="tensorrt-rtx", compute_capabilities=("9.9",))
+    with pytest.raises(EngineError, match=r"compute_capabilities: got 9.9, expected some of 7.5, 8.0, .*, which"):
+        build_engine("tensorrt-rtx", toy_onnx, tmp_path, other)
+
+
+def test_graph_with_a_fixed_batch_is_refused(toy_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    model = onnx.load(toy_onnx)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "fixed.onnx")
+    with pytest.raises(EngineError, match=r"fixed.onnx has a fixed batch of 4, expected a free one"):
+        build_engine("tensorrt-rtx", tmp_path / "fixed.onnx", tmp_path, EngineConfig(kind="tensorrt-rtx"))
+
+
+@pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
+def test_tensorrt_without_its_libraries_is_one_line(toy_onnx: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed")
+    with pytest.raises(EngineError, match=r"engine tensorrt: the package tensorrt is not installed; run `pip"):
+        build_engine("tensorrt", toy_onnx, tmp_path, EngineConfig(kind="tensorrt"))
+
+
+@pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
+def test_torch_tensorrt_without_a_driver_is_one_line(toy_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    config = EngineConfig(kind="tensorrt-rtx", frontend="torch-tensorrt")
+    with pytest.raises(EngineError, match=r"use engine.frontend = 'onnx'") as caught:
+        build_engine("tensorrt-rtx", toy_onnx, tmp_path, config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.gpu
+def test_tensorrt_engine_agrees_with_pytorch_on_the_gpu(sample: Sample, toy_onnx: Path, tmp_path: Path) -> None:
+    kind, why = pick_engine(EngineConfig())
+    if kind == "openvino":
+        pytest.skip(why)
+    images = sample.images[:40]
+    reference = run_onnx(toy_onnx, images)
+    limits = AgreementLimits(min_agreement=1.0, max_logit_diff=0.5)
+    info = build_engine(kind, toy_onnx, tmp_path, EngineConfig(), images, reference=reference, limits=limits)
+    assert info["against_pytorch"]["num_images"] == 40
+    assert info["engine_audit"]["status"] == "inspected"
+    assert sum(info["engine_audit"]["convs"].values()) >= 20
+
+
+def test_engine_that_differs_from_pytorch_is_refused(sample: Sample, toy_onnx: Path, tmp_path: Path) -> None:
+    images = sample.images[:40]
+    reference = run_onnx(toy_onnx, images)
+
+    def build(reference: Any, limits: AgreementLimits) -> dict[str, Any]:
+        config = EngineConfig(kind="openvino")
+        return build_engine("openvino", toy_onnx, tmp_path, config, images, reference=reference, limits=limits)
+
+    figures = build(reference, AgreementLimits(min_agreement=1.0, max_logit_diff=0.01))["against_pytorch"]
+    assert (figures["agreement"], figures["num_images"]) == (1.0, 40)
+    wrong = reference.copy()
+    wrong[:10] = -wrong[:10]
+    message = r"gives PyTorch's label on 75.0 % of 40 images, expected at least 90.0 % \(min_agreement\)"
+    with pytest.raises(EngineError, match=message):
+        build(wrong, AgreementLimits(min_agreement=0.9))
+    with pytest.raises(EngineError, match=r"a logit differs from PyTorch's by \d+.*, expected at most 0.5 \(max_"):
+        build(reference + 1, AgreementLimits(max_logit_diff=0.5))
 
 
 def test_tensorrt_rtx_refuses_what_is_no_graph(tmp_path: Path) -> None:
@@ -76,11 +164,27 @@ def test_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "onnx"}, r"kind: got 'onnx', expected one of 'auto', 'openvino', 'tensorrt-rtx'"),
+        ({"kind": "onnx"}, r"kind: got 'onnx', expected one of 'auto', 'openvino', 'tensorrt-rtx', 'tensorrt'"),
         ({"min_batch": 2}, r"min_batch: got 2, expected 1, as a request may come alone"),
         ({"opt_batch": 64}, r"opt_batch: got 64, expected 1 \(min_batch\) to 32 \(max_batch\)"),
         ({"precision_hint": "f16"}, r"precision_hint: got 'f16', expected 'f32' or 'bf16'"),
         ({"num_instances": 0}, r"num_instances: got 0, expected at least 1"),
+        ({"max_reformats": -1}, r"max_reformats: got -1, expected 0 or more"),
+        ({"frontend": "onnxruntime"}, r"frontend: got 'onnxruntime', expected 'onnx' or 'torch-tensorrt'"),
+        ({"server_backend": "onnx"}, r"server_backend: got 'onnx', expected 'temper' or 'tensorrt'"),
+        (
+            {"kind": "tensorrt-rtx", "server_backend": "tensorrt"},
+            r"server_backend: got 'tensorrt' with kind 'tensorrt-rtx', expected kind 'tensorrt'",
+        ),
+        ({"version_compatible": True}, r"version_compatible: got True with kind 'auto', expected kind 'tensorrt'"),
+        (
+            {"kind": "openvino", "frontend": "torch-tensorrt"},
+            r"with kind 'openvino', expected kind 'tensorrt' or 'tensorrt-rtx'",
+        ),
+        (
+            {"kind": "tensorrt", "hardware_compatibility": "all"},
+            r"hardware_compatibility: got 'all', expected one",
+        ),
     ],
 )
 def test_config_is_checked(changes: dict[str, Any], message: str) -> None:

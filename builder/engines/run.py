@@ -1,0 +1,91 @@
+"""Runs a TensorRT engine in process, to compare it with PyTorch and to inspect it; needs an NVIDIA GPU.
+
+Serving is the plugin's: this is for one look at a fresh engine, with PyTorch's own tensors as its buffers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+
+from builder.engines.tensorrt import Library, _Logger, load_library
+from builder.errors import EngineError
+from builder.triton_config import INPUT_NAME, OUTPUT_NAME
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class LoadedEngine:
+    """A deserialised engine with one execution context, a context manager."""
+
+    def __init__(self, library: Library, path: Path) -> None:
+        """Deserialises the engine on the current GPU.
+
+        Args:
+            library: Of its kind.
+            path: The engine file; it was built here, so its content is trusted.
+
+        Raises:
+            EngineError: The library refuses it.
+        """
+        trt = load_library(library)
+        self._trt = trt
+        self._library = library
+        self._log = _Logger(trt)
+        self._runtime = trt.Runtime(self._log.native)
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise EngineError(f"engine {library.kind}: cannot load {path.name} on this GPU: {self._log.reason}")
+
+    def __enter__(self) -> Self:
+        """Holds the engine."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gives the GPU's memory back."""
+        del self._engine, self._runtime
+
+    def inspect(self) -> str:
+        """Returns the inspector's JSON: every layer with its formats, tactic and ONNX nodes."""
+        inspector = self._engine.create_engine_inspector()
+        text: str = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        return text
+
+    def run(self, images: NDArray[np.uint8], max_batch: int) -> NDArray[np.float32]:
+        """Returns the logits of images.
+
+        Args:
+            images: uint8 [N, S, S, 3].
+            max_batch: The profile's largest batch.
+
+        Returns:
+            float32 [N, classes].
+
+        Raises:
+            EngineError: An inference failed.
+        """
+        context = self._engine.create_execution_context()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
+        parts = []
+        for start in range(0, len(images), max_batch):
+            # A copy: the images may be mapped from a file, read-only.
+            batch = torch.from_numpy(np.array(images[start : start + max_batch])).cuda()
+            context.set_input_shape(INPUT_NAME, tuple(batch.shape))
+            logits = torch.empty(tuple(context.get_tensor_shape(OUTPUT_NAME)), device="cuda")
+            context.set_tensor_address(INPUT_NAME, batch.data_ptr())
+            context.set_tensor_address(OUTPUT_NAME, logits.data_ptr())
+            torch.cuda.synchronize()  # the tensors were made on PyTorch's own stream
+            if not context.execute_async_v3(stream.cuda_stream):
+                raise EngineError(
+                    f"engine {self._library.kind}: failed on a batch of {len(batch)}: {self._log.reason}"
+                )
+            stream.synchronize()
+            parts.append(logits.cpu().numpy())
+        return np.concatenate(parts)

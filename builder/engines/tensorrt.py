@@ -1,0 +1,321 @@
+"""TensorRT and TensorRT-RTX: one Python API, one code path.
+
+The network is strongly typed: the graph's types and Q/DQ pairs decide in what a layer runs, no flag does.
+TensorRT 11 knows nothing else; TensorRT 10.12 and later, and TensorRT-RTX, are told so. TensorRT compiles on the
+GPU that will run the plan; TensorRT-RTX makes its kernels when the file is loaded, so its file is not bound to
+this machine.
+
+One optimisation profile serves all instances: since TensorRT 10 several execution contexts may share a profile.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.engines.gpu import compute_capability
+from builder.errors import EngineError
+from builder.triton_config import INPUT_NAME
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from builder.engines import EngineConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """One of the two packages."""
+
+    kind: str
+    """The engine kind."""
+    package: str
+    """As Python imports it."""
+    name: str
+    """As NVIDIA writes it."""
+    file: str
+    """The engine's file."""
+    builds_anywhere: bool
+    """True when no GPU is needed to build."""
+
+
+LIBRARIES = {
+    "tensorrt": Library(
+        kind="tensorrt", package="tensorrt", name="TensorRT", file="model.plan", builds_anywhere=False
+    ),
+    "tensorrt-rtx": Library(
+        kind="tensorrt-rtx", package="tensorrt_rtx", name="TensorRT-RTX", file="model.rtx", builds_anywhere=True
+    ),
+}
+
+
+def build(
+    kind: str,
+    onnx_path: Path,
+    folder: Path,
+    config: EngineConfig,
+    images: NDArray[np.uint8] | None,
+    *,
+    precision: str,
+    sparse_weights: bool,
+    timing_cache: Path | None,
+    module: nn.Module | None,
+) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
+    """Compiles a graph; runs and inspects the engine where there is a GPU.
+
+    Args and errors are those of `build_engine`.
+
+    Returns:
+        file, runtime, the batches, frontend, hardware_compatibility, version_compatible, compute_capability (of
+        the GPU that it was built on, None without one), engine_audit (counts, or why there are none); and the
+        logits, float32 [N, classes], or None where it cannot run here.
+    """
+    library = LIBRARIES[kind]
+    trt = load_library(library)
+    capability = compute_capability()
+    if capability is None and not library.builds_anywhere:
+        raise EngineError(
+            f"engine {kind}: no NVIDIA GPU here, and {library.name} compiles on the GPU that will run the plan; "
+            "build there, or choose engine.kind = 'tensorrt-rtx', which compiles anywhere"
+        )
+    _check_release(config, trt)
+    started = time.monotonic()
+    if config.frontend == "torch-tensorrt":
+        from builder.engines.torch_tensorrt import compile_module
+
+        engine = compile_module(library, module, config, image_shape=_image_shape(onnx_path), precision=precision)
+    else:
+        engine = _compile(library, trt, onnx_path, config, sparse_weights, timing_cache)
+    (folder / library.file).write_bytes(memoryview(engine))
+    info: dict[str, Any] = {
+        "file": library.file,
+        "runtime": f"{library.name} {trt.__version__}",
+        "min_batch": config.min_batch,
+        "opt_batch": config.opt_batch,
+        "max_batch": config.max_batch,
+        "frontend": config.frontend,
+        "sparse_weights": sparse_weights,
+        "hardware_compatibility": config.hardware_compatibility,
+        "version_compatible": config.version_compatible,
+        "compute_capability": capability,
+        "compute_capabilities": list(config.compute_capabilities),
+        "build_s": round(time.monotonic() - started, 1),
+    }
+    reason = "no NVIDIA GPU" if capability is None else why_not(kind, capability)
+    if reason is not None:
+        info["engine_audit"] = {"status": "not inspected", "reason": f"{reason}; the Q/DQ audit stands alone"}
+        return info, None
+    return _try(library, folder, config, images, precision, info)
+
+
+def _try(
+    library: Library,
+    folder: Path,
+    config: EngineConfig,
+    images: NDArray[np.uint8] | None,
+    precision: str,
+    info: dict[str, Any],
+) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
+    """Loads the engine on the GPU that is here, inspects it, and runs it on the images."""
+    from builder.engines.inspect import INSPECTION_FILE, audit_engine, check_engine
+    from builder.engines.run import LoadedEngine
+
+    with LoadedEngine(library, folder / library.file) as engine:
+        layers = engine.inspect()
+        (folder / INSPECTION_FILE).write_text(layers)
+        report = audit_engine(layers)
+        check_engine(report, precision, config.max_high_precision_convs, config.max_reformats)
+        info["engine_audit"] = {"status": "inspected", **report.to_json()}
+        logits = engine.run(images, config.max_batch) if images is not None and len(images) > 0 else None
+    return info, logits
+
+
+def load_library(library: Library) -> Any:
+    """Imports the package.
+
+    Raises:
+        EngineError: It is not installed, or only its placeholder without libraries is.
+    """
+    try:
+        trt = importlib.import_module(library.package)
+        _ = trt.Builder
+    except (ImportError, OSError, AttributeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise EngineError(
+            f"engine {library.kind}: the package {library.package} cannot be used: {reason}; install "
+            f"{library.name} as NVIDIA's documentation says, or build in docker/builder.Dockerfile"
+        ) from error
+    return trt
+
+
+def why_not(kind: str, capability: str) -> str | None:
+    """Says why engines of a kind do not run on a GPU; None when they do.
+
+    Raises:
+        EngineError: The package cannot be imported.
+    """
+    library = LIBRARIES[kind]
+    trt = load_library(library)
+    known = known_capabilities(trt) if kind == "tensorrt-rtx" else [capability]
+    if capability not in known:
+        return (
+            f"{library.name} {trt.__version__} has no kernels for compute capability {capability} (it has "
+            f"{', '.join(known)})"
+        )
+    return None
+
+
+def known_capabilities(trt: Any) -> list[str]:
+    """Returns the compute capabilities that TensorRT-RTX builds for, as "8.9", in rising order."""
+    numbers = [name[2:] for name in dir(trt.ComputeCapability) if name.startswith("SM") and name[2:].isdigit()]
+    return [f"{number[:-1]}.{number[-1]}" for number in sorted(numbers, key=int)]
+
+
+class _Logger:
+    """Passes the library's messages to logging and keeps the errors for ours."""
+
+    def __init__(self, trt: Any) -> None:
+        self.errors: list[str] = []
+        lock, severity, errors = threading.Lock(), trt.ILogger.Severity, self.errors
+        levels = {
+            severity.INTERNAL_ERROR: logging.ERROR,
+            severity.ERROR: logging.ERROR,
+            severity.WARNING: logging.WARNING,
+            severity.INFO: logging.DEBUG,
+        }
+
+        class Native(trt.ILogger):  # type: ignore[misc]  # untyped base
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: object, message: str) -> None:
+                level = levels.get(severity)
+                if level is None:
+                    return  # VERBOSE: thousands of lines
+                if level == logging.ERROR:
+                    with lock:
+                        errors.append(" ".join(message.split()))
+                logger.log(logging.DEBUG if level == logging.ERROR else level, "%s", message)
+
+        self.native = Native()
+
+    @property
+    def reason(self) -> str:
+        """The first error: those that follow are consequences."""
+        return self.errors[0] if self.errors else "no reason given"
+
+
+def _compile(
+    library: Library,
+    trt: Any,
+    onnx_path: Path,
+    config: EngineConfig,
+    sparse_weights: bool,
+    timing_cache: Path | None,
+) -> Any:
+    log = _Logger(trt)
+    builder = trt.Builder(log.native)
+    # TensorRT 11 takes the flag and ignores it.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log.native)
+    if not parser.parse(onnx_path.read_bytes()):
+        raise EngineError(f"engine {library.kind}: cannot parse {onnx_path.name}: {_parser_error(parser)}")
+    settings = builder.create_builder_config()
+    settings.add_optimization_profile(_profile(builder, network, onnx_path, library, config))
+    _configure(library, trt, settings, config, sparse_weights)
+    # TensorRT-RTX has no timings: it measures nothing when it builds.
+    cache = None if library.builds_anywhere or timing_cache is None else _open_timings(settings, timing_cache)
+    engine = builder.build_serialized_network(network, settings)
+    if engine is None:
+        raise EngineError(f"engine {library.kind}: cannot compile {onnx_path.name}: {log.reason}")
+    if cache is not None and timing_cache is not None:
+        _write_timings(settings, timing_cache)
+    return engine
+
+
+def _configure(library: Library, trt: Any, settings: Any, config: EngineConfig, sparse_weights: bool) -> None:
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector gives names only
+    settings.set_flag(trt.BuilderFlag.TF32)
+    if sparse_weights:
+        settings.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if config.version_compatible:
+        settings.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if config.hardware_compatibility != "none":
+        level = getattr(trt.HardwareCompatibilityLevel, config.hardware_compatibility.upper())
+        settings.hardware_compatibility_level = level
+    if config.compute_capabilities:
+        known = known_capabilities(trt)
+        unknown = [each for each in config.compute_capabilities if each not in known]
+        if unknown:
+            raise EngineError(
+                f"engine {library.kind}: engine.compute_capabilities: got {', '.join(unknown)}, expected some of "
+                f"{', '.join(known)}, which {library.name} {trt.__version__} builds for"
+            )
+        settings.num_compute_capabilities = len(config.compute_capabilities)
+        for index, each in enumerate(config.compute_capabilities):
+            settings.set_compute_capability(getattr(trt.ComputeCapability, f"SM{each.replace('.', '')}"), index)
+
+
+def _profile(builder: Any, network: Any, onnx_path: Path, library: Library, config: EngineConfig) -> Any:
+    names = [network.get_input(index).name for index in range(network.num_inputs)]
+    if names != [INPUT_NAME]:
+        raise EngineError(f"engine {library.kind}: {onnx_path.name} has inputs {names}, expected {[INPUT_NAME]}")
+    batch, *image = network.get_input(0).shape
+    if batch != -1:
+        raise EngineError(
+            f"engine {library.kind}: {onnx_path.name} has a fixed batch of {batch}, expected a free one; export "
+            "it again with a dynamic first dimension"
+        )
+    profile = builder.create_optimization_profile()
+    batches = (config.min_batch, config.opt_batch, config.max_batch)
+    profile.set_shape(INPUT_NAME, *((batch, *image) for batch in batches))
+    return profile
+
+
+def _open_timings(settings: Any, path: Path) -> Any:
+    content = path.read_bytes() if path.exists() else b""
+    cache = settings.create_timing_cache(content)
+    # A cache of another GPU or version is refused, and a new one begun.
+    if not settings.set_timing_cache(cache, ignore_mismatch=False):
+        cache = settings.create_timing_cache(b"")
+        settings.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
+def _write_timings(settings: Any, path: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        file.write(memoryview(settings.get_timing_cache().serialize()))
+    os.replace(file.name, path)
+
+
+def _image_shape(onnx_path: Path) -> tuple[int, ...]:
+    import onnx
+
+    (graph_input,) = onnx.load(onnx_path, load_external_data=False).graph.input
+    return tuple(dim.dim_value for dim in graph_input.type.tensor_type.shape.dim[1:])
+
+
+def _parser_error(parser: Any) -> str:
+    if parser.num_errors == 0:
+        return "no reason given"
+    error = parser.get_error(0)
+    where = f"node {error.node_name()!r}: " if error.node_name() else ""
+    return f"{where}{error.desc()}"
+
+
+def _check_release(config: EngineConfig, trt: Any) -> None:
+    if config.triton_release is not None:
+        from builder.engines.containers import check_release
+
+        check_release(config.triton_release, trt.__version__, version_compatible=config.version_compatible)
