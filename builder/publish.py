@@ -16,13 +16,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from builder.errors import PublishError
 from builder.files import describe_os_error, fsync_path, fsync_tree, locked, replace_file, sha256_file
-from builder.triton_config import TritonConfig, render_config
+from builder.plans import Plan, carried_plans, plan_name, runtime_of
+from builder.triton_config import ServerBackend, TritonConfig, render_config
 
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
@@ -47,15 +48,24 @@ class Published:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """What is to be published, but for its version."""
 
-    model: str
-    engine_file: Path
-    engine_sha256: str
+    plans: tuple[Plan, ...]
+    """The engines; none for a model that runs none."""
     labels: bytes
+    """The file of class names."""
     card: dict[str, Any]
+    """The provenance."""
     config: TritonConfig
+    """What config.pbtxt says."""
+    graph_sha256: str | None = None
+    """With plans per compute capability: what they must share to be served as one version."""
+
+    @property
+    def model(self) -> str:
+        """Triton's model name."""
+        return self.config.name
 
 
 def publish(
@@ -70,16 +80,27 @@ def publish(
     max_batch: int,
     parameters: Mapping[str, str],
     num_instances: int = 1,
+    server_backend: ServerBackend = "temper",
+    opt_batch: int | None = None,
+    graph_batches: tuple[int, ...] | None = None,
+    version_compatible: bool = False,
+    compute_capability: str | None = None,
+    graph_sha256: str | None = None,
 ) -> Published:
     """Publishes an engine as the newest version of a model, atomically.
 
     Nothing is written when the newest version already holds the same engine and card. Older versions are never
     touched. Several publishers of one repository take turns.
 
+    A plan that runs on one compute capability only is published with it. When the newest version holds plans of
+    the same graph for others, the new version gets copies of them, so that one entry serves several types of GPU;
+    those of another graph are left behind.
+
     Args:
         repository: The model repository; made when missing.
         model: The model's name in Triton: letters, digits, `_`, `.`, `-`.
-        engine_file: The engine, copied under its own name (model.onnx, model.rtx).
+        engine_file: The engine, copied under its own name (model.onnx, model.rtx, model.plan), with a compute
+            capability as model_sm90.plan.
         labels: One class name per output, in order.
         card: The provenance, as JSON; the engine's digest and size are added to it.
         image_size: Height and width of the input, in pixels.
@@ -87,48 +108,89 @@ def publish(
         max_batch: The largest batch that the engine takes.
         parameters: config.pbtxt's parameters; `engine` and `file` are read by the plugin.
         num_instances: Triton's model instances.
+        server_backend: `temper`, the plugin, or `tensorrt`, Triton's own backend.
+        opt_batch: The batch that the engine was tuned for.
+        graph_batches: Batch sizes that get a CUDA graph on a GPU; None is 1, `opt_batch` and `max_batch`.
+        version_compatible: The plan was built to run on later versions of TensorRT too.
+        compute_capability: The only one that a plan runs on, as "9.0"; None for an engine that is not so bound.
+        graph_sha256: SHA-256 of the graph that the plan was built from; without it no plan is kept from before.
 
     Returns:
         The version served from now on.
 
     Raises:
-        PublishError: The name or the labels are wrong, or the repository cannot be written.
+        PublishError: The name, the labels or the compute capability are wrong, a plan to be kept was changed
+            since it was published, or the repository cannot be written.
     """
-    _check(model, labels, num_classes)
-    try:
-        digest = sha256_file(engine_file)
-        size = engine_file.stat().st_size
-    except OSError as error:
-        raise PublishError(f"engine {engine_file}: cannot be read: {describe_os_error(error)}") from error
-    entry = _Entry(
-        model=model,
-        engine_file=engine_file,
-        engine_sha256=digest,
-        labels="".join(f"{label}\n" for label in labels).encode(),
+    check_names(model, labels, num_classes)
+    plan = _read_plan(engine_file, compute_capability, card)
+    entry = Entry(
+        plans=(plan,),
+        labels=render_labels(labels),
         card={
             "model": model,
             **card,
-            "engine_file": {"name": engine_file.name, "sha256": digest, "size_bytes": size},
+            **({"graph_sha256": graph_sha256} if graph_sha256 else {}),
+            "engine_file": {"name": plan.name, "sha256": plan.sha256, "size_bytes": plan.size_bytes},
         },
         config=TritonConfig(
             name=model,
             image_size=image_size,
             num_classes=num_classes,
             max_batch=max_batch,
-            parameters={"file": engine_file.name, **parameters},
+            parameters={"file": plan.name, **parameters},
             num_instances=num_instances,
+            server_backend=server_backend,
+            opt_batch=opt_batch,
+            graph_batches=graph_batches,
+            version_compatible=version_compatible,
         ),
+        graph_sha256=graph_sha256,
     )
+    return publish_entry(repository, entry)
+
+
+def publish_entry(repository: Path, entry: Entry) -> Published:
+    """Publishes one entry as the newest version of its model, atomically, as `publish` does.
+
+    Raises:
+        PublishError: The repository cannot be written.
+    """
     try:
         # Resolved, so that publishers that reach it by different links share one lock.
         return _publish(repository.resolve(), entry)
     except OSError as error:
         raise PublishError(
-            f"model {model}: cannot publish into {repository}: {describe_os_error(error)}"
+            f"model {entry.model}: cannot publish into {repository}: {describe_os_error(error)}"
         ) from error
 
 
-def _check(model: str, labels: Sequence[str], num_classes: int) -> None:
+def render_labels(labels: Sequence[str]) -> bytes:
+    """Returns the content of the file of class names."""
+    return "".join(f"{label}\n" for label in labels).encode()
+
+
+def _read_plan(engine_file: Path, compute_capability: str | None, card: Mapping[str, Any]) -> Plan:
+    name = plan_name(engine_file, compute_capability)
+    try:
+        return Plan(
+            name=name,
+            source=engine_file,
+            sha256=sha256_file(engine_file),
+            size_bytes=engine_file.stat().st_size,
+            compute_capability=compute_capability,
+            runtime=runtime_of(card),
+        )
+    except OSError as error:
+        raise PublishError(f"engine {engine_file}: cannot be read: {describe_os_error(error)}") from error
+
+
+def check_names(model: str, labels: Sequence[str], num_classes: int) -> None:
+    """Checks a model's name, and that there is one printable label per class.
+
+    Raises:
+        PublishError: One of them is wrong.
+    """
     if not _MODEL_NAME.fullmatch(model):
         raise PublishError(f"model name: got {model!r}, expected letters, digits, '_', '.', '-'; rename it")
     if len(labels) != num_classes:
@@ -140,7 +202,7 @@ def _check(model: str, labels: Sequence[str], num_classes: int) -> None:
             raise PublishError(f"model {model}: got the label {label!r}, expected one line of text")
 
 
-def _publish(repository: Path, entry: _Entry) -> Published:
+def _publish(repository: Path, entry: Entry) -> Published:
     repository.mkdir(parents=True, exist_ok=True)
     work_root = _work_root(repository)
     with locked(work_root / "lock"):
@@ -175,7 +237,8 @@ def _remove_leftovers(work_root: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _add_model(repository: Path, entry: _Entry, work: Path) -> Published:
+def _add_model(repository: Path, entry: Entry, work: Path) -> Published:
+    entry = _completed(entry, None)
     folder = work / entry.model
     _write_version(folder / "1", entry)
     (folder / LABELS_FILE).write_bytes(entry.labels)
@@ -186,8 +249,9 @@ def _add_model(repository: Path, entry: _Entry, work: Path) -> Published:
     return Published(model=entry.model, version=1, path=repository / entry.model / "1", reused=False)
 
 
-def _add_version(model: Path, entry: _Entry, work: Path) -> Published:
+def _add_version(model: Path, entry: Entry, work: Path) -> Published:
     newest = max((int(path.name) for path in model.iterdir() if path.name.isdigit()), default=0)
+    entry = _completed(entry, model / str(newest) if newest > 0 else None)
     reused = newest > 0 and _holds(model / str(newest), entry)
     version = newest if reused else newest + 1
     if not reused:
@@ -201,6 +265,22 @@ def _add_version(model: Path, entry: _Entry, work: Path) -> Published:
         replace_file(model / CONFIG_FILE, config, work=work)
         reused = False
     return Published(model=entry.model, version=version, path=model / str(version), reused=reused)
+
+
+def _completed(entry: Entry, newest: Path | None) -> Entry:
+    """Returns the entry with the plans that it takes over from the newest version, named in config and card."""
+    own = [plan for plan in entry.plans if plan.compute_capability is not None]
+    if not own:
+        return entry
+    kept = carried_plans(newest, entry.graph_sha256, [plan.name for plan in own]) if newest is not None else []
+    plans = sorted([*entry.plans, *kept], key=lambda plan: plan.name)
+    filenames = {plan.compute_capability: plan.name for plan in plans if plan.compute_capability is not None}
+    return replace(
+        entry,
+        plans=tuple(plans),
+        card={**entry.card, "plans": [plan.as_json() for plan in plans]},
+        config=replace(entry.config, cc_model_filenames=filenames),
+    )
 
 
 def _write_labels(model: Path, labels: bytes, version: int, work: Path) -> str:
@@ -217,33 +297,35 @@ def _same_content(path: Path, content: bytes) -> bool:
     return path.is_file() and path.read_bytes() == content
 
 
-def _write_version(folder: Path, entry: _Entry) -> None:
+def _write_version(folder: Path, entry: Entry) -> None:
     folder.mkdir(parents=True)
-    engine = folder / entry.engine_file.name
-    # A copy, never a link: a later change of the build's own file must not reach the served one.
-    shutil.copyfile(entry.engine_file, engine)
-    if sha256_file(engine) != entry.engine_sha256:
-        raise PublishError(f"engine {entry.engine_file}: changed while it was published; run it again")
+    for plan in entry.plans:
+        # A copy, never a link: a later change of the build's own file must not reach the served one.
+        shutil.copyfile(plan.source, folder / plan.name)
+        if sha256_file(folder / plan.name) != plan.sha256:
+            raise PublishError(f"engine {plan.source}: changed while it was published; run it again")
     (folder / CARD_FILE).write_bytes(_render_card(entry))
     (folder / DIGESTS_FILE).write_bytes(_render_digests(entry))
 
 
-def _render_card(entry: _Entry) -> bytes:
+def _render_card(entry: Entry) -> bytes:
     return (json.dumps(entry.card, indent=1, default=str) + "\n").encode()
 
 
-def _render_digests(entry: _Entry) -> bytes:
+def _render_digests(entry: Entry) -> bytes:
     """Returns the lines that `sha256sum --check` reads."""
     card_sha256 = hashlib.sha256(_render_card(entry)).hexdigest()
-    return f"{entry.engine_sha256}  {entry.engine_file.name}\n{card_sha256}  {CARD_FILE}\n".encode()
+    lines = [*((plan.sha256, plan.name) for plan in entry.plans), (card_sha256, CARD_FILE)]
+    return "".join(f"{digest}  {name}\n" for digest, name in lines).encode()
 
 
-def _holds(version: Path, entry: _Entry) -> bool:
-    """Returns True when the version's files are whole and hold the same engine and card."""
-    engine = version / entry.engine_file.name
+def _holds(version: Path, entry: Entry) -> bool:
+    """Returns True when the version's files are whole and hold the same engines and card."""
     return (
         _same_content(version / CARD_FILE, _render_card(entry))
         and _same_content(version / DIGESTS_FILE, _render_digests(entry))
-        and engine.is_file()
-        and sha256_file(engine) == entry.engine_sha256
+        and all(
+            (version / plan.name).is_file() and sha256_file(version / plan.name) == plan.sha256
+            for plan in entry.plans
+        )
     )

@@ -87,10 +87,84 @@ def test_config_says_what_the_wire_is(tmp_path: Path) -> None:
     assert parameters == {"engine": "openvino", "precision_hint": "f32", "file": "model.onnx"}
 
 
-def test_gpu_engine_gets_gpu_instances(tmp_path: Path) -> None:
-    publish_bytes(tmp_path, parameters={"engine": "tensorrt-rtx"})
-    (group,) = read_config(tmp_path / "repository" / "m_int8").instance_group
-    assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+# A plan per compute capability.
+
+GRAPH = "a" * 64
+
+
+def publish_plan(folder: Path, capability: str, content: bytes, **changes: Any) -> Published:
+    plan = folder / "model.plan"
+    plan.write_bytes(content)
+    runtime = changes.pop("runtime", "TensorRT 11.0.0.114")
+    card = {"stages": [{"name": "engine", "figures": {"runtime": runtime}}]}
+    settings = {"engine_file": plan, "compute_capability": capability, "graph_sha256": GRAPH, "card": card}
+    return publish_bytes(folder, **{**settings, "parameters": {"engine": "tensorrt"}, **changes})
+
+
+def test_plans_of_one_graph_are_served_together(tmp_path: Path) -> None:
+    first = publish_plan(tmp_path, "9.0", b"for 9.0", runtime="TensorRT 10.16.0.72")
+    assert sorted(path.name for path in first.path.iterdir()) == ["SHA256SUMS", "card.json", "model_sm90.plan"]
+    before = {path: path.read_bytes() for path in first.path.iterdir()}
+    second = publish_plan(tmp_path, "8.9", b"for 8.9")
+    assert (second.version, second.reused) == (2, False)
+    assert before == {path: path.read_bytes() for path in first.path.iterdir()}
+    assert (second.path / "model_sm90.plan").read_bytes() == b"for 9.0"
+    assert check_repository(tmp_path / "repository") == [("m_int8", 2, "for 8.9")]
+    config = read_config(tmp_path / "repository" / "m_int8")
+    assert dict(config.cc_model_filenames) == {"8.9": "model_sm89.plan", "9.0": "model_sm90.plan"}
+    card = json.loads((second.path / "card.json").read_text())
+    assert card["graph_sha256"] == GRAPH
+    plans = [(each["name"], each["compute_capability"], each["runtime"]) for each in card["plans"]]
+    assert plans == [
+        ("model_sm89.plan", "8.9", "TensorRT 11.0.0.114"),
+        ("model_sm90.plan", "9.0", "TensorRT 10.16.0.72"),
+    ]
+    again = publish_plan(tmp_path, "8.9", b"for 8.9")
+    assert (again.version, again.reused) == (2, True)
+
+
+def test_new_plan_replaces_the_one_of_its_compute_capability(tmp_path: Path) -> None:
+    publish_plan(tmp_path, "9.0", b"for 9.0")
+    publish_plan(tmp_path, "12.0", b"for 12.0")
+    third = publish_plan(tmp_path, "9.0", b"better for 9.0")
+    assert (third.path / "model_sm90.plan").read_bytes() == b"better for 9.0"
+    assert (third.path / "model_sm120.plan").read_bytes() == b"for 12.0"
+
+
+@pytest.mark.parametrize("graph", ["b" * 64, None], ids=["another", "unknown"])
+def test_plans_of_another_graph_are_left_behind(tmp_path: Path, graph: str | None) -> None:
+    publish_plan(tmp_path, "9.0", b"for 9.0")
+    second = publish_plan(tmp_path, "8.9", b"of another graph", graph_sha256=graph)
+    assert sorted(path.name for path in second.path.iterdir()) == ["SHA256SUMS", "card.json", "model_sm89.plan"]
+    config = read_config(tmp_path / "repository" / "m_int8")
+    assert dict(config.cc_model_filenames) == {"8.9": "model_sm89.plan"}
+
+
+@pytest.mark.parametrize("change", [b"tampered", None], ids=["tampered", "missing"])
+def test_changed_plan_is_not_taken_over(tmp_path: Path, change: bytes | None) -> None:
+    plan = publish_plan(tmp_path, "9.0", b"for 9.0").path / "model_sm90.plan"
+    plan.unlink() if change is None else plan.write_bytes(change)
+    with pytest.raises(
+        PublishError, match="model_sm90.plan: is not what was published .* remove the folder .*/1 "
+    ):
+        publish_plan(tmp_path, "8.9", b"for 8.9")
+    assert not (tmp_path / "repository" / "m_int8" / "2").exists()
+
+
+def test_edited_list_of_plans_is_one_line(tmp_path: Path) -> None:
+    path = publish_plan(tmp_path, "9.0", b"for 9.0").path / "card.json"
+    path.write_text(json.dumps({"graph_sha256": GRAPH, "plans": [7]}))
+    with pytest.raises(
+        PublishError, match="got a list of plans that is none .*; remove the folder .*/1 and publish"
+    ):
+        publish_plan(tmp_path, "8.9", b"for 8.9")
+
+
+def test_plan_for_any_compute_capability_has_no_list(tmp_path: Path) -> None:
+    publish_plan(tmp_path, "9.0", b"for 9.0")
+    second = publish_plan(tmp_path, "9.0", b"for all", compute_capability=None)
+    assert sorted(path.name for path in second.path.iterdir()) == ["SHA256SUMS", "card.json", "model.plan"]
+    assert not read_config(tmp_path / "repository" / "m_int8").cc_model_filenames
 
 
 def test_same_again_is_reused(tmp_path: Path) -> None:
@@ -146,6 +220,7 @@ def test_tampered_version_is_not_reused(tmp_path: Path, name: str) -> None:
     [
         ({"model": "../x"}, r"model name: got '../x', expected letters, digits, '_', '.', '-'; rename it"),
         ({"model": ".x"}, r"model name: got '.x'"),
+        ({"compute_capability": "sm90"}, r"compute capability: got 'sm90', expected one such as '9.0'"),
         ({"labels": ["cat"]}, r"model m_int8: got 1 labels, expected one for each of 2 classes"),
         ({"labels": ["cat", "d\nog"]}, r"model m_int8: got the label 'd\\nog', expected one line of text"),
         (
