@@ -4,6 +4,7 @@ BuilderError
 ├── DataError       the images or their folder cannot be used
 ├── ModelError      the architecture, its weights or a checkpoint cannot be used
 ├── TrainError      training cannot go on
+├── CompressError   a compression step cannot do what it is asked for
 ├── ExportError     the ONNX export failed or does not agree with PyTorch
 ├── QuantizeError   ModelOpt could not quantise
 ├── AuditError      the quantised graph breaks a rule; names the node
@@ -31,6 +32,10 @@ class ModelError(BuilderError):
 
 class TrainError(BuilderError):
     """Training cannot go on."""
+
+
+class CompressError(BuilderError):
+    """A step on the PyTorch network cannot meet its budget, or does not fit the network."""
 
 
 class ExportError(BuilderError):
