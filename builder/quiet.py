@@ -1,4 +1,4 @@
-"""Keeps what ModelOpt prints, logs and draws away from the terminal; it has no switch of its own for that."""
+"""Keeps what ModelOpt and TensorRT-RTX print away from the terminal; they have no switch of their own for that."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import functools
 import io
 import logging
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 
@@ -44,6 +46,24 @@ def quiet_modelopt() -> Iterator[None]:
     finally:
         foreign.handlers.clear()
         root.removeHandler(null)
+
+
+@contextlib.contextmanager
+def quiet_native() -> Iterator[None]:
+    """Sends what a native library writes to standard error to the debug log while the context is open."""
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield
+            finally:
+                os.dup2(kept, 2)
+                file.seek(0)
+                for line in dict.fromkeys(file.read().decode(errors="replace").splitlines()):
+                    logger.debug("%s", line)
+    finally:
+        os.close(kept)
 
 
 @contextlib.contextmanager

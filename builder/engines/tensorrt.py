@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.engines.gpu import compute_capability
 from builder.errors import EngineError
+from builder.quiet import quiet_native
 from builder.triton_config import INPUT_NAME
 
 if TYPE_CHECKING:
@@ -236,7 +237,8 @@ def _compile(
     _configure(library, trt, settings, config, sparse_weights)
     # TensorRT-RTX has no timings: it measures nothing when it builds.
     cache = None if library.builds_anywhere or timing_cache is None else _open_timings(settings, timing_cache)
-    engine = builder.build_serialized_network(network, settings)
+    with quiet_native():
+        engine = builder.build_serialized_network(network, settings)
     if engine is None:
         raise EngineError(f"engine {library.kind}: cannot compile {onnx_path.name}: {log.reason}")
     if cache is not None and timing_cache is not None:

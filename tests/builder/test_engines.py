@@ -39,7 +39,7 @@ def test_openvino_refuses_what_is_no_graph(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_tensorrt_rtx_compiles_without_a_gpu(
-    sample: Sample, toy_onnx: Path, toy_int8: Path, tmp_path: Path, precision: Any
+    sample: Sample, toy_onnx: Path, toy_int8: Path, tmp_path: Path, precision: Any, capfd: Any
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     source = {"fp32": toy_onnx, "int8": toy_int8}.get(precision, toy_onnx)
@@ -52,6 +52,8 @@ def test_tensorrt_rtx_compiles_without_a_gpu(
         source = tmp_path / "cast.onnx"
     config = EngineConfig(kind="tensorrt-rtx", opt_batch=4, max_batch=16)
     info = build_engine("tensorrt-rtx", source, tmp_path, config, sample.images[:4], precision=precision)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
     engine = tmp_path / "model.rtx"
     assert info["file"] == "model.rtx"
     assert info["size_bytes"] == engine.stat().st_size
