@@ -1,0 +1,27 @@
+# Triton with Temper's backends: serves what `temper build` published, on GPUs and on CPUs.
+# 26.06 is the first release that is clear of Triton's security bulletins; builder.Dockerfile is of the same month, as
+# a plan runs on the TensorRT that built it (builder/engines/containers.py).
+FROM nvcr.io/nvidia/tritonserver:26.06-py3
+
+COPY docker/server-requirements.txt /tmp/requirements.txt
+RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir -r /tmp/requirements.txt \
+    && rm /tmp/requirements.txt \
+    # TensorRT-RTX's kernels are code: nobody but the server's user may write them, or the plugin leaves them alone.
+    && install -d -m 0700 -o 1000 -g 1000 /var/cache/temper
+
+# Owned by root: the server cannot change the code that it runs.
+COPY --chown=0:0 --chmod=0555 docker/serve.sh /usr/local/bin/temper-serve
+COPY --chown=0:0 backends/temper /opt/tritonserver/backends/temper
+COPY --chown=0:0 backends/temper_mean /opt/tritonserver/backends/temper_mean
+
+ENV TEMPER_CACHE_DIR=/var/cache/temper \
+    PYTHONDONTWRITEBYTECODE=1
+VOLUME ["/var/cache/temper"]
+
+# The image's triton-server, by number, so that Kubernetes sees that it is not root.
+USER 1000:1000
+EXPOSE 8000 8001 8002
+# Alive, not ready: one model that does not load is no reason to restart those that are served.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/v2/health/live', timeout=4)"]
+CMD ["temper-serve"]

@@ -1,0 +1,215 @@
+"""The images: linted, of one release, and asking for what the repository has."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from builder.engines.containers import expected_tensorrt
+
+ROOT = Path(__file__).parents[1]
+DOCKER = ROOT / "docker"
+DOCKERFILES = ("server.Dockerfile", "builder.Dockerfile")
+# Options of tritonserver that came after the embedded release (2.51); the others are looked up in its --help.
+LATER_OPTIONS = {"--allow-client-shm", "--http-max-input-size", "--grpc-max-response-pool-size"}
+
+
+def tool(name: str) -> str:
+    """A program of the development environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def lint(*command: str) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def instructions(name: str, kind: str) -> list[list[str]]:
+    """The arguments of a Dockerfile's instructions of one kind, options left out."""
+    text = (DOCKER / name).read_text().replace("\\\n", " ")
+    found = [line.split() for line in text.splitlines() if line.startswith(f"{kind} ")]
+    return [[word for word in words[1:] if not word.startswith("--")] for words in found]
+
+
+def base(name: str) -> tuple[str, str]:
+    """The image that a Dockerfile starts from, and NGC's name of the release."""
+    ((image,),) = instructions(name, "FROM")
+    match = re.fullmatch(r"(nvcr\.io/nvidia/\w+):(\d\d\.\d\d)-py3(@sha256:[0-9a-f]{64})?", image)
+    assert match, image
+    return match[1], match[2]
+
+
+def services() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    return found
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_dockerfile_is_linted(name: str) -> None:
+    lint(tool("hadolint"), "--failure-threshold", "info", f"docker/{name}")
+
+
+def test_linter_finds_something_in_a_bad_file(tmp_path: Path) -> None:
+    bad = tmp_path / "Dockerfile"
+    bad.write_text("FROM ubuntu\nRUN apt-get install curl\n")
+    with pytest.raises(AssertionError, match="DL3006"):
+        lint(tool("hadolint"), "--failure-threshold", "info", str(bad))
+
+
+def test_compose_file_follows_its_specification() -> None:
+    lint(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", "docker/compose.yaml")
+
+
+def test_both_images_are_of_one_release_whose_tensorrt_is_known() -> None:
+    (server, release), (builder, month) = base("server.Dockerfile"), base("builder.Dockerfile")
+    assert (server, builder) == ("nvcr.io/nvidia/tritonserver", "nvcr.io/nvidia/tensorrt")
+    assert release == month
+    assert release >= "26.06", "older ones have known holes"
+    assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+", expected_tensorrt(release))
+    assert {service["image"].rpartition(":")[2] for service in services().values()} == {release}
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_what_is_copied_is_there_and_reaches_docker(name: str) -> None:
+    rules = (DOCKER / f"{name}.dockerignore").read_text().split("\n")
+    allowed = [rule[1:] for rule in rules if rule.startswith("!")]
+    assert "*" in rules
+    for words in instructions(name, "COPY"):
+        for source in words[:-1]:
+            assert (ROOT / source).exists(), source
+            assert any(source == rule or fnmatch.fnmatch(source, f"{rule}/*") for rule in allowed), source
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_image_does_not_run_as_root(name: str) -> None:
+    assert instructions(name, "USER")[-1] == ["1000:1000"]
+
+
+def test_cache_is_the_servers_alone() -> None:
+    text = (DOCKER / "server.Dockerfile").read_text()
+    assert "install -d -m 0700 -o 1000 -g 1000 /var/cache/temper" in text
+    assert "TEMPER_CACHE_DIR=/var/cache/temper" in text
+    assert "cache:/var/cache/temper" in services()["server"]["volumes"]
+
+
+def test_plugin_gets_the_versions_that_are_tested_here() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = (DOCKER / "server-requirements.txt").read_text().splitlines()
+    pins = {line for line in wanted if line and not line.startswith("#")}
+    for package, extra in (("openvino", "embedded"), ("tensorrt-rtx", "rtx")):
+        (pin,) = [line for line in extras[extra] if line.startswith(f"{package}==")]
+        assert pin in pins
+    (bindings,) = [line for line in pins if line.startswith("cuda-bindings")]
+    major, minor = re.findall(r"\d+", bindings)[:2]
+    assert (12, 9) <= (int(major), int(minor)) < (14, 0)
+
+
+def test_compose_serves_read_only_on_loopback_with_a_gpu() -> None:
+    server = services()["server"]
+    assert server["read_only"] is True
+    assert "models:/models:ro" in server["volumes"]
+    assert all(port.startswith("127.0.0.1:") for port in server["ports"])
+    assert server["depends_on"] == {"builder": {"condition": "service_completed_successfully"}}
+    for service in services().values():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        resources = service["deploy"]["resources"]
+        assert set(resources["limits"]) == {"cpus", "memory", "pids"}
+        (device,) = resources["reservations"]["devices"]
+        assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+
+
+@pytest.mark.parametrize("recipe", ["digits"])
+def test_builder_publishes_where_the_server_reads(recipe: str) -> None:
+    command = services()["builder"]["command"]
+    repository = command[command.index("--repository") + 1]
+    assert f"TEMPER_REPOSITORY:-{repository}" in (DOCKER / "serve.sh").read_text()
+    assert (ROOT / "recipes" / f"{recipe}.toml").is_file()
+    assert f"RECIPE:-{recipe}" in command[1]
+
+
+# The start script, with a program in tritonserver's place that prints what it was given: the release that the
+# script is for is not on this machine.
+
+
+def started(folder: Path, *options: str, **environment: str) -> list[str]:
+    program = folder / "tritonserver"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["sh", str(DOCKER / "serve.sh"), *options],
+        env={"PATH": f"{folder}:{os.environ['PATH']}", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_server_is_started_closed(tmp_path: Path) -> None:
+    given = started(tmp_path)
+    assert "--allow-client-shm=false" in given
+    assert "--model-control-mode=none" in given
+    assert not [option for option in given if option.startswith("--backend-config")]
+    for option in ("--grpc-restricted-protocol=", "--http-restricted-api="):
+        (value,) = [each.removeprefix(option) for each in given if each.startswith(option)]
+        assert re.fullmatch(r"shared-memory,model-repository,trace,logging:admin-key=[0-9a-f]{64}", value)
+    assert given != started(tmp_path), "a key that nobody was told is a new one each time"
+
+
+def test_server_is_opened_by_what_it_is_told(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("s3cret\n")
+    given = started(
+        tmp_path,
+        "--log-verbose=1",
+        TEMPER_CLIENT_SHM="true",
+        TEMPER_VERSION_COMPATIBLE="true",
+        TEMPER_ADMIN_KEY_FILE=str(key),
+        TEMPER_REPOSITORY="/elsewhere",
+    )
+    assert "--model-repository=/elsewhere" in given
+    assert "--allow-client-shm=true" in given
+    assert "--grpc-restricted-protocol=model-repository,trace,logging:admin-key=s3cret" in given
+    assert "--backend-config=tensorrt,version-compatible=true" in given
+    assert given[-1] == "--log-verbose=1"
+
+
+def test_key_that_cannot_be_read_does_not_open_the_server(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        started(tmp_path, TEMPER_ADMIN_KEY_FILE=str(tmp_path / "gone"))
+
+
+@pytest.mark.server
+def test_options_are_tritonservers_own(tmp_path: Path) -> None:
+    from temper.server import _environment, _find_runtime
+
+    runtime = _find_runtime()
+    done = subprocess.run(
+        [str(runtime / "bin" / "tritonserver"), "--help"],
+        env=_environment(runtime),
+        capture_output=True,
+        text=True,
+    )
+    known = set(re.findall(r"^\s*(--[a-z0-9-]+)", done.stdout + done.stderr, re.MULTILINE))
+    assert len(known) > 50
+    used = {option.partition("=")[0] for option in started(tmp_path, TEMPER_VERSION_COMPATIBLE="true")}
+    assert used - known == LATER_OPTIONS
+
+
+def test_readme_is_short_and_its_command_names_a_file() -> None:
+    text = (DOCKER / "README.md").read_text()
+    assert len(text.splitlines()) <= 15
+    (command,) = [line for line in text.splitlines() if line.startswith("    ")]
+    words = shlex.split(command)
+    assert (ROOT / words[words.index("-f") + 1]).is_file()
