@@ -136,7 +136,12 @@ def run_onnx(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     Returns:
         Logits, float32 [N, classes].
     """
-    session = open_session(path.read_bytes())
+    return run_graph(path.read_bytes(), images)
+
+
+def run_graph(graph: bytes, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Runs a serialised graph, as `run_onnx` does a file."""
+    session = open_session(graph)
     parts = [
         session.run([OUTPUT_NAME], {INPUT_NAME: np.ascontiguousarray(images[start : start + _VERIFY_BATCH])})[0]
         for start in range(0, len(images), _VERIFY_BATCH)
