@@ -14,12 +14,13 @@ import json
 import subprocess
 import sys
 import sysconfig
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-PROBE_TIMEOUT_S = 60.0
-"""How long one import may take; a slow disk and two busy cores need most of it."""
+PROBE_TIMEOUT_S = 30.0
+"""How long the imports may take, all of them together: they run at once."""
 
 # Prints one JSON object: a name that the real package has and its placeholder lacks, or why it does not load.
 _PROBE = """
@@ -106,8 +107,9 @@ _PACKAGES = (
 
 def find_parts() -> dict[str, Part]:
     """Looks at every package, and at the embedded server; by name, in the order to show."""
+    deadline = time.monotonic() + PROBE_TIMEOUT_S
     probes = {each.name: _start(each) for each in _PACKAGES if each.module and _version(each.project)}
-    parts = {each.name: _judge(each, probes.get(each.name)) for each in _PACKAGES}
+    parts = {each.name: _judge(each, probes.get(each.name), deadline) for each in _PACKAGES}
     if parts["torch"].ok:
         parts["torch"] = _with_cuda_build(parts["torch"])
     return {**parts, "tritonserver": find_server()}
@@ -185,11 +187,11 @@ def _start(package: _Package) -> subprocess.Popen[str]:
     )
 
 
-def _judge(package: _Package, probe: subprocess.Popen[str] | None) -> Part:
+def _judge(package: _Package, probe: subprocess.Popen[str] | None, deadline: float) -> Part:
     version = _version(package.project)
     if version is None:
         return Part(name=package.name, state="missing", install=package.install)
-    answer = {} if probe is None else _answer(probe)
+    answer = {} if probe is None else _answer(probe, deadline)
     note = str(answer.get("error", ""))
     if answer.get("whole") is False:
         note = "only its placeholder is here, without the libraries"
@@ -199,9 +201,9 @@ def _judge(package: _Package, probe: subprocess.Popen[str] | None) -> Part:
     return Part(name=package.name, state="ok", version=version, capabilities=capabilities)
 
 
-def _answer(probe: subprocess.Popen[str]) -> dict[str, Any]:
+def _answer(probe: subprocess.Popen[str], deadline: float) -> dict[str, Any]:
     try:
-        output, _ = probe.communicate(timeout=PROBE_TIMEOUT_S)
+        output, _ = probe.communicate(timeout=max(deadline - time.monotonic(), 0.1))
     except subprocess.TimeoutExpired:
         probe.kill()
         probe.communicate()

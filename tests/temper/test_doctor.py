@@ -132,7 +132,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, project: str, code: s
         ("import sys; sys.exit('no licence')", "SystemExit: no licence"),
         ("import os; os.abort()", "its import ended Python (exit status -6)"),
         ("print('a banner')\nBuilder = 1", ""),
-        ("import time; time.sleep(600)", "its import was not done after 2 s"),
+        ("import time; time.sleep(600)", "its import was not done after 5 s"),
     ],
     ids=["placeholder", "import", "library", "exit", "abort", "whole", "hangs"],
 )
@@ -141,11 +141,8 @@ def test_package_that_does_not_work_is_told_in_a_line(
 ) -> None:
     install(tmp_path, monkeypatch, "tensorrt", code)
     if "sleep" in code:
-        monkeypatch.setattr(parts, "_PACKAGES", [each for each in parts._PACKAGES if each.name == "TensorRT"])
-        monkeypatch.setattr(parts, "PROBE_TIMEOUT_S", 2.0)
-        part = parts._judge(parts._PACKAGES[0], parts._start(parts._PACKAGES[0]))
-    else:
-        part = find_parts()["TensorRT"]
+        monkeypatch.setattr(parts, "PROBE_TIMEOUT_S", 5.0)
+    part = find_parts()["TensorRT"]
     assert (part.version, part.note) == ("99.0", note)
     assert part.state == ("broken" if note else "ok")
     assert (part.install is None) == part.ok
