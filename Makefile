@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 UV_VERSION := 0.11.2
 
-.PHONY: setup demo test test-fast lint lock clean
+.PHONY: setup demo test test-fast lint lock clean engines
 
 demo: $(READY)  ## finetune, quantise, serve, measure and attack a ResNet-18 on digits
 	$(BIN)/temper run recipes/digits.toml
@@ -34,10 +34,12 @@ $(READY): requirements.lock pyproject.toml
 
 lock: $(READY)  ## pin what pyproject.toml allows, as plain name==version lines
 	$(UV) pip compile --quiet --no-annotate --no-header --python-version 3.11 \
-		--extra builder --extra embedded --extra rtx --extra art --extra dev pyproject.toml -o requirements.lock
+		--extra builder --extra embedded --extra rtx --extra art --extra ray --extra dev pyproject.toml -o requirements.lock
+
+engines: bench-engines  ## every ResNet in every precision, compiled by TensorRT-RTX; needs no GPU
 
 clean:  ## runs and caches, but neither the environment nor what was published
 	rm -rf runs .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 
-bench-%: $(READY)  ## one of the measurements of benchmarks/: serving, load, attack, startup
+bench-%: $(READY)  ## one of the measurements of benchmarks/: serving, load, attack, startup, engines
 	$(BIN)/python -m benchmarks.$*

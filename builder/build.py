@@ -1,8 +1,12 @@
 """Joins the stages: data -> weights -> graph -> compress -> engine -> published model, each kept in the store.
 
-data ──┬─────────────┬──────────────┬─ calibration images
-       └─> weights ──┴─> graph ──┬──┴─> compressed graph ──> engine ──> model repository
-                                 └─ (a variant without compression) ──> engine ──> model repository
+data ──┬─────────────┬───────────────┬─ test and calibration images
+       └─> weights ──┴─> network steps ──> graph ──> graph steps ──> engine ──> model repository
+           finetune      prune, low_rank,  export    quantize, cast
+                         sparsify, distil
+
+A variant without compression goes from the weights straight to the graph. What two variants have in common is made
+once.
 """
 
 from __future__ import annotations
@@ -12,25 +16,24 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from builder.artifacts import Artifact, Store
-from builder.data import CALIBRATION_IMAGES_FILE, LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
+from builder.data import LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
 from builder.engines import EngineConfig, EngineKind
 from builder.errors import ModelError
 from builder.files import sha256_file
-from builder.quantize import QuantizeConfig
+from builder.variant import GRAPH_STEPS, CompressStage, VariantConfig
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import nn
-
+    from builder.cast import CastConfig
     from builder.data import DataConfig
     from builder.model import ModelConfig
+    from builder.quantize import QuantizeConfig
+    from builder.stages import Setting
     from builder.train import TrainConfig
 
 GRAPH_FILE = "model.onnx"
-_NUM_VERIFY = 64
 _PACKAGES = (
     "temper",
     "torch",
@@ -40,6 +43,8 @@ _PACKAGES = (
     "onnxruntime-gpu",
     "openvino",
     "tensorrt-rtx",
+    "tensorrt",
+    "torch-tensorrt",
 )
 
 
@@ -58,54 +63,12 @@ class StageView(Protocol):
 ProgressFactory = Callable[[str], AbstractContextManager[StageView]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompressStage:
-    """One step of a variant's compression; a table with exactly one key, for example `quantize`."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    quantize: QuantizeConfig | None = None
-    """Quantise weights and activations."""
-
-    def __post_init__(self) -> None:
-        """Checks that the step says what to do.
-
-        Raises:
-            ValueError: It does not.
-        """
-        if self.quantize is None:
-            raise ValueError(
-                "quantize: got nothing, expected what to do, as in { quantize = { precision = 'int8' } }"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VariantConfig:
-    """One model to publish: how the finetuned network is compressed."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    name: str
-    """Names the model, after the recipe's name and `_`."""
-    compress: tuple[CompressStage, ...] = ()
-    """The steps, in order; none is the float32 network."""
-
-    def __post_init__(self) -> None:
-        """Checks the steps together.
-
-        Raises:
-            ValueError: They cannot follow one another.
-        """
-        if len(self.compress) > 1:
-            raise ValueError(f"compress: got {len(self.compress)} quantize steps, expected at most one")
-
-
 @dataclass(frozen=True)
 class StageReport:
     """What one stage of a variant did."""
 
     name: str
-    """`data`, `weights`, `export`, `quantize` or `engine`."""
+    """`data`, `weights`, a step of the compression, `export` or `engine`."""
     figures: dict[str, Any]
     """Its figures, as JSON."""
     reused: bool
@@ -114,6 +77,20 @@ class StageReport:
     def to_json(self) -> dict[str, Any]:
         """Returns the report as JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The variant as it was after one step: what an audit of the steps runs."""
+
+    step: str
+    """The step, `float32` for the network before any."""
+    graph: Artifact
+    """Holds model.onnx."""
+    flops: int
+    """Two per multiply-add of the convolutions and linear layers, for one image."""
+    num_parameters: int
+    """Weights, biases and normalisations of the PyTorch network."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +119,8 @@ class Built:
     """The engine in the store; its digest stands for everything that made this variant."""
     stages: list[StageReport] = field(default_factory=list)
     """Every stage, in order."""
+    snapshots: list[Snapshot] = field(default_factory=list)
+    """The graph before any step, then after each."""
 
     @property
     def test_images(self) -> Path:
@@ -188,6 +167,30 @@ def build_variants(
     return _Build(recipe_name, data, model, train, engine, store, repository, progress_factory).run(variants)
 
 
+@dataclass(frozen=True)
+class _Done:
+    artifact: Artifact
+    report: StageReport
+
+
+@dataclass
+class _Chain:
+    """A variant on its way: what is done, and the latest network and graph."""
+
+    variant: VariantConfig
+    done: list[_Done]
+    network: Artifact
+    exported: Artifact
+    graph: Artifact
+    snapshots: list[Snapshot]
+
+    def add_graph(self, step: str, graph: Artifact) -> None:
+        """Takes the graph that a step left."""
+        self.graph = graph
+        sizes = {name: self.exported.info[name] for name in ("flops", "num_parameters")}
+        self.snapshots.append(Snapshot(step=step, graph=graph, **sizes))
+
+
 class _Build:
     """One call of `build_variants`: the configs that its stages share."""
 
@@ -217,9 +220,8 @@ class _Build:
         kind, why = pick_engine(self.engine)
         data = self._prepare_data()
         weights = self._make_weights(data.artifact)
-        graph = self._export(data.artifact, weights.artifact)
-        shared = [data, weights, graph]
-        return [self._build_variant(variant, kind, why, shared) for variant in variants]
+        graph = self._export(data.artifact, weights.artifact, "export to ONNX")
+        return [self._build_variant(variant, kind, why, (data, weights, graph)) for variant in variants]
 
     def _stage(
         self,
@@ -235,6 +237,12 @@ class _Build:
             view.reused = artifact.reused
             view.note = note(artifact.info)
         return _Done(artifact, StageReport(name, artifact.info, artifact.reused))
+
+    def _setting(self) -> Setting:
+        # builder.stages brings torch along: seconds that a run which reuses everything should not cost.
+        from builder.stages import Setting
+
+        return Setting(data=self.data, model=self.model, train=self.train)
 
     def _prepare_data(self) -> _Done:
         from builder.data import fingerprint_data, prepare_data
@@ -253,189 +261,211 @@ class _Build:
         if checkpoint is not None and not checkpoint.is_file():
             raise ModelError(f"checkpoint {checkpoint}: no such file")
         content = sha256_file(checkpoint) if checkpoint is not None else None
+
+        def make(folder: Path, view: StageView) -> dict[str, Any]:
+            from builder.stages import make_weights
+
+            return make_weights(self._setting(), data, folder, view)
+
         return self._stage(
             "weights",
             "finetune" if self.train.epochs + self.train.head_epochs > 0 else "weights",
             {"model": self.model, "content": content, "train": self.train},
             [data],
-            lambda folder, view: self._finetune(data, folder, view),
+            make,
             lambda info: f"{100 * info['accuracy']:.2f} % of {info['num_images']} test images",
         )
 
-    def _finetune(self, data: Artifact, folder: Path, view: StageView) -> dict[str, Any]:
-        import torch
+    def _export(self, data: Artifact, weights: Artifact, label: str) -> _Done:
+        def make(folder: Path, view: StageView) -> dict[str, Any]:
+            from builder.stages import export_graph
 
-        from builder.data import load_train
-        from builder.model import build_model
-        from builder.train import finetune
+            return export_graph(self._setting(), data, weights, folder)
 
-        # The seed decides a random network and a new head; the caller's random state stays as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.train.seed)
-            network = build_model(self.model, len(_labels(data)))
-            evaluation = (_images(data, TEST_IMAGES_FILE), _images(data, TEST_LABELS_FILE))
-            train = load_train(self.data)
-            config, mean, std = self.train, self.model.mean, self.model.std
-            return finetune(network, train, evaluation, config, folder, view, mean=mean, std=std)
-
-    def _export(self, data: Artifact, weights: Artifact) -> _Done:
         return self._stage(
             "export",
-            "export to ONNX",
+            label,
             {"mean": self.model.mean, "std": self.model.std},
             [data, weights],
-            lambda folder, view: self._export_graph(data, weights, folder),
-            lambda info: f"within {info['max_abs_diff']:.1g} of PyTorch",
+            make,
+            lambda info: f"{info['flops'] / 1e9:.2f} GFLOPs, within {info['max_abs_diff']:.1g} of PyTorch",
         )
 
-    def _export_graph(self, data: Artifact, weights: Artifact, folder: Path) -> dict[str, Any]:
-        from builder.export import export_onnx, verify_onnx
+    def _build_variant(
+        self, variant: VariantConfig, kind: EngineKind, why: str, shared: tuple[_Done, _Done, _Done]
+    ) -> Built:
+        data, weights, graph = (each.artifact for each in shared)
+        chain = _Chain(variant, list(shared), network=weights, exported=graph, graph=graph, snapshots=[])
+        chain.add_graph("float32", graph)
+        for step in _planned(variant, kind):
+            if step.name in GRAPH_STEPS:
+                self._change_graph(chain, step, data, weights)
+            else:
+                self._change_network(chain, step, data, weights)
+        chain.done.append(self._build_engine(chain, kind, data))
+        return self._publish(chain, kind, why)
 
-        network = self._load(data, weights)
-        path, mean, std = folder / GRAPH_FILE, self.model.mean, self.model.std
-        export_onnx(network, path, image_size=self.data.image_size, mean=mean, std=std)
-        images = _images(data, TEST_IMAGES_FILE)[:_NUM_VERIFY]
-        return verify_onnx(path, network, images, mean=mean, std=std)
+    def _change_network(self, chain: _Chain, step: CompressStage, data: Artifact, original: Artifact) -> None:
+        before = chain.network
 
-    def _load(self, data: Artifact, weights: Artifact) -> nn.Module:
-        from dataclasses import replace
+        def make(folder: Path, view: StageView) -> dict[str, Any]:
+            from builder.stages import compress_network
 
-        from builder.model import build_model
-        from builder.train import WEIGHTS_FILE
+            return compress_network(self._setting(), step, data, original, before, folder, view)
 
-        config = replace(self.model, weights=str(weights.path / WEIGHTS_FILE), replace_head=False)
-        return build_model(config, len(_labels(data)))
+        label = f"{chain.variant.name}: {step.name.replace('_', ' ')}"
+        inputs = [data, original, before]
+        done = self._stage(step.name, label, step.config, inputs, make, lambda info: str(info.get("note", "")))
+        exported = self._export(data, done.artifact, f"{label}, exported")
+        chain.done += [done, exported]
+        chain.network, chain.exported = done.artifact, exported.artifact
+        chain.add_graph(step.name, exported.artifact)
 
-    def _build_variant(self, variant: VariantConfig, kind: EngineKind, why: str, shared: Sequence[_Done]) -> Built:
-        data, _, graph = shared
-        done = list(shared)
-        for step in variant.compress:
-            if step.quantize is not None:
-                done.append(self._quantize(variant, step.quantize, data.artifact, graph.artifact))
-        engine = self._build_engine(variant, kind, data.artifact, done[-1].artifact)
-        done.append(engine)
-        return self._publish(variant, kind, why, done)
+    def _change_graph(self, chain: _Chain, step: CompressStage, data: Artifact, original: Artifact) -> None:
+        if step.cast is not None:
+            done = self._cast(chain, step.cast, data)
+        else:
+            assert step.quantize is not None, "the graph steps are these two"
+            done = self._quantize(chain, step.quantize, data, original)
+        chain.done.append(done)
+        chain.add_graph(step.name, done.artifact)
 
-    def _quantize(self, variant: VariantConfig, config: QuantizeConfig, data: Artifact, graph: Artifact) -> _Done:
+    def _quantize(self, chain: _Chain, config: QuantizeConfig, data: Artifact, original: Artifact) -> _Done:
+        graph, network = chain.graph, chain.network
+        trains = config.method == "qat"
+
+        def make(folder: Path, view: StageView) -> dict[str, Any]:
+            from builder import stages
+
+            if trains:
+                setting = self._setting()
+                return stages.train_quantized(setting, config, data, original, network, graph, folder, view)
+            return stages.quantize_graph(config, data, graph, folder, view)
+
         return self._stage(
             "quantize",
-            f"{variant.name}: quantise to {config.precision}",
+            f"{chain.variant.name}: quantise to {config.precision}{', trained' if trains else ''}",
             config,
-            [data, graph],
-            lambda folder, view: _quantize_graph(config, data, graph, folder, view),
+            [data, original, network, graph] if trains else [data, graph],
+            make,
             lambda info: f"agrees with float32 on {100 * info['against_float32']['agreement']:.1f} %",
         )
 
-    def _build_engine(self, variant: VariantConfig, kind: EngineKind, data: Artifact, graph: Artifact) -> _Done:
-        from builder.engines import build_engine
+    def _cast(self, chain: _Chain, config: CastConfig, data: Artifact) -> _Done:
+        graph = chain.graph
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            images = _images(data, TEST_IMAGES_FILE)[:_NUM_VERIFY]
-            return build_engine(kind, graph.path / GRAPH_FILE, folder, self.engine, images)
+            from builder.stages import cast_graph
 
+            return cast_graph(config, data, graph, folder)
+
+        label = f"{chain.variant.name}: cast to {config.precision}"
+        return self._stage(
+            "cast", label, config, [data, graph], make, lambda info: f"{info['size_bytes'] / 1e6:.1f} MB"
+        )
+
+    def _build_engine(self, chain: _Chain, kind: EngineKind, data: Artifact) -> _Done:
+        variant, graph, exported = chain.variant, chain.graph, chain.exported
+        timing_cache = self.store.root / "timing.cache"
+
+        def make(folder: Path, view: StageView) -> dict[str, Any]:
+            from builder import stages
+
+            sparse = {"sparsity": stages.check_sparse(graph)} if variant.is_sparse else {}
+            info = stages.build_engine_file(
+                kind, self.engine, variant, data, graph, exported, folder, timing_cache
+            )
+            return {**info, **sparse}
+
+        limits = {"min_agreement": variant.min_agreement, "max_logit_diff": variant.max_logit_diff}
         return self._stage(
             "engine",
             f"{variant.name}: {kind} engine",
-            {"kind": kind, "engine": self.engine, "package": _version(kind)},
-            [data, graph],
+            {"kind": kind, "engine": self.engine, "package": _package_version(kind), "sparse": variant.is_sparse}
+            | limits,
+            [data, exported, graph],
             make,
             lambda info: f"{info['size_bytes'] / 1e6:.1f} MB",
         )
 
-    def _publish(self, variant: VariantConfig, kind: EngineKind, why: str, done: Sequence[_Done]) -> Built:
+    def _publish(self, chain: _Chain, kind: EngineKind, why: str) -> Built:
         from builder.publish import publish
 
-        data, engine = done[0].artifact, done[-1].artifact
-        labels = _labels(data)
-        size_bytes: int = engine.info["size_bytes"]
-        name = f"{self.recipe_name}_{variant.name}"
-        with self.progress_factory(f"{variant.name}: publish") as view:
+        data, engine = chain.done[0].artifact, chain.done[-1].artifact
+        labels = (data.path / LABELS_FILE).read_text().splitlines()
+        name = f"{self.recipe_name}_{chain.variant.name}"
+        bound = kind == "tensorrt" and self.engine.hardware_compatibility == "none"
+        with self.progress_factory(f"{chain.variant.name}: publish") as view:
             published = publish(
                 self.repository,
                 model=name,
                 engine_file=engine.path / engine.info["file"],
                 labels=labels,
-                card=self._card(variant, kind, done),
+                card=self._card(chain, kind),
                 image_size=self.data.image_size,
                 num_classes=len(labels),
                 max_batch=self.engine.max_batch,
                 parameters=self._parameters(kind),
                 num_instances=self.engine.num_instances,
+                server_backend=self.engine.server_backend,
+                opt_batch=self.engine.opt_batch,
+                version_compatible=self.engine.version_compatible,
+                # Other engines, and plans built for several, are not bound to the GPU that built them.
+                compute_capability=engine.info["compute_capability"] if bound else None,
+                graph_sha256=sha256_file(chain.graph.path / GRAPH_FILE) if bound else None,
             )
             view.reused = published.reused
             view.note = f"{published.model} version {published.version}"
         return Built(
-            variant=variant.name,
+            variant=chain.variant.name,
             model=published.model,
             version=published.version,
             engine=kind,
             engine_why=why,
-            size_bytes=size_bytes,
+            size_bytes=engine.info["size_bytes"],
             path=published.path,
             reused=published.reused,
             data=data,
             engine_artifact=engine,
-            stages=[each.report for each in done],
+            stages=[each.report for each in chain.done],
+            snapshots=chain.snapshots,
         )
 
     def _parameters(self, kind: EngineKind) -> dict[str, str]:
         shared = {"engine": kind, "max_batch": str(self.engine.max_batch)}
         return {**shared, "precision_hint": self.engine.precision_hint} if kind == "openvino" else shared
 
-    def _card(self, variant: VariantConfig, kind: EngineKind, done: Sequence[_Done]) -> dict[str, Any]:
+    def _card(self, chain: _Chain, kind: EngineKind) -> dict[str, Any]:
         return {
             "recipe": {
                 "name": self.recipe_name,
                 "data": asdict(self.data),
                 "model": asdict(self.model),
                 "train": asdict(self.train),
-                "variant": asdict(variant),
+                "variant": chain.variant.to_json(),
                 "engine": asdict(self.engine),
             },
-            "data_digest": done[0].artifact.digest,
+            "data_digest": chain.done[0].artifact.digest,
             "engine": kind,
             "versions": {name: version for name in _PACKAGES if (version := _package_version(name)) is not None},
             "stages": [
                 {"name": each.report.name, "digest": each.artifact.digest, "figures": each.report.figures}
-                for each in done
+                for each in chain.done
             ],
         }
 
 
-@dataclass(frozen=True)
-class _Done:
-    artifact: Artifact
-    report: StageReport
+def _planned(variant: VariantConfig, kind: EngineKind) -> list[CompressStage]:
+    """Returns the variant's steps; for TensorRT the float32 rest of a quantised graph becomes float16.
 
+    Its networks are strongly typed, so a layer left in float32 would run in float32.
+    """
+    from builder.cast import CastConfig
 
-def _quantize_graph(
-    config: QuantizeConfig, data: Artifact, graph: Artifact, folder: Path, view: StageView
-) -> dict[str, Any]:
-    from builder.audit import audit_qdq
-    from builder.export import compare_logits, run_onnx
-    from builder.quantize import quantize_onnx
-
-    source, target = graph.path / GRAPH_FILE, folder / GRAPH_FILE
-    info = quantize_onnx(source, target, _images(data, CALIBRATION_IMAGES_FILE), config, view)
-    images = _images(data, TEST_IMAGES_FILE)[:_NUM_VERIFY]
-    audit = audit_qdq(target).to_json()
-    against = compare_logits(run_onnx(source, images), run_onnx(target, images))
-    return {**info, "against_float32": against, "audit": audit}
-
-
-def _images(data: Artifact, name: str) -> NDArray[Any]:
-    import numpy as np
-
-    images: NDArray[Any] = np.load(data.path / name, mmap_mode="r")
-    return images
-
-
-def _labels(data: Artifact) -> list[str]:
-    return (data.path / LABELS_FILE).read_text().splitlines()
-
-
-def _version(kind: EngineKind) -> str | None:
-    return _package_version(kind)
+    steps = list(variant.compress)
+    if kind != "openvino" and steps and steps[-1].quantize is not None:
+        steps.append(CompressStage(cast=CastConfig(precision="fp16")))
+    return steps
 
 
 def _package_version(name: str) -> str | None:

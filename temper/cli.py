@@ -1,4 +1,4 @@
-"""The `temper` command: run, build, serve, query, load, attack.
+"""The `temper` command: run, build, sweep, serve, query, load, attack, doctor.
 
 Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
 that says why; 2: wrong usage; 130: Ctrl-C. Nothing heavy is imported before a command needs it.
@@ -64,6 +64,36 @@ def build(recipe: Path, repository: Path, runs: Path, as_json: bool) -> None:
     from temper.commands.main_job import build_command
 
     build_command(recipe, repository=repository, runs=runs, as_json=as_json)
+
+
+@cli.command()
+@click.argument("recipe", type=path_type)
+@click.option(
+    "--over",
+    multiple=True,
+    required=True,
+    metavar="STEP.FIELD=V,...",
+    help="What is varied, as in low_rank.flops=0.8,0.6; `none` leaves the step out. All combinations.",
+)
+@click.option("--variant", metavar="NAME", help="The variant that is varied.  [the last one]")
+@click.option("--ray", metavar="ADDRESS", help="Run on this Ray cluster; `auto` for the one on this machine.")
+@click.option(
+    "--gpus", "num_gpus", type=click.FloatRange(0), help="With --ray: GPUs per variant.  [1 for TensorRT]"
+)
+@click.option("--cpus", "num_cpus", type=click.FloatRange(0), help="With --ray: cores per variant.  [a machine's]")
+@repository_option
+@runs_option
+@json_option
+def sweep(recipe: Path, over: tuple[str, ...], **settings: Any) -> None:
+    """Build and measure a grid of variants and draw their frontier.
+
+    Every combination of the --over values becomes a variant of RECIPE, measured beside its first one. The report
+    in runs/NAME-sweep marks the variants that no other one beats in accuracy, accuracy under attack, latency and
+    size.
+    """
+    from temper.commands.sweep import sweep_command
+
+    sweep_command(recipe, over=over, **settings)
 
 
 @cli.command()
@@ -202,6 +232,15 @@ def attack(
         save=save,
         as_json=as_json,
     )
+
+
+@cli.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine can build and run, and what installs the rest."""
+    from temper.commands.doctor import doctor_command
+
+    doctor_command(as_json=as_json)
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from builder.build import VariantConfig
 from builder.data import DataConfig
 from builder.engines import EngineConfig
 from builder.model import ModelConfig
 from builder.train import TrainConfig
+from builder.variant import VariantConfig
 from client.load.config import LoadConfig
 from client.robustness.base import AttackConfig
 from temper.errors import RecipeError

@@ -193,11 +193,20 @@ class TritonServer:
                 states = {model: index.get(model, ("", "")) for model in wanted}
                 if not any(state in ("LOADING", "") and not reason for state, reason in states.values()):
                     break
+                if self._gave_up():
+                    # An ensemble without one of its members stays without a state and without a reason.
+                    states = {name: _settled(*each) for name, each in states.items()}
+                    break
                 self._check_alive(deadline)
         self.failed = {model: reason for model, (state, reason) in states.items() if state != "READY"}
         if self.failed and self.strict:
             lines = "; ".join(f"{model}: {_first_line(reason)}" for model, reason in self.failed.items())
             raise ServerError(f"tritonserver could not load {lines}")
+
+    def _gave_up(self) -> bool:
+        """Whether Triton has tried every model and says that some did not load."""
+        assert self.log_file is not None
+        return "failed to load all models" in self.log_file.read_text(errors="replace")
 
     def _check_alive(self, deadline: float) -> None:
         if not self.alive:
@@ -215,6 +224,12 @@ class TritonServer:
         lines = [line for line in lines if "CudaDriverHelper" not in line]
         errors = [line for line in lines if line.startswith(("E", "error"))]
         return (errors or lines or ["its log is empty"])[-1][:400]
+
+
+def _settled(state: str, reason: str) -> tuple[str, str]:
+    if state in ("LOADING", ""):
+        return "UNAVAILABLE", reason or "a model that it is made of did not load, or is not in the repository"
+    return state, reason
 
 
 def _first_line(reason: str) -> str:

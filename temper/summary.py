@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def add_attack(row: Row, measured: Artifact, class_names: Sequence[str], folder:
             "num_images": accuracy["num_images"],
             "per_class": _by_name(info["per_class"], class_names),
             "gallery": [
-                {**entry, **{kind: str((gallery / entry[kind]).relative_to(folder)) for kind in files}}
+                {**entry, **{kind: os.path.relpath(gallery / entry[kind], folder) for kind in files}}
                 for entry in info["gallery"]
             ],
         }

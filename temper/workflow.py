@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,13 @@ SERVER_LOG = "tritonserver.log"
 
 
 def run_recipe(
-    recipe: Recipe, *, repository: Path, runs: Path, display: Display, url: str | None = None
+    recipe: Recipe,
+    *,
+    repository: Path,
+    runs: Path,
+    display: Display,
+    url: str | None = None,
+    folder: Path | None = None,
 ) -> Report:
     """Builds, serves, measures and attacks a recipe's variants and writes the report.
 
@@ -47,6 +54,7 @@ def run_recipe(
         runs: The run's folder is `runs/<recipe>`: its stages, its server's log, report.json and report.html.
         display: Where progress is shown.
         url: The gRPC address of a running server that serves `repository`; None starts the embedded one.
+        folder: For the report and the server's log, when they shall not lie in the run's folder.
 
     Returns:
         The report, JSON throughout. `stopped` is None, or says in one line why the measurements are not complete.
@@ -56,16 +64,15 @@ def run_recipe(
         KeyboardInterrupt: After the report of what had been measured was written.
     """
     started = time.monotonic()
-    folder = runs / recipe.name
+    stages = Store(runs / recipe.name / "stages")
+    folder = folder or runs / recipe.name
     built = build_recipe(recipe, repository=repository, runs=runs, display=display)
     models = [one.model for one in built]
     endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, display=display)
     report = _new_report(recipe, built, endpoint)
-    measurements = Measurements(
-        store=Store(folder / "stages"), endpoint=endpoint, data=built[0].data, display=display, url=url
-    )
+    measurements = Measurements(store=stages, endpoint=endpoint, data=built[0].data, display=display, url=url)
     targets = [subject(one.variant, one.model, one.version, one.path) for one in built]
-    run = _Run(recipe=recipe, report=report, targets=targets, measurements=measurements, folder=folder)
+    run = _Run(recipe, report, built, targets, measurements, folder)
     with _reporting(run, started), endpoint:
         run.measure()
     return report
@@ -108,12 +115,13 @@ def _reporting(run: _Run, started: float) -> Iterator[None]:
         write_report(report, run.folder)
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _Run:
     """The measurements of one run and where their figures go."""
 
     recipe: Recipe
     report: Report
+    built: list[Built]
     targets: list[Subject]
     measurements: Measurements
     folder: Path
@@ -124,6 +132,7 @@ class _Run:
         """Measures everything, one thing at a time: no variant shares the machine with another's test."""
         pairs: list[tuple[Row, Subject]] = list(zip(self.report["variants"], self.targets, strict=True))
         names = self.measurements.class_names()
+        self._audit()
         for row, target in pairs:
             self.accuracies[target.name] = self.measurements.accuracy(target)
             add_accuracy(row, self.accuracies[target.name], names)
@@ -134,6 +143,21 @@ class _Run:
                 attacked = self.measurements.attack(target, config)
                 self.attacks.setdefault(target.name, []).append(attacked)
                 add_attack(row, attacked, names, self.folder)
+
+    def _audit(self) -> None:
+        """Measures the steps in process, before there is a server to share the machine with."""
+        if importlib.util.find_spec("openvino") is None:
+            return
+        from temper.audit import audit_steps
+
+        images, labels = self.measurements.test_images()
+        hint, store, display = (
+            self.recipe.engine.precision_hint,
+            self.measurements.store,
+            self.measurements.display,
+        )
+        for row, one in zip(self.report["variants"], self.built, strict=True):
+            row["stages"] = audit_steps(one, store, images, labels, hint, display)
 
     def _load(self, row: Row, target: Subject) -> None:
         try:
@@ -180,6 +204,7 @@ def _new_row(built: Built) -> Row:
         "load": [],
         "robustness": [],
         "calibration": _calibration(built),
+        "stages": [],
         "build": [stage.to_json() for stage in built.stages if stage.name != "quantize"],
     }
 

@@ -58,7 +58,14 @@ class Entry:
         for stage in reversed(stages if isinstance(stages, list) else []):
             if stage.get("name") == "engine":
                 figures: Mapping[str, Any] = stage.get("figures", {})
-                return figures
+                return {**figures, **self._plan()}
+        return {}
+
+    def _plan(self) -> dict[str, Any]:
+        """What the card says of this very file: a plan for another GPU may come from another library."""
+        for plan in self.card.get("plans", []):
+            if plan.get("name") == self.file.name:
+                return {key: plan[key] for key in ("runtime", "compute_capability") if plan.get(key) is not None}
         return {}
 
     def for_capability(self, capability: str) -> Entry:

@@ -28,10 +28,10 @@ def run_command(recipe_file: Path, *, url: str | None, repository: Path, runs: P
         WorkflowError: The measurements stopped early; the table and the report hold what was measured.
     """
     recipe = load_recipe(recipe_file)
-    _log_to_file(recipe, runs)
+    log_to_file(recipe, runs)
     from temper.workflow import run_recipe
 
-    with _resumable(), Display() as display:
+    with resumable(), Display() as display:
         report = run_recipe(recipe, repository=repository, runs=runs, display=display, url=url)
     folder = runs / recipe.name
     if as_json:
@@ -48,10 +48,10 @@ def run_command(recipe_file: Path, *, url: str | None, repository: Path, runs: P
 def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: bool) -> None:
     """Builds and publishes a recipe's variants and prints what they are."""
     recipe = load_recipe(recipe_file)
-    _log_to_file(recipe, runs)
+    log_to_file(recipe, runs)
     from temper.workflow import build_recipe
 
-    with _resumable(), Display() as display:
+    with resumable(), Display() as display:
         built = build_recipe(recipe, repository=repository, runs=runs, display=display)
     rows: list[dict[str, Any]] = [
         {
@@ -79,7 +79,7 @@ def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: b
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
+def resumable() -> Iterator[None]:
     """Lets Ctrl-C say that nothing finished is lost."""
     try:
         yield
@@ -88,7 +88,7 @@ def _resumable() -> Iterator[None]:
         raise KeyboardInterrupt(f"{reason}; what was finished is kept, run it again to go on") from None
 
 
-def _log_to_file(recipe: Recipe, runs: Path) -> None:
+def log_to_file(recipe: Recipe, runs: Path) -> None:
     """Sends the libraries' log and warnings into the run's folder instead of between the bars."""
     folder = runs / recipe.name
     try:

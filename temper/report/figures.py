@@ -1,4 +1,4 @@
-"""The report's four pictures, each from the report's figures alone."""
+"""The report's five pictures, each from the report's figures alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -33,6 +33,27 @@ def accuracy_against_throughput(variants: Sequence[Variant]) -> str | None:
         note = f"{variant['name']}: {text.percent(accuracy['value'])}, {text.number(speed)} images/s"
         plot.marker(speed, 100 * accuracy["value"], style(index), note)
         plot.label(speed, 100 * accuracy["value"], variant["name"], "direct", dx=11, dy=4)
+    return plot.svg()
+
+
+def frontier(variants: Sequence[Variant]) -> str | None:
+    """Accuracy over latency for a sweep: full marks are on the frontier, rings are beaten by another variant."""
+    known = [
+        (i, v) for i, v in enumerate(variants) if v.get("accuracy") and v.get("latency_ms") and "frontier" in v
+    ]
+    if not known:
+        return None
+    x = log_span([v["latency_ms"]["p50"] for _, v in known], "p50 latency", suffix=" ms")
+    y = span([100 * v["accuracy"][end] for _, v in known for end in ("low", "high")], "accuracy", suffix=" %")
+    plot = Plot(x, y, "Accuracy over latency, per variant, and which variants no other beats")
+    for index, variant in known:
+        accuracy, latency = variant["accuracy"], variant["latency_ms"]["p50"]
+        plot.error_bar(latency, 100 * accuracy["low"], 100 * accuracy["high"], style(index))
+        note = f"{variant['name']}: {text.percent(accuracy['value'])}, {text.number(latency)} ms, "
+        note += text.size(variant["size_bytes"])
+        look = style(index) if variant["frontier"] else f"{style(index)} ring"
+        plot.marker(latency, 100 * accuracy["value"], look, note)
+        plot.label(latency, 100 * accuracy["value"], variant["name"], "direct", dx=11, dy=4)
     return plot.svg()
 
 

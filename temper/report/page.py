@@ -8,7 +8,16 @@ from typing import Any
 
 from temper.report import figures, html, text
 from temper.report.answer import answers
-from temper.report.sections import compression, gallery, load_table, machine, per_class, results, stages
+from temper.report.sections import (
+    compression,
+    gallery,
+    load_table,
+    machine,
+    per_class,
+    results,
+    stages,
+    steps,
+)
 
 Report = Mapping[str, Any]
 
@@ -31,6 +40,7 @@ def render_page(report: Report, folder: Path) -> str:
         _section("Adversarial images", gallery(report, folder)),
         _section("Load tests", load_table(report)),
         _section("Compression", compression(report)),
+        _section("Compression, step by step", steps(report)),
         _section("Stages", stages(report)),
         _section("Machine and versions", machine(report)),
     ]
@@ -93,6 +103,13 @@ def _names(report: Report) -> Sequence[str]:
 def _speed_figures(report: Report) -> str:
     variants, names = report["variants"], _names(report)
     body = html.figure(
+        "The frontier",
+        figures.frontier(variants),
+        "Full marks: no other variant is as good in accuracy, accuracy under attack, latency and size, and better "
+        "in one. Up and to the left is better.",
+        names,
+    )
+    body += html.figure(
         "Accuracy against throughput",
         figures.accuracy_against_throughput(variants),
         "Best closed-loop throughput; whiskers are 95 % intervals. Up and to the right is better.",

@@ -144,6 +144,43 @@ def compression(report: Report) -> str:
     return "".join(parts)
 
 
+def steps(report: Report) -> str:
+    """What each step of a variant's compression did, in process, in the engine that serves it."""
+    return "".join(
+        f"<h3>{escape(variant['name'])}</h3>{_steps_table(variant['stages'])}"
+        for variant in report["variants"]
+        if variant.get("stages")
+    )
+
+
+def _steps_table(rows: list[dict[str, Any]]) -> str:
+    head = ["step", "GFLOPs", "parameters", "size", "accuracy", "change", "same answer as float32", "latency", ""]
+
+    def cells(row: Mapping[str, Any]) -> list[object]:
+        change, ratio = row["accuracy_change"], row["latency_ratio"]
+        points = text.signed(100 * change["difference"]) if change else "–"
+        span = f"{text.signed(100 * change['low'])} to {text.signed(100 * change['high'])}" if change else ""
+        return [
+            row["name"].replace("_", " "),
+            f"{row['flops'] / 1e9:.2f}",
+            f"{row['num_parameters'] / 1e6:.2f} M",
+            text.size(row["size_bytes"]),
+            _share(row["accuracy"]["value"], row["accuracy"]),
+            html.with_note(points, span),
+            text.percent(row["agreement"]),
+            html.with_note(
+                f"{text.number(row['latency_ms'])} ms", f"{text.times(ratio)} the step before" if ratio else ""
+            ),
+            row["verdict"] or "",
+        ]
+
+    note = (
+        "Every step's graph in OpenVINO, in process: accuracy on the test images, change against the step before "
+        "(points, 95 % interval, paired), latency of one image, in turns with the step before."
+    )
+    return html.table(head, (cells(row) for row in rows)) + f'<p class="note">{note}</p>'
+
+
 def stages(report: Report) -> str:
     """The stages with their seconds, as they ran; what was reused took next to none."""
     rows = report.get("stages", [])

@@ -13,13 +13,15 @@ import pytest
 from PIL import Image
 
 from builder.artifacts import Store
-from builder.build import Built, CompressStage, VariantConfig, build_variants
+from builder.build import Built, build_variants
+from builder.cast import CastConfig
 from builder.data import DataConfig
 from builder.engines import EngineConfig
-from builder.errors import DataError, ModelError
+from builder.errors import DataError, EngineError, ModelError
 from builder.model import ModelConfig
 from builder.quantize import QuantizeConfig
 from builder.train import TrainConfig
+from builder.variant import CompressStage, VariantConfig
 
 FP32 = VariantConfig(name="fp32")
 INT8 = VariantConfig(name="int8", compress=(CompressStage(quantize=QuantizeConfig(method="max")),))
@@ -110,13 +112,44 @@ def test_card_says_where_it_comes_from(workshop: Workshop) -> None:
     (int8,) = workshop.build(INT8)
     card = json.loads((int8.path / "card.json").read_text())
     assert card["recipe"]["name"] == "toy"
-    assert card["recipe"]["variant"]["compress"] == [{"quantize": {"precision": "int8", "method": "max"}}]
+    (step,) = card["recipe"]["variant"]["compress"]
+    assert step["quantize"].items() >= {"precision": "int8", "method": "max"}.items()
     assert card["data_digest"] == int8.data.digest
     assert card["engine"] == "openvino"
     assert card["versions"].keys() >= {"temper", "torch", "nvidia-modelopt", "onnx", "openvino"}
     assert [stage["name"] for stage in card["stages"]] == ["data", "weights", "export", "quantize", "engine"]
     assert card["stages"][-1]["digest"] == int8.engine_artifact.digest
     assert card["stages"][-1]["figures"]["precision_hint"] == "f32"
+
+
+def test_every_precision_is_built_and_published(workshop: Workshop) -> None:
+    fp16 = CompressStage(cast=CastConfig(precision="fp16"))
+    fp8 = CompressStage(quantize=QuantizeConfig(precision="fp8", method="max"))
+    half, low = workshop.build(
+        VariantConfig(name="fp16", compress=(fp16,), min_agreement=0.5), VariantConfig(name="fp8", compress=(fp8,))
+    )
+    assert [stage.name for stage in half.stages] == ["data", "weights", "export", "cast", "engine"]
+    assert half.stages[-1].figures["against_pytorch"]["agreement"] == 1.0
+    assert half.size_bytes < 0.52 * half.snapshots[0].graph.info["num_parameters"] * 4
+    assert [one.step for one in low.snapshots] == ["float32", "quantize"]
+    (stem,) = low.stages[-2].figures["audit"]["kept_high"]
+    assert stem["name"] == "/model/conv1/Conv"
+
+
+def test_tensorrt_engine_gets_half_precision_where_it_is_not_quantised(workshop: Workshop) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    (int8,) = workshop.build(INT8, engine=EngineConfig(kind="tensorrt-rtx"))
+    assert [stage.name for stage in int8.stages] == ["data", "weights", "export", "quantize", "cast", "engine"]
+    assert int8.stages[-2].figures["precision"] == "fp16"
+    assert sorted(path.name for path in int8.path.iterdir()) == ["SHA256SUMS", "card.json", "model.rtx"]
+    workshop.build(INT8)  # the others of this file expect OpenVINO's
+
+
+def test_engine_outside_of_its_limit_is_not_published(workshop: Workshop, tmp_path: Path) -> None:
+    strict = VariantConfig(name="strict", compress=INT8.compress, max_logit_diff=1e-6)
+    with pytest.raises(EngineError, match=r"a logit differs from PyTorch's by .*, expected at most 1e-06"):
+        workshop.build(strict)
+    assert not (workshop.folder / "repository" / "toy_strict").exists()
 
 
 def test_second_build_does_nothing(workshop: Workshop) -> None:
@@ -167,10 +200,10 @@ def test_changed_images_are_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CompressStage(), r"quantize: got nothing, expected what to do, as in"),
+        (lambda: CompressStage(), r"quantize: got nothing in one step, expected exactly one of .*quantize"),
         (
             lambda: VariantConfig(name="x", compress=(*INT8.compress, *INT8.compress)),
-            r"compress: got 2 quantize steps, expected at most one",
+            r"compress\[1\]: got quantize a second time, expected prune, low_rank, sparsify, quantize",
         ),
     ],
 )

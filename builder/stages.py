@@ -1,0 +1,234 @@
+"""What each stage does in its work folder; `build.py` says which stage follows which."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from builder.build import GRAPH_FILE
+from builder.data import CALIBRATION_IMAGES_FILE, LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE, load_train
+from builder.model import build_model
+from builder.network import NETWORK_FILE, count_network, load_network, save_network
+from builder.steps import StepContext
+from builder.train import WEIGHTS_FILE, finetune
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from builder.artifacts import Artifact
+    from builder.cast import CastConfig
+    from builder.data import DataConfig
+    from builder.engines import EngineConfig, EngineKind
+    from builder.model import ModelConfig
+    from builder.quantize import QuantizeConfig
+    from builder.train import TrainConfig
+    from builder.variant import CompressStage, VariantConfig
+
+REFERENCE_FILE = "reference_logits.npy"
+NUM_VERIFY = 64
+_HELD_OUT_SHARE = 0.1
+_MAX_HELD_OUT = 1000
+
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all stages of a recipe share."""
+
+    data: DataConfig
+    """The images."""
+    model: ModelConfig
+    """The architecture and its weights."""
+    train: TrainConfig
+    """How they were finetuned."""
+
+
+def images_of(data: Artifact, name: str) -> NDArray[Any]:
+    """Opens an array of the data stage, mapped from its file."""
+    images: NDArray[Any] = np.load(data.path / name, mmap_mode="r")
+    return images
+
+
+def labels_of(data: Artifact) -> list[str]:
+    """Returns the class names."""
+    return (data.path / LABELS_FILE).read_text().splitlines()
+
+
+def make_weights(setting: Setting, data: Artifact, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Builds the network and finetunes it."""
+    # The seed decides a random network and a new head; the caller's random state stays as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setting.train.seed)
+        network = build_model(setting.model, len(labels_of(data)))
+        evaluation = (images_of(data, TEST_IMAGES_FILE), images_of(data, TEST_LABELS_FILE))
+        mean, std = setting.model.mean, setting.model.std
+        train = load_train(setting.data)
+        return finetune(network, train, evaluation, setting.train, folder, progress, mean=mean, std=std)
+
+
+def open_network(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:
+    """Loads the network of the weights stage, or of a compression step."""
+    num_classes = len(labels_of(data))
+    if (weights.path / NETWORK_FILE).exists():
+        return load_network(setting.model, num_classes, weights.path)
+    path = str(weights.path / WEIGHTS_FILE)
+    return build_model(dataclasses.replace(setting.model, weights=path, replace_head=False), num_classes)
+
+
+def compress_network(
+    setting: Setting,
+    step: CompressStage,
+    data: Artifact,
+    original: Artifact,
+    before: Artifact,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Runs one step on the PyTorch network and saves what it returns."""
+    network = open_network(setting, data, before)
+    context = step_context(setting, data, original, folder, progress)
+    run = getattr(importlib.import_module(f"builder.{step.name}"), f"run_{step.name}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.seed)
+        compressed, info = run(network, step.config, context)
+    save_network(compressed, folder)
+    return dict(info)
+
+
+def step_context(
+    setting: Setting, data: Artifact, original: Artifact, folder: Path, progress: Progress
+) -> StepContext:
+    """Gathers what a step is given; a tenth of the training images is held out to score candidates with."""
+    train, seed = load_train(setting.data), setting.train.seed
+    source = train.source
+    order = np.random.default_rng([seed, 2]).permutation(source.train)
+    num_held_out = max(1, min(_MAX_HELD_OUT, int(_HELD_OUT_SHARE * len(order))))
+    held_out = np.sort(order[:num_held_out])
+    images = np.stack([source.read(int(index)) for index in held_out])
+    train.source = dataclasses.replace(source, train=np.sort(order[num_held_out:]))
+    return StepContext(
+        train=train,
+        held_out=(images, source.labels[held_out]),
+        teacher=open_network(setting, data, original),
+        folder=folder,
+        progress=progress,
+        image_size=setting.data.image_size,
+        mean=setting.model.mean,
+        std=setting.model.std,
+        num_classes=len(source.class_names),
+        train_config=setting.train,
+        seed=seed,
+    )
+
+
+def export_graph(setting: Setting, data: Artifact, weights: Artifact, folder: Path) -> dict[str, Any]:
+    """Exports the network, compares the graph with PyTorch, and keeps PyTorch's logits for the engine's turn."""
+    from builder.export import Served, export_onnx, predict, verify_onnx
+
+    network = open_network(setting, data, weights)
+    size, mean, std = setting.data.image_size, setting.model.mean, setting.model.std
+    export_onnx(network, folder / GRAPH_FILE, image_size=size, mean=mean, std=std)
+    images = images_of(data, TEST_IMAGES_FILE)[:NUM_VERIFY]
+    figures = verify_onnx(folder / GRAPH_FILE, network, images, mean=mean, std=std)
+    np.save(folder / REFERENCE_FILE, predict(Served(network, mean=mean, std=std), images))
+    return {**figures, **dataclasses.asdict(count_network(network, size))}
+
+
+def quantize_graph(
+    config: QuantizeConfig, data: Artifact, graph: Artifact, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Quantises a graph after training, checks where its Q/DQ pairs are, and compares it with float32."""
+    from builder.quantize import quantize_onnx
+
+    source, target = graph.path / GRAPH_FILE, folder / GRAPH_FILE
+    calibration = images_of(data, CALIBRATION_IMAGES_FILE)
+    if config.max_loss is not None:
+        from builder.sensitivity import quantize_within
+
+        info = quantize_within(source, target, calibration, config, progress)
+    else:
+        info = quantize_onnx(source, target, calibration, config, progress)
+    return {**info, **_check_quantized(config, data, graph, target, info["kept_high"])}
+
+
+def train_quantized(
+    setting: Setting,
+    config: QuantizeConfig,
+    data: Artifact,
+    original: Artifact,
+    before: Artifact,
+    graph: Artifact,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Quantises the network by training it with its quantisers."""
+    from builder.qat import run_qat
+
+    network = open_network(setting, data, before)
+    context = step_context(setting, data, original, folder, progress)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.seed)
+        info = run_qat(network, config, context, folder / GRAPH_FILE)
+    return {**info, **_check_quantized(config, data, graph, folder / GRAPH_FILE, [])}
+
+
+def _check_quantized(
+    config: QuantizeConfig, data: Artifact, graph: Artifact, target: Path, kept_high: list[str]
+) -> dict[str, Any]:
+    from builder.audit import audit_qdq
+    from builder.export import compare_logits, run_onnx
+
+    images = images_of(data, TEST_IMAGES_FILE)[:NUM_VERIFY]
+    audit = audit_qdq(target, config.precision, kept_high=kept_high).to_json()
+    against = compare_logits(run_onnx(graph.path / GRAPH_FILE, images), run_onnx(target, images))
+    return {"against_float32": against, "audit": audit}
+
+
+def cast_graph(config: CastConfig, data: Artifact, graph: Artifact, folder: Path) -> dict[str, Any]:
+    """Converts what is float32 in a graph to a half-precision type."""
+    from builder.cast import cast_onnx
+
+    images = images_of(data, CALIBRATION_IMAGES_FILE)[:NUM_VERIFY]
+    return cast_onnx(graph.path / GRAPH_FILE, folder / GRAPH_FILE, images, config)
+
+
+def check_sparse(graph: Artifact) -> dict[str, Any]:
+    """Checks the 2:4 pattern in the graph that the engine is made from."""
+    from builder.sparsify import check_2_4
+
+    return check_2_4(graph.path / GRAPH_FILE).to_json()
+
+
+def build_engine_file(
+    kind: EngineKind,
+    engine: EngineConfig,
+    variant: VariantConfig,
+    data: Artifact,
+    graph: Artifact,
+    reference: Artifact,
+    folder: Path,
+    timing_cache: Path,
+) -> dict[str, Any]:
+    """Builds the engine and compares it with PyTorch's logits where it runs here."""
+    from builder.engines import AgreementLimits, build_engine
+
+    return build_engine(
+        kind,
+        graph.path / GRAPH_FILE,
+        folder,
+        engine,
+        images_of(data, TEST_IMAGES_FILE)[:NUM_VERIFY],
+        reference=np.load(reference.path / REFERENCE_FILE),
+        limits=AgreementLimits(min_agreement=variant.min_agreement, max_logit_diff=variant.max_logit_diff),
+        precision=variant.precision,
+        sparse_weights=variant.is_sparse,
+        timing_cache=timing_cache,
+    )
