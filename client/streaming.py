@@ -118,9 +118,10 @@ def _next_answer(
             if sender.sent and time.monotonic() - sender.sent[0][3] > timeout_s:
                 raise DeadlineExceeded(f"{url}: no answer on the stream within {timeout_s:g} s") from None
             continue
-        if sender.error is None:
-            answer = _check(response, sender, url)
-            early[answer.id] = answer
+        if sender.error is not None or (response is None and sender.exhausted and not sender.sent):
+            continue  # the batches ended, or failed, while we waited: the checks above say how
+        answer = _check(response, sender, url)
+        early[answer.id] = answer
 
 
 def _check(response: Any, sender: _Sender, url: str) -> Any:

@@ -224,3 +224,13 @@ def test_killed_server_ends_a_stream(toy_repository: Path, sample: Sample) -> No
         with pytest.raises(ServerUnavailable, match="the connection broke|no server answers"):
             for _ in stream:
                 pass
+
+
+def test_stream_whose_batches_end_after_the_last_answer(server: TritonServer, sample: Sample) -> None:
+    def batches() -> Iterator[Any]:
+        yield sample.images[:2]
+        time.sleep(0.3)  # the only answer is here before the end is known
+
+    with Client(server.grpc_url) as client:
+        for _ in range(5):
+            assert [len(logits) for logits in client.stream("toy_fp32", batches())] == [2]
