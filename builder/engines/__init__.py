@@ -64,7 +64,7 @@ class EngineConfig:
     version_compatible: bool = False
     """`tensorrt`: whether later versions of TensorRT run the plan; it then carries code that the server runs."""
     compute_capabilities: tuple[str, ...] = ()
-    """`tensorrt-rtx`: the GPUs to build for, as "8.9"; every one that the library knows when there is none."""
+    """`tensorrt-rtx`: the GPUs to build for, as "8.9"; none is its portable engine, which leaves 7.5 out."""
     triton_release: str | None = None
     """`tensorrt`: the release of the tritonserver container that will serve, as "26.06"; a plan that it cannot
     load is refused."""
@@ -123,6 +123,23 @@ class EngineConfig:
                 allowed = " or ".join(map(repr, kinds))
                 raise ValueError(
                     f"{name}: got {getattr(self, name)!r} with kind {self.kind!r}, expected kind {allowed}"
+                )
+        self._check_frontend()
+
+    def _check_frontend(self) -> None:
+        """Refuses what torch-tensorrt cannot be told, or does in a way that Triton cannot load."""
+        if self.frontend == "onnx":
+            return
+        # It leaves the lean runtime out of a version-compatible plan, and Triton has none of its own.
+        unknown = {
+            "version_compatible": self.version_compatible,
+            "compute_capabilities": self.compute_capabilities,
+            "hardware_compatibility": self.hardware_compatibility == "same_compute_capability",
+        }
+        for name, is_set in unknown.items():
+            if is_set:
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r} with frontend 'torch-tensorrt', expected frontend 'onnx'"
                 )
 
 

@@ -2,8 +2,9 @@
 
 The Q/DQ audit of the graph says what should run in int8 or fp8; this says what does. The fields are those of
 TensorRT's developer guide, "Engine Inspector", at detailed profiling verbosity: `Layers`, and per layer `Name`,
-`LayerType`, `ParameterType`, `Inputs` and `Outputs` with `Format/Datatype` (or `Format` and `Datatype`),
-`TacticName`, and in `Metadata` the ONNX nodes that were fused into it. TensorRT-RTX answers in the same form.
+`LayerType`, `ParameterType`, `Inputs` and `Outputs` with `Format/Datatype` (TensorRT 10) or `Format` and
+`DataType` (TensorRT 11: its migration guide, "IEngineInspector JSON output"), `TacticName`, and in `Metadata` the
+ONNX nodes that were fused into it. TensorRT-RTX has the same inspector.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _TYPES = (
     ("fp16", re.compile(r"fp16|half|float16", re.I)),
     ("fp32", re.compile(r"fp32|tf32|float", re.I)),
 )
+# Lower case: TensorRT 11 writes "DataType" for tensors and its guide has "Datatype".
+_TYPE_KEYS = ("datatype", "format/datatype", "format")
 _RANK = {"int8": 0, "fp8": 0, "fp16": 1, "bf16": 1, "fp32": 2}
 
 
@@ -130,8 +133,12 @@ def _input_type(layer: Mapping[str, Any]) -> str:
     """Returns the type of a layer's first input."""
     inputs = layer.get("Inputs") or [{}]
     first = inputs[0] if isinstance(inputs[0], Mapping) else {}
-    text = " ".join(str(first.get(key, "")) for key in ("Datatype", "Format/Datatype", "Format"))
-    return next((name for name, pattern in _TYPES if pattern.search(text)), "unknown")
+    values = {key.lower(): str(value) for key, value in first.items()}
+    for key in _TYPE_KEYS:
+        for name, pattern in _TYPES:
+            if pattern.search(values.get(key, "")):
+                return name
+    return "unknown"
 
 
 def _adds(layers: list[Mapping[str, Any]]) -> tuple[list[str], list[str]]:

@@ -69,9 +69,21 @@ class LoadedEngine:
             float32 [N, classes].
 
         Raises:
-            EngineError: An inference failed.
+            EngineError: An inference failed, or the GPU's memory is exhausted.
         """
+        try:
+            return self._run(images, max_batch)
+        except RuntimeError as error:  # PyTorch's: no memory left, or a driver older than its CUDA
+            reason = (str(error).splitlines() or [""])[0]
+            raise EngineError(
+                f"engine {self._library.kind}: cannot run on this GPU: {reason}; free its memory, or take a "
+                "smaller engine.max_batch"
+            ) from error
+
+    def _run(self, images: NDArray[np.uint8], max_batch: int) -> NDArray[np.float32]:
         context = self._engine.create_execution_context()
+        if context is None:
+            raise EngineError(f"engine {self._library.kind}: no execution context on this GPU: {self._log.reason}")
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
         parts = []
         for start in range(0, len(images), max_batch):

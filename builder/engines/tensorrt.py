@@ -10,6 +10,7 @@ One optimisation profile serves all instances: since TensorRT 10 several executi
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -78,9 +79,11 @@ def build(
     Args and errors are those of `build_engine`.
 
     Returns:
-        file, runtime, the batches, frontend, hardware_compatibility, version_compatible, compute_capability (of
-        the GPU that it was built on, None without one), engine_audit (counts, or why there are none); and the
-        logits, float32 [N, classes], or None where it cannot run here.
+        file, runtime, the batches, frontend, precision, sparse_weights, hardware_compatibility,
+        version_compatible, compute_capability (of the GPU that it was built on, None without one),
+        compute_capabilities (asked for), timings_reused (whether a timing cache was there; None without timings),
+        build_s, engine_audit (counts, or why there are none); and the logits, float32 [N, classes], or None where
+        it cannot run here.
     """
     library = LIBRARIES[kind]
     trt = load_library(library)
@@ -91,11 +94,19 @@ def build(
             "build there, or choose engine.kind = 'tensorrt-rtx', which compiles anywhere"
         )
     _check_release(config, trt)
-    started = time.monotonic()
+    started, known_timings = time.monotonic(), timing_cache is not None and timing_cache.exists()
     if config.frontend == "torch-tensorrt":
         from builder.engines.torch_tensorrt import compile_module
 
-        engine = compile_module(library, module, config, image_shape=_image_shape(onnx_path), precision=precision)
+        engine = compile_module(
+            library,
+            module,
+            config,
+            image_shape=_image_shape(onnx_path),
+            precision=precision,
+            sparse_weights=sparse_weights,
+            timing_cache=timing_cache,
+        )
     else:
         engine = _compile(library, trt, onnx_path, config, sparse_weights, timing_cache)
     (folder / library.file).write_bytes(memoryview(engine))
@@ -106,14 +117,17 @@ def build(
         "opt_batch": config.opt_batch,
         "max_batch": config.max_batch,
         "frontend": config.frontend,
+        "precision": precision,
         "sparse_weights": sparse_weights,
         "hardware_compatibility": config.hardware_compatibility,
         "version_compatible": config.version_compatible,
         "compute_capability": capability,
         "compute_capabilities": list(config.compute_capabilities),
+        # TensorRT-RTX has no timings: it measures nothing when it builds.
+        "timings_reused": None if library.builds_anywhere else known_timings,
         "build_s": round(time.monotonic() - started, 1),
     }
-    reason = "no NVIDIA GPU" if capability is None else why_not(kind, capability)
+    reason = _why_not_here(kind, config, capability)
     if reason is not None:
         info["engine_audit"] = {"status": "not inspected", "reason": f"{reason}; the Q/DQ audit stands alone"}
         return info, None
@@ -151,6 +165,9 @@ def load_library(library: Library) -> Any:
     try:
         trt = importlib.import_module(library.package)
         _ = trt.Builder
+        if trt.__name__ != library.package:
+            # torch-tensorrt-rtx registers tensorrt_rtx under the name tensorrt.
+            raise ImportError(f"it is {trt.__name__} {trt.__version__} under another name")
     except (ImportError, OSError, AttributeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise EngineError(
@@ -160,21 +177,57 @@ def load_library(library: Library) -> Any:
     return trt
 
 
+def _why_not_here(kind: str, config: EngineConfig, capability: str | None) -> str | None:
+    """Says why an engine that was just built cannot run on this machine; None when it can."""
+    if capability is None:
+        return "no NVIDIA GPU"
+    if config.compute_capabilities and capability not in config.compute_capabilities:
+        return f"built for {', '.join(config.compute_capabilities)}, and this GPU is {capability}"
+    return why_not(kind, capability)
+
+
+@functools.cache
 def why_not(kind: str, capability: str) -> str | None:
-    """Says why engines of a kind do not run on a GPU; None when they do.
+    """Says why engines of a kind do not run on the GPU that is here; None when they do.
+
+    TensorRT runs on every GPU that it can build on. TensorRT-RTX builds for GPUs that it does not run on, and its
+    support matrix is silent on 9.0, so it is asked: a convolution is built, loaded and made ready.
+
+    Args:
+        kind: `tensorrt` or `tensorrt-rtx`.
+        capability: Of the GPU, as "9.0".
 
     Raises:
         EngineError: The package cannot be imported.
     """
     library = LIBRARIES[kind]
     trt = load_library(library)
-    known = known_capabilities(trt) if kind == "tensorrt-rtx" else [capability]
-    if capability not in known:
-        return (
-            f"{library.name} {trt.__version__} has no kernels for compute capability {capability} (it has "
-            f"{', '.join(known)})"
-        )
-    return None
+    reason = _probe(trt) if library.builds_anywhere else None
+    if reason is None:
+        return None
+    return (
+        f"{library.name} {trt.__version__} does not run on compute capability {capability} (it names "
+        f"{', '.join(known_capabilities(trt))}): {reason}"
+    )
+
+
+def _probe(trt: Any) -> str | None:
+    """Takes one convolution from the builder to an execution context; returns the library's reason if it fails."""
+    import numpy as np
+
+    log = _Logger(trt)
+    builder = trt.Builder(log.native)
+    network = builder.create_network(_strongly_typed(trt))
+    image = network.add_input("image", trt.float32, (1, 8, 8, 8))
+    weights = np.ones((8, 8, 3, 3), np.float32)
+    conv = network.add_convolution_nd(image, 8, (3, 3), trt.Weights(weights), trt.Weights())
+    network.mark_output(conv.get_output(0))
+    with quiet_native():
+        content = builder.build_serialized_network(network, builder.create_builder_config())
+        runtime = trt.Runtime(log.native)
+        engine = None if content is None else runtime.deserialize_cuda_engine(content)
+        context = None if engine is None else engine.create_execution_context()
+    return log.reason if context is None else None
 
 
 def known_capabilities(trt: Any) -> list[str]:
@@ -227,8 +280,7 @@ def _compile(
 ) -> Any:
     log = _Logger(trt)
     builder = trt.Builder(log.native)
-    # TensorRT 11 takes the flag and ignores it.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, log.native)
     if not parser.parse(onnx_path.read_bytes()):
         raise EngineError(f"engine {library.kind}: cannot parse {onnx_path.name}: {_parser_error(parser)}")
@@ -244,6 +296,12 @@ def _compile(
     if cache is not None and timing_cache is not None:
         _write_timings(settings, timing_cache)
     return engine
+
+
+def _strongly_typed(trt: Any) -> int:
+    """Returns the flags of a strongly typed network: TensorRT 10 has weak ones too, TensorRT 11 has no other."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
 
 
 def _configure(library: Library, trt: Any, settings: Any, config: EngineConfig, sparse_weights: bool) -> None:
@@ -289,7 +347,7 @@ def _open_timings(settings: Any, path: Path) -> Any:
     content = path.read_bytes() if path.exists() else b""
     cache = settings.create_timing_cache(content)
     # A cache of another GPU or version is refused, and a new one begun.
-    if not settings.set_timing_cache(cache, ignore_mismatch=False):
+    if cache is None or not settings.set_timing_cache(cache, ignore_mismatch=False):
         cache = settings.create_timing_cache(b"")
         settings.set_timing_cache(cache, ignore_mismatch=False)
     return cache

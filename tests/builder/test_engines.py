@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,18 @@ import onnx
 import pytest
 
 from builder.cast import CastConfig, cast_onnx
-from builder.engines import AgreementLimits, EngineConfig, build_engine, count_gpus, pick_engine
+from builder.engines import (
+    AgreementLimits,
+    EngineConfig,
+    build_engine,
+    compute_capability,
+    count_gpus,
+    pick_engine,
+    tensorrt,
+)
+from builder.engines.torch_tensorrt import export_module
 from builder.errors import EngineError
-from builder.export import run_onnx
+from builder.export import Served, run_onnx
 from builder.quantize import QuantizeConfig, quantize_onnx
 
 if TYPE_CHECKING:
@@ -95,6 +105,61 @@ def test_tensorrt_without_its_libraries_is_one_line(toy_onnx: Path, tmp_path: Pa
         build_engine("tensorrt", toy_onnx, tmp_path, EngineConfig(kind="tensorrt"))
 
 
+def test_sparse_kernels_are_allowed_on_request(toy_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    config = EngineConfig(kind="tensorrt-rtx")
+    info = build_engine("tensorrt-rtx", toy_onnx, tmp_path, config, precision="fp32", sparse_weights=True)
+    assert (info["sparse_weights"], info["precision"], info["timings_reused"]) == (True, "fp32", None)
+
+
+def test_rtx_is_asked_whether_it_runs_and_gives_its_reason() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    capability = compute_capability()
+    if capability is None:
+        message = r"TensorRT-RTX 1\.\S+ does not run on compute capability 9.0 \(it names 7.5, 8.0, .*\): \S.*CUDA"
+        assert re.fullmatch(message + ".*", tensorrt.why_not("tensorrt-rtx", "9.0") or "")
+    else:
+        reason = tensorrt.why_not("tensorrt-rtx", capability)
+        assert reason is None or capability in reason
+
+
+def test_engine_for_other_gpus_is_not_loaded_here() -> None:
+    config = EngineConfig(kind="tensorrt-rtx", compute_capabilities=("8.9", "12.0"))
+    reason = tensorrt._why_not_here("tensorrt-rtx", config, "9.0")
+    assert reason == "built for 8.9, 12.0, and this GPU is 9.0"
+
+
+def test_library_under_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As torch-tensorrt-rtx leaves it behind.
+    monkeypatch.setitem(sys.modules, "tensorrt", pytest.importorskip("tensorrt_rtx"))
+    with pytest.raises(
+        EngineError, match=r"tensorrt cannot be used: it is tensorrt_rtx 1\.\S+ under another name;"
+    ):
+        tensorrt.load_library(tensorrt.LIBRARIES["tensorrt"])
+
+
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning")  # torch's own
+@pytest.mark.slow
+def test_torch_tensorrt_is_given_what_it_can_convert(sample: Sample) -> None:
+    import torch
+
+    served = Served(sample.model, mean=sample.config.mean, std=sample.config.std).eval()
+    config = EngineConfig(kind="tensorrt-rtx", frontend="torch-tensorrt")
+    program = export_module(served, config, image_shape=sample.images.shape[1:], precision="fp16")
+    program = program.run_decompositions()
+    used = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.convolution.default" in used
+    assert not any("as_strided" in name for name in used)
+    images = torch.from_numpy(sample.images[:5])  # another batch than the example's
+    with torch.inference_mode():
+        logits, expected = program.module()(images), served(images)
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits, expected, atol=0.1)
+    # The caller's network is as it was.
+    assert next(served.parameters()).dtype == torch.float32
+    assert not served.model._forward_pre_hooks
+
+
 @pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
 def test_torch_tensorrt_without_a_driver_is_one_line(toy_onnx: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
@@ -116,6 +181,28 @@ def test_tensorrt_engine_agrees_with_pytorch_on_the_gpu(sample: Sample, toy_onnx
     assert info["against_pytorch"]["num_images"] == 40
     assert info["engine_audit"]["status"] == "inspected"
     assert sum(info["engine_audit"]["convs"].values()) >= 20
+
+
+@pytest.mark.gpu
+def test_torch_tensorrt_engine_agrees_with_pytorch_on_the_gpu(
+    sample: Sample, toy_onnx: Path, tmp_path: Path
+) -> None:
+    kind, why = pick_engine(EngineConfig())
+    if kind == "openvino":
+        pytest.skip(why)
+    pytest.importorskip("torch_tensorrt")
+    images = sample.images[:40]
+    info = build_engine(
+        kind,
+        toy_onnx,
+        tmp_path,
+        EngineConfig(kind=kind, frontend="torch-tensorrt"),
+        images,
+        reference=run_onnx(toy_onnx, images),
+        limits=AgreementLimits(min_agreement=1.0, max_logit_diff=0.5),
+        module=Served(sample.model, mean=sample.config.mean, std=sample.config.std),
+    )
+    assert info["engine_audit"]["status"] == "inspected"
 
 
 def test_engine_that_differs_from_pytorch_is_refused(sample: Sample, toy_onnx: Path, tmp_path: Path) -> None:
@@ -182,6 +269,10 @@ def test_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"kind": "openvino", "frontend": "torch-tensorrt"},
             r"with kind 'openvino', expected kind 'tensorrt' or 'tensorrt-rtx'",
+        ),
+        (
+            {"kind": "tensorrt", "frontend": "torch-tensorrt", "version_compatible": True},
+            r"version_compatible: got True with frontend 'torch-tensorrt', expected frontend 'onnx'",
         ),
         (
             {"kind": "tensorrt", "hardware_compatibility": "all"},
