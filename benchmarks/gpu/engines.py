@@ -1,0 +1,156 @@
+"""Part `engines`: engines in process against PyTorch, in the same run and in turn."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu import device
+from benchmarks.gpu.context import ARCHS, PRECISIONS, Context, Results, read
+from benchmarks.gpu.engine import BATCHES, EngineContender, PluginContender, open_runner, publish_engine
+from benchmarks.gpu.timing import Contender, interleave
+
+# The figure to reach is at 128, so a run that is cut short has it.
+_BATCH_ORDER = (128, 1, 32, 8, 256)
+# A row is not begun without the time of the longest so far, or this at least: engine, compilation and rounds.
+_ROW_S = 60.0
+
+
+def run(context: Context, results: Results) -> None:
+    """Measure every network and batch, the important ones first, until the time is up."""
+    probe = read(context, "probe") or {}
+    kind = probe.get("kind")
+    reason = None if kind else f"without engines: {probe.get('reason') or 'probe did not run'}"
+    results.begin(kind=kind, rounds=context.rounds, seconds=context.seconds)
+    longest = _ROW_S
+    for arch, batches in _cells(context, results):
+        if context.left_s < longest:
+            results.end("stopped", f"no time left before {arch}; run again to go on")
+            return
+        with Network(context, kind, arch) as network:
+            for batch in batches:
+                if context.left_s < longest:
+                    results.end("stopped", f"no time left before {arch} at batch {batch}; run again to go on")
+                    return
+                begin = time.monotonic()
+                row = network.measure(batch)
+                longest = max(longest, time.monotonic() - begin)
+                results.put(f"{arch} {batch}", row)
+                print(f"{arch} batch {batch}: {_line(row)}", file=sys.stderr, flush=True)
+    results.end("complete", reason)
+
+
+def _cells(context: Context, results: Results) -> Iterator[tuple[str, list[int]]]:
+    """Networks and the batches that are still to be measured."""
+    wanted = context.batches or BATCHES
+    order = sorted(wanted, key=lambda batch: _BATCH_ORDER.index(batch) if batch in _BATCH_ORDER else 99)
+    for arch in context.archs or ARCHS:
+        batches = [batch for batch in order if not results.has(f"{arch} {batch}")]
+        if batches:
+            yield arch, batches
+
+
+class Network:
+    """One network's engines and its PyTorch reference, a context manager."""
+
+    def __init__(self, context: Context, kind: str | None, arch: str) -> None:
+        """Build and load every precision; one that does not is an error in the rows."""
+        from benchmarks.gpu.pytorch import Reference
+
+        self._context, self._arch = context, arch
+        self._runners: dict[str, Any] = {}
+        self._about: dict[str, dict[str, Any]] = {}
+        self._reference = Reference(arch, context.device)
+        for precision in (context.precisions or PRECISIONS) if kind else ():
+            before, begin = device.memory_used_bytes(), time.monotonic()
+            try:
+                published = publish_engine(context, str(kind), arch, precision)
+                self._runners[precision] = open_runner(published, str(kind), context)
+                about = {name: published.get(name) for name in ("size_bytes", "build_s", "engine_audit")}
+                about |= {"gpu_mib": device.used_mib(before), "ready_s": round(time.monotonic() - begin, 1)}
+                self._about[precision] = about
+            except Exception as error:  # one precision of one network: the others are measured all the same
+                self._about[precision] = {"error": f"{type(error).__name__}: {error}"}
+
+    def __enter__(self) -> Network:
+        """Hold it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the GPU's memory back."""
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()
+        del self._reference
+        gc.collect()
+
+    def measure(self, batch: int) -> dict[str, Any]:
+        """One row: every contender at one batch size.
+
+        Returns:
+            contenders, by name: the figures of `timing.interleave`, and gpu_mib; engines, by precision: how they
+            were built; agreement, by contender: against PyTorch's eager fp16 answers.
+        """
+        contenders: dict[str, Contender] = {}
+        memory: dict[str, int | None] = {}
+        errors = {name: about["error"] for name, about in self._about.items() if "error" in about}
+        for name, make in self._makers(batch):
+            before = device.memory_used_bytes()
+            try:
+                contenders[name] = make()
+                memory[name] = device.used_mib(before)
+            except Exception as error:  # out of memory, or a compiler's own
+                errors[name] = f"{type(error).__name__}: {error}".splitlines()[0][:400]
+        try:
+            measured = interleave(contenders, self._context.rounds, self._context.seconds)
+            agreement = _agreement(contenders)
+        finally:
+            for contender in contenders.values():
+                contender.close()
+        for name, used in memory.items():
+            measured[name]["gpu_mib"] = self._about.get(name, {}).get("gpu_mib", used)
+        return {"contenders": measured, "engines": self._about, "agreement": agreement, "errors": errors}
+
+    def _makers(self, batch: int) -> Iterator[tuple[str, Any]]:
+        size = self._context.image_size
+        yield "torch eager fp16", lambda: self._reference.eager(batch, size)
+        if self._context.compiled:
+            mode = "max-autotune" if self._context.device.startswith("cuda") else "default"
+            yield "torch.compile fp16", lambda: self._reference.compiled(batch, size, mode)
+        for precision, runner in self._runners.items():
+            yield precision, lambda runner=runner: EngineContender(runner, batch, size)
+            yield f"{precision} plugin", lambda runner=runner: PluginContender(runner, batch, size)
+
+
+def _agreement(contenders: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """How far each contender's answers are from eager's, on the same images."""
+    reference = contenders.get("torch eager fp16")
+    if reference is None:
+        return {}
+    reference.infer()
+    expected = reference.logits.float().numpy()
+    found = {}
+    for name, contender in contenders.items():
+        if isinstance(contender, PluginContender) or contender is reference:
+            continue
+        if isinstance(contender, EngineContender):
+            answer = contender.logits()
+        else:
+            contender.infer()
+            answer = contender.logits.float().numpy()
+        found[name] = {
+            "labels": float((answer.argmax(1) == expected.argmax(1)).mean()),
+            "max_abs_diff": float(np.abs(answer - expected).max()),
+            "max_abs_logit": float(np.abs(expected).max()),
+        }
+    return found
+
+
+def _line(row: dict[str, Any]) -> str:
+    shown = [f"{name} {figures['ips']:.0f}/s" for name, figures in row["contenders"].items()]
+    return ", ".join(shown + [f"{name} failed: {error}" for name, error in row["errors"].items()])

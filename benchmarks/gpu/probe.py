@@ -1,0 +1,148 @@
+"""Part `probe`: the machine, and whether an engine runs on its GPU; where not, the library's own words."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu import device
+from benchmarks.gpu.context import IMAGE_SIZE, Context, Results
+from benchmarks.gpu.networks import build_network, make_images, serve
+
+_ARCH, _PRECISION, _NUM_IMAGES = "resnet18", "fp16", 8
+_PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx", "openvino": "openvino"}
+
+
+def run(context: Context, results: Results) -> None:
+    """Try each kind of engine, the wanted one or both of NVIDIA's, and keep what each says."""
+    from temper.machine import commit, machine, versions
+
+    results.begin(gpu=device.describe(), machine=machine(), versions=versions() | _torch(), commit=commit())
+    kinds = ("tensorrt", "tensorrt-rtx") if context.kind == "auto" else (context.kind,)
+    for kind in kinds:
+        results.put(kind, try_kind(context, kind))
+    running = [kind for kind in kinds if results.has(kind)]
+    results.content["kind"] = running[0] if running else None
+    if running:
+        results.end("complete")
+        return
+    rows = results.content["rows"]
+    results.end(
+        "complete", "no engine runs here: " + "; ".join(f"{kind}: {rows[kind]['error']}" for kind in kinds)
+    )
+
+
+def try_kind(context: Context, kind: str) -> dict[str, Any]:
+    """Build a small engine, load it in the plugin's runner, and compare its answers with PyTorch's.
+
+    Returns:
+        What came out; `error` is the first refusal, of the builder, of the library or of the plugin.
+    """
+    if importlib.util.find_spec(_PACKAGES[kind]) is None:
+        return {"error": f"the package {_PACKAGES[kind]} is not installed"}
+    from benchmarks.gpu.engine import open_runner, publish_engine
+
+    row: dict[str, Any] = {"error": None}
+    if kind == "tensorrt-rtx":
+        row["compute_capabilities"] = _known_capabilities()
+    try:
+        published = publish_engine(context, kind, _ARCH, _PRECISION)
+        row["built"] = {name: published.get(name) for name in ("runtime", "build_s", "size_bytes", "engine_audit")}
+    except Exception as error:  # the library's, the builder's, or a broken installation's: it is the answer
+        return row | {"error": f"{type(error).__name__}: {error}"}
+    if kind != "openvino":
+        row["library"] = _load(kind, Path(published["path"]))
+        if kind == "tensorrt-rtx" and row["library"] != "loads":
+            row["built_for_this_gpu"] = _build_for_this_gpu(context)
+    try:
+        runner = open_runner(published, kind, context)
+    except Exception as error:
+        return row | {"error": str(error)}
+    try:
+        row["plugin"] = getattr(runner, "description", "")
+        images = make_images(_NUM_IMAGES, context.image_size)
+        (answer,) = runner.infer([images])
+        return row | compare(answer, images, context.device)
+    except Exception as error:
+        return row | {"error": str(error)}
+    finally:
+        runner.close()
+
+
+def compare(answer: Any, images: Any, on: str) -> dict[str, Any]:
+    """The largest difference from PyTorch's float32 logits, the largest of these, the share of equal labels."""
+    import torch
+
+    with torch.inference_mode():
+        network = serve(build_network(_ARCH)).to(on)
+        expected = network(torch.from_numpy(images).to(on)).cpu().numpy()
+    return {
+        "max_abs_diff": float(np.abs(answer - expected).max()),
+        "max_abs_logit": float(np.abs(expected).max()),
+        "agreement": float((answer.argmax(1) == expected.argmax(1)).mean()),
+    }
+
+
+def _torch() -> dict[str, str]:
+    import torch
+
+    return {"torch": torch.__version__, "cuda of torch": torch.version.cuda or "none"}
+
+
+def _known_capabilities() -> list[str]:
+    import tensorrt_rtx  # type: ignore[import-untyped]  # ships none
+
+    from builder.engines.tensorrt import known_capabilities
+
+    return known_capabilities(tensorrt_rtx)
+
+
+def _load(kind: str, path: Path) -> str:
+    """Why the library does not deserialise an engine; "loads" when it does."""
+    from builder.engines.run import LoadedEngine
+    from builder.engines.tensorrt import LIBRARIES
+
+    try:
+        with LoadedEngine(LIBRARIES[kind], path):
+            return "loads"
+    except Exception as error:  # it is the answer
+        return str(error)
+
+
+def _build_for_this_gpu(context: Context) -> str:
+    """TensorRT-RTX told to build for the GPU that is here, whichever it is: its last word on a card it lacks."""
+    import tensorrt_rtx as trt
+
+    from benchmarks.gpu.engine import find_graph
+
+    errors: list[str] = []
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # untyped base
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                errors.append(" ".join(message.split()))
+
+    logger = Logger()
+    try:
+        builder = trt.Builder(logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger)
+        parser.parse(find_graph(context, _ARCH, _PRECISION).read_bytes())
+        settings = builder.create_builder_config()
+        settings.num_compute_capabilities = 1
+        settings.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
+        profile = builder.create_optimization_profile()
+        profile.set_shape("image", *[(batch, IMAGE_SIZE, IMAGE_SIZE, 3) for batch in (1, 8, 8)])
+        settings.add_optimization_profile(profile)
+        plan = builder.build_serialized_network(network, settings)
+        if plan is not None and trt.Runtime(logger).deserialize_cuda_engine(plan) is not None:
+            return "loads"
+    except Exception as error:  # it is the answer
+        errors.append(f"{type(error).__name__}: {error}")
+    return errors[0] if errors else "refused without a reason"

@@ -1,0 +1,85 @@
+"""The contenders from PyTorch: eager with channels last, and torch.compile, both fp16, on any of its devices."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.networks import build_network, make_images, serve
+
+
+class Reference:
+    """One network on a device, in half precision unless told otherwise; its contenders share the weights."""
+
+    def __init__(self, arch: str, device: str, dtype: torch.dtype = torch.float16) -> None:
+        """Build it with the weights that the engines hold."""
+        self.device = device
+        # The preprocessing too is in the network, as it is in the engines.
+        self.network = serve(build_network(arch)).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+
+    def eager(self, batch: int, size: int) -> TorchContender:
+        """The network as it is."""
+        return TorchContender(self.network, batch, size, self.device)
+
+    def compiled(self, batch: int, size: int, mode: str = "max-autotune") -> TorchContender:
+        """The network compiled for one batch size; with CUDA graphs, as `max-autotune` has them."""
+        torch._dynamo.reset()  # else the sizes before count against the limit of recompilations
+        module = torch.compile(self.network, mode=mode, dynamic=False)
+        return TorchContender(module, batch, size, self.device)
+
+
+class TorchContender:
+    """A module with its buffers: pinned ones on the host, and the images once on the device."""
+
+    def __init__(self, module: Any, batch: int, size: int, device: str) -> None:
+        """Allocate, and run once, which compiles what is to be compiled."""
+        self.batch = batch
+        self._module, self._device = module, device
+        images = torch.from_numpy(make_images(batch, size))
+        self._on_gpu = device.startswith("cuda")
+        self._pinned = images.pin_memory() if self._on_gpu else images
+        self._resident = images.to(device)
+        with torch.inference_mode():
+            answer = module(self._resident)
+        self._logits = torch.empty(answer.shape, dtype=answer.dtype, pin_memory=self._on_gpu)
+        self._wait()
+
+    def time_device(self, count: int) -> float:
+        """Seconds for `count` batches that stay on the device: CUDA's events, or the wall clock elsewhere."""
+        with torch.inference_mode():
+            if not self._on_gpu:
+                begin = time.perf_counter()
+                for _ in range(count):
+                    self._module(self._resident)
+                return time.perf_counter() - begin
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first.record()
+            for _ in range(count):
+                self._module(self._resident)
+            last.record()
+            last.synchronize()
+            return float(first.elapsed_time(last)) / 1e3
+
+    def infer(self) -> None:
+        """One batch from pinned host memory to logits in host memory."""
+        with torch.inference_mode():
+            images = self._pinned.to(self._device, non_blocking=True)
+            self._logits.copy_(self._module(images), non_blocking=True)
+        self._wait()
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """What the last `infer` gave, float32 [batch, classes], on the host."""
+        return self._logits
+
+    def close(self) -> None:
+        """Drop the buffers."""
+        del self._module, self._pinned, self._resident, self._logits
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+
+    def _wait(self) -> None:
+        if self._on_gpu:
+            torch.cuda.synchronize()

@@ -1,0 +1,99 @@
+"""Images in a region that client and server share, so that a request carries only the region's name.
+
+tritonclient makes the regions, in system memory (POSIX) or on the GPU (CUDA IPC). The images are written once: a
+client that writes new ones for every request adds that copy, which no transport saves it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from client import protocol
+from client.model import ModelInfo
+from client.wire import pb
+
+Transport = Literal["grpc", "system", "cuda"]
+TRANSPORTS: tuple[Transport, ...] = ("grpc", "system", "cuda")
+
+
+@contextlib.contextmanager
+def requests(
+    url: str, transport: Transport, info: ModelInfo, images: npt.NDArray[np.uint8], batch: int
+) -> Iterator[tuple[bytes, ...]]:
+    """Serialised requests of `batch` images each; the region lives while the context is open.
+
+    Args:
+        url: host:port of the gRPC endpoint.
+        transport: The images inside the message, in system shared memory or in CUDA shared memory.
+        info: The model.
+        images: uint8 [N, H, W, 3], N a multiple of `batch`.
+        batch: Images per request.
+    """
+    starts = range(0, len(images) - batch + 1, batch)
+    if transport == "grpc":
+        yield tuple(protocol.encode(info, images[start : start + batch], version=info.version) for start in starts)
+        return
+    make = _system_region if transport == "system" else _cuda_region
+    with make(url, np.ascontiguousarray(images)) as region:
+        image_bytes = images[0].nbytes
+        yield tuple(_encode(info, region, batch, start * image_bytes, batch * image_bytes) for start in starts)
+
+
+def _encode(info: ModelInfo, region: str, batch: int, offset: int, nbytes: int) -> bytes:
+    """One ModelInferRequest whose input lies in a region (Triton's shared memory extension)."""
+    request = pb.ModelInferRequest(model_name=info.name, model_version=info.version)
+    source = request.inputs.add(name=info.input_name, datatype=info.input_dtype, shape=[batch, *info.image_shape])
+    source.parameters["shared_memory_region"].string_param = region
+    source.parameters["shared_memory_byte_size"].int64_param = nbytes
+    if offset:
+        source.parameters["shared_memory_offset"].int64_param = offset
+    return bytes(request.SerializeToString())
+
+
+@contextlib.contextmanager
+def _system_region(url: str, images: npt.NDArray[np.uint8]) -> Iterator[str]:
+    from tritonclient.utils import shared_memory  # type: ignore[import-untyped]  # ships none
+
+    name = f"temper_gpu_{os.getpid()}"
+    handle = shared_memory.create_shared_memory_region(name, name, images.nbytes)
+    try:
+        shared_memory.set_shared_memory_region(handle, [images])
+        with _client(url) as client:
+            client.register_system_shared_memory(name, name, images.nbytes)
+            try:
+                yield name
+            finally:
+                client.unregister_system_shared_memory(name)
+    finally:
+        shared_memory.destroy_shared_memory_region(handle)
+
+
+@contextlib.contextmanager
+def _cuda_region(url: str, images: npt.NDArray[np.uint8]) -> Iterator[str]:
+    from tritonclient.utils import cuda_shared_memory  # type: ignore[import-untyped]  # ships none
+
+    name = f"temper_gpu_{os.getpid()}_cuda"
+    handle = cuda_shared_memory.create_shared_memory_region(name, images.nbytes, 0)
+    try:
+        cuda_shared_memory.set_shared_memory_region(handle, [images])
+        with _client(url) as client:
+            raw = cuda_shared_memory.get_raw_handle(handle)
+            client.register_cuda_shared_memory(name, raw, 0, images.nbytes)
+            try:
+                yield name
+            finally:
+                client.unregister_cuda_shared_memory(name)
+    finally:
+        cuda_shared_memory.destroy_shared_memory_region(handle)
+
+
+def _client(url: str) -> Any:
+    from tritonclient.grpc import InferenceServerClient  # type: ignore[import-untyped]  # ships none
+
+    return InferenceServerClient(url)
