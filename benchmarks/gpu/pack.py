@@ -36,6 +36,7 @@ _LOCKED = (
     "pydantic",
     "pydantic-core",
     "annotated-types",
+    "ml-dtypes",
     "typing-inspection",
     "typing-extensions",
     "iniconfig",
