@@ -6,7 +6,9 @@ Started by any Python from 3.11 with nothing installed: what the parts need, the
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,12 @@ from benchmarks.gpu.install import environment
 
 # For what is left to do when the time is up: the table, and copying the results.
 _RESERVE_S = 10.0
+# A part stops by itself between two rows, and is killed so much after its time when a row takes longer.
+_GRACE_S = 5.0
+# A row that ends the process is left out the next time; so often is a part begun again.
+_ATTEMPTS = 5
+# Of the time that is left, so that the parts after it get some; the last one gets all.
+_SHARES = {"probe": 0.4, "engines": 0.6, "served": 0.7}
 _NEED_GPU = ("probe", "engines", "served", "tests")
 
 
@@ -37,28 +45,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in parts:
         if part == "table":
             continue
-        states[part] = run_part(context, part)
+        followed = any(other in PARTS[PARTS.index(part) + 1 : -1] for other in parts)
+        states[part] = run_part(context, part, _SHARES.get(part, 1.0) if followed else 1.0)
         print(f"{part}: {states[part]}", flush=True)
         if part == "install" and states[part].startswith("incomplete"):
             return 0
+    for path in (context.work / "results").glob("*.json"):
+        shutil.copyfile(path, context.out / path.name)  # also those of earlier runs on this machine
     if "table" in parts:
-        text = table.render(context.work / "results")
+        text = table.render(context.out)
         (context.out / "table.md").write_text(text)
         print(text)
     return 1 if any(state.startswith("failed") for state in states.values()) else 0
 
 
-def run_part(context: Context, part: str) -> str:
-    """Run a part until it ends or the time is up, and return how it ended, with the reason."""
-    limit_s = context.left_s - _RESERVE_S
+def run_part(context: Context, part: str, share: float) -> str:
+    """Run a part until it ends or its share of the time is up, and return how it ended, with the reason."""
+    limit_s = share * (context.left_s - _RESERVE_S)
     if limit_s <= 0:
         return "not run: no time left; run again to go on"
+    context = dataclasses.replace(context, deadline=time.monotonic() + limit_s)
+    for _ in range(_ATTEMPTS):
+        content = _run_child(context, part)
+        if content["state"] != "failed" or "attempt" not in content or context.left_s <= 0:
+            break
+    state, reason = content["state"], content.get("reason")
+    return f"{state}: {reason}" if reason else str(state)
+
+
+def _run_child(context: Context, part: str) -> dict[str, Any]:
+    """Run a part's process once, and return its results with how it ended."""
     installed: dict[str, Any] = {} if part == "install" else read(context, "install") or {}
     interpreter = installed.get("interpreter", sys.executable)
     command = [interpreter, "-m", "benchmarks.gpu.child", part, context.to_json()]
+    variables = _variables(context, installed)
     try:
         status: int | None = subprocess.run(
-            command, cwd=ROOT, env=_variables(context, installed), timeout=limit_s
+            command, cwd=ROOT, env=variables, timeout=max(0.0, context.left_s) + _GRACE_S
         ).returncode
     except subprocess.TimeoutExpired:
         status = None
@@ -70,8 +93,7 @@ def run_part(context: Context, part: str) -> str:
         results.end("failed", f"the process ended with status {status}")
     elif "state" not in results.content:
         results.end("failed", f"the process did not start: status {status}")
-    state, reason = results.content["state"], results.content.get("reason")
-    return f"{state}: {reason}" if reason else str(state)
+    return results.content
 
 
 def _variables(context: Context, installed: dict[str, Any]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def deal_out(
     pieces: list[dict[str, Any]] = []
     part, used = 1, 0
     for file in files:
-        names = []
+        names: list[str] = []
         with file.open("rb") as source:
             while content := source.read(min(piece_bytes, part_bytes)):
                 if used + len(content) > part_bytes:

@@ -88,19 +88,30 @@ class Results:
 
     def begin(self, **about: Any) -> None:
         """Write down when and by what settings the part runs now."""
+        attempt = self.content.pop("attempt", None)
+        if attempt is not None and self.content.get("state") in ("failed", "running"):
+            # Tried again it would end the same way, and no later row would ever be measured.
+            ended = f"the process ended in this row: {self.content.get('reason') or 'no reason given'}"
+            self.content["rows"][attempt] = {"error": ended, "crashed": True}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.content |= {"state": "running", "reason": None, "date": now, **about}
+        self.write()
+
+    def attempt(self, key: str) -> None:
+        """Say which row is measured next: if the process ends in it, the next one leaves it out."""
+        self.content["attempt"] = key
         self.write()
 
     def put(self, key: str, row: Mapping[str, Any]) -> None:
         """Keep a row and write the file."""
         self.content["rows"][key] = dict(row)
+        self.content.pop("attempt", None)
         self.write()
 
     def has(self, key: str) -> bool:
-        """Tell whether a row was measured without an error, by this run or an earlier one."""
+        """Tell whether a row needs no measuring: it was, without an error, or it ended the process."""
         row = self.content["rows"].get(key)
-        return row is not None and row.get("error") is None
+        return row is not None and (row.get("error") is None or bool(row.get("crashed")))
 
     def end(self, state: str, reason: str | None = None) -> None:
         """Write down how the part ended: complete, stopped, skipped, incomplete or failed, and why."""

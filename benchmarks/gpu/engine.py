@@ -219,6 +219,6 @@ def check(answer: Sequence[Any]) -> Any:
         RuntimeError: It failed.
     """
     status, *values = answer
-    if int(status) != 0:
+    if status.value != 0:
         raise RuntimeError(f"CUDA: {status.name}")
     return values[0] if values else None

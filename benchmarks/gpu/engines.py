@@ -38,6 +38,7 @@ def run(context: Context, results: Results) -> None:
                     results.end("stopped", f"no time left before {arch} at batch {batch}; run again to go on")
                     return
                 begin = time.monotonic()
+                results.attempt(f"{arch} {batch}")
                 row = network.measure(batch)
                 longest = max(longest, time.monotonic() - begin)
                 results.put(f"{arch} {batch}", row)

@@ -27,6 +27,8 @@ INSTANCES = (2, 4)
 _LOADS = ((BATCH, 1), (BATCH, 4), (BATCH, 8), (8, 64), (1, 256))
 _WARMUP_S, _DURATION_S = 0.5, 2.0
 _MODEL_S = 30.0
+# Room for all batches in flight: by default 64 MiB and 256, with 18 in a batch of 128.
+_POOLS = ("--cuda-memory-pool-byte-size=0:1073741824", "--pinned-memory-pool-byte-size=1073741824")
 _NULL = Path(__file__).with_name("models") / "null"
 
 
@@ -90,7 +92,8 @@ def serve(
         repository, model = Path(published["repository"]), published["model"]
     before, begin = device.memory_used_bytes(), time.monotonic()
     log = context.work / "logs" / f"{model}.log"
-    with TritonServer(repository, models=[model], ready_timeout_s=300, log_file=log) as server:
+    pools = () if context.device == "cpu" else _POOLS
+    with TritonServer(repository, models=[model], ready_timeout_s=300, log_file=log, extra_args=pools) as server:
         results.put(name, {"ready_s": round(time.monotonic() - begin, 1), "gpu_mib": device.used_mib(before)})
         with Client(server.grpc_url) as client:
             info = client.model_info(model)
@@ -104,6 +107,7 @@ def serve(
                     continue
                 if context.left_s < _WARMUP_S + _DURATION_S + 5:
                     return False
+                results.attempt(key)
                 with requests(server.grpc_url, transport, info, images, size) as messages:
                     row = run_load(
                         server.grpc_url,
@@ -116,9 +120,9 @@ def serve(
                         duration_s=_DURATION_S,
                         server_pid=server.pid,
                     )
-                about = {"model": name, "transport": transport, "batch": size, "concurrency": concurrency}
-                failed = row["interrupted"] or (f"errors: {row['errors']}" if row["errors"] else None)
-                results.put(key, about | row | {"error": failed})
+                    about = {"model": name, "transport": transport, "batch": size, "concurrency": concurrency}
+                    failed = row["interrupted"] or (f"errors: {row['errors']}" if row["errors"] else None)
+                    results.put(key, about | row | {"error": failed})
                 print(f"{key}: {row['ips']:.0f}/s, cores {row['cores']}", file=sys.stderr, flush=True)
     return True
 

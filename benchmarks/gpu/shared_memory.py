@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from client.model import ModelInfo
 from client.wire import pb
 
 Transport = Literal["grpc", "system", "cuda"]
+_IN_USE_S = 30.0
 TRANSPORTS: tuple[Transport, ...] = ("grpc", "system", "cuda")
 
 
@@ -69,14 +71,14 @@ def _system_region(url: str, images: npt.NDArray[np.uint8]) -> Iterator[str]:
             try:
                 yield name
             finally:
-                client.unregister_system_shared_memory(name)
+                _unregister(client.unregister_system_shared_memory, name)
     finally:
         shared_memory.destroy_shared_memory_region(handle)
 
 
 @contextlib.contextmanager
 def _cuda_region(url: str, images: npt.NDArray[np.uint8]) -> Iterator[str]:
-    from tritonclient.utils import cuda_shared_memory  # type: ignore[import-untyped]  # ships none
+    from tritonclient.utils import cuda_shared_memory
 
     name = f"temper_gpu_{os.getpid()}_cuda"
     handle = cuda_shared_memory.create_shared_memory_region(name, images.nbytes, 0)
@@ -88,9 +90,24 @@ def _cuda_region(url: str, images: npt.NDArray[np.uint8]) -> Iterator[str]:
             try:
                 yield name
             finally:
-                client.unregister_cuda_shared_memory(name)
+                _unregister(client.unregister_cuda_shared_memory, name)
     finally:
         cuda_shared_memory.destroy_shared_memory_region(handle)
+
+
+def _unregister(unregister: Callable[[str], None], name: str) -> None:
+    """Triton keeps a region while a request reads it, and load ends with requests in flight."""
+    from tritonclient.utils import InferenceServerException
+
+    deadline = time.monotonic() + _IN_USE_S
+    while True:
+        try:
+            unregister(name)
+            return
+        except InferenceServerException as error:
+            if "in use" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 def _client(url: str) -> Any:

@@ -60,7 +60,7 @@ def write_skeleton(
         recipes[tensor.name] = recipe
         tensor.raw_data = b""
     content = io.BytesIO()
-    np.savez(content, **{name: scale for name, scale in kept.items()})  # type: ignore[arg-type]  # names, not options
+    np.savez(content, **{name: scale for name, scale in kept.items()})
     with zipfile.ZipFile(target, "w", zipfile.ZIP_LZMA) as file:
         file.writestr(_GRAPH, model.SerializeToString())
         file.writestr(_RECIPES, json.dumps({"sha256": digest, "weights": recipes}))

@@ -120,7 +120,7 @@ def _in_process(engines: Mapping[str, Any]) -> list[str]:
     lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for key, row in sorted(rows.items(), key=lambda item: _order(item[0])):
         arch, batch = key.split()
-        for name, it in row["contenders"].items():
+        for name, it in row.get("contenders", {}).items():
             # The plugin's copy into pinned memory changes nothing on the GPU.
             alone = "" if name.endswith("plugin") else f"{it['device_ips']:,.0f}"
             memory = "" if it.get("gpu_mib") is None or name.endswith("plugin") else str(it["gpu_mib"])
@@ -129,9 +129,14 @@ def _in_process(engines: Mapping[str, Any]) -> list[str]:
                 f"{it['p99_ms']:.2f} | {memory} |"
             )
         lines += [
-            f"| {arch} | {batch} | {name} | {_UNMEASURED}: {why} | | | | |" for name, why in row["errors"].items()
+            f"| {arch} | {batch} | {name} | {_UNMEASURED}: {why} | | | | |" for name, why in _errors(row).items()
         ]
     return lines
+
+
+def _errors(row: Mapping[str, Any]) -> dict[str, str]:
+    """Contenders that failed; all of them when the process ended in this row."""
+    return {"all": row["error"]} if row.get("error") else dict(row["errors"])
 
 
 def _builds(engines: Mapping[str, Any]) -> list[str]:
@@ -156,24 +161,18 @@ def _builds(engines: Mapping[str, Any]) -> list[str]:
     return [head, "| --- | --- | --- | --- | --- | --- | --- |", *lines]
 
 
+_SERVED_HEAD = (
+    *("model", "over", "images a request", "in flight", "images/s", "share", "p50 ms", "p99 ms", "batch formed"),
+    *("cores: client", "tritonserver", "stubs"),
+)
+
+
 def _served(engines: Mapping[str, Any], served: Mapping[str, Any]) -> list[str]:
     rows = _loads(served)
     if not rows:
         return [f"**Served**: {_UNMEASURED}{_why(served)}."]
     lines = [f"**Served** (share: of the engine in process at batch 128, with transfers){_unfinished(served)}", ""]
-    head = (
-        "model",
-        "over",
-        "images a request",
-        "in flight",
-        "images/s",
-        "share",
-        "p50 ms",
-        "p99 ms",
-        "batch formed",
-    )
-    head += ("cores: client", "tritonserver", "stubs")
-    lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    lines += [f"| {' | '.join(_SERVED_HEAD)} |", f"|{' --- |' * len(_SERVED_HEAD)}"]
     for row in rows:
         arch, _, rest = row["model"].partition(" ")
         own = engines.get("rows", {}).get(f"{arch} 128", {}).get("contenders", {}).get(rest.split()[0])

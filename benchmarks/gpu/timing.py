@@ -43,7 +43,7 @@ def measure(contender: Contender, seconds: float) -> dict[str, float]:
         count = max(count + 1, min(count * 10, int(count * seconds / max(taken, 1e-9))))
         taken = contender.time_device(count)
     device_ips = contender.batch * count / taken
-    latencies = []
+    latencies: list[float] = []
     begin = time.perf_counter()
     while (start := time.perf_counter()) < begin + seconds or len(latencies) < 3:
         contender.infer()
