@@ -35,7 +35,7 @@ def run(context: Context, results: Results) -> None:
         results.put("pytest", {"error": "no time left", "output": output.splitlines()[-_TAIL_LINES:]})
         results.end("stopped", "no time left; run again")
         return
-    row: dict[str, Any] = {"exit_status": done.returncode, **count(done.stdout)}
+    row: dict[str, Any] = {"exit_status": done.returncode, "counts": count(done.stdout)}
     failed = None if done.returncode == 0 else f"pytest ended with status {done.returncode}"
     results.put("pytest", row | {"error": failed, "output": done.stdout.splitlines()[-_TAIL_LINES:]})
     results.end("complete" if failed is None else "failed", failed)

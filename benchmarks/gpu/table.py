@@ -190,7 +190,9 @@ def _tests(tests: Mapping[str, Any]) -> list[str]:
     row = tests.get("rows", {}).get("pytest")
     if row is None:
         return [f"**`pytest -m gpu`**: {_UNMEASURED}{_why(tests)}."]
-    counts = ", ".join(f"{row[what]} {what}" for what in ("passed", "failed", "error", "skipped") if what in row)
+    counts = ", ".join(
+        f"{number} {what}" for what, number in row.get("counts", {}).items() if what != "deselected"
+    )
     return [f"**`pytest -m gpu`**: {counts or row.get('error')}."]
 
 

@@ -1,0 +1,505 @@
+"""The GPU benchmark, as far as it goes without a GPU: packing, resuming, load over shared memory, the table."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu import carried, networks, pack, skeletons, table
+from benchmarks.gpu.context import ROOT, Context, Results, read
+from benchmarks.gpu.gpu_tests import count, find_files
+from benchmarks.gpu.install import is_installed, make_environment
+from benchmarks.gpu.load import run_load
+from benchmarks.gpu.processor import CpuMeter
+from benchmarks.gpu.served import write_null
+from benchmarks.gpu.shared_memory import Transport, requests
+from builder.engines import EngineConfig, count_gpus, pick_engine
+from builder.export import run_onnx
+from client.client import Client
+from temper.server import TritonServer
+
+if TYPE_CHECKING:
+    from builder.sample import Sample
+
+without_gpu = pytest.mark.skipif(count_gpus() > 0, reason="this machine has an NVIDIA GPU")
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.gpu", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    folders = {name: tmp_path / name for name in ("out", "work", "carried")}
+    return Context(**folders, deadline=time.monotonic() + 60, device="cpu", kind="openvino", image_size=32)
+
+
+# The command line.
+
+
+@without_gpu
+def test_without_a_gpu_it_says_so_and_fails(tmp_path: Path) -> None:
+    done = run("--out", tmp_path / "out", "--work", tmp_path / "work")
+    assert done.returncode == 1
+    assert done.stdout.startswith("no NVIDIA GPU: ")
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "engines,speed"], "got speed, expected some of install, probe, engines, served, tests, table"),
+        (["--arch", "vgg16"], "--arch: got vgg16, expected some of resnet50, resnet18, resnet101"),
+        (["--batch", "0"], "--batch: got 0, expected 1 or more"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_context_survives_the_way_to_a_child(context: Context) -> None:
+    assert Context.from_json(context.to_json()) == context
+
+
+@pytest.mark.slow
+def test_parts_run_on_a_cpu_and_go_on_where_they_stopped(tmp_path: Path) -> None:
+    settings = "--device cpu --kind openvino --image-size 32 --arch resnet18 --precision fp32 --no-compile".split()
+    settings += ["--rounds", "2", "--seconds", "0.05", "--out", tmp_path / "out", "--work", tmp_path / "work"]
+    settings += ["--carried", tmp_path / "none"]
+    done = run(*settings, "--only", "install,probe,engines,table", "--batch", 1)
+    assert done.returncode == 0, done.stderr
+    assert "probe: complete" in done.stdout
+    first = json.loads((tmp_path / "out" / "engines.json").read_text())
+    assert first["state"] == "complete"
+    row = first["rows"]["resnet18 1"]
+    assert set(row["contenders"]) == {"torch eager fp16", "fp32", "fp32 plugin"}
+    assert all(figures["ips"] > 0 and len(figures["rounds"]) == 2 for figures in row["contenders"].values())
+    assert row["errors"] == {}
+    assert row["agreement"]["fp32"]["labels"] == 1.0
+    assert (tmp_path / "out" / "table.md").read_text() in done.stdout
+    probe = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert (probe["kind"], probe["rows"]["openvino"]["agreement"]) == ("openvino", 1.0)
+    done = run(*settings, "--only", "engines", "--batch", 1, 2)
+    assert done.returncode == 0, done.stderr
+    second = json.loads((tmp_path / "out" / "engines.json").read_text())
+    assert second["rows"]["resnet18 1"] == row
+    assert set(second["rows"]) == {"resnet18 1", "resnet18 2"}
+
+
+def test_no_time_is_said_and_loses_nothing(tmp_path: Path) -> None:
+    folders = ["--out", tmp_path / "out", "--work", tmp_path / "work"]
+    done = run(*folders, "--device", "cpu", "--only", "engines,table", "--limit-s", "1")
+    assert done.returncode == 0
+    assert done.stdout.startswith("engines: not run: no time left; run again to go on\n")
+    assert "**In process**: not measured" in done.stdout
+
+
+# Results.
+
+
+def test_results_are_written_row_by_row_to_both_folders(context: Context) -> None:
+    results = Results(context, "engines")
+    results.begin(kind="openvino")
+    results.put("resnet18 1", {"ips": 1.0})
+    for folder in (context.out, context.work / "results"):
+        content = json.loads((folder / "engines.json").read_text())
+        assert (content["state"], content["rows"]) == ("running", {"resnet18 1": {"ips": 1.0}})
+    assert Results(context, "engines").has("resnet18 1")
+
+
+def test_row_that_ended_the_process_is_left_out_and_named(context: Context) -> None:
+    first = Results(context, "engines")
+    first.begin()
+    first.attempt("resnet18 1")
+    first.end("failed", "the process ended with status -11")
+    second = Results(context, "engines")
+    assert not second.has("resnet18 1")
+    second.begin()
+    assert second.has("resnet18 1")
+    error = "the process ended in this row: the process ended with status -11"
+    assert second.content["rows"]["resnet18 1"] == {"error": error, "crashed": True}
+
+
+def test_row_that_was_cut_off_by_the_time_is_measured_again(context: Context) -> None:
+    first = Results(context, "engines")
+    first.begin()
+    first.attempt("resnet18 1")
+    first.end("stopped", "no time left")
+    second = Results(context, "engines")
+    second.begin()
+    assert not second.has("resnet18 1")
+
+
+# What is carried.
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    paths = []
+    for name, size in (("large.whl", 2500), ("small.whl", 300), ("empty-ish", 1)):
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(rng.bytes(size))
+    return paths
+
+
+def test_parts_are_within_the_limit_and_join_in_any_order(files: list[Path], tmp_path: Path) -> None:
+    manifest = carried.deal_out(files, tmp_path / "parts", part_bytes=1000, piece_bytes=400)
+    parts = sorted((tmp_path / "parts").iterdir())
+    assert manifest["num_parts"] == len(parts) == 4
+    for part in parts:
+        assert sum(path.stat().st_size for path in part.iterdir() if path.name != carried.MANIFEST) <= 1000
+    store = tmp_path / "store"
+    for number, missing in ((3, [1, 2, 4]), (1, [2, 4]), (4, [2]), (2, [])):
+        came = tmp_path / f"transfer{number}"
+        came.mkdir()
+        (tmp_path / "parts" / str(number)).rename(came / str(number))
+        found = carried.collect(came, store)
+        assert found is not None
+        assert found["missing"] == missing
+    joined = carried.join(found, store, tmp_path / "joined")
+    assert [path.read_bytes() for path in joined] == [path.read_bytes() for path in files]
+
+
+def test_nothing_carried_is_nothing(tmp_path: Path) -> None:
+    assert carried.collect(tmp_path / "none", tmp_path / "store") is None
+
+
+def test_damaged_piece_is_refused_by_its_part(files: list[Path], tmp_path: Path) -> None:
+    carried.deal_out(files, tmp_path / "parts", part_bytes=1000, piece_bytes=400)
+    (tmp_path / "parts" / "2" / "large.whl.03").write_bytes(b"damaged")
+    with pytest.raises(
+        carried.CarriedError, match=r"large.whl.03: not the piece that was packed .* carry part 2 again"
+    ):
+        carried.collect(tmp_path / "parts", tmp_path / "store")
+
+
+def test_pieces_of_an_earlier_packing_are_dropped(files: list[Path], tmp_path: Path) -> None:
+    carried.deal_out(files, tmp_path / "parts", part_bytes=1000, piece_bytes=400)
+    carried.collect(tmp_path / "parts", tmp_path / "store")
+    files[1].write_bytes(b"a newer wheel")
+    carried.deal_out(files, tmp_path / "parts", part_bytes=5000, piece_bytes=5000)
+    found = carried.collect(tmp_path / "parts", tmp_path / "store")
+    assert found is not None
+    assert found["missing"] == []
+    names = {path.name for path in (tmp_path / "store").iterdir()}
+    assert names == {carried.MANIFEST, "large.whl.00", "small.whl.00", "empty-ish.00"}
+
+
+def test_every_packed_project_is_locked() -> None:
+    locked = pack.read_lock(ROOT / "requirements.lock")
+    wanted = {*pack._LOCKED, *pack._RTX, *pack._RTX_SOURCES}
+    assert wanted <= locked.keys()
+    assert locked["numpy"].startswith("1.26.")
+
+
+def test_archive_of_a_python_without_libpython_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"has no lib/libpython3.12.so.1.0; give a build .* --enable-shared"):
+        pack.archive_python(tmp_path, "3.12", tmp_path / "python.tar.xz")
+
+
+# Installing.
+
+
+def make_wheel(folder: Path, name: str, version: str, source: str) -> Path:
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    about = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}.py", source)
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    return path
+
+
+def test_environment_prefers_what_was_carried_and_knows_temper(tmp_path: Path) -> None:
+    """A package of this Python that the environment sees as well gives way, as numpy 2 must."""
+    wheels = [make_wheel(tmp_path, name, "99.0", "VERSION = 'carried'") for name in ("iniconfig", "made_here")]
+    interpreter = make_environment(tmp_path / "work", wheels, [])
+    program = (
+        "import iniconfig, made_here, numpy, importlib.metadata as m, builder\n"
+        "print(iniconfig.VERSION, made_here.VERSION, numpy.__version__, m.version('temper'), builder.__file__)"
+    )
+    done = subprocess.run([interpreter, "-I", "-c", program], capture_output=True, text=True, check=True)
+    expected = ["carried", "carried", np.__version__, importlib.metadata.version("temper")]
+    assert done.stdout.split() == [*expected, str(ROOT / "builder" / "__init__.py")]
+
+
+def test_installed_wheel_is_told_by_its_version() -> None:
+    assert is_installed(Path(f"numpy-{np.__version__}-cp311-cp311-manylinux_2_17_x86_64.whl"))
+    assert not is_installed(Path("numpy-2.5.2-cp312-cp312-manylinux_2_17_x86_64.whl"))
+    assert not is_installed(Path("no_such_project-1.0-py3-none-any.whl"))
+
+
+# Networks and their skeletons.
+
+
+def test_weights_are_the_same_on_every_machine() -> None:
+    weights = networks.make_weights("layer1.0.conv1.weight", (64, 64, 3, 3))
+    assert weights.dtype == np.float32
+    assert weights.std() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.01)
+    assert hashlib.sha256(weights.tobytes()).hexdigest()[:16] == "1068578f820b147f"
+
+
+@pytest.mark.slow
+def test_skeleton_gives_the_graph_back_bit_for_bit(tmp_path: Path) -> None:
+    shapes = {name: tuple(each.shape) for name, each in networks.build_network("resnet18").named_parameters()}
+    names = skeletons.name_weights(networks.make_graph("resnet18", "fp32", tmp_path, 32), shapes)
+    for precision in ("fp32", "fp16", "int8", "fp8"):
+        graph = networks.make_graph("resnet18", precision, tmp_path, 32)
+        quantized = networks.quantized_graph(graph)
+        skeleton = tmp_path / f"{precision}{skeletons.SUFFIX}"
+        skeletons.write_skeleton(graph, quantized if quantized.exists() else None, names, skeleton, shapes)
+        assert skeleton.stat().st_size < 0.01 * graph.stat().st_size
+        again = skeletons.read_skeleton(skeleton, tmp_path / "again.onnx")
+        assert again.read_bytes() == graph.read_bytes(), precision
+
+
+def test_skeleton_of_other_weights_is_refused(tmp_path: Path) -> None:
+    shapes = {name: tuple(each.shape) for name, each in networks.build_network("resnet18").named_parameters()}
+    graph = networks.make_graph("resnet18", "fp32", tmp_path, 32)
+    names = skeletons.name_weights(graph, shapes)
+    skeletons.write_skeleton(graph, None, names, tmp_path / "whole", shapes)
+    with zipfile.ZipFile(tmp_path / "whole") as whole, zipfile.ZipFile(tmp_path / "changed", "w") as changed:
+        for name in whole.namelist():
+            content = whole.read(name).replace(b"layer1.0.conv1.weight", b"layer1.0.conv2.weight")
+            changed.writestr(name, whole.read(name) if name.endswith(".onnx") else content)
+    with pytest.raises(ValueError, match=r"changed: the weights made here are not those it was written with"):
+        skeletons.read_skeleton(tmp_path / "changed", tmp_path / "again.onnx")
+
+
+def test_torch_contender_answers_as_the_exported_graph(tmp_path: Path) -> None:
+    import torch
+
+    from benchmarks.gpu.pytorch import Reference
+    from benchmarks.gpu.timing import measure
+
+    contender = Reference("resnet18", "cpu", torch.float32).eager(2, 32)
+    contender.infer()
+    expected = run_onnx(networks.make_graph("resnet18", "fp32", tmp_path, 32), networks.make_images(2, 32))
+    np.testing.assert_allclose(contender.logits.numpy(), expected, rtol=1e-3, atol=1e-3)
+    figures = measure(contender, 0.01)
+    assert set(figures) == {"device_ips", "ips", "p50_ms", "p99_ms"}
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"]
+    contender.close()
+
+
+# Load.
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("transport", ["grpc", "system"])
+def test_load_over_each_transport_is_answered(server: TritonServer, sample: Sample, transport: Transport) -> None:
+    images = np.ascontiguousarray(sample.images[:8])
+    with Client(server.grpc_url) as client:
+        info = client.model_info("toy_fp32")
+    with requests(server.grpc_url, transport, info, images, 4) as messages:
+        assert len(messages) == 2
+        assert (len(messages[0]) > images[:4].nbytes) == (transport == "grpc")
+        row = run_load(
+            server.grpc_url,
+            info,
+            messages,
+            batch=4,
+            concurrency=8,
+            num_processes=1,
+            warmup_s=0.1,
+            duration_s=0.5,
+            server_pid=server.pid,
+        )
+    assert (row["errors"], row["interrupted"]) == ({}, None)
+    assert row["requests"] > 0
+    assert row["ips"] == row["requests"] * 4 / 0.5
+    assert row["server"]["batch_size"] >= 4
+    assert row["cores"]["stubs"] > 0
+    assert 0 < row["p50_ms"] <= row["p99_ms"]
+
+
+@pytest.mark.server
+def test_images_in_shared_memory_are_those_that_are_answered(server: TritonServer, sample: Sample) -> None:
+    from client import protocol, wire
+
+    images = np.ascontiguousarray(sample.images[:8])
+    with Client(server.grpc_url) as client, wire.open_channel(server.grpc_url) as channel:
+        info, expected = client.model_info("toy_fp32"), client.infer("toy_fp32", images)
+        with requests(server.grpc_url, "system", info, images, 4) as messages:
+            answers = [protocol.decode(info, wire.raw_infer(channel)(message), 4) for message in messages]
+    np.testing.assert_array_equal(np.concatenate(answers), expected)
+
+
+@pytest.mark.server
+def test_model_that_computes_nothing_answers_every_batch(tmp_path: Path) -> None:
+    model = write_null(tmp_path / "repository", 2, 32, 8, on_gpu=False)
+    with TritonServer(tmp_path / "repository") as server, Client(server.grpc_url) as client:
+        for batch in (1, 8):
+            answer = client.infer(model, networks.make_images(batch, 32))
+            assert answer.shape == (batch, networks.NUM_CLASSES)
+            assert not answer.any()
+
+
+def test_processor_time_of_children_is_the_clients() -> None:
+    meter = CpuMeter(server_pid=0)
+    meter.start()
+    program = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        cores = meter.stop()
+        child.communicate(b"\n")
+    assert cores["client"] > 0
+    assert (cores["tritonserver"], cores["stubs"]) == (0.0, 0.0)
+
+
+# The tests of the suite.
+
+
+def test_files_with_gpu_tests_are_found() -> None:
+    found = {str(path.relative_to(ROOT)) for path in find_files(ROOT / "tests")}
+    assert {"tests/backends/test_tensorrt_runner.py", "tests/builder/test_engines.py"} <= found
+    assert "tests/client/test_stats.py" not in found
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("...\n12 passed, 2 skipped, 40 deselected in 9.1s\n", {"passed": 12, "skipped": 2, "deselected": 40}),
+        ("E\n1 failed, 1 passed, 3 errors in 2.0s\n", {"failed": 1, "passed": 1, "error": 3}),
+        ("Segmentation fault\n", {}),
+    ],
+)
+def test_pytests_last_line_is_read(output: str, expected: dict[str, int]) -> None:
+    assert count(output) == expected
+
+
+# The table, from numbers that are made up here.
+
+
+def figures(device_ips: float, ips: float) -> dict[str, Any]:
+    return {"device_ips": device_ips, "ips": ips, "p50_ms": 1.0, "p99_ms": 2.0, "gpu_mib": 100, "rounds": []}
+
+
+def load_row(model: str, transport: str, ips: float) -> dict[str, Any]:
+    cores = {"client": 1.5, "tritonserver": 2.0, "stubs": 0.5}
+    about = {"model": model, "transport": transport, "batch": 128, "concurrency": 4, "error": None}
+    server = {"batch_size": 128.0}
+    return about | {"ips": ips, "p50_ms": 3.0, "p99_ms": 4.0, "cores": cores, "server": server}
+
+
+def write_made_up_results(folder: Path) -> None:
+    contenders = {
+        "torch eager fp16": figures(1000, 900),
+        "torch.compile fp16": figures(2000, 1600),
+        "int8": figures(5000, 4000),
+        "int8 plugin": figures(5000, 3000),
+        "fp8": figures(4000, 3500),
+    }
+    built = {"size_bytes": 26_000_000, "ready_s": 7.5, "engine_audit": {"convs": {"int8": 53}}}
+    agreement = {"labels": 0.97, "max_abs_diff": 0.25, "max_abs_logit": 9.0}
+    engine_row = {
+        "contenders": contenders,
+        "engines": {"int8": built, "fp16": {"error": "no"}},
+        "agreement": {"int8": agreement},
+        "errors": {"fp16": "EngineError: refused"},
+    }
+    served = {
+        "a": load_row("resnet50 int8 x2", "cuda", 3800.0),
+        "b": load_row("resnet50 int8 x2", "system", 3400.0),
+        "c": load_row("resnet50 int8 x2", "grpc", 1000.0),
+        "d": load_row("null x2", "grpc", 1100.0),
+        "e": {"error": "the server died"},
+    }
+    row = {"agreement": 1.0, "max_abs_diff": 0.01, "max_abs_logit": 9.0, "plugin": "TensorRT-RTX on a card"}
+    gpu = {"name": "NVIDIA Invented", "memory_bytes": 80 << 30, "compute_capability": "9.9", "driver": "999.1"}
+    probe = {"gpu": gpu, "machine": {"cpu": "A CPU", "cores": 16}, "rows": {"tensorrt-rtx": row | {"error": None}}}
+    contents = {
+        "probe": probe | {"versions": {"torch": "9.9"}, "date": "2000-01-01", "commit": "abc"},
+        "engines": {"rounds": 3, "rows": {"resnet50 128": engine_row}, "state": "complete", "reason": None},
+        "served": {"rows": served, "state": "complete", "reason": None},
+        "tests": {"rows": {"pytest": {"counts": {"passed": 9, "skipped": 1, "deselected": 40}, "error": None}}},
+    }
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_table_has_the_figures_that_were_asked_for(tmp_path: Path) -> None:
+    write_made_up_results(tmp_path)
+    lines = table.render(tmp_path).splitlines()
+    for line in (
+        "| served over CUDA shared memory / in process with transfers | >= 0.9 | 0.95 (int8 x2, 4 in flight) |",
+        "| served over CUDA shared memory / in process, GPU alone |  | 0.76 (int8 x2, 4 in flight) |",
+        "| served over system shared memory / in process with transfers | >= 0.9 | 0.85 (int8 x2, 4 in flight) |",
+        "| served over gRPC uint8 / in process with transfers | >= 0.5 | 0.25 (int8 x2, 4 in flight) |",
+        "| int8 or fp8 engine / torch.compile fp16, GPU alone | >= 2 | 2.50 (int8) |",
+        "| int8 or fp8 engine / torch.compile fp16, with transfers |  | 2.50 (int8) |",
+        "| resnet50 | 128 | int8 | 5,000 | 4,000 | 1.00 | 2.00 | 100 |",
+        "| resnet50 | 128 | int8 plugin |  | 3,000 | 1.00 | 2.00 |  |",
+        "| resnet50 | 128 | fp16 | not measured: EngineError: refused | | | | |",
+        "| resnet50 | int8 | 26.0 | 7.5 | 53 int8 | 97 % | 0.25 of 9 |",
+        "| resnet50 int8 x2 | grpc | 128 | 4 | 1,000 | 0.25 | 3.00 | 4.00 | 128 | 1.5 | 2.0 | 0.5 |",
+        "| null x2 | grpc | 128 | 4 | 1,100 |  | 3.00 | 4.00 | 128 | 1.5 | 2.0 | 0.5 |",
+        "- e: not measured: the server died",
+        "**`pytest -m gpu`**: 9 passed, 1 skipped.",
+    ):
+        assert line in lines, line
+    assert lines[0].startswith("**Machine**: NVIDIA Invented (80 GiB, compute capability 9.9), driver 999.1")
+
+
+def test_table_without_results_holds_no_number(tmp_path: Path) -> None:
+    text = table.render(tmp_path)
+    measured = [line.split("|")[3].strip() for line in text.splitlines() if line.startswith("| ")][2:]
+    assert set(measured) == {"not measured"}
+    for part in ("**Machine**", "**In process**", "**Served**", "**`pytest -m gpu`**"):
+        assert f"{part}: not measured" in text
+
+
+def test_table_repeats_the_librarys_refusal(tmp_path: Path) -> None:
+    write_made_up_results(tmp_path)
+    probe = json.loads((tmp_path / "probe.json").read_text())
+    refused = {"error": "model.rtx: refused", "library": "no kernels", "built_for_this_gpu": "unsupported"}
+    reason = "no engine runs here: tensorrt-rtx: model.rtx: refused"
+    (tmp_path / "probe.json").write_text(json.dumps(probe | {"rows": {"tensorrt-rtx": refused}}))
+    (tmp_path / "served.json").write_text(json.dumps({"rows": {}, "state": "complete", "reason": reason}))
+    lines = table.render(tmp_path).splitlines()
+    start = lines.index("- tensorrt-rtx does not run: model.rtx: refused")
+    expected = ["    - loading it: no kernels", "    - built for this very GPU: unsupported"]
+    assert lines[start + 1 : start + 3] == expected
+    assert f"**Served**: not measured ({reason})." in lines
+
+
+def test_part_that_never_ran_has_no_results(context: Context) -> None:
+    assert read(context, "engines") is None
+
+
+# With a GPU.
+
+
+@pytest.mark.gpu
+def test_contenders_on_the_gpu_agree(context: Context, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from benchmarks.gpu.engines import Network
+
+    kind, why = pick_engine(EngineConfig())
+    if kind == "openvino":
+        pytest.skip(why)
+    settings = replace(
+        context, device="cuda", kind=kind, batches=(1, 4), precisions=("fp32",), rounds=1, seconds=0.05
+    )
+    with Network(replace(settings, compiled=False), kind, "resnet18") as network:
+        row = network.measure(4)
+    assert row["errors"] == {}
+    assert set(row["contenders"]) == {"torch eager fp16", "fp32", "fp32 plugin"}
+    assert row["agreement"]["fp32"]["max_abs_diff"] < 0.05 * row["agreement"]["fp32"]["max_abs_logit"]
