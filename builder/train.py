@@ -31,6 +31,8 @@ WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINT_FILE = "checkpoint.pt"
 
 Progress = Callable[[int, int], None]
+Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""Takes uint8 images [N, S, S, 3], float32 logits [N, classes] and labels [N]; returns a scalar."""
 _WARMUP_SHARE = 0.1
 _MAX_WORKERS = 8
 
@@ -84,6 +86,8 @@ class _State:
     served: nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device
+    loss: Loss
+    after_step: Callable[[], None] | None = None
     step: int = 0
 
 
@@ -120,23 +124,15 @@ def finetune(
         TrainError: There are too few images, no such device or not enough memory, or the loss is not finite.
         DataError: A training image cannot be decoded.
     """
-    import torch
-
     from builder.export import Served, predict
     from builder.model import save_weights
 
-    device = _pick_device(config)
+    device = pick_device(config)
     started = time.monotonic()
     served = Served(model, mean=mean, std=std).to(device)
     resumed = 0
     if config.head_epochs + config.epochs > 0:
-        try:
-            resumed = _train(served, train, config, device, folder / CHECKPOINT_FILE, progress)
-        except torch.OutOfMemoryError as error:
-            raise TrainError(
-                f"training: {device} has no memory for a batch of {config.batch_size}; "
-                "make train.batch_size smaller"
-            ) from error
+        resumed = train_epochs(served, train, config, device, folder / CHECKPOINT_FILE, progress)
     correct = predict(served, evaluation[0]).argmax(1) == evaluation[1]
     model.cpu().eval()
     save_weights(model, folder / WEIGHTS_FILE)
@@ -154,7 +150,12 @@ def finetune(
     }
 
 
-def _pick_device(config: TrainConfig) -> torch.device:
+def pick_device(config: TrainConfig) -> torch.device:
+    """Returns the device to train on.
+
+    Raises:
+        TrainError: The config asks for a GPU that PyTorch does not see.
+    """
     import torch
 
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -169,6 +170,46 @@ def _autocasts(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def train_epochs(
+    served: nn.Module,
+    train: TrainImages,
+    config: TrainConfig,
+    device: torch.device,
+    checkpoint: Path,
+    progress: Progress | None,
+    *,
+    loss: Loss | None = None,
+    after_step: Callable[[], None] | None = None,
+) -> int:
+    """Trains a module in place for the epochs of a config; an interrupted run goes on after its last epoch.
+
+    Args:
+        served: Takes uint8 [N, S, S, 3], on the device.
+        train: The training split.
+        config: The schedule.
+        device: From `pick_device`.
+        checkpoint: Written after every epoch, and read when it is there; the caller removes it at the end.
+        progress: Called with (steps done, steps in all).
+        loss: What is made small; cross entropy with the labels when not given.
+        after_step: Called after every step, for example to keep zeros at zero.
+
+    Returns:
+        The number of epochs that an earlier run had done.
+
+    Raises:
+        TrainError: There are too few images or not enough memory, or the loss is not finite.
+        DataError: A training image cannot be decoded.
+    """
+    import torch
+
+    try:
+        return _train(served, train, config, device, checkpoint, progress, loss, after_step)
+    except torch.OutOfMemoryError as error:
+        raise TrainError(
+            f"training: {device} has no memory for a batch of {config.batch_size}; make train.batch_size smaller"
+        ) from error
+
+
 def _train(
     served: nn.Module,
     train: TrainImages,
@@ -176,6 +217,8 @@ def _train(
     device: torch.device,
     checkpoint: Path,
     progress: Progress | None,
+    loss: Loss | None,
+    after_step: Callable[[], None] | None,
 ) -> int:
     import torch
 
@@ -183,7 +226,8 @@ def _train(
         raise TrainError(f"training: got {len(train)} images, expected at least two")
     if device.type == "cuda":  # on a CPU it was between 0.6 and 1 times as fast
         served.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks this form
-    state = _State(served, _new_optimizer(served, config), device)
+    loss = loss or _cross_entropy(config)
+    state = _State(served, _new_optimizer(served, config), device, loss, after_step)
     first = _resume(checkpoint, state, config)
     epochs = config.head_epochs + config.epochs
     num_steps = len(_loader(train, config, device, 0))
@@ -262,14 +306,22 @@ def _step(state: _State, images: torch.Tensor, labels: torch.Tensor, config: Tra
     labels = labels.to(state.device, non_blocking=True)
     with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=_autocasts(state.device)):
         logits = state.served(images)
-    loss = torch.nn.functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+    loss = state.loss(images, logits.float(), labels)
     if not bool(torch.isfinite(loss)):
         epoch = state.step // num_steps + 1
         raise TrainError(f"training: the loss is {loss.item()} in epoch {epoch}; make train.learning_rate smaller")
     loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
+    if state.after_step is not None:
+        state.after_step()
     state.step += 1
+
+
+def _cross_entropy(config: TrainConfig) -> Loss:
+    from torch.nn.functional import cross_entropy
+
+    return lambda images, logits, labels: cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
 
 
 def _set_phase(served: nn.Module, head_only: bool) -> None:
