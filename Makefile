@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 UV_VERSION := 0.11.2
 
-.PHONY: setup demo test test-fast lint lock clean engines
+.PHONY: setup demo test test-fast lint lock clean engines gpu gpu-pack
 
 demo: $(READY)  ## finetune, quantise, serve, measure and attack a ResNet-18 on digits
 	$(BIN)/temper run recipes/digits.toml
@@ -37,6 +37,12 @@ lock: $(READY)  ## pin what pyproject.toml allows, as plain name==version lines
 		--extra builder --extra embedded --extra rtx --extra art --extra ray --extra dev pyproject.toml -o requirements.lock
 
 engines: bench-engines  ## every ResNet in every precision, compiled by TensorRT-RTX; needs no GPU
+
+gpu:  ## what a machine with an NVIDIA GPU reaches; needs no network
+	$(or $(wildcard $(BIN)/python),python3) -m benchmarks.gpu $(ARGS)
+
+gpu-pack: $(READY)  ## what `make gpu` needs on a machine without network
+	$(BIN)/python -m benchmarks.gpu.pack $(ARGS)
 
 clean:  ## runs and caches, but neither the environment nor what was published
 	rm -rf runs .mypy_cache .ruff_cache .pytest_cache build *.egg-info

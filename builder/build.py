@@ -178,6 +178,7 @@ class _Chain:
     """A variant on its way: what is done, and the latest network and graph."""
 
     variant: VariantConfig
+    kind: EngineKind
     done: list[_Done]
     network: Artifact
     exported: Artifact
@@ -295,23 +296,23 @@ class _Build:
         self, variant: VariantConfig, kind: EngineKind, why: str, shared: tuple[_Done, _Done, _Done]
     ) -> Built:
         data, weights, graph = (each.artifact for each in shared)
-        chain = _Chain(variant, list(shared), network=weights, exported=graph, graph=graph, snapshots=[])
+        chain = _Chain(variant, kind, list(shared), network=weights, exported=graph, graph=graph, snapshots=[])
         chain.add_graph("float32", graph)
         for step in _planned(variant, kind):
             if step.name in GRAPH_STEPS:
-                self._change_graph(chain, step, data, weights)
+                self._change_graph(chain, step, data)
             else:
                 self._change_network(chain, step, data, weights)
         chain.done.append(self._build_engine(chain, kind, data))
         return self._publish(chain, kind, why)
 
     def _change_network(self, chain: _Chain, step: CompressStage, data: Artifact, original: Artifact) -> None:
-        before = chain.network
+        before, engine = chain.network, (chain.kind, self.engine)
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from builder.stages import compress_network
 
-            return compress_network(self._setting(), step, data, original, before, folder, view)
+            return compress_network(self._setting(), step, engine, data, original, before, folder, view)
 
         label = f"{chain.variant.name}: {step.name.replace('_', ' ')}"
         inputs = [data, original, before]
@@ -321,32 +322,28 @@ class _Build:
         chain.network, chain.exported = done.artifact, exported.artifact
         chain.add_graph(step.name, exported.artifact)
 
-    def _change_graph(self, chain: _Chain, step: CompressStage, data: Artifact, original: Artifact) -> None:
+    def _change_graph(self, chain: _Chain, step: CompressStage, data: Artifact) -> None:
         if step.cast is not None:
             done = self._cast(chain, step.cast, data)
         else:
             assert step.quantize is not None, "the graph steps are these two"
-            done = self._quantize(chain, step.quantize, data, original)
+            done = self._quantize(chain, step.quantize, data)
         chain.done.append(done)
         chain.add_graph(step.name, done.artifact)
 
-    def _quantize(self, chain: _Chain, config: QuantizeConfig, data: Artifact, original: Artifact) -> _Done:
-        graph, network = chain.graph, chain.network
-        trains = config.method == "qat"
+    def _quantize(self, chain: _Chain, config: QuantizeConfig, data: Artifact) -> _Done:
+        graph = chain.graph
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from builder import stages
+            from builder.stages import quantize_graph
 
-            if trains:
-                setting = self._setting()
-                return stages.train_quantized(setting, config, data, original, network, graph, folder, view)
-            return stages.quantize_graph(config, data, graph, folder, view)
+            return quantize_graph(config, data, graph, folder, view)
 
         return self._stage(
             "quantize",
-            f"{chain.variant.name}: quantise to {config.precision}{', trained' if trains else ''}",
+            f"{chain.variant.name}: quantise to {config.precision}",
             config,
-            [data, original, network, graph] if trains else [data, graph],
+            [data, graph],
             make,
             lambda info: f"agrees with float32 on {100 * info['against_float32']['agreement']:.1f} %",
         )
@@ -365,15 +362,18 @@ class _Build:
         )
 
     def _build_engine(self, chain: _Chain, kind: EngineKind, data: Artifact) -> _Done:
-        variant, graph, exported = chain.variant, chain.graph, chain.exported
+        variant, graph, exported, network = chain.variant, chain.graph, chain.exported, chain.network
+        # The other road starts from PyTorch, which post-training quantisation leaves for the graph.
+        from_torch = self.engine.frontend == "torch-tensorrt" and variant.precision not in ("int8", "fp8")
         timing_cache = self.store.root / "timing.cache"
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from builder import stages
 
             sparse = {"sparsity": stages.check_sparse(graph)} if variant.is_sparse else {}
+            module = stages.served_module(self._setting(), data, network) if from_torch else None
             info = stages.build_engine_file(
-                kind, self.engine, variant, data, graph, exported, folder, timing_cache
+                kind, self.engine, variant, data, graph, exported, folder, timing_cache, module
             )
             return {**info, **sparse}
 
@@ -383,7 +383,7 @@ class _Build:
             f"{variant.name}: {kind} engine",
             {"kind": kind, "engine": self.engine, "package": _package_version(kind), "sparse": variant.is_sparse}
             | limits,
-            [data, exported, graph],
+            [data, network, exported, graph],
             make,
             lambda info: f"{info['size_bytes'] / 1e6:.1f} MB",
         )
@@ -394,7 +394,7 @@ class _Build:
         data, engine = chain.done[0].artifact, chain.done[-1].artifact
         labels = (data.path / LABELS_FILE).read_text().splitlines()
         name = f"{self.recipe_name}_{chain.variant.name}"
-        bound = kind == "tensorrt" and self.engine.hardware_compatibility == "none"
+        bound = kind == "tensorrt" and self.engine.hardware_compatibility != "ampere_plus"
         with self.progress_factory(f"{chain.variant.name}: publish") as view:
             published = publish(
                 self.repository,

@@ -13,6 +13,8 @@ from builder.export import Served, predict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from builder.steps import StepContext
 
 _BATCH = 64
@@ -67,6 +69,15 @@ def recalibrate(network: nn.Module, batches: Sequence[torch.Tensor]) -> None:
 
 def held_out_accuracy(network: nn.Module, context: StepContext) -> float:
     """Returns the share of the held-out images that a network is right on; it stays on its device."""
-    images, labels = context.held_out
+    return float(np.mean(_predict(network, context).argmax(1) == context.held_out[1]))
+
+
+def expected_accuracy(network: nn.Module, context: StepContext) -> float:
+    """Returns the mean probability of the right label on the held-out images; the network stays on its device."""
+    logits, labels = torch.from_numpy(_predict(network, context)), torch.from_numpy(context.held_out[1])
+    return float(logits.double().softmax(1).gather(1, labels[:, None]).mean())
+
+
+def _predict(network: nn.Module, context: StepContext) -> NDArray[np.float32]:
     served = Served(network, mean=context.mean, std=context.std).to(next(network.parameters()).device)
-    return float(np.mean(predict(served, images).argmax(1) == labels))
+    return predict(served, context.held_out[0])

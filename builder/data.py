@@ -34,8 +34,9 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    source: Literal["digits", "folder", "torchvision"] = "digits"
-    """scikit-learn's digits, an ImageFolder tree, or a torchvision data set by name."""
+    source: Literal["digits", "textures", "folder", "torchvision"] = "digits"
+    """scikit-learn's digits, 20 classes of generated colour textures with noise (4000 to train, 2000 to test), an
+    ImageFolder tree, or a torchvision data set by name."""
     path: str | None = None
     """`folder`: the tree, one folder per class, or `train/` beside `val/` or `test/`. `torchvision`: its root."""
     name: str | None = None
@@ -64,7 +65,8 @@ class DataConfig:
             raise ValueError("path: got nothing, expected the image folder of source 'folder'")
         if self.source == "torchvision" and not self.name:
             raise ValueError("name: got nothing, expected a class of torchvision.datasets such as 'CIFAR10'")
-        for field in ("name",) if self.source == "folder" else ("name", "path") if self.source == "digits" else ():
+        unused = {"folder": ("name",), "torchvision": ()}.get(self.source, ("name", "path"))
+        for field in unused:
             if getattr(self, field) is not None:
                 raise ValueError(
                     f"{field}: got {getattr(self, field)!r}, expected nothing for source {self.source!r}"

@@ -84,7 +84,7 @@ def run_low_rank(
     Returns:
         The network with chains, on the CPU in evaluation mode, and: method, flops_before, flops,
         num_parameters_before, num_parameters, layers (per chain: ranks, kept energy, flops_before, flops),
-        left_alone (per other convolution the reason), score_before, score (accuracy on the held-out images),
+        left_alone (per other convolution the reason), accuracy_before, accuracy (on the held-out images),
         num_held_out, seconds, note.
 
     Raises:
@@ -112,8 +112,8 @@ def run_low_rank(
         "num_parameters": after.num_parameters,
         "layers": chosen,
         "left_alone": left_alone,
-        "score_before": held_out_accuracy(network, context),
-        "score": held_out_accuracy(changed, context),
+        "accuracy_before": held_out_accuracy(network, context),
+        "accuracy": held_out_accuracy(changed, context),
         "num_held_out": len(context.held_out[1]),
         "seconds": round(time.monotonic() - started, 2),
         "note": f"{note}, {100 * after.flops / before.flops:.0f} % of the FLOPs",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import math
 import os
 import re
 import shutil
@@ -32,12 +31,8 @@ class QuantizeConfig:
 
     precision: Literal["int8", "fp8"] = "int8"
     """The type of weights and activations; fp8 is E4M3, for GPUs of compute capability 8.9 and later."""
-    method: Literal["entropy", "max", "qat"] = "entropy"
-    """How an activation's range is chosen: least loss of information, the largest value seen, or by training."""
-    epochs: int = 1
-    """`qat`: epochs of training with the quantisers in place."""
-    learning_rate: float = 1e-4
-    """`qat`: its largest learning rate."""
+    method: Literal["entropy", "max"] = "entropy"
+    """How an activation's range is chosen: least loss of information, or the largest value seen."""
     keep_high: tuple[str, ...] = ()
     """Layers to leave unquantised: names of the ONNX graph's nodes, or patterns such as `*/layer1.0/*`."""
     max_loss: float | None = None
@@ -52,18 +47,8 @@ class QuantizeConfig:
         """
         if self.precision not in ("int8", "fp8"):
             raise ValueError(f"precision: got {self.precision!r}, expected 'int8' or 'fp8'")
-        if self.method not in ("entropy", "max", "qat"):
-            raise ValueError(f"method: got {self.method!r}, expected 'entropy', 'max' or 'qat'")
-        if self.epochs < 1:
-            raise ValueError(f"epochs: got {self.epochs}, expected at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate: got {self.learning_rate}, expected a positive number")
-        if self.method == "qat" and self.precision != "int8":
-            # ModelOpt exports its fp8 quantisers as operators that only TensorRT knows.
-            raise ValueError(f"precision: got {self.precision!r} with method 'qat', expected 'int8'")
-        if self.method == "qat" and (self.keep_high or self.max_loss is not None):
-            name = "keep_high" if self.keep_high else "max_loss"
-            raise ValueError(f"{name}: expected nothing with method 'qat', which trains every layer")
+        if self.method not in ("entropy", "max"):
+            raise ValueError(f"method: got {self.method!r}, expected 'entropy' or 'max'")
         if self.max_loss is not None and not 0 <= self.max_loss <= 100:
             raise ValueError(f"max_loss: got {self.max_loss}, expected 0 to 100 percentage points")
 
@@ -91,7 +76,6 @@ def quantize_onnx(
         QuantizeError: There are no calibration images, they do not fit the graph, `keep_high` names no node, or
             ModelOpt fails.
     """
-    assert config.method != "qat", "that is builder.qat's"
     _check_calibration(src, calibration)
     kept_high = find_nodes(src, config.keep_high)
     dst.parent.mkdir(parents=True, exist_ok=True)

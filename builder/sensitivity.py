@@ -65,7 +65,7 @@ def quantize_within(
     if best["loss"] > config.max_loss:
         raise QuantizeError(
             f"{src.name}: max_loss: got {config.max_loss:g} points, but with all layers but one kept high the "
-            f"loss is still {best['loss']:g}; allow more, or train with method 'qat'"
+            f"loss is still {best['loss']:g}; allow more"
         )
     while high - low > 1:  # `low` layers are too few, `high` are enough
         middle = (low + high) // 2

@@ -1,7 +1,8 @@
-"""The sources of images: scikit-learn's digits, a folder per class, torchvision's data sets."""
+"""The sources of images: scikit-learn's digits, textures, a folder per class, torchvision's data sets."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import os
@@ -91,8 +92,13 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         DataError: It is missing, empty, has one class only, or leaves a split without images.
     """
-    opener = {"digits": _open_digits, "folder": _open_folder, "torchvision": _open_torchvision}[config.source]
-    source = opener(config)
+    openers = {
+        "digits": _open_digits,
+        "textures": _open_textures,
+        "folder": _open_folder,
+        "torchvision": _open_torchvision,
+    }
+    source = openers[config.source](config)
     where = config.name or config.path or config.source
     if len(source.class_names) < 2:
         names = ", ".join(source.class_names) or "none"
@@ -151,6 +157,20 @@ def _open_digits(config: DataConfig) -> Source:
     train, test = _split(labels, config)
     names = [str(name) for name in bunch.target_names]
     return Source(names, labels, train, test, config.image_size, fitted.__getitem__, True)
+
+
+def _open_textures(config: DataConfig) -> Source:
+    from builder.textures import CLASS_NAMES, NUM_TEST, NUM_TRAIN, make_texture
+
+    # Kept once drawn: every epoch reads them again.
+    @functools.cache
+    def open_image(index: int) -> Image.Image:
+        return fit_image(Image.fromarray(make_texture(config.seed, index)), config.image_size)
+
+    indices = np.arange(NUM_TRAIN + NUM_TEST)
+    labels = indices % len(CLASS_NAMES)
+    train, test = indices[:NUM_TRAIN], indices[NUM_TRAIN:]
+    return Source(list(CLASS_NAMES), labels, train, test, config.image_size, open_image, True)
 
 
 def _open_folder(config: DataConfig) -> Source:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from builder.cast import CastConfig
     from builder.data import DataConfig
     from builder.engines import EngineConfig, EngineKind
+    from builder.latency import CompareLatency
     from builder.model import ModelConfig
     from builder.quantize import QuantizeConfig
     from builder.train import TrainConfig
@@ -86,6 +87,7 @@ def open_network(setting: Setting, data: Artifact, weights: Artifact) -> nn.Modu
 def compress_network(
     setting: Setting,
     step: CompressStage,
+    engine: tuple[EngineKind, EngineConfig],
     data: Artifact,
     original: Artifact,
     before: Artifact,
@@ -98,9 +100,17 @@ def compress_network(
     run = getattr(importlib.import_module(f"builder.{step.name}"), f"run_{step.name}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        compressed, info = run(network, step.config, context)
+        arguments = [_compare_latency(setting, engine)] if step.prune and step.prune.latency else []
+        compressed, info = run(network, step.config, context, *arguments)
     save_network(compressed, folder)
     return dict(info)
+
+
+def _compare_latency(setting: Setting, engine: tuple[EngineKind, EngineConfig]) -> CompareLatency:
+    from builder.latency import compare_in_engine
+
+    size, mean, std = setting.data.image_size, setting.model.mean, setting.model.std
+    return compare_in_engine(*engine, image_size=size, mean=mean, std=std)
 
 
 def step_context(
@@ -159,27 +169,6 @@ def quantize_graph(
     return {**info, **_check_quantized(config, data, graph, target, info["kept_high"])}
 
 
-def train_quantized(
-    setting: Setting,
-    config: QuantizeConfig,
-    data: Artifact,
-    original: Artifact,
-    before: Artifact,
-    graph: Artifact,
-    folder: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Quantises the network by training it with its quantisers."""
-    from builder.qat import run_qat
-
-    network = open_network(setting, data, before)
-    context = step_context(setting, data, original, folder, progress)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.seed)
-        info = run_qat(network, config, context, folder / GRAPH_FILE)
-    return {**info, **_check_quantized(config, data, graph, folder / GRAPH_FILE, [])}
-
-
 def _check_quantized(
     config: QuantizeConfig, data: Artifact, graph: Artifact, target: Path, kept_high: list[str]
 ) -> dict[str, Any]:
@@ -207,6 +196,13 @@ def check_sparse(graph: Artifact) -> dict[str, Any]:
     return check_2_4(graph.path / GRAPH_FILE).to_json()
 
 
+def served_module(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:
+    """Loads a network behind its preprocessing: uint8 [N, S, S, 3] to logits."""
+    from builder.export import Served
+
+    return Served(open_network(setting, data, weights), mean=setting.model.mean, std=setting.model.std)
+
+
 def build_engine_file(
     kind: EngineKind,
     engine: EngineConfig,
@@ -216,6 +212,7 @@ def build_engine_file(
     reference: Artifact,
     folder: Path,
     timing_cache: Path,
+    module: nn.Module | None,
 ) -> dict[str, Any]:
     """Builds the engine and compares it with PyTorch's logits where it runs here."""
     from builder.engines import AgreementLimits, build_engine
@@ -231,4 +228,5 @@ def build_engine_file(
         precision=variant.precision,
         sparse_weights=variant.is_sparse,
         timing_cache=timing_cache,
+        module=module,
     )

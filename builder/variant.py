@@ -6,8 +6,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from builder.cast import CastConfig
+from builder.distil import DistilConfig
+from builder.low_rank import LowRankConfig
+from builder.prune import PruneConfig
 from builder.quantize import QuantizeConfig
+from builder.sparsify import SparsifyConfig
 
+NETWORK_STEPS = ("prune", "low_rank", "sparsify", "distil")
+"""They change the PyTorch network."""
 GRAPH_STEPS = ("quantize", "cast")
 """They change its ONNX graph."""
 # What comes later would undo, or cannot read, what comes earlier: a chain of small convolutions has no channels
@@ -25,6 +31,14 @@ class CompressStage:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    prune: PruneConfig | None = None
+    """Search for a smaller network inside the finetuned one."""
+    low_rank: LowRankConfig | None = None
+    """Replace large convolutions by chains of small ones."""
+    sparsify: SparsifyConfig | None = None
+    """Set two of every four weights to zero, as sparse tensor cores need it."""
+    distil: DistilConfig | None = None
+    """Let the uncompressed network teach the compressed one, to recover what an earlier step cost."""
     quantize: QuantizeConfig | None = None
     """Quantise weights and activations."""
     cast: CastConfig | None = None

@@ -264,7 +264,8 @@ def _lay_out_backends(runtime: Path, folder: Path) -> Path:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = runtime / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
-        raise ServerError(f"the embedded tritonserver has no stub for Python {version}; use Python 3.11")
+        known = ", ".join(sorted(path.name for path in (runtime / "python_backend_stubs").iterdir()))
+        raise ServerError(f"the embedded tritonserver has no stub for Python {version}; use one of {known}")
     # Copies: Triton refuses a backend library that a link takes out of its folder.
     python = shutil.copytree(runtime / "backends" / "python", folder / "python")
     shutil.copy(stub, python / stub.name)

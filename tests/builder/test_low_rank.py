@@ -99,7 +99,7 @@ def test_low_rank_meets_a_budget_of_flops(
     assert 0.55 * before.flops < size.flops <= 0.6 * before.flops
     assert (info["flops"], info["num_parameters"]) == (size.flops, size.num_parameters)
     assert (info["flops_before"], info["num_parameters_before"]) == (before.flops, before.num_parameters)
-    assert info["score"] == held_out_accuracy(chained, context)
+    assert info["accuracy"] == held_out_accuracy(chained, context)
     _check_layers(chained, network, info)
     save_network(chained, tmp_path)
     loaded = load_network(sample.config, 10, tmp_path)

@@ -96,8 +96,8 @@ MISTAKES = {
     ),
     "unknown precision": (
         'precision = "int8"',
-        'precision = "fp8"',
-        'variants[1].compress[0].quantize.precision: got "fp8", expected "int8"',
+        'precision = "int4"',
+        'variants[1].compress[0].quantize.precision: got "int4", expected one of "int8", "fp8"',
     ),
     "unknown key with a close one": (
         "image_size",
@@ -111,13 +111,13 @@ MISTAKES = {
     ),
     "unknown step": (
         "{ quantize = {",
-        "{ prune = {",
-        "variants[1].compress[0].prune: no such key, expected one of quantize",
+        "{ shrink = {",
+        "variants[1].compress[0].shrink: no such key, expected one of prune, low_rank, sparsify, distil, quantize",
     ),
     "empty step": (
         '{ quantize = { precision = "int8", method = "entropy" } }',
         "{}",
-        "variants[1].compress[0].quantize: got nothing, expected what to do",
+        "variants[1].compress[0].quantize: got nothing in one step, expected exactly one of",
     ),
     "array for a table": (
         'name = "x"',
