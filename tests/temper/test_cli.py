@@ -127,7 +127,7 @@ def test_run_recipe_mistakes_one_line_each(tmp_path: Path) -> None:
     assert result.stdout == ""
     keys = "name, data, model, train, variants, engine, load, attacks"
     assert result.stderr.splitlines() == [
-        f'error: {path}: data.source: got "digit", expected one of "digits", "folder", "torchvision"',
+        f'error: {path}: data.source: got "digit", expected one of "digits", "textures", "folder", "torchvision"',
         f"error: {path}: colour: no such key, expected one of {keys}",
     ]
     assert not (tmp_path / "runs").exists()
