@@ -86,7 +86,7 @@ def run_distil(network: nn.Module, config: DistilConfig, context: StepContext) -
     answers = predict(teacher, images).argmax(1)
     before = float((predict(student, images).argmax(1) == answers).mean())
     num_sparse, after_step = keep_zeros(network)
-    loss = _Lesson(teacher, student, config)
+    loss = Lesson(teacher, student, config)
     resumed = train_epochs(
         student,
         context.train,
@@ -113,7 +113,7 @@ def run_distil(network: nn.Module, config: DistilConfig, context: StepContext) -
     }
 
 
-class _Lesson:
+class Lesson:
     """The loss; with features it reads them off both networks as they run."""
 
     def __init__(self, teacher: nn.Module, student: nn.Module, config: DistilConfig) -> None:
