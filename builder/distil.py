@@ -117,6 +117,13 @@ class Lesson:
     """The loss; with features it reads them off both networks as they run."""
 
     def __init__(self, teacher: nn.Module, student: nn.Module, config: DistilConfig) -> None:
+        """Starts reading features, if the config wants them.
+
+        Args:
+            teacher: The uncompressed network, behind its preprocessing.
+            student: The one that learns, likewise.
+            config: The loss.
+        """
         from builder.quiet import quiet_modelopt
 
         with quiet_modelopt():
