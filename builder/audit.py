@@ -96,7 +96,7 @@ def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] =
     reports, high = [], []
     for node in weighted:
         reason = "kept on request" if node.name in kept_high else graph.why_high(node)
-        if reason is not None and not graph.is_quantized(node):
+        if reason is not None and not graph.has_quantized_weight(node):
             high.append(KeptHigh(node.name, node.op_type, reason))
         else:
             reports.append(graph.check_weighted(node))
@@ -128,10 +128,13 @@ class _Graph:
         num_weight_scales = self._check_weight(node)
         return NodeReport(node.name, node.op_type, float(scales.reshape(-1)[0]), num_weight_scales)
 
-    def is_quantized(self, node: onnx.NodeProto) -> bool:
+    def has_quantized_weight(self, node: onnx.NodeProto) -> bool:
+        """Returns whether a node was meant to be quantised.
+
+        Its input does not tell: a residual Add may share it, and its branch is quantised for the Add alone.
+        """
         weight = self.producers.get(node.input[1])
-        has_weight = weight is not None and weight.op_type == "DequantizeLinear"
-        return has_weight or self._activation_quantizer(node.input[0]) is not None
+        return weight is not None and weight.op_type == "DequantizeLinear"
 
     def why_high(self, node: onnx.NodeProto) -> str | None:
         """Returns why ModelOpt leaves a convolution in float, None when it must not.
