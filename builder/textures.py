@@ -44,16 +44,16 @@ def make_texture(seed: int, index: int) -> NDArray[np.uint8]:
     pixels = first + share * (second - first)
     for _ in range(rng.integers(0, _MAX_PATCHES + 1)):
         _cover(pixels, rng)
-    pixels += rng.normal(0, rng.uniform(10, 60), pixels.shape).astype(np.float32)
+    pixels += rng.normal(0, rng.uniform(5, 25), pixels.shape).astype(np.float32)
     image: NDArray[np.uint8] = np.rint(pixels).clip(0, 255).astype(np.uint8)
     return image
 
 
 def _colours(rng: np.random.Generator) -> tuple[Plane, Plane]:
-    """Returns two colours, float32 [3]; they differ by 40 to 130 of 255 in the channel where they do most."""
+    """Returns two colours, float32 [3]; they differ by 90 to 220 of 255 in the channel where they do most."""
     first = rng.uniform(0, 255, 3).astype(np.float32)
     step = rng.uniform(-1, 1, 3)
-    step *= rng.uniform(40, 130) / np.abs(step).max()
+    step *= rng.uniform(90, 220) / np.abs(step).max()
     # Away from the edge, or most of the step would be clipped off.
     step = np.where((first + step < 0) | (first + step > 255), -step, step)
     return first, (first + step).astype(np.float32)
@@ -105,9 +105,12 @@ def _sawtooth(rng: np.random.Generator) -> Plane:
     return _phases(rng)[0] % 1
 
 
-def _triple(rng: np.random.Generator) -> Plane:
-    """Stripes of three levels."""
-    return np.floor(_phases(rng)[0] % 1 * 3)
+def _diamonds(rng: np.random.Generator) -> Plane:
+    """Squares inside one another."""
+    along, across = _turned(rng)
+    row, column = rng.uniform(-0.2, 0.2, 2).astype(np.float32)
+    distance = np.maximum(np.abs(along - row), np.abs(across - column))
+    return np.sin(_TURN * (distance * np.float32(rng.uniform(4, 9)) + np.float32(rng.uniform(0, 1))))
 
 
 def _chirp(rng: np.random.Generator) -> Plane:
@@ -124,7 +127,7 @@ def _waves(rng: np.random.Generator) -> Plane:
 
 def _zigzag(rng: np.random.Generator) -> Plane:
     along, across = _phases(rng)
-    return np.float32((along + np.abs(across % 1 - 0.5) * 1.5) % 1 < 0.5)
+    return np.float32((along + np.abs(across / 2 % 1 - 0.5) * 2.5) % 1 < 0.5)
 
 
 def _checker(rng: np.random.Generator) -> Plane:
@@ -137,11 +140,10 @@ def _plaid(rng: np.random.Generator) -> Plane:
     return np.sin(_TURN * along) + np.sin(_TURN * across)
 
 
-def _hexagons(rng: np.random.Generator) -> Plane:
-    """Three gratings, 60 degrees apart."""
-    along, across = _phases(rng)
-    half, side = along / 2, across * np.float32(np.sqrt(0.75))
-    return np.cos(_TURN * along) + np.cos(_TURN * (half + side)) + np.cos(_TURN * (half - side))
+def _streaks(rng: np.random.Generator) -> Plane:
+    """Noise that is drawn out along one axis."""
+    plane = _smooth(rng, int(rng.integers(3, 5)), int(rng.integers(16, 30)))
+    return plane if rng.random() < 0.5 else plane.T
 
 
 def _bricks(rng: np.random.Generator) -> Plane:
@@ -166,9 +168,11 @@ def _random_dots(rng: np.random.Generator) -> Plane:
     return np.float32(_distances(rng)[0] < rng.uniform(0.04, 0.06))
 
 
-def _cells(rng: np.random.Generator) -> Plane:
-    """Voronoi cells, shaded by the distance from their points."""
-    return _distances(rng)[0]
+def _mosaic(rng: np.random.Generator) -> Plane:
+    """Voronoi cells, each of one shade."""
+    points = rng.uniform(-0.6, 0.6, (int(rng.integers(15, 40)), 2, 1, 1)).astype(np.float32)
+    squares = (_ROWS - points[:, 0]) ** 2 + (_COLUMNS - points[:, 1]) ** 2
+    return rng.random(len(points)).astype(np.float32)[squares.argmin(0)]
 
 
 def _cracks(rng: np.random.Generator) -> Plane:
@@ -207,17 +211,17 @@ _PATTERNS: dict[str, Callable[[np.random.Generator], Plane]] = {
     "grating": _grating,
     "stripes": _stripes,
     "sawtooth": _sawtooth,
-    "triple": _triple,
+    "diamonds": _diamonds,
     "chirp": _chirp,
     "waves": _waves,
     "zigzag": _zigzag,
     "checker": _checker,
     "plaid": _plaid,
-    "hexagons": _hexagons,
+    "streaks": _streaks,
     "bricks": _bricks,
     "grid_dots": _grid_dots,
     "random_dots": _random_dots,
-    "cells": _cells,
+    "mosaic": _mosaic,
     "cracks": _cracks,
     "rings": _rings,
     "spokes": _spokes,
