@@ -2,8 +2,8 @@
 
 data ──┬─────────────┬───────────────┬─ test and calibration images
        └─> weights ──┴─> network steps ──> graph ──> graph steps ──> engine ──> model repository
-           finetune      low_rank, sparsify,  export  quantize, cast
-                         distil
+           finetune      prune, low_rank,  export    quantize, cast
+                         sparsify, distil
 
 A variant without compression goes from the weights straight to the graph. What two variants have in common is made
 once.
@@ -178,6 +178,7 @@ class _Chain:
     """A variant on its way: what is done, and the latest network and graph."""
 
     variant: VariantConfig
+    kind: EngineKind
     done: list[_Done]
     network: Artifact
     exported: Artifact
@@ -295,7 +296,7 @@ class _Build:
         self, variant: VariantConfig, kind: EngineKind, why: str, shared: tuple[_Done, _Done, _Done]
     ) -> Built:
         data, weights, graph = (each.artifact for each in shared)
-        chain = _Chain(variant, list(shared), network=weights, exported=graph, graph=graph, snapshots=[])
+        chain = _Chain(variant, kind, list(shared), network=weights, exported=graph, graph=graph, snapshots=[])
         chain.add_graph("float32", graph)
         for step in _planned(variant, kind):
             if step.name in GRAPH_STEPS:
@@ -306,12 +307,12 @@ class _Build:
         return self._publish(chain, kind, why)
 
     def _change_network(self, chain: _Chain, step: CompressStage, data: Artifact, original: Artifact) -> None:
-        before = chain.network
+        before, engine = chain.network, (chain.kind, self.engine)
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from builder.stages import compress_network
 
-            return compress_network(self._setting(), step, data, original, before, folder, view)
+            return compress_network(self._setting(), step, engine, data, original, before, folder, view)
 
         label = f"{chain.variant.name}: {step.name.replace('_', ' ')}"
         inputs = [data, original, before]

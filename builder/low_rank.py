@@ -213,7 +213,7 @@ def _meet_flops(
         reachable = math.ceil(1000 * smallest / total) / 1000
         raise CompressError(
             f"low_rank: flops: got {share:g}, but with every chain at its smallest {reachable:g} of the FLOPs are "
-            f"left; ask for that or more, make multiple (now {multiple}) smaller"
+            f"left; ask for that or more, make multiple (now {multiple}) smaller, or prune first"
         )
     low, high = -100.0, 100.0  # of the price's logarithm
     for _ in range(_BISECTIONS):

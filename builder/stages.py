@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from builder.cast import CastConfig
     from builder.data import DataConfig
     from builder.engines import EngineConfig, EngineKind
+    from builder.latency import CompareLatency
     from builder.model import ModelConfig
     from builder.quantize import QuantizeConfig
     from builder.train import TrainConfig
@@ -86,6 +87,7 @@ def open_network(setting: Setting, data: Artifact, weights: Artifact) -> nn.Modu
 def compress_network(
     setting: Setting,
     step: CompressStage,
+    engine: tuple[EngineKind, EngineConfig],
     data: Artifact,
     original: Artifact,
     before: Artifact,
@@ -98,9 +100,17 @@ def compress_network(
     run = getattr(importlib.import_module(f"builder.{step.name}"), f"run_{step.name}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        compressed, info = run(network, step.config, context)
+        arguments = [_compare_latency(setting, engine)] if step.prune and step.prune.latency else []
+        compressed, info = run(network, step.config, context, *arguments)
     save_network(compressed, folder)
     return dict(info)
+
+
+def _compare_latency(setting: Setting, engine: tuple[EngineKind, EngineConfig]) -> CompareLatency:
+    from builder.latency import compare_in_engine
+
+    size, mean, std = setting.data.image_size, setting.model.mean, setting.model.std
+    return compare_in_engine(*engine, image_size=size, mean=mean, std=std)
 
 
 def step_context(

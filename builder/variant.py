@@ -8,18 +8,19 @@ from typing import Any, ClassVar
 from builder.cast import CastConfig
 from builder.distil import DistilConfig
 from builder.low_rank import LowRankConfig
+from builder.prune import PruneConfig
 from builder.quantize import QuantizeConfig
 from builder.sparsify import SparsifyConfig
 
-NETWORK_STEPS = ("low_rank", "sparsify", "distil")
+NETWORK_STEPS = ("prune", "low_rank", "sparsify", "distil")
 """They change the PyTorch network."""
 GRAPH_STEPS = ("quantize", "cast")
 """They change its ONNX graph."""
-# What comes later would undo, or cannot read, what comes earlier: a decomposition fills the zeros of 2:4
-# again, and whatever follows Q/DQ would need new scales.
-_ORDER = ("low_rank", "sparsify", "quantize", "cast")
+# What comes later would undo, or cannot read, what comes earlier: a chain of small convolutions has no channels
+# left to search, a decomposition fills the zeros of 2:4 again, and whatever follows Q/DQ would need new scales.
+_ORDER = ("prune", "low_rank", "sparsify", "quantize", "cast")
 _ORDER_RULE = (
-    f"expected {', '.join(_ORDER)} in this order, each at most once; distil may follow either of the first two, "
+    f"expected {', '.join(_ORDER)} in this order, each at most once; distil may follow any of the first three, "
     "but nothing but cast may follow quantize"
 )
 
@@ -30,6 +31,8 @@ class CompressStage:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    prune: PruneConfig | None = None
+    """Search for a smaller network inside the finetuned one."""
     low_rank: LowRankConfig | None = None
     """Replace large convolutions by chains of small ones."""
     sparsify: SparsifyConfig | None = None

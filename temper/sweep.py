@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _STEPS = tuple(field.name for field in dataclasses.fields(CompressStage))
 # Where a step that the swept variant lacks is put; distil recovers what the steps before it cost.
-_PLACES = ("low_rank", "sparsify", "distil", "quantize", "cast")
+_PLACES = ("prune", "low_rank", "sparsify", "distil", "quantize", "cast")
 _LEFT_OUT = "none"
 
 
@@ -105,7 +105,7 @@ def _given(config: Any) -> dict[str, Any]:
     }
 
 
-_BUDGETS = {"low_rank": ("flops", "energy")}
+_BUDGETS = {"prune": ("flops", "params", "latency"), "low_rank": ("flops", "energy")}
 
 
 def _replaced(step: str, config: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
