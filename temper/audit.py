@@ -98,10 +98,10 @@ def _measure(
 
 
 def _compile(graph: Artifact, hint: str) -> Run:
-    import openvino  # type: ignore[import-untyped]  # ships none
+    from builder.engines.openvino import open_core
 
     settings = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": "1"}
-    request = openvino.Core().compile_model(graph.path / "model.onnx", "CPU", settings).create_infer_request()
+    request = open_core().compile_model(graph.path / "model.onnx", "CPU", settings).create_infer_request()
 
     def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = request.infer({INPUT_NAME: np.ascontiguousarray(batch)})[0]

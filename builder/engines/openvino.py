@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
     from builder.engines import EngineConfig
 
 FILE = "model.onnx"
+
+
+@functools.cache
+def open_core() -> Any:
+    """Returns the one `openvino.Core` of this process.
+
+    A second one is dangerous: the CPU plugin of each gives the thread its own stack for signal handlers and, when
+    it goes, brings back the one it had found. Unless the last to come goes first, that one is unmapped by then, and
+    the next signal kills the process without a word (OpenVINO 2026.4; torch's data loader handles SIGCHLD).
+    """
+    import openvino  # type: ignore[import-untyped]  # ships none
+
+    return openvino.Core()
 
 
 def build(
@@ -38,10 +52,10 @@ def build(
         EngineError: OpenVINO refuses the graph or gives logits that are not finite.
     """
     import numpy as np
-    import openvino  # type: ignore[import-untyped]  # ships none
+    import openvino
 
     shutil.copyfile(onnx_path, folder / FILE)
-    core = openvino.Core()
+    core = open_core()
     try:
         compiled = core.compile_model(
             core.read_model(folder / FILE), "CPU", {"INFERENCE_PRECISION_HINT": config.precision_hint}

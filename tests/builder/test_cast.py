@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 from onnx import TensorProto, numpy_helper
 
 from builder.audit import audit_qdq
 from builder.cast import CastConfig, cast_onnx
+from builder.engines.openvino import open_core
 from builder.errors import QuantizeError
 from builder.export import compare_logits, run_onnx
 from builder.quantize import QuantizeConfig, quantize_onnx
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run_openvino(path: Path, images: Any) -> Any:
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = open_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return compiled({"image": images})[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -283,3 +284,24 @@ def test_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_config_is_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EngineConfig(**changes)
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from builder.engines.openvino import open_core
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+first = open_core().compile_model(sys.argv[1], "CPU")
+second = open_core().compile_model(sys.argv[1], "CPU")
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_openvino_ran(toy_onnx: Path) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(toy_onnx)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

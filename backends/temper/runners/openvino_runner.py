@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,10 +18,16 @@ _TRITON_TYPE = {"u8": "TYPE_UINT8", "f32": "TYPE_FP32"}
 _PRECISIONS = ("f32", "bf16", "f16")
 
 
+@functools.cache
+def _open_core() -> ov.Core:
+    """Return the one core of this process; of several, one that goes may leave a signal handler without its stack."""
+    return ov.Core()
+
+
 def signature(entry: Entry, config: Mapping[str, Any]) -> runners.Signature:
     """Names, types and shapes as the ONNX has them, whatever config.pbtxt states; Triton compares the two."""
     del config
-    model = _read(ov.Core(), entry)
+    model = _read(_open_core(), entry)
     return runners.Signature(input=_describe(model.inputs, "input"), output=_describe(model.outputs, "output"))
 
 
@@ -43,7 +50,7 @@ class Runner:
         if hint not in _PRECISIONS:
             raise ArtifactError(f"precision_hint: got {hint!r}, expected one of {', '.join(_PRECISIONS)}")
         threads = entry.parameters.get("threads") or str(len(os.sched_getaffinity(0)))
-        core = ov.Core()
+        core = _open_core()
         model = _read(core, entry)
         try:
             compiled = core.compile_model(
