@@ -11,7 +11,9 @@ once.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -108,15 +110,15 @@ class Built:
     engine_why: str
     """Why that one."""
     size_bytes: int
-    """Size of the engine file."""
+    """Size of the engine file, of all members' together for an ensemble."""
     path: Path
     """The version's folder in the repository."""
     reused: bool
     """True when the repository already served exactly this."""
     data: Artifact
     """The images: test_images.npy, test_labels.npy, calibration_images.npy, labels.txt."""
-    engine_artifact: Artifact
-    """The engine in the store; its digest stands for everything that made this variant."""
+    digest: str
+    """Stands for everything that made this variant."""
     stages: list[StageReport] = field(default_factory=list)
     """Every stage, in order."""
     snapshots: list[Snapshot] = field(default_factory=list)
@@ -222,7 +224,14 @@ class _Build:
         data = self._prepare_data()
         weights = self._make_weights(data.artifact)
         graph = self._export(data.artifact, weights.artifact, "export to ONNX")
-        return [self._build_variant(variant, kind, why, (data, weights, graph)) for variant in variants]
+        built: dict[str, Built] = {}
+        for variant in variants:
+            if variant.ensemble:
+                members = [built[name] for name in variant.ensemble]
+                built[variant.name] = self._publish_ensemble(variant, members)
+            else:
+                built[variant.name] = self._build_variant(variant, kind, why, (data, weights, graph))
+        return list(built.values())
 
     def _stage(
         self,
@@ -300,7 +309,7 @@ class _Build:
         chain.add_graph("float32", graph)
         for step in _planned(variant, kind):
             if step.name in GRAPH_STEPS:
-                self._change_graph(chain, step, data)
+                self._change_graph(chain, step, data, weights)
             else:
                 self._change_network(chain, step, data, weights)
         chain.done.append(self._build_engine(chain, kind, data))
@@ -322,28 +331,31 @@ class _Build:
         chain.network, chain.exported = done.artifact, exported.artifact
         chain.add_graph(step.name, exported.artifact)
 
-    def _change_graph(self, chain: _Chain, step: CompressStage, data: Artifact) -> None:
+    def _change_graph(self, chain: _Chain, step: CompressStage, data: Artifact, original: Artifact) -> None:
         if step.cast is not None:
             done = self._cast(chain, step.cast, data)
         else:
             assert step.quantize is not None, "the graph steps are these two"
-            done = self._quantize(chain, step.quantize, data)
+            done = self._quantize(chain, step.quantize, data, original)
         chain.done.append(done)
         chain.add_graph(step.name, done.artifact)
 
-    def _quantize(self, chain: _Chain, config: QuantizeConfig, data: Artifact) -> _Done:
-        graph = chain.graph
+    def _quantize(self, chain: _Chain, config: QuantizeConfig, data: Artifact, original: Artifact) -> _Done:
+        graph, network = chain.graph, chain.network
+        trained = config.method == "qat"
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from builder.stages import quantize_graph
+            from builder.stages import quantize_graph, train_quantized
 
+            if trained:
+                return train_quantized(self._setting(), config, data, original, network, graph, folder, view)
             return quantize_graph(config, data, graph, folder, view)
 
         return self._stage(
             "quantize",
-            f"{chain.variant.name}: quantise to {config.precision}",
+            f"{chain.variant.name}: {'train in' if trained else 'quantise to'} {config.precision}",
             config,
-            [data, graph],
+            [data, original, network, graph] if trained else [data, graph],
             make,
             lambda info: f"agrees with float32 on {100 * info['against_float32']['agreement']:.1f} %",
         )
@@ -426,9 +438,46 @@ class _Build:
             path=published.path,
             reused=published.reused,
             data=data,
-            engine_artifact=engine,
+            digest=engine.digest,
             stages=[each.report for each in chain.done],
             snapshots=chain.snapshots,
+        )
+
+    def _publish_ensemble(self, variant: VariantConfig, members: list[Built]) -> Built:
+        from builder.ensemble import publish_ensemble
+
+        first = members[0]
+        labels = (first.data.path / LABELS_FILE).read_text().splitlines()
+        digests = {one.model: one.digest for one in members}
+        card = {
+            "recipe": {"name": self.recipe_name, "variant": variant.to_json(), "engine": asdict(self.engine)},
+            "data_digest": first.data.digest,
+            "member_digests": digests,
+        }
+        with self.progress_factory(f"{variant.name}: publish") as view:
+            published = publish_ensemble(
+                self.repository,
+                model=f"{self.recipe_name}_{variant.name}",
+                members=[one.model for one in members],
+                labels=labels,
+                card=card,
+                image_size=self.data.image_size,
+                num_classes=len(labels),
+                max_batch=self.engine.max_batch,
+            )
+            view.reused = published.reused
+            view.note = f"{published.model} version {published.version}"
+        return Built(
+            variant=variant.name,
+            model=published.model,
+            version=published.version,
+            engine=first.engine,
+            engine_why=f"the mean of the logits of {', '.join(variant.ensemble)}",
+            size_bytes=sum(one.size_bytes for one in members),
+            path=published.path,
+            reused=published.reused,
+            data=first.data,
+            digest=hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
         )
 
     def _parameters(self, kind: EngineKind) -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""ModelOpt's post-training quantisation of an ONNX graph."""
+"""ModelOpt's post-training quantisation of an ONNX graph; `builder.qat` is the way with training."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 import os
 import re
 import shutil
@@ -31,8 +32,13 @@ class QuantizeConfig:
 
     precision: Literal["int8", "fp8"] = "int8"
     """The type of weights and activations; fp8 is E4M3, for GPUs of compute capability 8.9 and later."""
-    method: Literal["entropy", "max"] = "entropy"
-    """How an activation's range is chosen: least loss of information, or the largest value seen."""
+    method: Literal["entropy", "max", "qat"] = "entropy"
+    """How an activation's range is chosen: least loss of information, or the largest value seen. `qat` takes the
+    largest value and then trains the network with its quantisers, int8 only."""
+    epochs: int = 1
+    """Epochs that `qat` trains for."""
+    learning_rate: float = 1e-4
+    """The largest learning rate of `qat`; small, as the network is nearly right."""
     keep_high: tuple[str, ...] = ()
     """Layers to leave unquantised: names of the ONNX graph's nodes, or patterns such as `*/layer1.0/*`."""
     max_loss: float | None = None
@@ -47,10 +53,25 @@ class QuantizeConfig:
         """
         if self.precision not in ("int8", "fp8"):
             raise ValueError(f"precision: got {self.precision!r}, expected 'int8' or 'fp8'")
-        if self.method not in ("entropy", "max"):
-            raise ValueError(f"method: got {self.method!r}, expected 'entropy' or 'max'")
+        if self.method not in ("entropy", "max", "qat"):
+            raise ValueError(f"method: got {self.method!r}, expected 'entropy', 'max' or 'qat'")
         if self.max_loss is not None and not 0 <= self.max_loss <= 100:
             raise ValueError(f"max_loss: got {self.max_loss}, expected 0 to 100 percentage points")
+        if self.epochs < 1:
+            raise ValueError(f"epochs: got {self.epochs}, expected at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: got {self.learning_rate}, expected a positive number")
+        if self.method == "qat":
+            self._check_qat()
+
+    def _check_qat(self) -> None:
+        if self.precision != "int8":
+            raise ValueError(f"precision: got {self.precision} with method 'qat', expected int8")
+        for name in ("keep_high", "max_loss"):
+            if getattr(self, name) not in ((), None):
+                raise ValueError(
+                    f"{name}: got it with method 'qat', which trains every layer; leave one of them out"
+                )
 
 
 def quantize_onnx(
@@ -76,6 +97,7 @@ def quantize_onnx(
         QuantizeError: There are no calibration images, they do not fit the graph, `keep_high` names no node, or
             ModelOpt fails.
     """
+    assert config.method != "qat", "that starts from the PyTorch network: builder.qat"
     _check_calibration(src, calibration)
     kept_high = find_nodes(src, config.keep_high)
     dst.parent.mkdir(parents=True, exist_ok=True)

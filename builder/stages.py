@@ -169,6 +169,28 @@ def quantize_graph(
     return {**info, **_check_quantized(config, data, graph, target, info["kept_high"])}
 
 
+def train_quantized(
+    setting: Setting,
+    config: QuantizeConfig,
+    data: Artifact,
+    original: Artifact,
+    network: Artifact,
+    graph: Artifact,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Trains a network with its quantisers, and checks the graph as one that was quantised after training."""
+    from builder.qat import QatConfig, run_qat
+
+    context = step_context(setting, data, original, folder, progress)
+    schedule = QatConfig(epochs=config.epochs, learning_rate=config.learning_rate)
+    target = folder / GRAPH_FILE
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.seed)
+        info = run_qat(open_network(setting, data, network), schedule, context, target)
+    return {**info, **_check_quantized(config, data, graph, target, [])}
+
+
 def _check_quantized(
     config: QuantizeConfig, data: Artifact, graph: Artifact, target: Path, kept_high: list[str]
 ) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class VariantConfig:
     """Names the model, after the recipe's name and `_`."""
     compress: tuple[CompressStage, ...] = ()
     """The steps, in order; none is the float32 network."""
+    ensemble: tuple[str, ...] = ()
+    """Earlier variants of the recipe that answer together, with the mean of their logits; without any step."""
     min_agreement: float | None = None
     """Fail the build when the engine gives PyTorch's label on a smaller share of the test images, 0 to 1."""
     max_logit_diff: float | None = None
@@ -94,11 +96,20 @@ class VariantConfig:
             raise ValueError(f"min_agreement: got {self.min_agreement}, expected a share from 0 to 1")
         if self.max_logit_diff is not None and not self.max_logit_diff > 0:
             raise ValueError(f"max_logit_diff: got {self.max_logit_diff}, expected a positive number")
+        if self.ensemble:
+            self._check_ensemble()
         _check_order([step.name for step in self.compress])
         if self.compress and self.compress[-1].cast is not None and self.compress[-1].cast.precision == "bf16":
             if any(step.quantize is not None for step in self.compress):
                 # Its 8 bits round the scales themselves: an int8 network was right on 12 % of digits so.
                 raise ValueError("compress: got cast to bf16 after quantize, expected fp16")
+
+    def _check_ensemble(self) -> None:
+        if len(set(self.ensemble)) < 2 or len(set(self.ensemble)) != len(self.ensemble):
+            raise ValueError(f"ensemble: got {list(self.ensemble)}, expected two or more variants, each once")
+        for name in ("compress", "min_agreement", "max_logit_diff"):
+            if getattr(self, name) not in ((), None):
+                raise ValueError(f"{name}: got it beside ensemble, expected it in the members' own variants")
 
     @property
     def is_sparse(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from builder.data import DataConfig
 from builder.engines import EngineConfig
 from builder.model import ModelConfig
 from builder.train import TrainConfig
+from builder.triton_config import mean_name
 from builder.variant import VariantConfig
 from client.load.config import LoadConfig
 from client.robustness.base import AttackConfig
@@ -79,7 +81,23 @@ class Recipe:
                 raise ValueError(
                     f'{path}: got "{variant.name}", expected another name than that of variants[{first}]'
                 )
+            for name in variant.ensemble:
+                self._check_member(f"variants[{index}].ensemble", name, seen)
             seen[variant.name] = index
+        for index, variant in enumerate(self.variants):
+            if variant.ensemble and (mean := mean_name(variant.name)) in seen:
+                raise ValueError(
+                    f'variants[{seen[mean]}].name: got "{mean}", expected another name: it is that of the last '
+                    f"step of the ensemble variants[{index}]"
+                )
+
+    def _check_member(self, path: str, name: str, earlier: Mapping[str, int]) -> None:
+        members = [other for other, index in earlier.items() if not self.variants[index].ensemble]
+        if name not in members:
+            known = ", ".join(f'"{member}"' for member in members) or "none yet"
+            raise ValueError(
+                f'{path}: got "{name}", expected variants above it that are no ensembles themselves: {known}'
+            )
 
     def _check_attacks(self) -> None:
         seen: dict[tuple[str, str, float], int] = {}

@@ -66,10 +66,10 @@ def sweep_recipe(recipe: Recipe, overs: Sequence[Over], *, variant: str | None =
     Raises:
         RecipeError: There is no such variant, or a combination is not possible.
     """
-    names = [one.name for one in recipe.variants]
-    if variant is not None and variant not in names:
-        raise RecipeError(f"--variant {variant}: expected one of {', '.join(names)}")
-    swept = recipe.variants[names.index(variant) if variant is not None else -1]
+    choices = {one.name: one for one in recipe.variants if not one.ensemble}
+    if variant is not None and variant not in choices:
+        raise RecipeError(f"--variant {variant}: expected one of {', '.join(choices)}")
+    swept = choices[variant if variant is not None else list(choices)[-1]]
     found: dict[str, VariantConfig] = {recipe.variants[0].name: recipe.variants[0]}
     for combination in itertools.product(*(over.values for over in overs)):
         one = _combine(swept, list(zip(overs, combination, strict=True)))

@@ -118,7 +118,7 @@ def test_card_says_where_it_comes_from(workshop: Workshop) -> None:
     assert card["engine"] == "openvino"
     assert card["versions"].keys() >= {"temper", "torch", "nvidia-modelopt", "onnx", "openvino"}
     assert [stage["name"] for stage in card["stages"]] == ["data", "weights", "export", "quantize", "engine"]
-    assert card["stages"][-1]["digest"] == int8.engine_artifact.digest
+    assert card["stages"][-1]["digest"] == int8.digest
     assert card["stages"][-1]["figures"]["precision_hint"] == "f32"
 
 
@@ -134,6 +134,38 @@ def test_every_precision_is_built_and_published(workshop: Workshop) -> None:
     assert [one.step for one in low.snapshots] == ["float32", "quantize"]
     (stem,) = low.stages[-2].figures["audit"]["kept_high"]
     assert stem["name"] == "/model/conv1/Conv"
+
+
+def test_quantisation_by_training_starts_from_the_network(workshop: Workshop) -> None:
+    # Its Q/DQ graph is audited like that of quantisation after training: same layers, same residual additions.
+    trained = VariantConfig(name="qat", compress=(CompressStage(quantize=QuantizeConfig(method="qat")),))
+    (qat,) = workshop.build(trained)
+    assert workshop.made() == ["qat: train in int8", "qat: openvino engine", "qat: publish"]
+    assert [stage.name for stage in qat.stages] == ["data", "weights", "export", "quantize", "engine"]
+    figures = qat.stages[-2].figures
+    assert figures["against_float32"]["agreement"] == 1.0
+    assert (figures["method"], figures["audit"]["num_conv"], figures["audit"]["num_residual_adds"]) == (
+        "qat",
+        20,
+        8,
+    )
+    workshop.build(trained)
+    assert workshop.made() == []
+
+
+def test_ensemble_follows_its_members(workshop: Workshop) -> None:
+    pair = VariantConfig(name="pair", ensemble=("fp32", "int8"))
+    fp32, int8, both = workshop.build(FP32, INT8, pair)
+    assert (both.model, both.version, both.stages, both.snapshots) == ("toy_pair", 1, [], [])
+    assert both.size_bytes == fp32.size_bytes + int8.size_bytes
+    assert both.engine_why == "the mean of the logits of fp32, int8"
+    card = json.loads((both.path / "card.json").read_text())
+    assert card["member_digests"] == {"toy_fp32": fp32.digest, "toy_int8": int8.digest}
+    assert workshop.build(FP32, INT8, pair)[2].reused
+    other = VariantConfig(name="int8", compress=(CompressStage(quantize=QuantizeConfig(method="entropy")),))
+    changed = workshop.build(FP32, other, pair)[2]
+    assert (changed.version, changed.reused) == (2, False)
+    assert changed.digest != both.digest
 
 
 def test_tensorrt_engine_gets_half_precision_where_it_is_not_quantised(workshop: Workshop) -> None:
@@ -204,6 +236,14 @@ def test_changed_images_are_seen(tmp_path: Path) -> None:
         (
             lambda: VariantConfig(name="x", compress=(*INT8.compress, *INT8.compress)),
             r"compress\[1\]: got quantize a second time, expected prune, low_rank, sparsify, quantize",
+        ),
+        (
+            lambda: VariantConfig(name="x", ensemble=("a", "a")),
+            r"ensemble: got \['a', 'a'\], expected two or more variants, each once",
+        ),
+        (
+            lambda: VariantConfig(name="x", ensemble=("a", "b"), compress=INT8.compress),
+            r"compress: got it beside ensemble, expected it in the members' own variants",
         ),
     ],
 )

@@ -94,6 +94,37 @@ MISTAKES = {
         '"percentile"',
         'variants[1].compress[0].quantize.method: got "percentile", expected one of "entropy", "max"',
     ),
+    "training in fp8": (
+        'precision = "int8", method = "entropy"',
+        'precision = "fp8", method = "qat"',
+        "variants[1].compress[0].quantize.precision: got fp8 with method 'qat', expected int8",
+    ),
+    "training with a budget": (
+        'method = "entropy"',
+        'method = "qat", max_loss = 0.5',
+        "variants[1].compress[0].quantize.max_loss: got it with method 'qat', which trains every layer",
+    ),
+    "no epochs of training": (
+        'method = "entropy"',
+        'method = "qat", epochs = 0',
+        "variants[1].compress[0].quantize.epochs: got 0, expected at least 1",
+    ),
+    "ensemble of what is not there": (
+        "[engine]",
+        '[[variants]]\nname = "both"\nensemble = ["fp32", "fp16"]\n[engine]',
+        'variants[2].ensemble: got "fp16", expected variants above it that are no ensembles themselves: '
+        '"fp32", "int8"',
+    ),
+    "ensemble whose last step has a variant's name": (
+        "[engine]",
+        '[[variants]]\nname = "both"\nensemble = ["fp32", "int8"]\n[[variants]]\nname = "both_mean"\n[engine]',
+        'variants[3].name: got "both_mean", expected another name: it is that of the last step of the ensemble',
+    ),
+    "ensemble that is compressed": (
+        'name = "int8"',
+        'name = "int8"\nensemble = ["fp32", "a"]',
+        "variants[1].compress: got it beside ensemble, expected it in the members' own variants",
+    ),
     "unknown precision": (
         'precision = "int8"',
         'precision = "int4"',

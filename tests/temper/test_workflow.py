@@ -116,6 +116,25 @@ def test_second_run_reuses_everything_and_starts_no_server(
     assert again["comparisons"] == report["comparisons"]
 
 
+def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, home: Path) -> None:
+    recipe = quick_recipe.parent / "pair.toml"
+    pair = '[[variants]]\nname = "pair"\nensemble = ["fp32", "int8"]\n\n[engine]'
+    recipe.write_text(quick_recipe.read_text().replace("[engine]", pair))
+    result = run_cli(recipe, home, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    fp32, int8, both = report["variants"]
+    assert (both["model"], both["stages"], both["calibration"]) == ("quick_pair", [], None)
+    assert both["size_bytes"] == fp32["size_bytes"] + int8["size_bytes"]
+    assert both["accuracy"]["num_images"] == 60
+    assert all(run["completed"] > 0 and run["failed"] == 0 for run in both["load"])
+    assert [attack["attack"] for attack in both["robustness"]] == ["noise", "square"]
+    reused = [stage["stage"] for stage in report["stages"] if stage["reused"]]
+    assert {"finetune", "fp32: accuracy", "int8: accuracy"} <= set(reused)
+    assert "pair: accuracy" not in reused
+    run_cli(quick_recipe, home)  # the report of this file's other tests
+
+
 def test_run_on_a_running_server(first: Result, quick_recipe: Path, home: Path) -> None:
     with TritonServer(home / "model_repository", log_file=home / "other.log") as running:
         result = run_cli(quick_recipe, home, "--url", running.grpc_url, "--json")

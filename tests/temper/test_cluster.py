@@ -1,0 +1,102 @@
+"""A sweep as tasks of a real Ray cluster on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from temper.errors import WorkflowError
+from temper.progress import Display
+from temper.recipe import Recipe, load_recipe
+from temper.sweep import parse_over, sweep_recipe
+from temper.sweep_run import pairs_of, run_sweep
+
+ray = pytest.importorskip("ray")
+from temper.cluster import run_on_ray  # noqa: E402
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of one machine with two cores and no GPU."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False}
+    )
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture
+def recipe(quick_recipe: Path) -> Recipe:
+    """The quick recipe's int8, with two ways to find the ranges."""
+    return sweep_recipe(load_recipe(quick_recipe), [parse_over("quantize.method=max,entropy")])
+
+
+def run(recipe: Recipe, address: str, home: Path, **wanted: float) -> dict[str, Any]:
+    with Display(quiet=True) as display:
+        arguments: dict[str, Any] = {"repository": home / "models", "runs": home / "runs", "display": display}
+        return run_sweep(
+            recipe,
+            runs=home / "runs",
+            run_all=lambda pairs: run_on_ray(pairs, address=address, **arguments, **wanted),
+        )
+
+
+def kill_worker_once(runs: Path, killed: list[int]) -> None:
+    """Kills the task's process as soon as it has finished the network's training."""
+    for _ in range(1200):
+        if list(runs.glob("*/stages/weights-*")):
+            for folder in Path("/proc").glob("[0-9]*"):
+                try:
+                    command = (folder / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if command.startswith(b"ray::_run"):
+                    os.kill(int(folder.name), signal.SIGKILL)
+                    killed.append(int(folder.name))
+                    return
+        time.sleep(0.1)
+
+
+def test_sweep_survives_the_loss_of_a_worker(recipe: Recipe, address: str, tmp_path: Path) -> None:
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_worker_once, args=(tmp_path / "runs", killed))
+    killer.start()
+    report = run(recipe, address, tmp_path)
+    killer.join()
+    assert len(killed) == 1
+    assert [row["name"] for row in report["variants"]] == ["fp32", "int8_methodmax", "int8_methodentropy"]
+    assert (report["failed"], report["stopped"]) == ([], None)
+    assert all(row["accuracy"] and row["throughput_ips"] for row in report["variants"])
+    assert any(row["frontier"] for row in report["variants"])
+    # The second attempt took up what the first had trained.
+    assert len(list((tmp_path / "runs" / recipe.name / "stages").glob("weights-*"))) == 1
+
+
+def test_more_than_the_cluster_has_is_one_line(recipe: Recipe, address: str, tmp_path: Path) -> None:
+    message = r"--ray: a variant asks for 2 cores and 1 GPUs, but the largest machine of the cluster has 2 and 0"
+    with pytest.raises(WorkflowError, match=message):
+        run(recipe, address, tmp_path, num_gpus=1)
+
+
+def test_cluster_that_is_not_there_is_one_line(recipe: Recipe, tmp_path: Path) -> None:
+    with Display(quiet=True) as display, pytest.raises(WorkflowError, match=r"--ray 127.0.0.1:1: there is no Ray"):
+        next(
+            run_on_ray(
+                list(pairs_of(recipe)),
+                address="127.0.0.1:1",
+                repository=tmp_path,
+                runs=tmp_path,
+                display=display,
+            )
+        )
