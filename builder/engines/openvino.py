@@ -25,8 +25,8 @@ def open_core() -> Any:
     """Returns the one `openvino.Core` of this process.
 
     A second one is dangerous: the CPU plugin of each gives the thread its own stack for signal handlers and, when
-    it goes, brings back the one it had found. Unless the last to come goes first, that one is unmapped by then, and
-    the next signal kills the process without a word (OpenVINO 2026.4; torch's data loader handles SIGCHLD).
+    it goes, brings back the one it had found. Unless the last to come goes first, that one is unmapped by then,
+    and the next signal kills the process without a word (OpenVINO 2026.4; torch's data loader handles SIGCHLD).
     """
     import openvino  # type: ignore[import-untyped]  # ships none
 

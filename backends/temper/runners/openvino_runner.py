@@ -20,7 +20,7 @@ _PRECISIONS = ("f32", "bf16", "f16")
 
 @functools.cache
 def _open_core() -> ov.Core:
-    """Return the one core of this process; of several, one that goes may leave a signal handler without its stack."""
+    """Return the only core: when one of several goes, signal handlers may be left on an unmapped stack."""
     return ov.Core()
 
 
