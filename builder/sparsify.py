@@ -26,6 +26,7 @@ _OUTPUT_BLOCK, _INPUT_BLOCK = 8, 16
 _GROUP, _KEPT = 4, 2
 _NUM_IMAGES = 256
 _BATCH = 32
+_DAMP = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +208,8 @@ def _is_sparse(weight: torch.Tensor) -> bool:
 
 def _mask(weight: torch.Tensor, hessian: torch.Tensor | None) -> torch.Tensor:
     """Returns what ModelOpt keeps of a weight, bool of its shape."""
+    import torch
+
     from builder.quiet import quiet_modelopt
 
     pattern = "2:4 sparsity"
@@ -222,6 +225,8 @@ def _mask(weight: torch.Tensor, hessian: torch.Tensor | None) -> torch.Tensor:
         # Its searcher flattens a convolution with the kernel's positions innermost, so that its groups of four
         # would not lie along the channels, where the hardware looks. With the channels innermost they do.
         flat = weight.detach().flatten(2).transpose(1, 2).flatten(1) if weight.ndim == 4 else weight.detach()
+        # An input that is always zero would make its weights' losses infinite, and the whole layer's with them.
+        hessian = hessian + _DAMP * hessian.diagonal().mean() * torch.eye(len(hessian))
         settings = {"pattern": pattern, "col_block_size": 128, "row_block_size": -1, "hessian_damp": 0.1}
         mask = sparsegpt.create_sgpt_mask(flat.contiguous(), hessian, settings)
     if weight.ndim == 2:

@@ -1,0 +1,133 @@
+"""What the steps of a compression cost and buy: accuracy on generated textures, speed of a served ResNet-50.
+
+The recipe recipes/textures.toml is run as a user would run it, and its report's steps are printed. Then ResNet-50
+at 224x224 is served in float32, int8, and int8 after FastNAS left half of its FLOPs; their throughput is measured
+interleaved. Its weights are random: the search has nothing to find but a network of that size, which is all that
+its speed depends on. Both parts go on where an interrupted run was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.common import CACHE, IMAGE_SIZE, ROOT, interleave, random_images, ratio, write_results
+from builder.build import Built
+from builder.data import DataConfig
+from builder.engines import EngineConfig
+from builder.model import ModelConfig
+from builder.prune import PruneConfig
+from builder.quantize import QuantizeConfig
+from builder.train import TrainConfig
+from builder.variant import CompressStage, VariantConfig
+from client.load import LoadConfig, run_closed_loop
+from temper.progress import Display
+from temper.recipe import Recipe, load_recipe
+from temper.server import TritonServer
+from temper.workflow import build_recipe, run_recipe
+
+_INT8 = CompressStage(quantize=QuantizeConfig(method="max"))
+_HALF = CompressStage(prune=PruneConfig(flops=0.5, num_images=8))
+_REPOSITORY = CACHE / "model_repository"
+_RUNS = CACHE / "runs"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "textures.toml")
+    parser.add_argument("--only", choices=("steps", "served"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    options = parser.parse_args()
+    with Display() as display:
+        if options.only != "served":
+            write_results("compression_steps", _steps(load_recipe(options.recipe), display))
+        if options.only != "steps":
+            write_results("compression_served", _served(options.rounds, options.seconds, display))
+
+
+def _steps(recipe: Recipe, display: Display) -> dict[str, Any]:
+    report = run_recipe(recipe, repository=_REPOSITORY, runs=_RUNS, display=display)
+    for variant in report["variants"]:
+        for row in variant["stages"]:
+            accuracy, change = row["accuracy"], row["accuracy_change"]
+            against = "" if change is None else _points(change)
+            sizes = f"{row['flops'] / 1e9:6.3f} GFLOPs {row['num_parameters'] / 1e6:6.2f} M parameters"
+            cost = (
+                f"{row['size_bytes'] / 1e6:6.1f} MB {row['latency_ms']:6.2f} ms {100 * accuracy['value']:6.2f} %"
+            )
+            print(f"{variant['name']:14} {row['name']:9} {sizes} {cost} {against:26} {row['verdict'] or ''}")
+    for row in report["comparisons"]:
+        robust = " ".join(_points(attack) for attack in row["robustness"])
+        print(
+            f"{row['variant']:14} served, against {row['baseline']}: {_points(row['accuracy'])}  attacked {robust}"
+        )
+    return {
+        "variants": {row["name"]: row["stages"] for row in report["variants"]},
+        "comparisons": report["comparisons"],
+    }
+
+
+def _points(change: dict[str, Any]) -> str:
+    return f"{100 * change['difference']:+.2f} ({100 * change['low']:+.2f} to {100 * change['high']:+.2f})"
+
+
+def _served(rounds: int, seconds: float, display: Display) -> dict[str, Any]:
+    recipe = Recipe(
+        name="resnet50",
+        data=DataConfig(source="folder", path=str(_images()), image_size=IMAGE_SIZE, num_calibration=32),
+        model=ModelConfig(arch="resnet50", weights="random"),
+        train=TrainConfig(epochs=0, head_epochs=0),
+        variants=(
+            VariantConfig(name="fp32"),
+            VariantConfig(name="int8", compress=(_INT8,)),
+            VariantConfig(name="half_int8", compress=(_HALF, _INT8)),
+        ),
+        engine=EngineConfig(kind="openvino", num_instances=2),
+    )
+    built = build_recipe(recipe, repository=_REPOSITORY, runs=_RUNS, display=display)
+    share = built[2].snapshots[-1].flops / built[0].snapshots[-1].flops
+    print(f"half_int8 has {share:.3f} of the FLOPs")
+    results: dict[str, Any] = {"flops_share": share}
+    images = random_images(16)
+    with TritonServer(_REPOSITORY, models=[one.model for one in built]) as server:
+        for concurrency in (1, 16):
+            contenders = {one.variant: _load(server.grpc_url, one, images, concurrency, seconds) for one in built}
+            row: dict[str, Any] = interleave(rounds, contenders)
+            for name in ("int8", "half_int8"):
+                row[name]["ratio"] = ratio(row, name, "fp32", "ips")
+            results[f"concurrency {concurrency}"] = row
+            for name, figures in row.items():
+                times = f"{figures['ratio']['median']:.2f} x fp32" if "ratio" in figures else ""
+                print(f"concurrency {concurrency:2} {name:10} {figures['ips_median']:7.1f} images/s  {times}")
+    return results
+
+
+def _load(
+    url: str, built: Built, images: np.ndarray[Any, Any], concurrency: int, seconds: float
+) -> Callable[[], dict[str, float]]:
+    config = LoadConfig(duration_s=seconds, warmup_s=1.0)
+    return lambda: {
+        "ips": run_closed_loop(url, built.model, images, concurrency=concurrency, config=config).throughput_ips
+    }
+
+
+def _images() -> Path:
+    """A folder of noise in two classes, enough for every stage to have its share."""
+    folder = CACHE / "noise"
+    for index, pixels in enumerate(random_images(96)):
+        file = folder / str(index % 2) / f"{index:02}.png"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
