@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from temper.progress import Display
     from temper.recipe import Recipe
 
+_REACH_S = 10.0
 _RETRIES = 3
 """How often a task is begun again after its worker was lost."""
 
@@ -86,15 +89,31 @@ def _connect(address: str) -> Any:
     except ImportError as error:
         raise WorkflowError("--ray needs the package ray; run `pip install 'temper[ray]'`") from error
     try:
+        _reach(address)
         with contextlib.redirect_stdout(None):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise WorkflowError(
             f"--ray {address}: there is no Ray cluster ({reason}); start one with `ray start --head`, "
             "or leave --ray out to run on this machine"
         ) from error
     return ray
+
+
+def _reach(address: str) -> None:
+    """Connects to the cluster's port and hangs up: without an answer Ray itself would try for minutes.
+
+    Raises:
+        OSError: Nothing listens there.
+        ValueError: It is no address.
+    """
+    if address in ("auto", "local"):
+        return
+    url = urllib.parse.urlsplit(address if "://" in address else f"//{address}")
+    if not url.hostname or not url.port:
+        raise ValueError("expected HOST:PORT, ray://HOST:PORT or auto")
+    socket.create_connection((url.hostname, url.port), timeout=_REACH_S).close()
 
 
 def _resources(ray: Any, pair: Recipe, num_gpus: float | None, num_cpus: float | None) -> dict[str, float]:

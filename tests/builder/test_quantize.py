@@ -123,7 +123,7 @@ def test_every_family_passes_the_audit(sample: Sample, tmp_path: Path, arch: str
     ("changes", "message"),
     [
         ({"precision": "int4"}, r"precision: got 'int4', expected 'int8' or 'fp8'"),
-        ({"method": "mse"}, r"method: got 'mse', expected 'entropy' or 'max'"),
+        ({"method": "mse"}, r"method: got 'mse', expected 'entropy', 'max' or 'qat'"),
         ({"max_loss": -1.0}, r"max_loss: got -1.0, expected 0 to 100 percentage points"),
     ],
 )

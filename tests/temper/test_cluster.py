@@ -16,7 +16,7 @@ from temper.errors import WorkflowError
 from temper.progress import Display
 from temper.recipe import Recipe, load_recipe
 from temper.sweep import parse_over, sweep_recipe
-from temper.sweep_run import pairs_of, run_sweep
+from temper.sweep_run import run_sweep
 
 ray = pytest.importorskip("ray")
 from temper.cluster import run_on_ray  # noqa: E402
@@ -89,14 +89,11 @@ def test_more_than_the_cluster_has_is_one_line(recipe: Recipe, address: str, tmp
         run(recipe, address, tmp_path, num_gpus=1)
 
 
-def test_cluster_that_is_not_there_is_one_line(recipe: Recipe, tmp_path: Path) -> None:
-    with Display(quiet=True) as display, pytest.raises(WorkflowError, match=r"--ray 127.0.0.1:1: there is no Ray"):
-        next(
-            run_on_ray(
-                list(pairs_of(recipe)),
-                address="127.0.0.1:1",
-                repository=tmp_path,
-                runs=tmp_path,
-                display=display,
-            )
-        )
+@pytest.mark.parametrize(
+    ("nowhere", "reason"), [("127.0.0.1:1", "Connection refused"), ("cluster", "expected HOST:PORT")]
+)
+def test_cluster_that_is_not_there_is_one_line(recipe: Recipe, tmp_path: Path, nowhere: str, reason: str) -> None:
+    with pytest.raises(
+        WorkflowError, match=rf"--ray {nowhere}: there is no Ray cluster \(.*{reason}.*\); start one"
+    ):
+        run(recipe, nowhere, tmp_path)

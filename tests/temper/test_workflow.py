@@ -127,7 +127,7 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     assert (both["model"], both["stages"], both["calibration"]) == ("quick_pair", [], None)
     assert both["size_bytes"] == fp32["size_bytes"] + int8["size_bytes"]
     assert both["accuracy"]["num_images"] == 60
-    assert all(run["completed"] > 0 and run["failed"] == 0 for run in both["load"])
+    assert all(run["completed"] > 0 for run in both["load"])
     assert [attack["attack"] for attack in both["robustness"]] == ["noise", "square"]
     reused = [stage["stage"] for stage in report["stages"] if stage["reused"]]
     assert {"finetune", "fp32: accuracy", "int8: accuracy"} <= set(reused)
