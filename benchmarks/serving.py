@@ -82,8 +82,10 @@ def _in_process(file: Path, concurrency: int, seconds: float) -> dict[str, Calla
 def _openvino(file: Path, streams: int, batch: int, seconds: float) -> Callable[[], dict[str, float]]:
     import openvino as ov
 
+    from builder.engines.openvino import open_core
+
     options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": str(streams)}
-    compiled = ov.Core().compile_model(str(file), "CPU", options)
+    compiled = open_core().compile_model(str(file), "CPU", options)
     queue = ov.AsyncInferQueue(compiled, streams)
     images = random_images(batch)
 

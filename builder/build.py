@@ -16,12 +16,13 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from builder.artifacts import Artifact, Store
-from builder.data import LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
+from builder.built import Built, Snapshot, StageReport
+from builder.data import LABELS_FILE
 from builder.engines import EngineConfig, EngineKind
 from builder.errors import ModelError
 from builder.files import sha256_file
@@ -63,76 +64,6 @@ class StageView(Protocol):
 
 
 ProgressFactory = Callable[[str], AbstractContextManager[StageView]]
-
-
-@dataclass(frozen=True)
-class StageReport:
-    """What one stage of a variant did."""
-
-    name: str
-    """`data`, `weights`, a step of the compression, `export` or `engine`."""
-    figures: dict[str, Any]
-    """Its figures, as JSON."""
-    reused: bool
-    """True when nothing ran."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the report as JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """The variant as it was after one step: what an audit of the steps runs."""
-
-    step: str
-    """The step, `float32` for the network before any."""
-    graph: Artifact
-    """Holds model.onnx."""
-    flops: int
-    """Two per multiply-add of the convolutions and linear layers, for one image."""
-    num_parameters: int
-    """Weights, biases and normalisations of the PyTorch network."""
-
-
-@dataclass(frozen=True)
-class Built:
-    """One published variant, with what the workflow and the report need."""
-
-    variant: str
-    """The variant's name in the recipe."""
-    model: str
-    """Its model in the repository."""
-    version: int
-    """The version that is served."""
-    engine: EngineKind
-    """What runs it."""
-    engine_why: str
-    """Why that one."""
-    size_bytes: int
-    """Size of the engine file, of all members' together for an ensemble."""
-    path: Path
-    """The version's folder in the repository."""
-    reused: bool
-    """True when the repository already served exactly this."""
-    data: Artifact
-    """The images: test_images.npy, test_labels.npy, calibration_images.npy, labels.txt."""
-    digest: str
-    """Stands for everything that made this variant."""
-    stages: list[StageReport] = field(default_factory=list)
-    """Every stage, in order."""
-    snapshots: list[Snapshot] = field(default_factory=list)
-    """The graph before any step, then after each."""
-
-    @property
-    def test_images(self) -> Path:
-        """uint8 [N, S, S, 3]; open it with `mmap_mode="r"`."""
-        return self.data.path / TEST_IMAGES_FILE
-
-    @property
-    def test_labels(self) -> Path:
-        """int64 [N]."""
-        return self.data.path / TEST_LABELS_FILE
 
 
 def build_variants(
@@ -181,6 +112,8 @@ class _Chain:
 
     variant: VariantConfig
     kind: EngineKind
+    data: Artifact
+    original: Artifact
     done: list[_Done]
     network: Artifact
     exported: Artifact
@@ -305,18 +238,22 @@ class _Build:
         self, variant: VariantConfig, kind: EngineKind, why: str, shared: tuple[_Done, _Done, _Done]
     ) -> Built:
         data, weights, graph = (each.artifact for each in shared)
-        chain = _Chain(variant, kind, list(shared), network=weights, exported=graph, graph=graph, snapshots=[])
+        chain = _Chain(
+            variant, kind, data, weights, list(shared), weights, exported=graph, graph=graph, snapshots=[]
+        )
         chain.add_graph("float32", graph)
         for step in _planned(variant, kind):
             if step.name in GRAPH_STEPS:
-                self._change_graph(chain, step, data, weights)
+                self._change_graph(chain, step)
             else:
-                self._change_network(chain, step, data, weights)
-        chain.done.append(self._build_engine(chain, kind, data))
-        return self._publish(chain, kind, why)
+                self._change_network(chain, step)
+        chain.done.append(self._build_engine(chain))
+        return self._publish(chain, why)
 
-    def _change_network(self, chain: _Chain, step: CompressStage, data: Artifact, original: Artifact) -> None:
-        before, engine = chain.network, (chain.kind, self.engine)
+    def _change_network(self, chain: _Chain, step: CompressStage) -> None:
+        data, original, before = chain.data, chain.original, chain.network
+        engine = (chain.kind, self.engine)
+        timed = step.prune is not None and step.prune.latency is not None
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from builder.stages import compress_network
@@ -325,23 +262,25 @@ class _Build:
 
         label = f"{chain.variant.name}: {step.name.replace('_', ' ')}"
         inputs = [data, original, before]
-        done = self._stage(step.name, label, step.config, inputs, make, lambda info: str(info.get("note", "")))
+        # A search by latency finds another network in another engine.
+        config = {"step": step.config, "engine": engine} if timed else step.config
+        done = self._stage(step.name, label, config, inputs, make, lambda info: str(info.get("note", "")))
         exported = self._export(data, done.artifact, f"{label}, exported")
         chain.done += [done, exported]
         chain.network, chain.exported = done.artifact, exported.artifact
         chain.add_graph(step.name, exported.artifact)
 
-    def _change_graph(self, chain: _Chain, step: CompressStage, data: Artifact, original: Artifact) -> None:
+    def _change_graph(self, chain: _Chain, step: CompressStage) -> None:
         if step.cast is not None:
-            done = self._cast(chain, step.cast, data)
+            done = self._cast(chain, step.cast)
         else:
             assert step.quantize is not None, "the graph steps are these two"
-            done = self._quantize(chain, step.quantize, data, original)
+            done = self._quantize(chain, step.quantize)
         chain.done.append(done)
         chain.add_graph(step.name, done.artifact)
 
-    def _quantize(self, chain: _Chain, config: QuantizeConfig, data: Artifact, original: Artifact) -> _Done:
-        graph, network = chain.graph, chain.network
+    def _quantize(self, chain: _Chain, config: QuantizeConfig) -> _Done:
+        data, original, network, graph = chain.data, chain.original, chain.network, chain.graph
         trained = config.method == "qat"
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
@@ -360,8 +299,8 @@ class _Build:
             lambda info: f"agrees with float32 on {100 * info['against_float32']['agreement']:.1f} %",
         )
 
-    def _cast(self, chain: _Chain, config: CastConfig, data: Artifact) -> _Done:
-        graph = chain.graph
+    def _cast(self, chain: _Chain, config: CastConfig) -> _Done:
+        data, graph = chain.data, chain.graph
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from builder.stages import cast_graph
@@ -373,8 +312,9 @@ class _Build:
             "cast", label, config, [data, graph], make, lambda info: f"{info['size_bytes'] / 1e6:.1f} MB"
         )
 
-    def _build_engine(self, chain: _Chain, kind: EngineKind, data: Artifact) -> _Done:
-        variant, graph, exported, network = chain.variant, chain.graph, chain.exported, chain.network
+    def _build_engine(self, chain: _Chain) -> _Done:
+        variant, kind, data = chain.variant, chain.kind, chain.data
+        graph, exported, network = chain.graph, chain.exported, chain.network
         # The other road starts from PyTorch, which post-training quantisation leaves for the graph.
         from_torch = self.engine.frontend == "torch-tensorrt" and variant.precision not in ("int8", "fp8")
         timing_cache = self.store.root / "timing.cache"
@@ -400,10 +340,10 @@ class _Build:
             lambda info: f"{info['size_bytes'] / 1e6:.1f} MB",
         )
 
-    def _publish(self, chain: _Chain, kind: EngineKind, why: str) -> Built:
+    def _publish(self, chain: _Chain, why: str) -> Built:
         from builder.publish import publish
 
-        data, engine = chain.done[0].artifact, chain.done[-1].artifact
+        kind, data, engine = chain.kind, chain.data, chain.done[-1].artifact
         labels = (data.path / LABELS_FILE).read_text().splitlines()
         name = f"{self.recipe_name}_{chain.variant.name}"
         bound = kind == "tensorrt" and self.engine.hardware_compatibility != "ampere_plus"
@@ -413,7 +353,7 @@ class _Build:
                 model=name,
                 engine_file=engine.path / engine.info["file"],
                 labels=labels,
-                card=self._card(chain, kind),
+                card=self._card(chain),
                 image_size=self.data.image_size,
                 num_classes=len(labels),
                 max_batch=self.engine.max_batch,
@@ -484,7 +424,7 @@ class _Build:
         shared = {"engine": kind, "max_batch": str(self.engine.max_batch)}
         return {**shared, "precision_hint": self.engine.precision_hint} if kind == "openvino" else shared
 
-    def _card(self, chain: _Chain, kind: EngineKind) -> dict[str, Any]:
+    def _card(self, chain: _Chain) -> dict[str, Any]:
         return {
             "recipe": {
                 "name": self.recipe_name,
@@ -494,8 +434,8 @@ class _Build:
                 "variant": chain.variant.to_json(),
                 "engine": asdict(self.engine),
             },
-            "data_digest": chain.done[0].artifact.digest,
-            "engine": kind,
+            "data_digest": chain.data.digest,
+            "engine": chain.kind,
             "versions": {name: version for name in _PACKAGES if (version := _package_version(name)) is not None},
             "stages": [
                 {"name": each.report.name, "digest": each.artifact.digest, "figures": each.report.figures}

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -63,6 +63,16 @@ class QuantizeConfig:
             raise ValueError(f"learning_rate: got {self.learning_rate}, expected a positive number")
         if self.method == "qat":
             self._check_qat()
+        else:
+            self._check_untrained()
+
+    def _check_untrained(self) -> None:
+        for field in fields(self):
+            if field.name in ("epochs", "learning_rate") and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name}: got {getattr(self, field.name)} with method {self.method!r}, which does not "
+                    "train; expected it with method 'qat' only"
+                )
 
     def _check_qat(self) -> None:
         if self.precision != "int8":

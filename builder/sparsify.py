@@ -225,8 +225,9 @@ def _mask(weight: torch.Tensor, hessian: torch.Tensor | None) -> torch.Tensor:
         # Its searcher flattens a convolution with the kernel's positions innermost, so that its groups of four
         # would not lie along the channels, where the hardware looks. With the channels innermost they do.
         flat = weight.detach().flatten(2).transpose(1, 2).flatten(1) if weight.ndim == 4 else weight.detach()
-        # An input that is always zero would make its weights' losses infinite, and the whole layer's with them.
-        hessian = hessian + _DAMP * hessian.diagonal().mean() * torch.eye(len(hessian))
+        # ModelOpt drops every weight of an input that was zero on all of these images; a little energy keeps two
+        # of four there too, for the images on which it is not.
+        hessian = hessian + _DAMP * hessian.diagonal().mean() * torch.eye(len(hessian), device=hessian.device)
         settings = {"pattern": pattern, "col_block_size": 128, "row_block_size": -1, "hessian_damp": 0.1}
         mask = sparsegpt.create_sgpt_mask(flat.contiguous(), hessian, settings)
     if weight.ndim == 2:

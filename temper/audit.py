@@ -7,8 +7,7 @@ nothing is said to gain nothing.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from builder.artifacts import Artifact, Store
-from builder.triton_config import INPUT_NAME
+from builder.latency import open_graph, time_in_turns
 from client.stats import compare_paired, proportion
 from temper.machine import machine_id
 from temper.report import text
@@ -24,19 +23,16 @@ from temper.report import text
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from builder.build import Built, Snapshot
+    from builder.built import Built, Snapshot
     from temper.progress import Display, Stage
 
 ANSWERS_FILE = "answers.npy"
 _MAX_IMAGES = 2000
 _BATCH = 16
-_ROUNDS = 40
-_WARMUP = 5
 _GAIN = 0.97
 """A step is faster when it takes less than this share of the time: below it lies the noise of a quiet machine."""
 
 Row = dict[str, Any]
-Run = Callable[["NDArray[np.uint8]"], "NDArray[np.float32]"]
 
 
 def audit_steps(
@@ -83,47 +79,22 @@ def _measure(
     shown: Stage,
 ) -> Artifact:
     def make(folder: Path) -> Row:
-        run = _compile(snapshot.graph, hint)
+        runs = [open_graph(one.graph.path / "model.onnx", hint) for one in (snapshot, before)]
         answers = []
         for start in range(0, len(images), _BATCH):
-            answers.append(run(images[start : start + _BATCH]).argmax(1))
+            answers.append(runs[0](images[start : start + _BATCH]).argmax(1))
             shown(start, len(images))
         np.save(folder / ANSWERS_FILE, np.concatenate(answers))
-        first = None if snapshot is before else _compile(before.graph, hint)
-        latency_ms, ratio = _time_in_turns(run, first, images[:1])
-        return {"latency_ms": latency_ms, "latency_ratio": ratio, "num_images": len(images)}
+        taken, taken_before = time_in_turns(runs, images[:1])
+        ratio = median(one / two for one, two in zip(taken, taken_before, strict=True))
+        return {
+            "latency_ms": median(taken),
+            "latency_ratio": None if snapshot is before else ratio,
+            "num_images": len(images),
+        }
 
     config = {"hint": hint, "machine": machine_id(), "num_images": len(images)}
     return store.run("audit", config, [snapshot.graph, before.graph, data], make)
-
-
-def _compile(graph: Artifact, hint: str) -> Run:
-    from builder.engines.openvino import open_core
-
-    settings = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": "1"}
-    request = open_core().compile_model(graph.path / "model.onnx", "CPU", settings).create_infer_request()
-
-    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = request.infer({INPUT_NAME: np.ascontiguousarray(batch)})[0]
-        return logits
-
-    return run
-
-
-def _time_in_turns(run: Run, before: Run | None, image: NDArray[np.uint8]) -> tuple[float, float | None]:
-    """Returns the median latency in ms, and the median over pairs of its ratio to the graph before."""
-    runs = [run] if before is None else [before, run]
-    times = []
-    for _ in range(_WARMUP + _ROUNDS):
-        row = []
-        for each in runs:
-            started = time.perf_counter()
-            each(image)
-            row.append(1e3 * (time.perf_counter() - started))
-        times.append(row)
-    kept = times[_WARMUP:]
-    ratio = None if before is None else median(row[1] / row[0] for row in kept)
-    return median(row[-1] for row in kept), ratio
 
 
 def _rows(snapshots: Sequence[Snapshot], measured: Sequence[Artifact], labels: NDArray[np.int64]) -> list[Row]:

@@ -29,7 +29,7 @@ from temper.report import write_report
 from temper.summary import Row, add_accuracy, add_attack, add_load, compare
 
 if TYPE_CHECKING:
-    from builder.build import Built
+    from builder.built import Built
     from temper.recipe import Recipe
 
 Report = dict[str, Any]

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from builder.artifacts import Store
-from builder.build import Built, build_variants
+from builder.build import build_variants
+from builder.built import Built
 from builder.cast import CastConfig
 from builder.data import DataConfig
 from builder.engines import EngineConfig

@@ -69,6 +69,17 @@ def test_pattern_is_in_the_graph_also_when_quantised(
     assert set(check_2_4(tmp_path / "int8.onnx").sparse) == set(report.sparse)
 
 
+def test_input_that_is_always_zero_keeps_half_of_its_weights(sample: Sample, context: StepContext) -> None:
+    network = copy.deepcopy(sample.model)
+    norm: Any = network.get_submodule("layer1.0.bn1")
+    with torch.no_grad():
+        norm.weight[:4] = 0
+        norm.bias[:4] = 0
+    sparse, _ = run_sparsify(network, SparsifyConfig(method="sparsegpt"), context)
+    weight: Any = sparse.get_submodule("layer1.0.conv2").weight
+    assert ((weight[:, :4] != 0).sum(1) == 2).all()
+
+
 def test_magnitude_keeps_the_larger_two_of_four_channels(sample: Sample, context: StepContext) -> None:
     before = sample.model.get_submodule("layer1.0.conv1").weight.detach().clone()
     network, _ = run_sparsify(copy.deepcopy(sample.model), SparsifyConfig(), context)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from builder.artifacts import Artifact, Store
-from builder.build import Built, Snapshot
+from builder.built import Built, Snapshot
 from builder.quantize import QuantizeConfig, quantize_onnx
 from temper.audit import audit_steps
 from temper.progress import Display

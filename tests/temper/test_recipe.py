@@ -104,6 +104,11 @@ MISTAKES = {
         'method = "qat", max_loss = 0.5',
         "variants[1].compress[0].quantize.max_loss: got it with method 'qat', which trains every layer",
     ),
+    "epochs without training": (
+        'method = "entropy"',
+        'method = "entropy", epochs = 3',
+        "variants[1].compress[0].quantize.epochs: got 3 with method 'entropy', which does not train; expected it",
+    ),
     "no epochs of training": (
         'method = "entropy"',
         'method = "qat", epochs = 0',

@@ -1,0 +1,83 @@
+"""What a build hands on: each published variant, the stages that made it, and its graph after every step."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.data import TEST_IMAGES_FILE, TEST_LABELS_FILE
+
+if TYPE_CHECKING:
+    from builder.artifacts import Artifact
+    from builder.engines import EngineKind
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What one stage of a variant did."""
+
+    name: str
+    """`data`, `weights`, a step of the compression, `export` or `engine`."""
+    figures: dict[str, Any]
+    """Its figures, as JSON."""
+    reused: bool
+    """True when nothing ran."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The variant as it was after one step: what an audit of the steps runs."""
+
+    step: str
+    """The step, `float32` for the network before any."""
+    graph: Artifact
+    """Holds model.onnx."""
+    flops: int
+    """Two per multiply-add of the convolutions and linear layers, for one image."""
+    num_parameters: int
+    """Weights, biases and normalisations of the PyTorch network."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """One published variant, with what the workflow and the report need."""
+
+    variant: str
+    """The variant's name in the recipe."""
+    model: str
+    """Its model in the repository."""
+    version: int
+    """The version that is served."""
+    engine: EngineKind
+    """What runs it."""
+    engine_why: str
+    """Why that one."""
+    size_bytes: int
+    """Size of the engine file, of all members' together for an ensemble."""
+    path: Path
+    """The version's folder in the repository."""
+    reused: bool
+    """True when the repository already served exactly this."""
+    data: Artifact
+    """The images: test_images.npy, test_labels.npy, calibration_images.npy, labels.txt."""
+    digest: str
+    """Stands for everything that made this variant."""
+    stages: list[StageReport] = field(default_factory=list)
+    """Every stage, in order."""
+    snapshots: list[Snapshot] = field(default_factory=list)
+    """The graph before any step, then after each."""
+
+    @property
+    def test_images(self) -> Path:
+        """uint8 [N, S, S, 3]; open it with `mmap_mode="r"`."""
+        return self.data.path / TEST_IMAGES_FILE
+
+    @property
+    def test_labels(self) -> Path:
+        """int64 [N]."""
+        return self.data.path / TEST_LABELS_FILE
