@@ -2,8 +2,8 @@
 
 The recipe recipes/textures.toml is run as a user would run it, and its report's steps are printed. Then ResNet-50
 at 224x224 is served in float32, int8, and int8 with chains of small convolutions at half of its FLOPs; their
-throughput is measured interleaved. Its weights are random, on which its speed does not depend. A search for narrower
-layers would have nothing to go by, so pruning is not measured here. Both parts go on where an interrupted run was.
+throughput is measured interleaved. Its weights are random, on which its speed does not depend. A search for
+narrower layers would have nothing to go by, so pruning is not measured here. An interrupted run goes on.
 """
 
 from __future__ import annotations
