@@ -18,9 +18,10 @@ test: $(READY)  ## every test that this machine can run
 test-fast: $(READY)  ## without a tritonserver and without the slow ones
 	$(BIN)/python -m pytest -q -m "not server and not slow"
 
+# No cache: what ruff remembers of an import outlives a package that came or went.
 lint: $(READY)  ## format, lint and types
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --no-cache --check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 
 setup: $(READY)

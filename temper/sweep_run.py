@@ -21,7 +21,6 @@ from temper.report import write_report
 
 if TYPE_CHECKING:
     from builder.variant import VariantConfig
-
     from temper.progress import Display
     from temper.recipe import Recipe
 
