@@ -13,13 +13,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import json
 import os
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,7 +44,8 @@ class TritonServer:
         repository: Folder of Triton models.
         models: Models to load; None loads all. A model that is not named is not loaded, so a broken
             neighbour in the repository does no harm.
-        log_file: Where the server's log goes; None puts it into the run folder that is deleted at the end.
+        log_file: Where the server's log goes; None puts it into the run folder that is deleted at the end. Only
+            when the server ended by itself is it kept, at the place that `death` names.
         grpc_port: Port of the gRPC endpoint; None takes a free one. The HTTP and metrics ports likewise.
         http_port: Port of the HTTP endpoint.
         metrics_port: Port of the Prometheus endpoint.
@@ -78,6 +83,8 @@ class TritonServer:
         self._ports = (grpc_port, http_port, metrics_port)
         self._folder: Path | None = None
         self._process: subprocess.Popen[str] | None = None
+        self._death: str | None = None
+        self._asking = threading.Lock()
 
     def __enter__(self) -> TritonServer:
         """Start the server and wait until its models answer."""
@@ -92,7 +99,37 @@ class TritonServer:
     @property
     def alive(self) -> bool:
         """Whether the server process is running."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self.death() is None
+
+    def death(self) -> str | None:
+        """Why the server ended by itself, in one line; None while it runs, was not started or was stopped.
+
+        It is known as soon as a client can see the death: a server that is about to be gone is waited for.
+        """
+        with self._asking:
+            process = self._process
+            if process is None or self._death is not None:
+                return self._death
+            assert process.stdout is not None
+            told = select.poll()
+            told.register(process.stdout, select.POLLIN)
+            if not _exiting(self.pid) and not told.poll(0):
+                return None
+            report = process.stdout.readline()
+            if report:
+                self._log = Path(json.loads(report)["log"])
+            self._death = _describe_death(report, self._log)
+            return self._death
+
+    def restart(self) -> TritonServer:
+        """Start again what has died, or is still running, with the same options on the same ports.
+
+        Raises:
+            ServerError: As `start`; a port may have been taken meanwhile.
+        """
+        self.stop()
+        self._ports = (self.grpc_port, self.http_port, self.metrics_port)
+        return self.start()
 
     def start(self) -> TritonServer:
         """Start the process and return once every model is ready, or say why not."""
@@ -111,7 +148,8 @@ class TritonServer:
 
     def stop(self) -> None:
         """End the server: SIGTERM, then SIGKILL after its own exit timeout. Safe to call twice."""
-        process, self._process = self._process, None
+        with self._asking:
+            process, self._process, self._death = self._process, None, None
         if process is not None:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -137,18 +175,17 @@ class TritonServer:
     def _start(self) -> None:
         runtime = _find_runtime()
         self._folder = Path(tempfile.mkdtemp(prefix="temper-triton-"))
-        if self.log_file is None:
-            self.log_file = self._folder / "tritonserver.log"
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self._log = self.log_file or self._folder / "tritonserver.log"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
         self.grpc_port, self.http_port, self.metrics_port = _take_ports(self._ports)
         self.grpc_url = f"{_LOOPBACK}:{self.grpc_port}"
         self.http_url = f"{_LOOPBACK}:{self.http_port}"
         self.metrics_url = f"http://{_LOOPBACK}:{self.metrics_port}/metrics"
         backends = _lay_out_backends(runtime, self._folder / "backends")
-        with self.log_file.open("ab") as log:
+        command = [str(runtime / "bin" / "tritonserver"), *self._arguments(backends)]
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervise.py"))]
-                + [str(self._folder), str(runtime / "bin" / "tritonserver"), *self._arguments(backends)],
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervise.py"))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -156,7 +193,11 @@ class TritonServer:
                 text=True,
                 start_new_session=True,
             )
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        order = {"command": command, "folder": str(self._folder), "log": str(self._log)}
+        self._process.stdin.write(f"{json.dumps(order)}\n")
+        self._process.stdin.flush()
         self.pid = int(self._process.stdout.readline() or 0)
 
     def _arguments(self, backends: Path) -> list[str]:
@@ -205,12 +246,11 @@ class TritonServer:
 
     def _gave_up(self) -> bool:
         """Whether Triton has tried every model and says that some did not load."""
-        assert self.log_file is not None
-        return "failed to load all models" in self.log_file.read_text(errors="replace")
+        return "failed to load all models" in self._log.read_text(errors="replace")
 
     def _check_alive(self, deadline: float) -> None:
         if not self.alive:
-            raise ServerError(f"tritonserver ended while starting: {self._last_error()}")
+            raise ServerError(f"{self.death()}; while it started it said: {self._last_error()}")
         if time.monotonic() > deadline:
             raise ServerError(
                 f"tritonserver was not ready after {self.ready_timeout_s:.0f} s: {self._last_error()}"
@@ -218,12 +258,30 @@ class TritonServer:
         time.sleep(_POLL_S)
 
     def _last_error(self) -> str:
-        assert self.log_file is not None
-        lines = self.log_file.read_text(errors="replace").splitlines()
+        lines = self._log.read_text(errors="replace").splitlines()
         # Triton logs this error on every machine without a GPU.
         lines = [line for line in lines if "CudaDriverHelper" not in line]
         errors = [line for line in lines if line.startswith(("E", "error"))]
         return (errors or lines or ["its log is empty"])[-1][:400]
+
+
+def _exiting(pid: int) -> bool:
+    """Whether a process has begun to end: the kernel marks it before it closes the process's connections."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in "ZX" or bool(int(fields[6]) & 0x4)  # PF_EXITING
+
+
+def _describe_death(report: str, log: Path) -> str:
+    """One line from what the supervisor reported; it reports nothing when it was killed itself."""
+    if not report:
+        return f"tritonserver ended with its supervisor, which was killed; its log is in {log}"
+    status = json.loads(report)["status"]
+    if status < 0:
+        return f"tritonserver died by {signal.Signals(-status).name}; its backtrace is in {log}"
+    return f"tritonserver ended with exit status {status}; its log is in {log}"
 
 
 def _settled(state: str, reason: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,6 +29,10 @@ def _gone(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def _wait_for_exit(pid: int) -> None:
+    assert _gone(pid), f"process {pid} did not end"
 
 
 def _stubs_of(server_pid: int) -> list[int]:
@@ -131,14 +136,37 @@ def test_server_serves_the_others_when_one_model_is_broken(toy_repository: Path)
         TritonServer(toy_repository).start()
 
 
-def test_server_that_was_killed_is_not_alive(toy_repository: Path) -> None:
-    with TritonServer(toy_repository) as server:
-        os.kill(server.pid, signal.SIGKILL)
-        assert _gone(server.pid)
-        deadline = time.monotonic() + 10
-        while server.alive and time.monotonic() < deadline:
-            time.sleep(0.05)
+@pytest.mark.parametrize("asked", [True, False], ids=["log asked for", "no log asked for"])
+def test_server_that_died_says_how_and_starts_again_at_the_same_address(
+    toy_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", None)
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    log = folder / "server.log" if asked else None
+    server = TritonServer(toy_repository, log_file=log)
+    assert server.death() is None
+    with server:
+        assert server.death() is None
+        url = server.grpc_url
+        os.kill(server.pid, signal.SIGSEGV)
+        _wait_for_exit(server.pid)
+        death = server.death()
         assert not server.alive
+        found = re.fullmatch(r"tritonserver died by SIGSEGV; its backtrace is in (.*)", death or "")
+        assert found, death
+        assert "Signal (11) received" in Path(found[1]).read_text()
+        if asked:
+            assert found[1] == str(log)
+        server.restart()
+        assert server.alive
+        assert server.death() is None
+        with triton.InferenceServerClient(url) as client:
+            assert client.is_model_ready("toy_fp32")
+    assert server.death() is None
+    # Only the log of the server that died is left behind.
+    assert [str(path) for path in folder.iterdir()] == [found[1]]
 
 
 def test_server_log_survives_where_it_was_asked_for(toy_repository: Path, tmp_path: Path) -> None:
