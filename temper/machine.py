@@ -76,6 +76,10 @@ def _ram_bytes() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
+_ASK_TIMEOUT_S = 120
+"""How long nvidia-smi or git may take: only one that hangs reaches it."""
+
+
 def _gpu() -> dict[str, str] | None:
     """The first NVIDIA GPU's name, memory and driver, or None when there is none."""
     program = shutil.which("nvidia-smi")
@@ -83,7 +87,7 @@ def _gpu() -> dict[str, str] | None:
         return None
     query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        result = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(query, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     values = [value.strip() for value in (result.stdout.splitlines() or [""])[0].split(",")]
@@ -138,7 +142,8 @@ def commit() -> str | None:
 
 
 def _git(root: Path, *args: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True)
+    command = ["git", "-C", str(root), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=True)
     return done.stdout.strip()
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-PROBE_TIMEOUT_S = 30.0
-"""How long the imports may take, all of them together: they run at once."""
+PROBE_TIMEOUT_S = 120.0
+"""How long the imports may take, all of them together: they run at once. Seconds, if the machine is not busy."""
 
 # Prints one JSON object: a name that the real package has and its placeholder lacks, or why it does not load.
 _PROBE = """

@@ -49,7 +49,7 @@ class TritonServer:
         grpc_port: Port of the gRPC endpoint; None takes a free one. The HTTP and metrics ports likewise.
         http_port: Port of the HTTP endpoint.
         metrics_port: Port of the Prometheus endpoint.
-        ready_timeout_s: How long loading may take.
+        ready_timeout_s: How long loading may go on without a word in the server's log.
         strict: Raise when a model fails to load. False leaves the others served, as `failed` tells.
         extra_args: Further tritonserver options, verbatim.
 
@@ -67,7 +67,7 @@ class TritonServer:
         grpc_port: int | None = None,
         http_port: int | None = None,
         metrics_port: int | None = None,
-        ready_timeout_s: float = 120.0,
+        ready_timeout_s: float = 300.0,
         strict: bool = True,
         extra_args: Sequence[str] = (),
     ) -> None:
@@ -224,12 +224,15 @@ class TritonServer:
         ]
 
     def _wait_ready(self) -> None:
-        deadline = time.monotonic() + self.ready_timeout_s
+        patience = _Patience(self._log, self.ready_timeout_s)
         with _control(self.grpc_url) as ask:
             while not ask("live"):
-                self._check_alive(deadline)
+                self._check_alive(patience)
             while True:
-                index: dict[str, tuple[str, str]] = ask("index")
+                index: dict[str, tuple[str, str]] | None = ask("index")
+                if index is None:
+                    self._check_alive(patience)
+                    continue
                 wanted = self.models or tuple(index)
                 states = {model: index.get(model, ("", "")) for model in wanted}
                 if not any(state in ("LOADING", "") and not reason for state, reason in states.values()):
@@ -238,7 +241,7 @@ class TritonServer:
                     # An ensemble without one of its members stays without a state and without a reason.
                     states = {name: _settled(*each) for name, each in states.items()}
                     break
-                self._check_alive(deadline)
+                self._check_alive(patience)
         self.failed = {model: reason for model, (state, reason) in states.items() if state != "READY"}
         if self.failed and self.strict:
             lines = "; ".join(f"{model}: {_first_line(reason)}" for model, reason in self.failed.items())
@@ -248,12 +251,13 @@ class TritonServer:
         """Whether Triton has tried every model and says that some did not load."""
         return "failed to load all models" in self._log.read_text(errors="replace")
 
-    def _check_alive(self, deadline: float) -> None:
+    def _check_alive(self, patience: _Patience) -> None:
         if not self.alive:
             raise ServerError(f"{self.death()}; while it started it said: {self._last_error()}")
-        if time.monotonic() > deadline:
+        if patience.ended():
             raise ServerError(
-                f"tritonserver was not ready after {self.ready_timeout_s:.0f} s: {self._last_error()}"
+                f"tritonserver is not ready and wrote nothing for {self.ready_timeout_s:.0f} s; the last it said: "
+                f"{self._last_error()}"
             )
         time.sleep(_POLL_S)
 
@@ -263,6 +267,22 @@ class TritonServer:
         lines = [line for line in lines if "CudaDriverHelper" not in line]
         errors = [line for line in lines if line.startswith(("E", "error"))]
         return (errors or lines or ["its log is empty"])[-1][:400]
+
+
+class _Patience:
+    """Ends when a log has not grown for a while: a busy machine is slow, and only what hangs is silent."""
+
+    def __init__(self, log: Path, limit_s: float) -> None:
+        self._log = log
+        self._limit_s = limit_s
+        self._size = -1
+        self._since = 0.0
+
+    def ended(self) -> bool:
+        size, now = self._log.stat().st_size, time.monotonic()
+        if size != self._size:
+            self._size, self._since = size, now
+        return now - self._since > self._limit_s
 
 
 def _exiting(pid: int) -> bool:
@@ -385,7 +405,7 @@ def _take_ports(wanted: Sequence[int | None]) -> list[int]:
 
 @contextlib.contextmanager
 def _control(url: str) -> Iterator[Callable[[str], Any]]:
-    """A small client of Triton's control calls; an unreachable server answers "live" with False."""
+    """A small client of Triton's control calls; a server that cannot be reached, or is too busy, answers None."""
     import grpc  # type: ignore[import-untyped]  # no stubs
     from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]  # no stubs
 
@@ -395,12 +415,14 @@ def _control(url: str) -> Iterator[Callable[[str], Any]]:
         service = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
         def ask(what: str) -> Any:
-            if what == "live":
-                try:
+            try:
+                if what == "live":
                     return service.ServerLive(service_pb2.ServerLiveRequest(), timeout=2).live
-                except grpc.RpcError:
-                    return False
-            answer = service.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=10)
+                answer = service.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=10)
+            except grpc.RpcError as error:
+                if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    return None
+                raise
             return {model.name: (model.state, model.reason) for model in answer.models}
 
         yield ask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a GPU where there is none."""
     if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
         pytest.skip(reason)
+
+
+Until = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture(scope="session")
+def until() -> Until:
+    """Waits for an event, however busy the machine is: pytest's own limit ends what hangs."""
+
+    def wait(happened: Callable[[], object]) -> None:
+        while not happened():
+            time.sleep(0.05)
+
+    return wait
 
 
 @pytest.fixture(scope="session")

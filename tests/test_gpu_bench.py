@@ -42,7 +42,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     folders = {name: tmp_path / name for name in ("out", "work", "carried")}
-    return Context(**folders, deadline=time.monotonic() + 60, device="cpu", kind="openvino", image_size=32)
+    return Context(**folders, deadline=time.monotonic() + 3600, device="cpu", kind="openvino", image_size=32)
 
 
 # The command line.

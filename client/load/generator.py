@@ -27,6 +27,8 @@ Progress = Callable[[int, int], None]
 _POOL_REQUESTS = 64
 _POOL_BYTES = 64 << 20
 _GO_DELAY_S = 0.05
+# After the last deadline the processes have this long to end, on a busy machine too.
+_END_S = 60.0
 # How often, and how far apart, a silent server is asked whether it lives before the run is given up.
 _PROBES = 2
 _PROBE_PAUSE_S = 0.25
@@ -220,7 +222,7 @@ class _Watch:
         self.start = begin + config.warmup_s
         self._begin = begin
         self._end = self.start + config.duration_s
-        self._limit = self._end + config.timeout_s + 10.0
+        self._limit = self._end + config.timeout_s + _END_S
         self._client = client
         self._info = info
         self._progress = progress

@@ -185,7 +185,6 @@ def test_killed_training_goes_on_to_the_same_graph(tmp_path: Path) -> None:
         [sys.executable, "-c", KILLED, str(tmp_path / "b"), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert done.returncode == -9, done.stderr
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["qat.pt"]

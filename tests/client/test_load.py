@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,13 +12,14 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from client import Client, InvalidRequest, ModelNotFound, ServerUnavailable, wire
+from client import Client, ClientError, InvalidRequest, ModelNotFound, ServerUnavailable, wire
 from client.load import LoadConfig, LoadResult, measure, run_closed_loop, run_open_loop
 from client.load.generator import _runs
 from client.load.processes import LoadProcesses
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 QUICK = LoadConfig(duration_s=0.6, warmup_s=0.2, concurrencies=(1, 8))
 ROOT = Path(__file__).resolve().parents[2]
+Until = Callable[[Callable[[], object]], None]
 INFO = ModelInfo(
     name="m",
     version="1",
@@ -91,8 +94,12 @@ def test_closed_loop_counts_what_the_server_counts(
     assert result.num_processes == (processes or 1)
     times = result.latency_ms
     assert 0 < times["p50"] <= times["p90"] <= times["p99"] <= times["p999"] <= times["max"]
-    # Little's law: requests in flight = rate x mean latency.
-    assert result.completed / result.duration_s * times["mean"] / 1e3 == pytest.approx(concurrency, rel=0.25)
+    # Little's law: requests in flight = rate x mean latency, less those that ended after the window.
+    in_flight_s = result.completed * times["mean"] / 1e3
+    cut_off_s = 3 * concurrency * times["max"] / 1e3
+    assert (
+        0.75 * concurrency * result.duration_s - cut_off_s < in_flight_s < 1.01 * concurrency * result.duration_s
+    )
     assert result.server is not None and 0 < result.server["compute_infer_ms"] < times["max"]
     assert json.loads(json.dumps(result.to_json()))["completed"] == result.completed
 
@@ -110,7 +117,7 @@ def test_open_loop_sends_every_arrival(server: TritonServer, sample: Sample) -> 
 
 @pytest.mark.server
 def test_open_loop_counts_the_wait_of_a_stalled_server(toy_repository: Path, sample: Sample) -> None:
-    config = LoadConfig(duration_s=2.0, warmup_s=0.0, timeout_s=20)
+    config = LoadConfig(duration_s=2.0, warmup_s=0.0, timeout_s=300)
     with TritonServer(toy_repository) as running:
         wake = threading.Timer(0.6, os.kill, (running.pid, signal.SIGCONT))
 
@@ -167,23 +174,26 @@ def test_a_run_that_cannot_start_says_why(server: TritonServer, sample: Sample) 
 @pytest.mark.server
 @pytest.mark.parametrize("load", ["one", "closed", "open"])
 def test_killed_server_ends_the_run_with_the_answers(toy_repository: Path, sample: Sample, load: str) -> None:
-    config = LoadConfig(duration_s=60, warmup_s=0.0, num_processes=1 if load == "one" else 2, rates_rps=(50.0,))
+    config = LoadConfig(duration_s=600, warmup_s=0.0, num_processes=1 if load == "one" else 2, rates_rps=(50.0,))
     with TritonServer(toy_repository) as running:
-        killer = threading.Timer(2.5, os.kill, (running.pid, signal.SIGKILL))
-        killer.start()
-        begun = time.monotonic()
+
+        def kill(done_ms: int, total_ms: int) -> None:
+            with contextlib.suppress(ClientError, ProcessLookupError):
+                if _num_answers(running.grpc_url) > 20:
+                    os.kill(running.pid, signal.SIGKILL)
+
+        url, images = running.grpc_url, sample.images
         if load == "open":
-            result = run_open_loop(running.grpc_url, "toy_fp32", sample.images, rate_rps=50.0, config=config)
+            result = run_open_loop(url, "toy_fp32", images, rate_rps=50.0, config=config, progress=kill)
         else:
             concurrency = 1 if load == "one" else 6
             result = run_closed_loop(
-                running.grpc_url, "toy_fp32", sample.images, concurrency=concurrency, config=config
+                url, "toy_fp32", images, concurrency=concurrency, config=config, progress=kill
             )
             # A slot may write one more request into the broken connection before it is told.
             # One alone may just have been answered.
             assert (load != "one") <= result.lost <= 2 * concurrency
-    assert time.monotonic() - begun < 30
-    assert result.completed > 0 and result.duration_s < 10
+    assert result.completed > 0 and result.duration_s < config.duration_s
     assert result.latency_ms["p50"] > 0
     assert result.interrupted is not None
     assert re.fullmatch(
@@ -201,51 +211,48 @@ import numpy as np
 from client.load import LoadConfig, run_closed_loop
 
 # No __name__ guard: the load processes must not run this module again.
-config = LoadConfig(duration_s=60, warmup_s=0.0, num_processes=2)
+config = LoadConfig(duration_s=600, warmup_s=0.0, num_processes=2)
 print("begun", flush=True)
 result = run_closed_loop(sys.argv[1], "toy_fp32", np.zeros((4, 32, 32, 3), np.uint8), concurrency=4, config=config)
 print(json.dumps(result.to_json()))
 """
 
 
-def _start_script(url: str) -> tuple[subprocess.Popen[str], list[int]]:
+def _num_answers(url: str) -> int:
+    """How many requests the server has answered since it started."""
+    with Client(url) as client:
+        return client.statistics("toy_fp32").num_success
+
+
+def _start_script(url: str, until: Until) -> tuple[subprocess.Popen[str], list[int]]:
     """Start SCRIPT and return it with its load processes, under way."""
+    before = _num_answers(url)
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), url]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
-    deadline = time.monotonic() + 20
-    while len(found := _load_processes(process.pid)) != 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(2)
-    return process, found
-
-
-def _wait_for_the_end(pids: list[int]) -> None:
-    deadline = time.monotonic() + 20
-    while any(_command(pid) for pid in pids):
-        assert time.monotonic() < deadline, pids
-        time.sleep(0.05)
+    until(lambda: len(_load_processes(process.pid)) == 2)
+    until(lambda: _num_answers(url) > before + 20)
+    return process, _load_processes(process.pid)
 
 
 @pytest.mark.server
-def test_ctrl_c_keeps_what_was_measured(server: TritonServer) -> None:
-    process, workers = _start_script(server.grpc_url)
+def test_ctrl_c_keeps_what_was_measured(server: TritonServer, until: Until) -> None:
+    process, workers = _start_script(server.grpc_url, until)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate()
     result: dict[str, Any] = json.loads(output)
     assert result["interrupted"].startswith("stopped by Ctrl-C: ")
     assert result["completed"] > 0 and result["lost"] <= 4 and result["errors"] == {}
-    _wait_for_the_end(workers)
+    until(lambda: not any(map(_command, workers)))
 
 
 @pytest.mark.server
-def test_load_processes_end_with_a_killed_parent(server: TritonServer) -> None:
-    process, workers = _start_script(server.grpc_url)
+def test_load_processes_end_with_a_killed_parent(server: TritonServer, until: Until) -> None:
+    process, workers = _start_script(server.grpc_url, until)
     process.kill()
-    process.communicate(timeout=20)
-    _wait_for_the_end(workers)
+    process.communicate()
+    until(lambda: not any(map(_command, workers)))
 
 
 def test_a_job_without_a_server_counts_its_errors() -> None:
@@ -258,13 +265,12 @@ def test_a_job_without_a_server_counts_its_errors() -> None:
         rate_rps=0.0,
         seed=(0, 0),
         warmup_s=0.0,
-        duration_s=0.3,
-        timeout_s=2.0,
+        duration_s=600,
+        timeout_s=30.0,
     )
-    seen: list[bool] = []
     with LoadProcesses([job]) as processes:
-        reason = processes.run(time.monotonic(), lambda trouble: seen.append(trouble))  # type: ignore[func-returns-value]
-    assert reason is None and any(seen)
+        reason = processes.run(time.monotonic(), lambda trouble: "it told" if trouble else None)
+    assert reason == "it told"
     assert processes.tally.completed == 0 and set(processes.tally.errors) == {"UNAVAILABLE"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,9 @@ def run(recipe: Recipe, address: str, home: Path, **wanted: float) -> dict[str, 
         )
 
 
-def kill_worker_once(runs: Path, killed: list[int]) -> None:
+def kill_worker_once(runs: Path, killed: list[int], ended: threading.Event) -> None:
     """Kills the task's process as soon as it has finished the network's training."""
-    for _ in range(1200):
+    while not ended.wait(0.1):
         if list(runs.glob("*/stages/weights-*")):
             for folder in Path("/proc").glob("[0-9]*"):
                 try:
@@ -65,15 +64,18 @@ def kill_worker_once(runs: Path, killed: list[int]) -> None:
                     os.kill(int(folder.name), signal.SIGKILL)
                     killed.append(int(folder.name))
                     return
-        time.sleep(0.1)
 
 
 def test_sweep_survives_the_loss_of_a_worker(recipe: Recipe, address: str, tmp_path: Path) -> None:
     killed: list[int] = []
-    killer = threading.Thread(target=kill_worker_once, args=(tmp_path / "runs", killed))
+    ended = threading.Event()
+    killer = threading.Thread(target=kill_worker_once, args=(tmp_path / "runs", killed, ended))
     killer.start()
-    report = run(recipe, address, tmp_path)
-    killer.join()
+    try:
+        report = run(recipe, address, tmp_path)
+    finally:
+        ended.set()
+        killer.join()
     assert len(killed) == 1
     assert [row["name"] for row in report["variants"]] == ["fp32", "int8_methodmax", "int8_methodentropy"]
     assert (report["failed"], report["stopped"]) == ([], None)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from client.client import Client
 from temper.cli import cli
 from temper.server import TritonServer
 
@@ -144,19 +145,22 @@ def test_load_not_an_array(server: TritonServer, tmp_path: Path) -> None:
     )
 
 
-def test_load_server_killed_reports_what_was_answered(toy_repository: Path, tmp_path: Path) -> None:
+def test_load_server_killed_reports_what_was_answered(
+    toy_repository: Path, tmp_path: Path, until: Callable[[Callable[[], object]], None]
+) -> None:
     with TritonServer(toy_repository, log_file=tmp_path / "server.log") as doomed:
         command = [sys.executable, "-m", "temper.cli", "load", "--url", doomed.grpc_url, "--model", MODEL]
         process = subprocess.Popen(
-            [*command, "--duration", "30", "--warmup", "0.1", "--concurrency", "2"],
+            [*command, "--duration", "600", "--warmup", "0.1", "--concurrency", "2"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
-        time.sleep(6)
+        with Client(doomed.grpc_url) as client:
+            until(lambda: client.statistics(MODEL).num_success > 20)
         os.kill(doomed.pid, signal.SIGKILL)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate()
     assert process.returncode == 1
     assert output.splitlines()[1].startswith("closed, 2 in flight")
     last = errors.splitlines()[-1]
