@@ -29,6 +29,12 @@ if TYPE_CHECKING:
         ModelNotFound as ModelNotFound,
     )
     from client.errors import (
+        NonFiniteOutput as NonFiniteOutput,
+    )
+    from client.errors import (
+        Overloaded as Overloaded,
+    )
+    from client.errors import (
         ServerError as ServerError,
     )
     from client.errors import (
@@ -46,6 +52,8 @@ _ERRORS = (
     "ImageError",
     "InvalidRequest",
     "ModelNotFound",
+    "NonFiniteOutput",
+    "Overloaded",
     "ServerError",
     "ServerUnavailable",
     "ShortOutput",

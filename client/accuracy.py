@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels, check_scores
+from client.errors import NonFiniteOutput
+from client.retry import RetryingInfer, RetryPolicy
+from client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels, check_scores, finite_rows
 from client.stats import BoolArray, Proportion, proportion, proportion_per_class
 
 
@@ -31,9 +33,16 @@ class AccuracyResult:
     correct: BoolArray
     """bool [num_images], in the order of the images; compare two variants with `client.stats.compare_paired`"""
 
+    errors: dict[str, int] = field(default_factory=dict)
+    """images whose answer was no score, by kind ("nonfinite_output"); each counts as wrong"""
+    retries: dict[str, int] = field(default_factory=dict)
+    """requests that were sent again, by the kind of error that made it necessary"""
+
     def to_json(self) -> dict[str, Any]:
         """Return the figures as a JSON object, without the vector."""
         return {
+            "errors": self.errors,
+            "retries": self.retries,
             "value": self.value,
             "low": self.low,
             "high": self.high,
@@ -53,6 +62,7 @@ def evaluate_accuracy(
     concurrency: int = 4,
     version: str = "",
     timeout_s: float = 30.0,
+    retry: RetryPolicy | None = None,
 ) -> AccuracyResult:
     """Measure the accuracy of a model through its endpoint.
 
@@ -69,10 +79,11 @@ def evaluate_accuracy(
         concurrency: requests in flight.
         version: version of the model; "" is the server's choice.
         timeout_s: deadline of one request in seconds.
+        retry: how requests that failed are sent again; `RetryPolicy()` when not given.
 
     Raises:
         ValueError: images, labels, batch_size or concurrency are not as described.
-        ClientError: the server failed, or answered something that is no score.
+        ClientError: the server failed, or not one of its answers was a score.
     """
     # Here, because `evaluate` and the attacks' configuration need no gRPC.
     from client.aio import AsyncClient
@@ -81,14 +92,16 @@ def evaluate_accuracy(
 
     async def run() -> AccuracyResult:
         async with AsyncClient(url, timeout_s=timeout_s) as client:
-            return await evaluate(
-                lambda batch: client.infer(model, batch, version=version),
+            infer = RetryingInfer(lambda batch: client.infer(model, batch, version=version), retry)
+            result = await evaluate(
+                infer,
                 images,
                 checked,
                 batch_size=batch_size,
                 concurrency=concurrency,
                 progress=progress,
             )
+            return replace(result, retries=dict(infer.retries))
 
     return asyncio.run(run())
 
@@ -120,6 +133,7 @@ async def evaluate(
         raise ValueError(f"batch_size, concurrency: got {batch_size}, {concurrency}, expected at least 1")
     wanted = all_labels[chosen]
     correct = np.zeros(len(chosen), dtype=np.bool_)
+    judged = np.zeros(len(chosen), dtype=np.bool_)
     starts = iter(range(0, len(chosen), batch_size))
     num_done = 0
 
@@ -128,13 +142,24 @@ async def evaluate(
         for start in todo:
             part = slice(start, start + batch_size)
             scores = check_scores(await infer(np.array(images[chosen[part]])), wanted[part])
-            correct[part] = scores.argmax(axis=1) == wanted[part]
+            judged[part] = finite_rows(scores)
+            correct[part] = judged[part] & (scores.argmax(axis=1) == wanted[part])
             num_done += len(scores)
             if progress:
                 progress(num_done, len(chosen))
 
     await gather_or_cancel(worker(starts) for _ in range(concurrency))
-    return AccuracyResult(**proportion(correct), per_class=proportion_per_class(correct, wanted), correct=correct)
+    num_broken = int((~judged).sum())
+    if num_broken == len(chosen):
+        raise NonFiniteOutput(
+            f"not one answer to {len(chosen)} images is free of NaN and infinities; check the engine of this model"
+        )
+    return AccuracyResult(
+        **proportion(correct),
+        per_class=proportion_per_class(correct, wanted),
+        correct=correct,
+        errors={NonFiniteOutput.kind: num_broken} if num_broken else {},
+    )
 
 
 async def gather_or_cancel(coroutines: Iterator[Coroutine[Any, Any, None]]) -> None:

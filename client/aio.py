@@ -93,7 +93,7 @@ class AsyncClient:
 
         tasks = [asyncio.ensure_future(send(piece)) for piece in protocol.split(info, len(images))]
         try:
-            return np.concatenate(await asyncio.gather(*tasks))
+            return protocol.check_finite(info, np.concatenate(await asyncio.gather(*tasks)))
         finally:
             for task in tasks:
                 task.cancel()
@@ -122,7 +122,7 @@ class AsyncClient:
                 state.window.release()
                 parts.append(protocol.decode(info, answer, num_images))
                 if last:
-                    yield parts[0] if len(parts) == 1 else np.concatenate(parts)
+                    yield protocol.check_finite(info, parts[0] if len(parts) == 1 else np.concatenate(parts))
                     parts = []
         finally:
             call.cancel()

@@ -107,6 +107,7 @@ class Client:
         Raises:
             InvalidRequest: Shape or type do not fit; nothing was sent then.
             ShortOutput: The server answered with fewer bytes than the shape it declared.
+            NonFiniteOutput: The server answered NaN or an infinity.
             DeadlineExceeded: Not all answers came in time.
             ServerUnavailable: Nothing answers, or the connection broke.
             ModelNotFound: There is no such model or version.
@@ -125,7 +126,7 @@ class Client:
                     sent.append((piece, self._infer.future(request, timeout=max(0, deadline - time.monotonic()))))
                 if not sent:
                     assert logits is not None
-                    return logits
+                    return protocol.check_finite(info, logits)
                 piece, pending = sent[0]
                 answer = wire.collect(pending, limit_s, self.url)
                 sent.popleft()

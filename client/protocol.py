@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client import wire
-from client.errors import InvalidRequest, ServerError, ShortOutput
+from client.errors import InvalidRequest, NonFiniteOutput, ServerError, ShortOutput
 from client.model import DTYPES, ModelInfo, ServerStatistics
 from client.wire import pb
 
@@ -133,13 +133,45 @@ def decode(info: ModelInfo, message: bytes | Any, num_images: int) -> npt.NDArra
     rows = shape[0] if info.max_batch_size > 0 and shape else 1
     declared = math.prod(shape) * dtype.itemsize
     fits = all(want in (-1, size) for want, size in zip(info.output_shape, per_image, strict=False))
-    if len(raw) != declared or rows != num_images or not fits or len(per_image) != len(info.output_shape):
+    fits = fits and len(per_image) == len(info.output_shape) and 0 not in per_image
+    if len(raw) != declared or rows != num_images or not fits:
         raise ShortOutput(
             f"model {info.name}: output {tensor.name} holds {len(raw)} bytes and says {list(shape)}, expected "
             f"{declared} bytes and [{num_images}, {', '.join(map(str, info.output_shape))}]; the server's Python "
             "environment may hold a numpy that its stub cannot use"
         )
     return np.frombuffer(raw, dtype).reshape(num_images, *per_image).astype(np.float32, copy=False)
+
+
+def check_finite(info: ModelInfo, output: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the decoded output [N, ...] if all of it are numbers.
+
+    Raises:
+        NonFiniteOutput: There is NaN or an infinity among them; the error carries the output.
+    """
+    if np.isfinite(output).all():
+        return output
+    broken = np.flatnonzero(~np.isfinite(output).reshape(len(output), -1).all(axis=1))
+    raise NonFiniteOutput(
+        f"model {info.name} version {info.version}: {info.output_name} holds NaN or an infinity for {len(broken)} "
+        f"of {len(output)} images (the first is number {broken[0]}), expected numbers; check the engine",
+        scores=output,
+    )
+
+
+def constant_head(info: ModelInfo, message: bytes, num_images: int) -> bytes:
+    """Check a serialised answer in full and return what precedes its numbers.
+
+    A later answer of the same length that begins with these bytes differs in its numbers alone.
+
+    Raises:
+        ClientError: As `decode` and `check_finite`.
+    """
+    check_finite(info, decode(info, message, num_images))
+    response = wire.parse_response(message)
+    raw = response.raw_output_contents[0]
+    alone = len(response.raw_output_contents) == 1 and response.outputs[0].datatype == info.output_dtype
+    return message[: len(message) - len(raw)] if alone and message.endswith(raw) else message
 
 
 def label_request(info: ModelInfo, version: str) -> bytes | None:

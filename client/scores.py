@@ -36,19 +36,26 @@ def check_labels(images: UInt8Array, labels: npt.ArrayLike) -> Int64Array:
 
 
 def check_scores(scores: Float32Array, labels: Int64Array) -> Float32Array:
-    """Return the scores when one can be judged by their argmax.
+    """Return the scores when they are one row for each image; `finite_rows` tells which rows can be judged.
 
     Raises:
-        ServerError: not one row per image, or a score is NaN (its argmax would count as a wrong answer).
+        ServerError: not one row per image, or a row without a score.
         ValueError: a label is no class of this model.
     """
-    if scores.ndim != 2 or len(scores) != len(labels):
+    if scores.ndim != 2 or len(scores) != len(labels) or scores.shape[1] == 0:
         raise ServerError(f"answer: got scores of shape {list(scores.shape)}, expected [{len(labels)}, classes]")
-    if np.isnan(scores).any():
-        raise ServerError("answer: got NaN among the scores, expected numbers; check the engine of this model")
     if int(labels.max()) >= scores.shape[1]:
         raise ValueError(
             f"labels: got class {labels.max()}, expected 0 to {scores.shape[1] - 1}, the model's classes; "
             "use the labels that belong to it"
         )
     return scores
+
+
+def finite_rows(scores: Float32Array) -> npt.NDArray[np.bool_]:
+    """Return bool [N], True where every score of an image is a number, so that one may be judged by its argmax.
+
+    A row with NaN or an infinity names no class: counted as right it would be robust against everything.
+    """
+    finite: npt.NDArray[np.bool_] = np.isfinite(scores).all(axis=1)
+    return finite

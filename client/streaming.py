@@ -85,7 +85,7 @@ def stream_batches(
             sender.window.release()
             parts.append(protocol.decode(info, answer, num_images))
             if last:
-                yield parts[0] if len(parts) == 1 else np.concatenate(parts)
+                yield protocol.check_finite(info, parts[0] if len(parts) == 1 else np.concatenate(parts))
                 parts = []
     finally:
         sender.stopped.set()

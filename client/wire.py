@@ -21,6 +21,7 @@ from client.errors import (
     DeadlineExceeded,
     InvalidRequest,
     ModelNotFound,
+    Overloaded,
     ServerError,
     ServerUnavailable,
 )
@@ -59,6 +60,8 @@ _WITH_RETRIES: list[tuple[str, str | int]] = [("grpc.service_config", json.dumps
 _NO_RETRIES: list[tuple[str, str | int]] = [("grpc.enable_retries", 0)]
 # With this header a broken stream ends with a true gRPC status instead of a text inside a message.
 _STREAM_METADATA = (("triton_grpc_error", "true"),)
+# Triton's words (core: scheduler_utils.cc) when a model's queue policy sheds a request.
+_SHED = ("exceeds maximum queue size", "request timeout expired")
 # What gRPC says when it never reached the server, so that the request cannot have been lost on the way.
 _NEVER_SENT = ("failed to connect", "connection refused", "name resolution", "dns")
 
@@ -211,9 +214,20 @@ def is_connection_failure(error: BaseException) -> bool:
     )
 
 
+def was_shed(error: BaseException) -> bool:
+    """Tell whether the server shed the request: its queue was full, or the request waited too long in it."""
+    text = _details(error).lower()
+    return status_name(error) == "UNAVAILABLE" and any(word in text for word in _SHED)
+
+
 def translate(error: BaseException, url: str, timeout_s: float) -> ClientError:
     """Turn a gRPC error into one of ours, with the line a user can act on."""
     name, text = status_name(error), " ".join(_details(error).split()) or "no details"
+    if was_shed(error):
+        return Overloaded(
+            f"{url}: the server sheds load: {text}; send less at once, or raise the bounds of the model's queue",
+            code=name,
+        )
     if is_connection_failure(error):
         lost = was_lost(error)
         what = "the connection broke before the answer came" if lost else "no server answers there"

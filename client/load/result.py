@@ -20,7 +20,8 @@ class LoadResult:
         throughput_ips: Images answered per second of the measured window.
         completed: Requests answered. Closed loop: answered within the window. Open loop: scheduled within it.
         errors: Requests that failed, by kind: the gRPC status name in capitals ("UNAVAILABLE"), "deadline" (no
-            answer in time; in the open loop also: not sent in time) and "short_output".
+            answer in time; in the open loop also: not sent in time), "short_output", "nonfinite_output" (NaN or an
+            infinity) and "bad_output" (anything else that is no answer of this model).
         lost: Requests that were sent, or may have been, and whose answer never came, because the connection broke
             or the run was cut short.
         latency_ms: p50, p90, p99, p999, mean, max of the those requests, from the call (closed loop) or from

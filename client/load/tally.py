@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from client import protocol, wire
-from client.errors import ClientError, ShortOutput
+from client.errors import ClientError, NonFiniteOutput, ShortOutput
 from client.load.histogram import Histogram
-from client.model import ModelInfo
+from client.model import DTYPES, ModelInfo
 
 # Durations gathered before they go into the histogram in one vectorised step.
 _CHUNK = 4096
@@ -70,12 +72,13 @@ class Recorder:
         self._open_loop = open_loop
         self._durations: list[float] = []
         self._lags: list[float] = []
-        self._good_length = -1
+        # How a good answer begins and how long it is, once one was checked in full.
+        self._head, self._length = b"", -1
+        self._dtype = DTYPES[info.output_dtype]
 
     def answer(self, begun: float, ended: float, message: bytes) -> None:
         """Count an answer; `begun` is the call (closed loop) or the scheduled time (open loop)."""
-        # An answer as long as one that was checked in full is whole; any other length is looked into.
-        if len(message) != self._good_length and not self._check(message, begun, ended):
+        if not self._is_good(message) and not self._check(message, begun, ended):
             return
         tally = self.tally
         tally.last_answer = ended
@@ -113,14 +116,20 @@ class Recorder:
         self._durations.clear()
         self._lags.clear()
 
+    def _is_good(self, message: bytes) -> bool:
+        """Tell without parsing whether an answer is a good one but for its numbers, and these are finite."""
+        if len(message) != self._length or not message.startswith(self._head):
+            return False
+        return bool(np.isfinite(np.frombuffer(message, self._dtype, offset=len(self._head))).all())
+
     def _check(self, message: bytes, begun: float, ended: float) -> bool:
         try:
-            protocol.decode(self._info, message, self._batch_size)
-        except ShortOutput:
-            self.fail(begun, ended, "short_output")
+            self._head = protocol.constant_head(self._info, message, self._batch_size)
+        except (ShortOutput, NonFiniteOutput) as error:
+            self.fail(begun, ended, error.kind)
             return False
         except ClientError:
             self.fail(begun, ended, "bad_output")
             return False
-        self._good_length = len(message)
+        self._length = len(message)
         return True

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from client.errors import ClientError
 from client.robustness.base import ART_QUERIES_PER_STEP, AttackConfig, write_bounds
 from client.robustness.judge import Judge, to_pixels
-from client.scores import Float32Array, Infer, Int64Array, UInt8Array, check_scores
+from client.scores import Float32Array, Infer, Int64Array, UInt8Array, check_scores, finite_rows
 
 _BLOCK_SIZE = 128
 
@@ -114,7 +114,13 @@ class _Block:
         async with self._free:
             scores = check_scores(await self._infer(sent), self._judge.labels[indices])
         self._judge.answer(indices, sent, scores)
-        return scores
+        broken = ~finite_rows(scores)
+        if not broken.any():
+            return scores
+        # ART is shown a wrong class where there is no score, so that it leaves the image alone.
+        shown = np.where(broken[:, None], np.float32(0), scores)
+        shown[broken, self._judge.labels[indices][broken]] = -1
+        return shown
 
 
 def _load_art(config: AttackConfig, num_steps: int) -> Callable[..., Any]:

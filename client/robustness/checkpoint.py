@@ -16,6 +16,9 @@ import numpy as np
 from client.robustness.base import AttackConfig
 from client.scores import Int64Array, UInt8Array
 
+FORMAT = 2
+"""Raised when the lines change, or what they mean."""
+
 
 class Checkpoint:
     """One file: a header that says which attack it belongs to, then one line per finished image.
@@ -86,7 +89,13 @@ def build_header(config: AttackConfig, images: UInt8Array, labels: Int64Array, e
     # The first image stands for all of them: hashing a data set of gigabytes would cost more than it catches.
     digest = hashlib.sha256(labels.tobytes())
     digest.update(np.ascontiguousarray(images[0]).tobytes())
-    return {**header, "endpoint": endpoint, "images": list(images.shape), "digest": digest.hexdigest()}
+    return {
+        "format": FORMAT,
+        **header,
+        "endpoint": endpoint,
+        "images": list(images.shape),
+        "digest": digest.hexdigest(),
+    }
 
 
 def pack_image(image: UInt8Array) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from client.accuracy import evaluate
 from client.errors import ClientError
+from client.retry import RetryingInfer, RetryPolicy
 from client.robustness.base import Attack, AttackConfig, Slots
 from client.robustness.checkpoint import Checkpoint, build_header
 from client.robustness.judge import Judge
@@ -37,6 +39,7 @@ def attack(
     checkpoint: Path | None = None,
     version: str = "",
     timeout_s: float = 30.0,
+    retry: RetryPolicy | None = None,
 ) -> AttackResult:
     """Measure the adversarial robustness of a model through its endpoint.
 
@@ -55,6 +58,7 @@ def attack(
         checkpoint: file of finished images; an attack that was interrupted goes on from it.
         version: version of the model; "" is the server's choice.
         timeout_s: deadline of one request in seconds.
+        retry: how requests that failed are sent again; `RetryPolicy()` when not given.
 
     Raises:
         ValueError: images or labels are not as described, or the checkpoint belongs to another attack.
@@ -65,8 +69,9 @@ def attack(
 
     async def run() -> AttackResult:
         async with AsyncClient(url, timeout_s=timeout_s) as client:
-            return await attack_endpoint(
-                lambda batch: client.infer(model, batch, version=version),
+            infer = RetryingInfer(lambda batch: client.infer(model, batch, version=version), retry)
+            result = await attack_endpoint(
+                infer,
                 images,
                 labels,
                 config,
@@ -75,6 +80,7 @@ def attack(
                 checkpoint=checkpoint,
                 endpoint=f"{model}:{version}",
             )
+            return replace(result, retries=dict(infer.retries))
 
     return asyncio.run(run())
 
@@ -135,6 +141,8 @@ async def attack_endpoint(
         labels=truth[indices],
         correct=clean.correct,
         fooled_at=judge.fooled_at[indices],
+        broken_at=judge.broken_at[indices],
+        errors=clean.errors,
         queries=judge.queries[indices],
         gallery=judge.gallery,
         num_queries_now=judge.num_queries,

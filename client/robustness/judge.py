@@ -12,7 +12,7 @@ from client.robustness.base import AttackConfig
 from client.robustness.checkpoint import Checkpoint, pack_image, unpack_image
 from client.robustness.draws import image_keys
 from client.robustness.result import Example
-from client.scores import Float32Array, Int64Array, Progress, UInt8Array
+from client.scores import Float32Array, Int64Array, Progress, UInt8Array, finite_rows
 from client.stats import BoolArray
 
 
@@ -21,8 +21,10 @@ class Judge:
 
     Attributes:
         fooled_at: int64 [N], the query that fooled each image, counted from 1; 0 where none did.
+        broken_at: int64 [N], the query whose answer was no score (NaN or an infinity); 0 where all were. Such an
+            image is neither fooled nor robust.
         queries: int64 [N], queries spent on each image.
-        finished: bool [N], fooled or out of queries.
+        finished: bool [N], fooled, broken or out of queries.
         num_queries: queries judged in this run.
     """
 
@@ -40,6 +42,7 @@ class Judge:
         """Prepare to judge the images `todo` (indices); outcomes found in the checkpoint are taken over."""
         self.config, self.images, self.labels = config, images, labels
         self.fooled_at: Int64Array = np.zeros(len(images), dtype=np.int64)
+        self.broken_at: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.queries: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.finished: BoolArray = np.zeros(len(images), dtype=np.bool_)
         self.num_queries = 0
@@ -61,18 +64,23 @@ class Judge:
             scores: float32 [n, classes], what came back.
 
         Returns:
-            bool [n], True where the endpoint's answer is not the true class.
+            bool [n], True where the image is lost: the answer is another class, or is no score at all.
         """
+        broken = ~finite_rows(scores)
         answered = scores.argmax(axis=1)
-        fooled: BoolArray = answered != self.labels[indices]
+        lost: BoolArray = broken | (answered != self.labels[indices])
         self.queries[indices] += 1
         self.num_queries += len(indices)
         self._spent += len(indices)
-        for row in np.flatnonzero(fooled & (self.fooled_at[indices] == 0)).tolist():
+        new = lost & (self.fooled_at[indices] == 0) & (self.broken_at[indices] == 0)
+        for row in np.flatnonzero(new).tolist():
             index = int(indices[row])
-            self.fooled_at[index] = self.queries[index]
-            self._show(index, sent[row], int(answered[row]))
-        return fooled
+            if broken[row]:
+                self.broken_at[index] = self.queries[index]
+            else:
+                self.fooled_at[index] = self.queries[index]
+                self._show(index, sent[row], int(answered[row]))
+        return lost
 
     def finish(self, indices: Int64Array) -> None:
         """Note that the attack on these images is over."""
@@ -112,9 +120,10 @@ class Judge:
     def _entry(self, index: int) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "index": index,
-            "survived": not self.fooled_at[index],
+            "survived": not (self.fooled_at[index] or self.broken_at[index]),
             "queries": int(self.queries[index]),
             "fooled_at": int(self.fooled_at[index]),
+            "broken_at": int(self.broken_at[index]),
         }
         if index in self._examples:
             example = self._examples[index]
@@ -124,7 +133,8 @@ class Judge:
     def _restore(self, entry: dict[str, Any]) -> None:
         index = int(entry["index"])
         self.finished[index] = True
-        self.queries[index], self.fooled_at[index] = entry["queries"], entry["fooled_at"]
+        self.queries[index] = entry["queries"]
+        self.fooled_at[index], self.broken_at[index] = entry["fooled_at"], entry["broken_at"]
         self._spent += self.config.max_queries
         if "adversarial" in entry:
             sent = unpack_image(entry["adversarial"], self.images.shape[1:])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from client.errors import NonFiniteOutput
 from client.robustness.base import AttackConfig
 from client.scores import Int64Array, UInt8Array
 from client.stats import BoolArray, Proportion, proportion, proportion_per_class
@@ -55,6 +58,10 @@ class AttackResult:
     """robust accuracy by class index"""
     num_queries: int
     """queries of the attack in all, without one per image for the clean accuracy"""
+    errors: dict[str, int]
+    """images whose answer was no score, by kind ("nonfinite_output"), attacked or not; none of them is robust"""
+    retries: dict[str, int]
+    """requests that were sent again, by the kind of error that made it necessary (in this run)"""
     queries_to_success: dict[str, float] | None
     """median and mean over the fooled images; None when there are none"""
     queries_per_s: float
@@ -86,6 +93,8 @@ class AttackResult:
             "clean_accuracy": dict(self.clean_accuracy),
             "per_class": {str(label): dict(figures) for label, figures in self.per_class.items()},
             "num_queries": self.num_queries,
+            "errors": self.errors,
+            "retries": self.retries,
             "queries_to_success": self.queries_to_success,
             "queries_per_s": self.queries_per_s,
             "duration_s": self.duration_s,
@@ -115,6 +124,8 @@ def build_result(
     labels: Int64Array,
     correct: BoolArray,
     fooled_at: Int64Array,
+    broken_at: Int64Array,
+    errors: Mapping[str, int],
     queries: Int64Array,
     gallery: list[Example],
     num_queries_now: int,
@@ -128,12 +139,17 @@ def build_result(
         labels: true classes.
         correct: right before the attack.
         fooled_at: the query that fooled each image, counted from 1; 0 where none did.
+        broken_at: the query whose answer was no score; 0 where all were.
+        errors: images without a score before the attack, by kind.
         queries: queries spent on each image.
         gallery: examples.
         num_queries_now: queries that this run sent.
         duration_s: seconds that they took.
     """
-    survived = correct & (fooled_at == 0)
+    lost_at = np.maximum(fooled_at, broken_at)  # at most one of them is set
+    survived = correct & (lost_at == 0)
+    counted = Counter(errors)
+    counted[NonFiniteOutput.kind] += int(np.count_nonzero(broken_at))
     successes = fooled_at[fooled_at > 0]
     to_success = None
     if successes.size:
@@ -148,10 +164,12 @@ def build_result(
         clean_accuracy=proportion(correct),
         per_class=proportion_per_class(survived, labels),
         num_queries=int(queries.sum()),
+        errors={kind: count for kind, count in counted.items() if count},
+        retries={},
         queries_to_success=to_success,
         queries_per_s=num_queries_now / duration_s if num_queries_now else 0.0,
         duration_s=duration_s,
-        curve=_curve(config.max_queries, correct, successes),
+        curve=_curve(config.max_queries, correct, lost_at[lost_at > 0]),
         survived=survived,
         correct=correct,
         queries=queries,
@@ -160,9 +178,9 @@ def build_result(
     )
 
 
-def _curve(max_queries: int, correct: BoolArray, successes: Int64Array) -> list[dict[str, float]]:
+def _curve(max_queries: int, correct: BoolArray, lost_at: Int64Array) -> list[dict[str, float]]:
     points = np.unique(np.round(np.geomspace(1, max_queries, _CURVE_POINTS)).astype(np.int64)).tolist()
     right, n = int(correct.sum()), len(correct)
     return [
-        {"num_queries": point, "accuracy": (right - int((successes <= point).sum())) / n} for point in [0, *points]
+        {"num_queries": point, "accuracy": (right - int((lost_at <= point).sum())) / n} for point in [0, *points]
     ]

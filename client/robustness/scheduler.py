@@ -108,9 +108,9 @@ class Scheduler:
         images = [image for _, sent, _ in self._answered for image in sent]
         self._answered.clear()
         state = self._slots
-        fooled = self._judge.answer(state.index[slots], images, scores)
+        lost = self._judge.answer(state.index[slots], images, scores)
         state.num_queries[slots] += 1
-        over = fooled | (state.num_queries[slots] >= self._config.max_queries)
+        over = lost | (state.num_queries[slots] >= self._config.max_queries)
         going_on = slots[~over]
         if going_on.size:
             self._attack.observe(going_on, scores[~over])

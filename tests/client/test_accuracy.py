@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from client.accuracy import evaluate, evaluate_accuracy
-from client.errors import ModelNotFound, ServerError, ServerUnavailable
+from client.errors import ModelNotFound, NonFiniteOutput, ServerError, ServerUnavailable
 from client.stats import wilson_interval
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ async def test_accuracy_per_class_adds_up(digits: Digits) -> None:
     assert sum(figures["num_images"] for figures in result.per_class.values()) == result.num_images == 160
     assert result.per_class[8]["value"] == digits.correct[digits.labels == 8].mean()
     document = result.to_json()
-    assert set(document) == {"value", "low", "high", "num_images", "per_class"}
+    assert set(document) == {"value", "low", "high", "num_images", "per_class", "errors", "retries"}
     assert document["per_class"]["8"]["num_images"] == (digits.labels == 8).sum()
 
 
@@ -77,16 +77,43 @@ async def test_accuracy_refuses_what_it_cannot_judge(
 
 
 async def test_accuracy_refuses_answers_that_are_no_scores(digits: Digits) -> None:
-    async def nan(images: np.ndarray) -> np.ndarray:
-        return np.full((len(images), 10), np.nan, dtype=np.float32)
-
     async def short(images: np.ndarray) -> np.ndarray:
         return np.zeros((len(images) - 1, 10), dtype=np.float32)
 
-    with pytest.raises(ServerError, match="answer: got NaN among the scores, expected numbers"):
-        await evaluate(nan, digits.images, digits.labels)
+    async def empty(images: np.ndarray) -> np.ndarray:
+        return np.zeros((len(images), 0), dtype=np.float32)
+
+    with pytest.raises(ServerError, match=r"answer: got scores of shape \[32, 0\], expected \[32, classes\]"):
+        await evaluate(empty, digits.images, digits.labels)
     with pytest.raises(ServerError, match=r"answer: got scores of shape \[31, 10\], expected \[32, classes\]"):
         await evaluate(short, digits.images, digits.labels)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+async def test_answer_that_is_no_number_is_wrong_and_counted(digits: Digits, value: float) -> None:
+    endpoint = digits.endpoint()
+
+    async def infer(images: np.ndarray) -> np.ndarray:
+        scores = await endpoint.infer(images)
+        if len(endpoint.batch_sizes) == 2:
+            rows = np.arange(len(images))[::2]
+            scores[rows, scores[rows].argmax(axis=1)] = value
+        return scores
+
+    result = await evaluate(infer, digits.images, digits.labels, batch_size=8, concurrency=1)
+    assert result.errors == {"nonfinite_output": 4} == result.to_json()["errors"]
+    expected = digits.correct.copy()
+    expected[8:16:2] = False
+    assert expected.sum() < digits.correct.sum()
+    assert np.array_equal(result.correct, expected)
+
+
+async def test_no_answer_of_numbers_is_an_error_and_no_accuracy(digits: Digits) -> None:
+    async def infer(images: np.ndarray) -> np.ndarray:
+        return np.full((len(images), 10), np.inf, dtype=np.float32)
+
+    with pytest.raises(NonFiniteOutput, match="not one answer to 160 images is free of NaN and infinities; check"):
+        await evaluate(infer, digits.images, digits.labels)
 
 
 async def test_accuracy_ends_with_the_first_error(digits: Digits) -> None:

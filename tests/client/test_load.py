@@ -46,10 +46,10 @@ INFO = ModelInfo(
 )
 
 
-def _answer(num_bytes: int = 8) -> bytes:
+def _answer(num_bytes: int = 8, *, raw: bytes | None = None, name: str = "y") -> bytes:
     response = wire.pb.ModelInferResponse()
-    response.outputs.add(name="y", datatype="FP32", shape=[2])
-    response.raw_output_contents.append(bytes(num_bytes))
+    response.outputs.add(name=name, datatype="FP32", shape=[2])
+    response.raw_output_contents.append(bytes(num_bytes) if raw is None else raw)
     return bytes(response.SerializeToString())
 
 
@@ -281,6 +281,18 @@ def test_short_output_is_an_error_and_not_a_latency() -> None:
     recorder.answer(11.0, 11.5, b"\xff")
     recorder.flush()
     assert recorder.tally.errors == {"short_output": 2, "bad_output": 1}
+    assert recorder.tally.completed == len(recorder.tally.latency) == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_answer_that_is_no_number_is_an_error_of_its_own_kind(value: float) -> None:
+    recorder = Recorder(INFO, 1, (10.0, 20.0), open_loop=False)
+    broken = _answer(raw=np.array([1, value], np.float32).tobytes())
+    for message in (broken, _answer(), broken, _answer(raw=np.array([3, -1e38], np.float32).tobytes()), broken):
+        recorder.answer(11.0, 11.5, message)
+    recorder.answer(11.0, 11.5, _answer(name="z"))  # as long as a good one, and of another output
+    recorder.flush()
+    assert recorder.tally.errors == {"nonfinite_output": 3, "bad_output": 1}
     assert recorder.tally.completed == len(recorder.tally.latency) == 2
 
 

@@ -13,12 +13,16 @@ from client import (
     ClientError,
     InvalidRequest,
     ModelInfo,
+    NonFiniteOutput,
+    Overloaded,
     ServerError,
     ServerStatistics,
+    ServerUnavailable,
     ShortOutput,
     protocol,
     wire,
 )
+from client.model import DTYPES
 from client.wire import pb
 
 INFO = ModelInfo(
@@ -54,6 +58,7 @@ SHORT = [
     ("a row missing", _answer((1, 3), bytes(12))),
     ("a class missing", _answer((2, 2), bytes(16))),
     ("no batch dimension", _answer((6,), bytes(24))),
+    ("no class", _answer((2, 0), b"")),
 ]
 
 
@@ -63,6 +68,16 @@ def test_output_shorter_than_its_shape_is_an_error(message: bytes) -> None:
         ShortOutput, match=r"model m: output logits holds \d+ bytes .*expected \d+ bytes and \[2, 3\]"
     ):
         protocol.decode(INFO, message, 2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["FP16", "FP32", "FP64"])
+def test_output_that_is_no_number_is_an_error_that_keeps_the_answer(value: float, dtype: str) -> None:
+    logits = np.array([[1, 2, 3], [4, value, 6]], np.float32)
+    answer = _answer((2, 3), logits.astype(DTYPES[dtype]).tobytes(), dtype=dtype)
+    with pytest.raises(NonFiniteOutput, match="logits holds NaN or an infinity for 1 of 2 images .*number 1") as e:
+        protocol.check_finite(INFO, protocol.decode(INFO, answer, 2))
+    np.testing.assert_array_equal(e.value.scores, logits)
 
 
 def test_other_output_is_an_error() -> None:
@@ -149,12 +164,15 @@ LOST = [
     ("recvmsg:Connection reset by peer", True, True),
     ("failed to connect to all addresses; last error: Connection refused", False, True),
     ("Exceeds maximum queue size", False, False),
+    ("in ensemble 'm', Request timeout expired", False, False),
 ]
 
 
 @pytest.mark.parametrize(("text", "lost", "connection"), LOST)
 def test_a_full_queue_is_told_from_a_broken_connection(text: str, lost: bool, connection: bool) -> None:
     error = _Broken(grpc.StatusCode.UNAVAILABLE, text)
+    assert wire.was_shed(error) is not connection
+    assert isinstance(wire.translate(error, "host:1", 2.0), ServerUnavailable if connection else Overloaded)
     assert wire.was_lost(error) is lost
     assert wire.is_connection_failure(error) is connection
 
