@@ -156,4 +156,4 @@ def write_results(name: str, results: Mapping[str, Any]) -> None:
         "versions": versions(),
         **results,
     }
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -30,6 +30,8 @@ CORRECT_FILE = "correct.npy"
 SURVIVED_FILE = "survived.npy"
 INDICES_FILE = "indices.npy"
 _CHECKPOINT = "finished.jsonl"
+# Raised when a measurement changes what it counts: figures made before are measured again.
+_FORMAT = 2
 _GALLERY_SIZE = 8
 
 
@@ -120,6 +122,9 @@ class Measurements:
             if results[-1].interrupted is not None:
                 by_user = stopped_by_user(results[-1])
                 raise LoadStopped(f"load test of {target.model}: {results[-1].interrupted}", runs, by_user=by_user)
+            reasons = [result.why_unanswered() for result in results]
+            if all(reasons):
+                raise LoadStopped(f"load test of {target.model}: {reasons[-1]}", runs, by_user=False)
             return {"runs": runs}
 
         return self._run("load", target, dataclasses.asdict(config), make, _note_load)
@@ -191,7 +196,7 @@ class Measurements:
         make: Callable[[Path, Stage], dict[str, Any]],
         note: Callable[[dict[str, Any]], str],
     ) -> Artifact:
-        key = {"config": config, "machine": machine_id(), "server": self.url}
+        key = {"format": _FORMAT, "config": config, "machine": machine_id(), "server": self.url}
         with self.display.stage(f"{target.name}: {stage.replace('-', ' ', 1)}") as shown:
 
             def checked(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _LATENCIES = ("p50", "p90", "p99", "p999", "mean", "max")
 
 def add_accuracy(row: Row, measured: Artifact, class_names: Sequence[str]) -> None:
     """Puts the accuracy on all test images, and per class, into a variant's row."""
-    figures = ("value", "low", "high", "num_images")
+    figures = ("value", "low", "high", "num_images", "errors", "retries")
     row["accuracy"] = {name: measured.info[name] for name in figures}
     row["per_class"] = _by_name(measured.info["per_class"], class_names)
 

@@ -274,7 +274,7 @@ class _Watch:
 def _fill(result: LoadResult, tally: Tally, start: float, duration_s: float, reason: str | None) -> LoadResult:
     if reason is not None:
         duration_s = min(duration_s, max(0.0, tally.last_answer - start))
-        failed = tally.errors.total()
+        failed = tally.errors.total() + tally.shed
         reason = f"{reason}: {tally.completed} requests answered, {tally.lost} lost on the way, {failed} failed"
     is_open = result.mode == "open"
     sent = len(tally.lag)
@@ -283,8 +283,10 @@ def _fill(result: LoadResult, tally: Tally, start: float, duration_s: float, rea
         throughput_ips=tally.in_window * result.batch_size / duration_s if duration_s > 0 else 0.0,
         completed=tally.completed,
         errors=dict(sorted(tally.errors.items())),
+        shed=tally.shed,
         lost=tally.lost,
         latency_ms=tally.latency.summary_ms(),
+        longest_s=tally.longest_s,
         duration_s=duration_s,
         late_share=tally.late / sent if is_open and sent else None,
         send_lag_p99_ms=tally.lag.quantile_s(0.99)[0] * 1e3 if is_open and sent else None,

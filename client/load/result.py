@@ -22,10 +22,13 @@ class LoadResult:
         errors: Requests that failed, by kind: the gRPC status name in capitals ("UNAVAILABLE"), "deadline" (no
             answer in time; in the open loop also: not sent in time), "short_output", "nonfinite_output" (NaN or an
             infinity) and "bad_output" (anything else that is no answer of this model).
+        shed: Requests that the server refused because of its load: the model's queue was full, or they waited too
+            long in it. They are neither errors nor answered.
         lost: Requests that were sent, or may have been, and whose answer never came, because the connection broke
             or the run was cut short.
-        latency_ms: p50, p90, p99, p999, mean, max of the those requests, from the call (closed loop) or from
-            the scheduled time (open loop) to the answer; empty when nothing was answered.
+        latency_ms: p50, p90, p99, p999, mean, max of the completed requests alone, from the call (closed loop) or
+            from the scheduled time (open loop) to the answer; empty when nothing was answered.
+        longest_s: The longest that any answer took, within the window or not; 0 when there was none.
         server: Triton's own means over the window: queue_ms, compute_input_ms, compute_infer_ms,
             compute_output_ms and batch_size; None when the server could not be asked.
         duration_s: Length of the measured window; shorter than asked for when the run was cut short.
@@ -44,8 +47,10 @@ class LoadResult:
     throughput_ips: float = 0.0
     completed: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    shed: int = 0
     lost: int = 0
     latency_ms: dict[str, float] = field(default_factory=dict)
+    longest_s: float = 0.0
     server: dict[str, float] | None = None
     duration_s: float = 0.0
     num_processes: int = 1
@@ -58,6 +63,30 @@ class LoadResult:
         """All failed requests."""
         return sum(self.errors.values())
 
+    @property
+    def shed_share(self) -> float:
+        """Share of the requests that the server refused because of its load, 0 to 1."""
+        return self.shed / max(1, self.completed + self.num_errors + self.shed + self.lost)
+
+    def why_unanswered(self) -> str | None:
+        """Say in one line why no request counts as answered, and what to change; None when one does."""
+        if self.completed:
+            return None
+        failed = {**self.errors, "shed by the server": self.shed, "lost": self.lost}
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items() if count)
+        if kinds:
+            return f"no request was answered: {kinds}"
+        if self.mode == "open":
+            return (
+                f"no request fell due within {self.duration_s:g} s at {self.rate_rps:g} requests/s; "
+                "raise the duration (--duration) or the rate (--rate)"
+            )
+        took = f": one takes {self.longest_s:.2g} s" if self.longest_s else ""
+        return (
+            f"no request was answered within the {self.duration_s:g} s that were measured{took}; "
+            "raise the duration (--duration), or keep fewer in flight (--concurrency)"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `json.dumps`."""
-        return asdict(self)
+        return asdict(self) | {"shed_share": self.shed_share}

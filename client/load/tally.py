@@ -27,9 +27,11 @@ class Tally:
         completed: Answered requests that count.
         in_window: Requests answered within the measured window, whenever they were sent: the throughput.
         late: Open loop: requests sent more than `LATE_S` after their scheduled time.
+        shed: Requests that the server refused because of its load.
         errors: Failed requests by kind.
         lost: Requests whose answer never came.
         last_answer: Clock (`time.monotonic`) of the last answer, 0 when there was none.
+        longest_s: The longest that any answer took, within the window or not.
     """
 
     latency: Histogram = field(default_factory=Histogram)
@@ -37,9 +39,11 @@ class Tally:
     completed: int = 0
     in_window: int = 0
     late: int = 0
+    shed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     last_answer: float = 0.0
+    longest_s: float = 0.0
 
     def merge(self, other: Tally) -> None:
         """Add another process's counts."""
@@ -48,9 +52,11 @@ class Tally:
         self.completed += other.completed
         self.in_window += other.in_window
         self.late += other.late
+        self.shed += other.shed
         self.errors.update(other.errors)
         self.lost += other.lost
         self.last_answer = max(self.last_answer, other.last_answer)
+        self.longest_s = max(self.longest_s, other.longest_s)
 
 
 class Recorder:
@@ -82,6 +88,8 @@ class Recorder:
             return
         tally = self.tally
         tally.last_answer = ended
+        if ended - begun > tally.longest_s:
+            tally.longest_s = ended - begun
         inside = self._start <= ended <= self.end
         tally.in_window += inside
         if inside if not self._open_loop else self._start <= begun < self.end:
@@ -98,14 +106,19 @@ class Recorder:
 
     def fail(self, begun: float, ended: float, kind: str) -> None:
         """Count a failed request; one of the warm-up does not count, one that ends after the window does."""
-        if (begun if self._open_loop else ended) >= self._start:
+        if self._counts(begun, ended):
             self.tally.errors[kind] += 1
+
+    def _counts(self, begun: float, ended: float) -> bool:
+        return (begun if self._open_loop else ended) >= self._start
 
     def rpc_error(self, begun: float, ended: float, error: Exception) -> None:
         """Count what gRPC raised."""
         name = wire.status_name(error)
         if wire.was_lost(error):
             self.tally.lost += 1
+        elif wire.was_shed(error):
+            self.tally.shed += self._counts(begun, ended)
         else:
             self.fail(begun, ended, "deadline" if name == "DEADLINE_EXCEEDED" else name)
 

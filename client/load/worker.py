@@ -25,7 +25,8 @@ from client.load.tally import Recorder, Tally
 from client.model import ModelInfo
 
 _TROUBLE_EVERY_S = 0.2
-# A slot whose connection failed waits before it tries again, or a dead server would cost a core.
+# A slot whose connection failed, or whose request was shed, waits before it tries again: a dead server would cost
+# a core, and one that sheds load would spend its time on saying so.
 _PAUSE_S = 0.05
 _MAX_OUTSTANDING = 4096
 _MAX_OUTSTANDING_BYTES = 256 << 20
@@ -141,7 +142,7 @@ def _run_one(job: Job, control: _Control) -> Tally:
                 recorder.tally.lost += isinstance(error, wire.RpcError)
                 break
             recorder.rpc_error(begun, clock(), error)
-            if control.trouble(error):
+            if control.trouble(error) or wire.was_shed(error):
                 time.sleep(_PAUSE_S)
         else:
             recorder.answer(begun, clock(), answer)
@@ -193,7 +194,7 @@ async def _slot(job: Job, control: _Control, recorder: Recorder, call: Any, firs
             raise
         except wire.RpcError as error:
             recorder.rpc_error(begun, clock(), error)
-            if control.trouble(error):
+            if control.trouble(error) or wire.was_shed(error):
                 await asyncio.sleep(_PAUSE_S)
         else:
             recorder.answer(begun, clock(), answer)

@@ -55,7 +55,7 @@ class Checkpoint:
 
     def append(self, entry: dict[str, Any]) -> None:
         """Write one line."""
-        self._file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+        self._file.write(json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def _read(self, header: dict[str, Any]) -> int:

@@ -53,7 +53,7 @@ def attack_command(
             result, info = _attack(endpoint.url(), model, (images, labels), config, save, display)
     if save is not None:
         result.save(save)
-    click.echo(json.dumps(result.to_json(), indent=2) if as_json else _text(result, info))
+    click.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else _text(result, info))
 
 
 def _attack(
@@ -102,6 +102,8 @@ def _text(result: AttackResult, info: ModelInfo) -> str:
     ]
     if result.queries_to_success:
         lines.append(f"queries to success       {result.queries_to_success['median']:g} in the median")
+    lines += [f"no score                 {_kinds(result.errors)} images, not robust"] if result.errors else []
+    lines += [f"sent again               {_kinds(result.retries)} requests"] if result.retries else []
     lines += ["", "class, accuracy under attack"]
     width = max(len(info.label(index)) for index in result.per_class)
     lines += [
@@ -109,6 +111,10 @@ def _text(result: AttackResult, info: ModelInfo) -> str:
         for index, share in result.per_class.items()
     ]
     return "\n".join(lines)
+
+
+def _kinds(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
 
 
 def _share(share: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ def doctor_command(*, as_json: bool) -> None:
     """Prints what this machine can do, and exits 0 when a recipe can be built and served here, else 1."""
     found = examine()
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         _print(found)
     if not found["ready"]:

@@ -16,11 +16,26 @@ from temper.errors import TemperError
 from temper.inputs import Images, load_images, random_images
 from temper.measure import stopped_by_user
 from temper.progress import Display
-from temper.report.text import number
+from temper.report.text import number, percent
 
 _POOL_REQUESTS = 64
-_HEAD = ("load", "images/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "queue ms", "infer ms", "errors", "lost")
-_WIDTHS = (24, 10, 8, 8, 8, 9, 9, 9, 7, 6)
+_HEAD = (
+    "load",
+    "images/s",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "p99.9 ms",
+    "queue ms",
+    "infer ms",
+    "shed",
+    "errors",
+    "lost",
+)
+_WIDTHS = (24, 10, 8, 8, 8, 9, 9, 9, 14, 8, 6)
+_SHED = (
+    "shed: refused by the server because of its load; images/s and latencies are those of the answered requests"
+)
 
 
 class LoadError(TemperError):
@@ -59,13 +74,17 @@ def load_command(
                         click.echo(_row(_cells(result)))
             finally:
                 if as_json:
-                    click.echo(json.dumps([result.to_json() for result in results], indent=2))
+                    shown = [result.to_json() for result in results]
+                    click.echo(json.dumps(shown, indent=2, allow_nan=False))
+                else:
+                    click.echo("".join(f"{line}\n" for line in _notes(results)), nl=False)
     last = results[-1]
     if last.interrupted is not None:
         # The generator keeps Ctrl-C to itself, so as to return what it measured.
         raise KeyboardInterrupt(last.interrupted) if stopped_by_user(last) else LoadError(last.interrupted)
-    if not any(result.completed for result in results):
-        raise LoadError(f"no request was answered: {last.errors or 'no error either'}; see the server's log")
+    reasons = [reason for result in results if (reason := result.why_unanswered())]
+    if len(reasons) == len(results):
+        raise LoadError(reasons[-1])
 
 
 def _images(paths: Sequence[Path], url: str, model: str, config: LoadConfig, display: Display) -> Images:
@@ -100,14 +119,30 @@ def _runs(url: str, model: str, images: Images, config: LoadConfig, display: Dis
             return
 
 
-def _cells(result: LoadResult) -> list[str]:
+def _notes(results: Sequence[LoadResult]) -> Iterator[str]:
+    """What the table's figures leave open: the errors by kind, a row without an answer, and what was shed."""
+    for result in results:
+        reason = result.why_unanswered() if result.interrupted is None else None
+        if reason is None and result.errors:
+            reason = f"errors: {', '.join(f'{count:,} {kind}' for kind, count in result.errors.items())}"
+        if reason is not None:
+            yield f"{_load(result)}: {reason}"
+    if any(result.shed for result in results):
+        yield _SHED
+
+
+def _load(result: LoadResult) -> str:
     closed = result.mode == "closed"
-    load = f"closed, {result.concurrency} in flight" if closed else f"open, {result.rate_rps:.1f} requests/s"
+    return f"closed, {result.concurrency} in flight" if closed else f"open, {result.rate_rps:.1f} requests/s"
+
+
+def _cells(result: LoadResult) -> list[str]:
     server = result.server or {}
     latencies = (result.latency_ms.get(name) for name in ("p50", "p90", "p99", "p999"))
     times = (server.get(name) for name in ("queue_ms", "compute_infer_ms"))
     shown = ["\N{EN DASH}" if value is None else number(value) for value in (*latencies, *times)]
-    return [load, number(result.throughput_ips), *shown, str(result.num_errors), str(result.lost)]
+    shed = f"{result.shed:,} ({percent(result.shed_share)})" if result.shed else "0"
+    return [_load(result), number(result.throughput_ips), *shown, shed, str(result.num_errors), str(result.lost)]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -10,15 +10,17 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from client.client import Client
-from client.errors import ImageError
+from client.errors import ImageError, NonFiniteOutput
 from client.images import Prediction, load_image, top_k
 from temper.endpoint import Endpoint
 from temper.errors import TemperError
 from temper.inputs import Images, find_images, image_size
 
 _BATCH = 8
+Logits = npt.NDArray[np.float32]
 
 
 class QueryError(TemperError):
@@ -41,15 +43,25 @@ def query_command(
         info = client.model_info(model)
         sent: queue.SimpleQueue[list[Path]] = queue.SimpleQueue()
         batches = _batches(files, image_size(info), sent, failed)
-        for logits in client.stream(model, batches):
+        for logits in _answers(client.stream(model, batches), sent):
             for path, best in zip(sent.get(), top_k(logits, info.labels, top), strict=True):
                 answers.append({"image": str(path), "predictions": [vars(one) for one in best]})
                 if not as_json:
                     click.echo(_text(path, best))
     if as_json:
-        click.echo(json.dumps(answers, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(answers, indent=2, ensure_ascii=False, allow_nan=False))
     if failed:
         raise QueryError("\n".join(failed))
+
+
+def _answers(answers: Iterator[Logits], sent: queue.SimpleQueue[list[Path]]) -> Iterator[Logits]:
+    """Passes the answers on; an image whose answer is no number is named."""
+    try:
+        yield from answers
+    except NonFiniteOutput as error:
+        assert error.scores is not None
+        paths = np.array([str(path) for path in sent.get()])[~np.isfinite(error.scores).all(axis=1)]
+        raise QueryError("\n".join(f"{path}: {error}" for path in paths.tolist())) from error
 
 
 def _batches(

@@ -56,7 +56,7 @@ def sweep_command(
         report = run_sweep(recipe, runs=runs, run_all=run_all)
     folder = runs / recipe.name
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         click.echo(render_table(report, color=sys.stdout.isatty()))
         best = ", ".join(row["name"] for row in report["variants"] if row["frontier"])

@@ -50,3 +50,22 @@ def _described(variant: Mapping[str, Any]) -> str:
             f"{text.percent(row['accuracy'])} under {row['attack']} ({text.budget(row['norm'], row['epsilon'])})"
         )
     return f"{variant['name']}: {', '.join(parts)}." if parts else ""
+
+
+def faults(report: Mapping[str, Any]) -> list[str]:
+    """One sentence for each figure behind which something went wrong: answers that were no scores, and retries."""
+    found = []
+    for variant in report["variants"]:
+        measured = [("accuracy", variant["accuracy"])] if variant.get("accuracy") else []
+        measured += [(row["attack"], row) for row in variant.get("robustness", [])]
+        for name, figures in measured:
+            if errors := figures.get("errors"):
+                kinds = ", ".join(f"{count:,} {kind}" for kind, count in errors.items())
+                found.append(
+                    f"{variant['name']}, {name}: {sum(errors.values()):,} of {figures['num_images']:,} images "
+                    f"got no score ({kinds}) and count as wrong."
+                )
+            if retries := figures.get("retries"):
+                kinds = ", ".join(f"{count:,} {kind}" for kind, count in retries.items())
+                found.append(f"{variant['name']}, {name}: requests were sent again: {kinds}.")
+    return found

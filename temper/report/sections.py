@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from temper.report import html, text
+from temper.report.answer import faults
 from temper.report.table import attack_keys
 
 Report = Mapping[str, Any]
@@ -21,7 +22,8 @@ def results(report: Report) -> str:
     head = ["variant", "engine", "size", "accuracy", "images/s", "p50", "p99", *attacks]
     note = '<p class="note">Small print: 95 % intervals (Wilson). '
     note += f"{escape(_latency_note(report))}</p>"
-    return html.table(head, (_result_row(v, keys) for v in report["variants"]), left=2) + note
+    notes = "".join(f'<p class="note">{escape(fault)}</p>' for fault in faults(report))
+    return html.table(head, (_result_row(v, keys) for v in report["variants"]), left=2) + note + notes
 
 
 def _result_row(variant: Mapping[str, Any], keys: list[tuple[str, str, float]]) -> list[object]:
@@ -105,13 +107,14 @@ def _shots(entries: list[dict[str, Any]], folder: Path) -> Iterator[str]:
 def load_table(report: Report) -> str:
     """Every load test with the server's own times beside the client's."""
     head = ["variant", "load", "images/s", "p50", "p90", "p99", "p99.9", "queue", "input", "inference", "output"]
-    head += ["errors"]
+    head += ["shed", "errors"]
     rows = [_load_row(variant["name"], run) for variant in report["variants"] for run in variant.get("load", [])]
     if not rows:
         return ""
     note = (
-        "Latencies in ms, as the client sees them; queue, input, inference and output are Triton's own means per "
-        "request, in ms. Closed loop: that many requests in flight. Open loop: Poisson arrivals at that rate."
+        "Latencies in ms, as the client sees them, of answered requests; queue, input, inference and output are "
+        "Triton's own means per request, in ms. Closed loop: that many requests in flight. Open loop: Poisson "
+        "arrivals at that rate. Shed: refused by the server because of its load."
     )
     return html.table(head, rows, left=2) + f'<p class="note">{note}</p>'
 
@@ -126,7 +129,9 @@ def _load_row(name: str, run: Mapping[str, Any]) -> list[object]:
     keys = ("queue_ms", "compute_input_ms", "compute_infer_ms", "compute_output_ms")
     shown += [f"{server[key]:.2f}" if server.get(key) is not None else "–" for key in keys]
     errors = ", ".join(f"{count} {kind}" for kind, count in run.get("errors", {}).items() if count) or "0"
-    return [name, load, text.number(run["throughput_ips"]), *shown, errors]
+    num_shed = run.get("shed", 0)
+    shed = f"{num_shed:,} ({text.percent(run['shed_share'])})" if num_shed else "0"
+    return [name, load, text.number(run["throughput_ips"]), *shown, shed, errors]
 
 
 def compression(report: Report) -> str:
