@@ -26,6 +26,7 @@ from builder.data import LABELS_FILE
 from builder.engines import EngineConfig, EngineKind
 from builder.errors import ModelError
 from builder.files import sha256_file
+from builder.serving import ServingConfig
 from builder.variant import GRAPH_STEPS, CompressStage, VariantConfig
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def build_variants(
     store: Store,
     repository: Path,
     progress_factory: ProgressFactory,
+    serving: ServingConfig | None = None,
 ) -> list[Built]:
     """Builds and publishes every variant of a recipe; what has not changed is reused.
 
@@ -90,6 +92,7 @@ def build_variants(
         store: Keeps the stages' results.
         repository: The model repository.
         progress_factory: Shows one stage: a context manager for its label.
+        serving: How they are served; the defaults when not given.
 
     Returns:
         One entry per variant, in order.
@@ -97,7 +100,8 @@ def build_variants(
     Raises:
         BuilderError: Any of the stages failed; the message is one line.
     """
-    return _Build(recipe_name, data, model, train, engine, store, repository, progress_factory).run(variants)
+    shared = (store, repository, progress_factory, serving or ServingConfig())
+    return _Build(recipe_name, data, model, train, engine, *shared).run(variants)
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ class _Build:
         store: Store,
         repository: Path,
         progress_factory: ProgressFactory,
+        serving: ServingConfig,
     ) -> None:
         self.recipe_name = recipe_name
         self.data = data
@@ -149,11 +154,14 @@ class _Build:
         self.store = store
         self.repository = repository
         self.progress_factory = progress_factory
+        self.serving = serving
+        self.members: set[str] = set()
 
     def run(self, variants: Sequence[VariantConfig]) -> list[Built]:
         from builder.engines import pick_engine
 
         kind, why = pick_engine(self.engine)
+        self.members = {name for variant in variants for name in variant.ensemble}
         data = self._prepare_data()
         weights = self._make_weights(data.artifact)
         graph = self._export(data.artifact, weights.artifact, "export to ONNX")
@@ -359,6 +367,8 @@ class _Build:
                 max_batch=self.engine.max_batch,
                 parameters=self._parameters(kind),
                 num_instances=self.engine.num_instances,
+                serving=self.serving,
+                in_ensemble=chain.variant.name in self.members,
                 server_backend=self.engine.server_backend,
                 opt_batch=self.engine.opt_batch,
                 version_compatible=self.engine.version_compatible,
@@ -404,6 +414,7 @@ class _Build:
                 image_size=self.data.image_size,
                 num_classes=len(labels),
                 max_batch=self.engine.max_batch,
+                serving=self.serving,
             )
             view.reused = published.reused
             view.note = f"{published.model} version {published.version}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from builder.errors import PublishError
 from builder.publish import CONFIG_FILE, Entry, Published, check_names, publish_entry, render_labels
+from builder.serving import ServingConfig
 from builder.triton_config import TritonConfig, mean_name
 
 
@@ -27,6 +28,7 @@ def publish_ensemble(
     image_size: int,
     num_classes: int,
     max_batch: int,
+    serving: ServingConfig | None = None,
 ) -> Published:
     """Publishes an ensemble of published models, and the model that averages their logits.
 
@@ -36,19 +38,21 @@ def publish_ensemble(
     Args:
         repository: The model repository that holds the members.
         model: The ensemble's name; the mean's is `<model>_mean`.
-        members: The names of two or more published models.
+        members: The names of two or more published models, each published with `in_ensemble`.
         labels: One class name per output, in order; the members' own.
         card: The provenance, as JSON; the members' names are added to it.
         image_size: Height and width of the members' input, in pixels.
         num_classes: Length of the members' output.
         max_batch: The largest batch, at most every member's.
+        serving: What bounds the mean's queue; the defaults when not given.
 
     Returns:
         The ensemble's version served from now on.
 
     Raises:
-        PublishError: There are fewer than two members, a member is missing or takes other images, answers other
-            classes or takes smaller batches, or the repository cannot be written.
+        PublishError: There are fewer than two members, a member is missing, takes other images, answers other
+            classes, takes smaller batches or was not published with `in_ensemble`, or the repository cannot be
+            written.
     """
     check_names(model, labels, num_classes)
     if len(set(members)) < 2 or len(set(members)) != len(members):
@@ -63,6 +67,8 @@ def publish_ensemble(
         num_classes=num_classes,
         max_batch=max_batch,
         members=tuple(members),
+        serving=serving or ServingConfig(),
+        in_ensemble=True,
     )
     mean = replace(ensemble, name=mean_name(model), server_backend="temper_mean")
     about = {"members": list(members), **card}
@@ -78,13 +84,14 @@ def _check_member(repository: Path, model: str, member: str, wanted: tuple[int, 
     path = repository / member / CONFIG_FILE
     try:
         config = text_format.Parse(path.read_text(), pb.ModelConfig())
-    except (OSError, text_format.ParseError) as error:
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise PublishError(
             f"ensemble {model}: its member {member} is not a model of {repository}; publish it first, or "
             "choose another"
         ) from error
     image_size, num_classes, max_batch = wanted
-    found = (list(config.input[0].dims)[:1], list(config.output[0].dims))
+    images, logits = ([size for tensor in each for size in tensor.dims] for each in (config.input, config.output))
+    found = (images[:1], logits)
     if found != ([image_size], [num_classes]):
         raise PublishError(
             f"ensemble {model}: its member {member} takes images of {found[0]} pixels and answers {found[1]} "
@@ -94,4 +101,9 @@ def _check_member(repository: Path, model: str, member: str, wanted: tuple[int, 
         raise PublishError(
             f"ensemble {model}: its member {member} takes batches of up to {config.max_batch_size}, expected "
             f"{max_batch}; lower max_batch to that"
+        )
+    if config.dynamic_batching.default_queue_policy.max_queue_size > 0:
+        raise PublishError(
+            f"ensemble {model}: its member {member} bounds its queue by number, and tritonserver dies when a step "
+            "of an ensemble is refused so; publish it again with in_ensemble"
         )

@@ -23,6 +23,7 @@ from typing import Any
 from builder.errors import PublishError
 from builder.files import describe_os_error, fsync_path, fsync_tree, locked, replace_file, sha256_file
 from builder.plans import Plan, carried_plans, plan_name, runtime_of
+from builder.serving import ServingConfig
 from builder.triton_config import ServerBackend, TritonConfig, render_config
 
 CONFIG_FILE = "config.pbtxt"
@@ -80,6 +81,8 @@ def publish(
     max_batch: int,
     parameters: Mapping[str, str],
     num_instances: int = 1,
+    serving: ServingConfig | None = None,
+    in_ensemble: bool = False,
     server_backend: ServerBackend = "temper",
     opt_batch: int | None = None,
     graph_batches: tuple[int, ...] | None = None,
@@ -108,6 +111,8 @@ def publish(
         max_batch: The largest batch that the engine takes.
         parameters: config.pbtxt's parameters; `engine` and `file` are read by the plugin.
         num_instances: Triton's model instances.
+        serving: What bounds its queue; the defaults when not given.
+        in_ensemble: It may be a member of an ensemble, so that its queue is bounded by time alone.
         server_backend: `temper`, the plugin, or `tensorrt`, Triton's own backend.
         opt_batch: The batch that the engine was tuned for.
         graph_batches: Batch sizes that get a CUDA graph on a GPU; None is 1, `opt_batch` and `max_batch`.
@@ -140,6 +145,8 @@ def publish(
             max_batch=max_batch,
             parameters={"file": plan.name, **parameters},
             num_instances=num_instances,
+            serving=serving or ServingConfig(),
+            in_ensemble=in_ensemble,
             server_backend=server_backend,
             opt_batch=opt_batch,
             graph_batches=graph_batches,

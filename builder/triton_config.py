@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from builder.serving import ServingConfig
+
 # The wire, written once (see DESIGN's contract): names that the export, the plugin and every client share.
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
@@ -35,6 +37,10 @@ class TritonConfig:
     """String parameters; `engine` is the kind of engine, `file` its name in the version's folder."""
     num_instances: int = 1
     """Model instances."""
+    serving: ServingConfig = field(default_factory=ServingConfig)
+    """What bounds its queue; an ensemble has none of its own, its members' bound it."""
+    in_ensemble: bool = False
+    """A step of an ensemble, whose queue is bounded by time alone."""
     server_backend: ServerBackend = "temper"
     """What runs it: the plugin, Triton's own TensorRT backend, Triton's ensemble scheduler, or the mean."""
     opt_batch: int | None = None
@@ -82,12 +88,25 @@ def render_config(config: TritonConfig, *, version: int, label_filename: str) ->
         _add_steps(message, config)
     else:
         message.backend = config.server_backend
-        message.dynamic_batching.SetInParent()
+        _add_queue(message, config)
         _add_backend(message, config, pb)
     for key, value in config.parameters.items():
         message.parameters[key].string_value = value
     text: str = text_format.MessageToString(message)
     return text.encode()
+
+
+def _add_queue(message: Any, config: TritonConfig) -> None:
+    """Adds the batcher, and the bound of what waits for it: by default Triton queues without end.
+
+    `timeout_action` stays at REJECT, Triton's default; DELAY would keep what nobody waits for any more.
+    """
+    queue = message.dynamic_batching.default_queue_policy
+    # A step that is refused because its queue is full leaves an ensemble's request unanswered for ever, or takes
+    # the server along (2.51; core pull request 466 mends it, February 2026). Refused in time it ends as it should.
+    if not config.in_ensemble:
+        queue.max_queue_size = config.serving.queue_size(config.max_batch, config.num_instances)
+    queue.default_timeout_microseconds = config.serving.queue_timeout_ms * 1000
 
 
 def _add_tensors(message: Any, config: TritonConfig, label_filename: str, pb: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from builder.data import DataConfig
 from builder.engines import EngineConfig
 from builder.model import ModelConfig
+from builder.serving import ServingConfig
 from builder.train import TrainConfig
 from builder.triton_config import mean_name
 from builder.variant import VariantConfig
@@ -45,6 +46,8 @@ class Recipe:
     """What is built from them; the first one is what the others are compared with."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """What runs the variants."""
+    serving: ServingConfig = field(default_factory=ServingConfig)
+    """How they are served: what bounds their queues."""
     load: LoadConfig = field(default_factory=LoadConfig)
     """The load tests."""
     attacks: tuple[AttackConfig, ...] = ()

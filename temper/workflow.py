@@ -91,6 +91,7 @@ def build_recipe(recipe: Recipe, *, repository: Path, runs: Path, display: Displ
         train=recipe.train,
         variants=recipe.variants,
         engine=recipe.engine,
+        serving=recipe.serving,
         store=Store(runs / recipe.name / "stages"),
         repository=repository,
         progress_factory=display.stage,

@@ -81,6 +81,12 @@ def test_bad_request_is_refused_and_the_server_stays_ready(
     assert _infer(client, np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 10)
 
 
+def test_published_queue_is_the_served_one(client: Any) -> None:
+    """Completing the config must not take its bound away."""
+    policy = client.get_model_config("toy_fp32").config.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (128, 30_000_000)
+
+
 def test_config_is_completed_from_the_artifact(toy_repository: Path) -> None:
     config = toy_repository / "toy_fp32" / "config.pbtxt"
     config.write_text('name: "toy_fp32"\nbackend: "temper"\n')

@@ -21,6 +21,7 @@ from builder.engines import EngineConfig
 from builder.errors import DataError, EngineError, ModelError
 from builder.model import ModelConfig
 from builder.quantize import QuantizeConfig
+from builder.serving import ServingConfig
 from builder.train import TrainConfig
 from builder.variant import CompressStage, VariantConfig
 
@@ -135,6 +136,14 @@ def test_every_precision_is_built_and_published(workshop: Workshop) -> None:
     assert [one.step for one in low.snapshots] == ["float32", "quantize"]
     (stem,) = low.stages[-2].figures["audit"]["kept_high"]
     assert stem["name"] == "/model/conv1/Conv"
+
+
+def test_other_serving_rebuilds_nothing(workshop: Workshop) -> None:
+    (one,) = workshop.build(INT8, serving=ServingConfig(max_queue=7, queue_timeout_ms=500))
+    assert workshop.made() == ["int8: publish"]
+    config = (one.path.parent / "config.pbtxt").read_text()
+    assert "max_queue_size: 7" in config
+    assert "default_timeout_microseconds: 500000" in config
 
 
 def test_quantisation_by_training_starts_from_the_network(workshop: Workshop) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 from builder.ensemble import publish_ensemble
 from builder.errors import PublishError
 from builder.publish import Published, publish
+from builder.serving import ServingConfig
 from client import Client
+from client.errors import ClientError
 from temper.server import TritonServer
 
 if TYPE_CHECKING:
@@ -29,7 +32,13 @@ MEMBERS = ["toy_fp32", "toy_int8"]
 
 
 def publish_member(repository: Path, model: str, engine: Path, **changes: Any) -> Published:
-    settings: dict[str, Any] = {"image_size": 32, "num_classes": 10, "max_batch": 16, **changes}
+    settings: dict[str, Any] = {
+        "image_size": 32,
+        "num_classes": 10,
+        "max_batch": 16,
+        "in_ensemble": True,
+        **changes,
+    }
     labels = LABELS[: settings["num_classes"]]
     return publish(
         repository,
@@ -94,7 +103,8 @@ def test_ensemble_says_its_steps(repository: Path) -> None:
         ("logits_1", pb.TYPE_FP32, [10]),
     ]
     assert mean.instance_group[0].kind == pb.ModelInstanceGroup.KIND_CPU
-    assert mean.HasField("dynamic_batching")
+    policy = mean.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (0, 30_000_000)
 
 
 def test_same_again_is_reused_and_other_members_are_a_new_version(repository: Path) -> None:
@@ -117,6 +127,7 @@ def test_same_again_is_reused_and_other_members_are_a_new_version(repository: Pa
         ({"members": ["toy_fp32", "large"]}, r"its member large takes images of \[64\] pixels .* expected \[32\]"),
         ({"members": ["toy_fp32", "few"]}, r"its member few .* answers \[3\] classes, expected \[32\] and \[10\]"),
         ({"max_batch": 32}, r"its member toy_fp32 takes batches of up to 16, expected 32; lower max_batch"),
+        ({"members": ["toy_fp32", "alone"]}, r"its member alone bounds its queue by number, .* with in_ensemble"),
         ({"labels": LABELS[:2]}, r"model pair: got 2 labels, expected one for each of 10 classes"),
     ],
     ids=lambda value: str(value)[:30],
@@ -126,6 +137,7 @@ def test_members_that_do_not_fit_are_refused(
 ) -> None:
     publish_member(repository, "large", tmp_path / "model.onnx", image_size=64)
     publish_member(repository, "few", tmp_path / "model.onnx", num_classes=3)
+    publish_member(repository, "alone", tmp_path / "model.onnx", in_ensemble=False)
     with pytest.raises(PublishError, match=message):
         publish_pair(repository, **changes)
     assert not (repository / "pair").exists()
@@ -139,11 +151,18 @@ def served(toy_onnx: Path, toy_int8: Path, tmp_path_factory: pytest.TempPathFact
     repository = folder / "repository"
     for member, engine in (("toy_fp32", toy_onnx), ("toy_int8", toy_int8), ("gone", toy_onnx)):
         publish_member(repository, member, engine)
+    publish_member(repository, "narrow", toy_onnx, serving=ServingConfig(max_queue=1), in_ensemble=False)
+    hasty = ServingConfig(queue_timeout_ms=200)
+    publish_member(repository, "hasty_1", toy_onnx, serving=hasty)
+    publish_member(repository, "hasty_2", toy_onnx, serving=hasty)
+    publish_pair(repository, model="bounded", members=["hasty_1", "hasty_2"])
     publish_pair(repository)
     publish_pair(repository, model="orphan", members=["toy_fp32", "gone"])
     shutil.rmtree(repository / "gone")
     # Triton loads an ensemble's members with it.
-    with TritonServer(repository, models=["pair"], log_file=folder / "tritonserver.log") as server:
+    with TritonServer(
+        repository, models=["pair", "narrow", "bounded"], log_file=folder / "tritonserver.log"
+    ) as server:
         yield server
 
 
@@ -156,6 +175,35 @@ def test_answers_are_the_mean_of_the_members(served: TritonServer, sample: Sampl
         logits = client.infer("pair", images)
     assert not np.allclose(answers[0], answers[1], atol=1e-4), "two members that agree prove nothing"
     np.testing.assert_allclose(logits, np.mean(answers, axis=0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("model", "reason"), [("narrow", "Exceeds maximum queue size"), ("bounded", "Request timeout expired")]
+)
+def test_full_queue_refuses_and_answers_the_rest(
+    served: TritonServer, sample: Sample, model: str, reason: str
+) -> None:
+    """An ensemble is bounded by its members' queues."""
+    images = sample.images[:16]
+
+    def ask(number: int) -> Any:
+        try:
+            return client.infer(model, images)
+        except ClientError as error:
+            return error
+
+    with Client(served.grpc_url) as client, ThreadPoolExecutor(96) as pool:
+        expected = client.infer(model, images)
+        answers = list(pool.map(ask, range(192)))
+        refused = [answer for answer in answers if isinstance(answer, ClientError)]
+        assert refused
+        assert {error.code for error in refused} == {"UNAVAILABLE"}
+        assert all(reason in str(error) for error in refused)
+        for answer in answers:
+            if not isinstance(answer, ClientError):
+                np.testing.assert_allclose(answer, expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(client.infer(model, images), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.server

@@ -11,6 +11,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from builder.publish import publish
+from builder.serving import ServingConfig
 from builder.triton_config import TritonConfig, render_config
 from client import Client
 from temper.server import TritonServer
@@ -50,6 +51,23 @@ def test_native_entry_is_for_tritons_own_backend() -> None:
     assert (group.count, group.kind, list(group.profile)) == (3, pb.ModelInstanceGroup.KIND_GPU, [])
     assert message.output[0].label_filename == "labels.txt"
     assert parameters(message) == {"engine": "tensorrt", "file": "model.plan"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "timeout_us"),
+    [
+        ({"num_instances": 2}, 128, 30_000_000),
+        ({"max_batch": 1, "num_instances": 1}, 64, 30_000_000),
+        ({"serving": ServingConfig(max_queue=5, queue_timeout_ms=500)}, 5, 500_000),
+        ({"server_backend": "temper", "num_instances": 4}, 256, 30_000_000),
+        ({"server_backend": "temper", "in_ensemble": True}, 0, 30_000_000),
+    ],
+    ids=str,
+)
+def test_queue_is_bounded(changes: dict[str, Any], size: int, timeout_us: int) -> None:
+    policy = read(replace(NATIVE, **changes)).dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (size, timeout_us)
+    assert (policy.timeout_action, policy.allow_timeout_override) == (pb.ModelQueuePolicy.REJECT, False)
 
 
 def test_native_entry_lists_every_graph() -> None:
