@@ -77,7 +77,7 @@ def evaluate_accuracy(
         batch_size: images per request.
         progress: called with (images answered, images in all).
         concurrency: requests in flight.
-        version: version of the model; "" is the server's choice.
+        version: version of the model; "" is the newest one, and all answers are its.
         timeout_s: deadline of one request in seconds.
         retry: how requests that failed are sent again; `RetryPolicy()` when not given.
 
@@ -92,7 +92,9 @@ def evaluate_accuracy(
 
     async def run() -> AccuracyResult:
         async with AsyncClient(url, timeout_s=timeout_s) as client:
-            infer = RetryingInfer(lambda batch: client.infer(model, batch, version=version), retry)
+            # All answers come from one version, whatever is promoted meanwhile.
+            pinned = (await client.model_info(model, version)).version
+            infer = RetryingInfer(lambda batch: client.infer(model, batch, version=pinned), retry)
             result = await evaluate(
                 infer,
                 images,

@@ -202,6 +202,7 @@ def load(
 @click.option("--concurrency", type=click.INT, default=4, show_default=True, help="Requests in flight.")
 @click.option("--seed", type=click.INT, default=0, show_default=True, help="Of the images and the attack.")
 @click.option("--save", type=path_type, help="Folder for adversarial images, and to resume from.")
+@runs_option
 @json_option
 def attack(
     model: str,
@@ -210,12 +211,14 @@ def attack(
     images: Path,
     labels: Path | None,
     save: Path | None,
+    runs: Path,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Measure the accuracy of a served model under attack.
 
-    Every image is sent to the endpoint as uint8, within the budget, and judged by the answer.
+    Every image is sent to the endpoint as uint8, within the budget, and judged by the answer. An attack that ends
+    early goes on where it was when the same command is given again.
     """
     from temper.commands.attack import attack_command
 
@@ -229,6 +232,7 @@ def attack(
         model=model,
         url=url,
         repository=repository,
+        runs=runs,
         save=save,
         as_json=as_json,
     )

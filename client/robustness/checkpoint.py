@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import json
 import zlib
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +15,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from client.errors import ClientError
 from client.robustness.base import AttackConfig
 from client.scores import Int64Array, UInt8Array
 
+FILE_NAME = "finished.jsonl"
 FORMAT = 2
 """Raised when the lines change, or what they mean."""
 
@@ -24,22 +28,27 @@ class Checkpoint:
     """One file: a header that says which attack it belongs to, then one line per finished image.
 
     Every line is flushed, so a killed process loses only the images it had not finished; a last line cut short is
-    dropped. The images' own random streams make the resumed attack equal to an uninterrupted one.
+    dropped. The images' own random streams make the resumed attack equal to an uninterrupted one. The file is
+    locked: two attacks never write the same one.
     """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         """Open or start the file.
 
         Raises:
-            ValueError: the file belongs to another attack, or is no checkpoint.
+            ValueError: the file belongs to another attack, is being written by one, or is no checkpoint.
+            OSError: it cannot be written.
         """
         self.path = path
         self.entries: list[dict[str, Any]] = []
-        kept = self._read(header)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("r+b" if kept else "w+b")
-        self._file.seek(kept)
-        self._file.truncate()
+        self._file = path.open("a+b")
+        try:
+            kept = self._read(header)
+            self._file.truncate(kept)
+        except BaseException:
+            self._file.close()
+            raise
         if not kept:
             self.append(header)
 
@@ -54,15 +63,33 @@ class Checkpoint:
         self._file.close()
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Write one line."""
-        self._file.write(json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        """Write one line.
+
+        Raises:
+            ClientError: there is no room for it.
+        """
+        try:
+            self._file.write(json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise ClientError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def remove(self) -> None:
+        """Delete the file, and its folder when nothing else is in it."""
+        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.parent.rmdir()
 
     def _read(self, header: dict[str, Any]) -> int:
-        """Fill `entries` and return how many bytes of the file are whole lines."""
-        if not self.path.exists():
-            return 0
-        content = self.path.read_bytes()
+        """Lock the file, fill `entries` and return how many bytes of it are whole lines."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{self.path}: another attack is writing it; wait for that one, or give this attack its own file"
+            ) from error
+        self._file.seek(0)
+        content = self._file.read()
         kept = content.rfind(b"\n") + 1
         if not kept:
             return 0
@@ -83,12 +110,28 @@ class Checkpoint:
         return kept
 
 
-def build_header(config: AttackConfig, images: UInt8Array, labels: Int64Array, endpoint: str) -> dict[str, Any]:
-    """Return what an attack's outcome depends on; batch size and concurrency are not among it."""
+def checkpoint_path(folder: Path, header: dict[str, Any]) -> Path:
+    """Return the file in `folder` that is this attack's own."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+    return folder / digest[:16] / FILE_NAME
+
+
+def build_header(
+    config: AttackConfig, images: UInt8Array, labels: Int64Array, indices: Int64Array, endpoint: str
+) -> dict[str, Any]:
+    """Return what an attack's outcome depends on; batch size and concurrency are not among it.
+
+    Args:
+        config: the attack.
+        images: uint8 [N, H, W, 3].
+        labels: int64 [N].
+        indices: which of them are attacked; these are read whole.
+        endpoint: name of what is attacked.
+    """
     header = {key: value for key, value in asdict(config).items() if key not in ("batch_size", "concurrency")}
-    # The first image stands for all of them: hashing a data set of gigabytes would cost more than it catches.
     digest = hashlib.sha256(labels.tobytes())
-    digest.update(np.ascontiguousarray(images[0]).tobytes())
+    for index in indices.tolist():
+        digest.update(np.ascontiguousarray(images[index]).tobytes())
     return {
         "format": FORMAT,
         **header,

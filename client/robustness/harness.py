@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,15 @@ from client.accuracy import evaluate
 from client.errors import ClientError
 from client.retry import RetryingInfer, RetryPolicy
 from client.robustness.base import Attack, AttackConfig, Slots
-from client.robustness.checkpoint import Checkpoint, build_header
+from client.robustness.checkpoint import Checkpoint, build_header, checkpoint_path
 from client.robustness.judge import Judge
 from client.robustness.noise import Noise
 from client.robustness.result import AttackResult, build_result
 from client.robustness.scheduler import Scheduler, build_slots
 from client.robustness.square import Square
 from client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels
+
+Say = Callable[[str], None]
 
 _FAMILIES: dict[str, Callable[[Slots], Attack]] = {"square": Square, "noise": Noise}
 
@@ -37,6 +40,9 @@ def attack(
     gallery: int = 8,
     *,
     checkpoint: Path | None = None,
+    checkpoints: Path | None = None,
+    identity: str = "",
+    say: Say | None = None,
     version: str = "",
     timeout_s: float = 30.0,
     retry: RetryPolicy | None = None,
@@ -56,7 +62,11 @@ def attack(
         progress: called with (queries spent, budget of all images); a fooled image gives back its rest at once.
         gallery: how many fooled images to keep as examples.
         checkpoint: file of finished images; an attack that was interrupted goes on from it.
-        version: version of the model; "" is the server's choice.
+        checkpoints: folder of such files, when `checkpoint` is not given: the attack finds its own by what its
+            outcome depends on, and deletes it when it is done.
+        identity: tells the model from others of its name and version, such as a digest of its files.
+        say: called with one line when the attack goes on from a checkpoint, or can keep none.
+        version: version of the model; "" is the newest one, and the attack stays with it.
         timeout_s: deadline of one request in seconds.
         retry: how requests that failed are sent again; `RetryPolicy()` when not given.
 
@@ -69,7 +79,9 @@ def attack(
 
     async def run() -> AttackResult:
         async with AsyncClient(url, timeout_s=timeout_s) as client:
-            infer = RetryingInfer(lambda batch: client.infer(model, batch, version=version), retry)
+            # All answers come from one version, whatever is promoted meanwhile.
+            pinned = (await client.model_info(model, version)).version
+            infer = RetryingInfer(lambda batch: client.infer(model, batch, version=pinned), retry)
             result = await attack_endpoint(
                 infer,
                 images,
@@ -78,7 +90,9 @@ def attack(
                 progress=progress,
                 gallery=gallery,
                 checkpoint=checkpoint,
-                endpoint=f"{model}:{version}",
+                checkpoints=checkpoints,
+                endpoint=f"{model}:{pinned}:{identity}",
+                say=say,
             )
             return replace(result, retries=dict(infer.retries))
 
@@ -94,7 +108,9 @@ async def attack_endpoint(
     progress: Progress | None = None,
     gallery: int = 8,
     checkpoint: Path | None = None,
+    checkpoints: Path | None = None,
     endpoint: str = "",
+    say: Say | None = None,
 ) -> AttackResult:
     """Attack any endpoint behind the `Infer` seam; see `attack`.
 
@@ -106,11 +122,16 @@ async def attack_endpoint(
         progress: called with (queries spent, budget of all images).
         gallery: how many fooled images to keep as examples.
         checkpoint: file of finished images.
+        checkpoints: folder of such files, each in use until its attack is done.
         endpoint: name of what is attacked; a checkpoint is refused when it names another.
+        say: called with one line when the attack goes on from a checkpoint, or can keep none.
     """
     truth = check_labels(images, labels)
     indices = choose_images(len(images), config)
-    log = Checkpoint(checkpoint, build_header(config, images, truth, endpoint)) if checkpoint else None
+    log = None
+    if checkpoint or checkpoints:
+        header = build_header(config, images, truth, indices, endpoint)
+        log = _open_checkpoint(checkpoint, checkpoints, header, say or _quiet)
     with log or nullcontext():
         num_finished = 0
         try:
@@ -132,9 +153,11 @@ async def attack_endpoint(
         except ClientError as error:
             raise type(error)(
                 f"{error} (attack {config.name}: {num_finished} of {len(indices)} images were finished"
-                f"{'; run it again to go on from its checkpoint' if checkpoint else ''})",
+                f"{f'; run it again to go on from {log.path}' if log else ''})",
                 code=error.code,
             ) from error
+        if log and not checkpoint:
+            log.remove()
     return build_result(
         config,
         indices=indices,
@@ -148,6 +171,30 @@ async def attack_endpoint(
         num_queries_now=judge.num_queries,
         duration_s=time.perf_counter() - start,
     )
+
+
+def _open_checkpoint(
+    file: Path | None, folder: Path | None, header: dict[str, Any], say: Say
+) -> Checkpoint | None:
+    try:
+        if file:
+            log = Checkpoint(file, header)
+        else:
+            assert folder
+            log = Checkpoint(checkpoint_path(folder, header), header)
+    except OSError as error:
+        text = f"{file or folder}: cannot be written: {error.strerror}"
+        if file:
+            raise ValueError(text) from error
+        say(f"{text}; an attack that is interrupted starts anew")
+        return None
+    if log.entries:
+        say(f"going on from {log.path}: {len(log.entries):,} images are finished")
+    return log
+
+
+def _quiet(line: str) -> None:
+    """Says nothing."""
 
 
 async def _run(infer: Infer, judge: Judge, right: Int64Array) -> None:

@@ -14,13 +14,14 @@ import click
 from client.client import Client
 from client.model import ModelInfo
 from client.robustness import AttackConfig, AttackResult, attack
+from client.robustness.checkpoint import FILE_NAME
+from temper.commands.main_job import resumable
 from temper.endpoint import Endpoint
 from temper.errors import TemperError
 from temper.inputs import Images, Labels, load_tree, open_images, open_labels
+from temper.measure import subject
 from temper.progress import Display
 from temper.report.text import budget, interval, percent
-
-_CHECKPOINT = "finished.jsonl"
 
 
 class AttackError(TemperError):
@@ -35,10 +36,14 @@ def attack_command(
     model: str,
     url: str | None,
     repository: Path,
+    runs: Path,
     save: Path | None,
     as_json: bool,
 ) -> None:
     """Attacks a served model and prints the accuracy that is left.
+
+    What was finished of an attack that ends early is kept in `save`, or else under `runs`, and the same command
+    goes on from it.
 
     Raises:
         AttackError: More images are asked for than there are, or `save` belongs to another attack.
@@ -47,35 +52,41 @@ def attack_command(
         config = AttackConfig(**settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    with Display() as display:
+    with resumable(), Display() as display:
         endpoint = Endpoint(url, repository, models=[model], display=display)
         with endpoint:
-            result, info = _attack(endpoint.url(), model, (images, labels), config, save, display)
+            with Client(endpoint.url()) as client:
+                info = client.model_info(model)
+            with _labelled(images, labels, info, display) as (pixels, classes):
+                with display.stage(f"{config.name} {budget(config.norm, config.epsilon)} on {model}") as stage:
+                    try:
+                        result = attack(
+                            endpoint.url(),
+                            model,
+                            pixels,
+                            classes,
+                            config,
+                            stage,
+                            checkpoint=save / FILE_NAME if save else None,
+                            checkpoints=runs / "attacks",
+                            identity=url or _digest(repository, info),
+                            say=display.say,
+                            version=info.version,
+                        )
+                    except ValueError as error:
+                        raise AttackError(str(error)) from error
     if save is not None:
         result.save(save)
     click.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else _text(result, info))
 
 
-def _attack(
-    url: str,
-    model: str,
-    inputs: tuple[Path, Path | None],
-    config: AttackConfig,
-    save: Path | None,
-    display: Display,
-) -> tuple[AttackResult, ModelInfo]:
-    with Client(url) as client:
-        info = client.model_info(model)
-    checkpoint = save / _CHECKPOINT if save is not None else None
-    with _labelled(*inputs, info, display) as (pixels, classes):
-        with display.stage(f"{config.name} {budget(config.norm, config.epsilon)} on {model}") as stage:
-            try:
-                result = attack(
-                    url, model, pixels, classes, config, stage, checkpoint=checkpoint, version=info.version
-                )
-            except ValueError as error:
-                raise AttackError(str(error)) from error
-    return result, info
+def _digest(repository: Path, info: ModelInfo) -> str:
+    """What tells a model from one that was published in its place, under the same name and version."""
+    place = repository / info.name / info.version
+    try:
+        return subject(info.name, info.name, int(info.version), place).artifact.digest
+    except OSError:  # no entry that `temper build` wrote
+        return str(place.resolve())
 
 
 @contextmanager

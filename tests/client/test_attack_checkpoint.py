@@ -9,6 +9,7 @@ import pytest
 
 from client.errors import ServerUnavailable
 from client.robustness import AttackConfig, attack_endpoint
+from client.robustness.checkpoint import Checkpoint
 
 Digits = Any  # the fixture's class in conftest.py
 
@@ -22,7 +23,7 @@ async def test_interrupted_attack_resumes_to_the_same_result(digits: Digits, tmp
     whole = await attack_endpoint(digits.endpoint().infer, digits.images, digits.labels, config(name))
     path = tmp_path / "runs" / "attack.jsonl"
     breaking = digits.endpoint(fail_after=1050 if name == "art-square" else 300)
-    with pytest.raises(ServerUnavailable, match="were finished; run it again to go on from its checkpoint"):
+    with pytest.raises(ServerUnavailable, match="were finished; run it again to go on from .*attack.jsonl"):
         await attack_endpoint(breaking.infer, digits.images, digits.labels, config(name), checkpoint=path)
     done = len(path.read_text().splitlines()) - 1
     assert 0 < done < 146
@@ -92,6 +93,79 @@ async def test_checkpoint_of_other_images_is_refused(digits: Digits, tmp_path: P
         await attack_endpoint(
             digits.endpoint().infer, digits.images[10:20], digits.labels[10:20], config(), checkpoint=path
         )
+
+
+async def test_attack_keeps_its_own_checkpoint_until_it_is_done(digits: Digits, tmp_path: Path) -> None:
+    data = (digits.images, digits.labels)
+    kept: dict[str, Any] = {"checkpoints": tmp_path / "runs" / "attacks", "endpoint": "a"}
+    with pytest.raises(ServerUnavailable, match=r"run it again to go on from .*/[0-9a-f]{16}/finished.jsonl\)$"):
+        await attack_endpoint(digits.endpoint(fail_after=300).infer, *data, config(), **kept)
+    (file,) = kept["checkpoints"].rglob("*.jsonl")
+    before = file.read_bytes()
+    # Whatever else decides the outcome has a file of its own.
+    lines: list[str] = []
+    others: list[tuple[Any, Any, dict[str, Any]]] = [
+        (data, config(seed=1), {}),
+        (data, config(epsilon=39), {}),
+        (data, config(), {"endpoint": "b"}),
+        ((digits.images[1:], digits.labels[1:]), config(), {}),
+        ((np.concatenate([digits.images[:-1], digits.images[:1]]), digits.labels), config(), {}),
+    ]
+    for images, settings, changes in others:
+        with pytest.raises(ServerUnavailable, match=": 0 of 1[56][09] images were finished"):
+            endpoint = digits.endpoint(fail_after=0)
+            await attack_endpoint(endpoint.infer, *images, settings, **(kept | changes), say=lines.append)
+    assert lines == []
+    assert len(list(kept["checkpoints"].rglob("*.jsonl"))) == 1 + len(others)
+    assert file.read_bytes() == before
+    result = await attack_endpoint(digits.endpoint().infer, *data, config(), **kept, say=lines.append)
+    finished = len(before.splitlines()) - 1
+    assert lines == [f"going on from {file}: {finished} images are finished"] and finished > 0
+    assert not file.parent.exists()
+    whole = await attack_endpoint(digits.endpoint().infer, *data, config())
+    assert np.array_equal(result.survived, whole.survived) and np.array_equal(result.queries, whole.queries)
+
+
+async def test_image_whose_answer_was_no_number_stays_broken_in_the_checkpoint(
+    digits: Digits, tmp_path: Path
+) -> None:
+    endpoint, path = digits.endpoint(), tmp_path / "attack.jsonl"
+    data = (digits.images[:20], digits.labels[:20])
+
+    async def infer(images: np.ndarray) -> np.ndarray:
+        scores: np.ndarray = await endpoint.infer(images)
+        if len(endpoint.batch_sizes) == 5:  # after the three of the clean images
+            scores[:] = np.inf
+        return scores
+
+    settings = config(concurrency=1)
+    first = await attack_endpoint(infer, *data, settings, checkpoint=path)
+    again = await attack_endpoint(digits.endpoint().infer, *data, settings, checkpoint=path)
+    assert first.errors == again.errors == {"nonfinite_output": endpoint.batch_sizes[4]}
+    assert np.array_equal(first.survived, again.survived) and first.curve == again.curve
+
+
+async def test_file_that_another_attack_writes_is_refused(digits: Digits, tmp_path: Path) -> None:
+    path, data = tmp_path / "attack.jsonl", (digits.images[:10], digits.labels[:10])
+    header = {"any": "attack"}
+    with (
+        Checkpoint(path, header),
+        pytest.raises(ValueError, match="attack.jsonl: another attack is writing it; w"),
+    ):
+        await attack_endpoint(digits.endpoint().infer, *data, config(), checkpoint=path)
+    assert json.loads(path.read_text()) == header
+
+
+async def test_folder_that_cannot_be_written_costs_the_checkpoint_and_not_the_attack(
+    digits: Digits, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").write_text("a file")
+    data, lines = (digits.images[:10], digits.labels[:10]), []
+    folder = tmp_path / "runs" / "attacks"
+    await attack_endpoint(digits.endpoint().infer, *data, config(), checkpoints=folder, say=lines.append)
+    assert lines == [f"{folder}: cannot be written: Not a directory; an attack that is interrupted starts anew"]
+    with pytest.raises(ValueError, match="attacks: cannot be written: File exists"):
+        await attack_endpoint(digits.endpoint().infer, *data, config(), checkpoint=folder)
 
 
 async def test_file_that_is_no_checkpoint_is_refused_and_left_alone(digits: Digits, tmp_path: Path) -> None:

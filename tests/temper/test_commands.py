@@ -41,6 +41,12 @@ def tree(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command leaves in the working folder is this test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
 def on(server: TritonServer, command: str, *args: object) -> Result:
     options = ["--url", server.grpc_url, "--model", MODEL]
     return CliRunner().invoke(cli, [command, *options, *map(str, args)])
@@ -190,6 +196,8 @@ def test_attack_arrays_json(server: TritonServer, sample: Sample, tmp_path: Path
     assert (found["attack"], found["norm"], found["epsilon"]) == ("noise", "linf", 8.0)
     assert found["accuracy"]["num_images"] == 20
     assert found["accuracy"]["value"] <= found["clean_accuracy"]["value"]
+    assert (found["errors"], found["retries"]) == ({}, {})
+    assert list(Path("runs", "attacks").iterdir()) == []  # its checkpoint goes when it is done
 
 
 def test_attack_more_images_than_there_are(server: TritonServer, tree: Path) -> None:
