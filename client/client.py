@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from client import protocol, wire
+from client.calls import Calls
 from client.errors import ClientError, DeadlineExceeded, ModelNotFound, ServerUnavailable
 from client.model import ModelInfo, ServerStatistics
-from client.streaming import stream_batches
+from client.streaming import Stream
 
 # Pieces of one call that are on the way at once: enough to keep two instances of a model fed.
 MAX_IN_FLIGHT = 8
@@ -37,8 +38,7 @@ class Client:
         """Open the channel; nothing is sent yet."""
         self.url = url
         self.timeout_s = timeout_s
-        self._channel = wire.open_channel(url)
-        self._infer = wire.raw_infer(self._channel)
+        self._calls = Calls(url)
         self._infos: dict[tuple[str, str], ModelInfo] = {}
 
     def __repr__(self) -> str:
@@ -56,8 +56,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; calls on the way are cancelled."""
-        self._channel.close()
+        """Close the connection; what is on the way has a few seconds to finish before it is cancelled."""
+        self._calls.close()
 
     def server_ready(self, *, timeout_s: float | None = None) -> bool:
         """Tell whether the server answers and its models are ready; False when nothing answers."""
@@ -123,20 +123,20 @@ class Client:
             while True:
                 while len(sent) < MAX_IN_FLIGHT and (piece := next(pieces, None)) is not None:
                     request = protocol.encode(info, images[piece], version=version)
-                    sent.append((piece, self._infer.future(request, timeout=max(0, deadline - time.monotonic()))))
+                    sent.append((piece, self._calls.start("ModelInfer", request, limit_s)))
                 if not sent:
                     assert logits is not None
                     return protocol.check_finite(info, logits)
-                piece, pending = sent[0]
-                answer = wire.collect(pending, limit_s, self.url)
+                piece, call = sent[0]
+                answer = self._calls.wait(call, deadline, limit_s)
                 sent.popleft()
                 part = protocol.decode(info, answer, piece.stop - piece.start)
                 if logits is None:
                     logits = np.empty((len(images), *part.shape[1:]), np.float32)
                 logits[piece] = part
         finally:
-            for _, pending in sent:
-                pending.cancel()
+            for _, call in sent:
+                call.cancel()  # only what was not sent yet
 
     def stream(
         self,
@@ -164,15 +164,8 @@ class Client:
         """
         info = self.model_info(model, version)
         limit_s = self.timeout_s if timeout_s is None else timeout_s
-        yield from stream_batches(
-            self._channel,
-            info,
-            batches,
-            version=version,
-            timeout_s=limit_s,
-            max_in_flight=max_in_flight,
-            url=self.url,
-        )
+        stream = Stream(self._calls, info, batches, version=version, max_in_flight=max_in_flight, url=self.url)
+        yield from stream.answers(limit_s)
 
     def statistics(self, model: str, version: str = "") -> ServerStatistics:
         """Read Triton's own counters of a model; the difference of two tells what happened in between.
@@ -195,7 +188,7 @@ class Client:
         request = protocol.label_request(info, version)
         if request is None:
             return info
-        answer = wire.call_unary(self._infer, request, self.timeout_s, self.url)
+        answer = self._calls.call("ModelInfer", request, self.timeout_s)
         return protocol.with_labels(info, answer)
 
     def _explain(self, model: str, version: str, error: ModelNotFound) -> ModelNotFound:
@@ -207,4 +200,4 @@ class Client:
 
     def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
         limit_s = self.timeout_s if timeout_s is None else timeout_s
-        return wire.call_unary(wire.unary(self._channel, method), request, limit_s, self.url)
+        return self._calls.call(method, request, limit_s)

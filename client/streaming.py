@@ -1,4 +1,8 @@
-"""The synchronous bidirectional stream: bounded, in order, with a deadline for every answer."""
+"""The synchronous bidirectional stream: bounded, in order, with a deadline for every answer.
+
+It is never cancelled: when its caller stops, the requests end, the answers on the way are dropped, and the
+server's status ends its threads; `client.calls` says why.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from client import protocol, wire
-from client.errors import ClientError, DeadlineExceeded, ServerError, ServerUnavailable
+from client.calls import Calls
+from client.errors import ClientError, DeadlineExceeded, ServerUnavailable
 from client.model import ModelInfo
 
 _POLL_S = 0.05
@@ -28,29 +33,36 @@ class _Sender:
         self.info = info
         self.version = version
         self.window = threading.Semaphore(max_in_flight)
-        self.stopped = threading.Event()
+        self.stopped = False
         self.exhausted = False
         self.error: Exception | None = None
         # (request id, number of images, last piece of its batch, when it was sent), oldest first.
         self.sent: deque[tuple[str, int, bool, float]] = deque()
+        self.begun = threading.Event()
+        self.thread: threading.Thread | None = None
         self._batches = batches
 
     def __iter__(self) -> Iterator[bytes]:
+        self.thread = threading.current_thread()
+        self.begun.set()
         try:
             yield from self._requests()
         except Exception as error:  # raised again in the caller's thread
             self.error = error
         self.exhausted = True
 
+    def stop(self) -> None:
+        """Send no further request."""
+        self.stopped = True
+        self.window.release()
+
     def _requests(self) -> Iterator[bytes]:
         number = 0
         for images in self._batches:
             protocol.check_images(self.info, images)
             for piece in protocol.split(self.info, len(images)):
-                while not self.window.acquire(timeout=_POLL_S):
-                    if self.stopped.is_set():
-                        return
-                if self.stopped.is_set():
+                self.window.acquire()
+                if self.stopped:
                     return
                 request_id = str(number)
                 number += 1
@@ -60,75 +72,117 @@ class _Sender:
                 yield data
 
 
-def stream_batches(
-    channel: Any,
-    info: ModelInfo,
-    batches: Iterable[npt.NDArray[Any]],
-    *,
-    version: str,
-    timeout_s: float,
-    max_in_flight: int,
-    url: str,
-) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the logits of each batch in order; see `Client.stream`."""
-    if max_in_flight < 1:
-        raise ValueError(f"max_in_flight: got {max_in_flight}, expected at least 1")
-    sender = _Sender(info, batches, version, max_in_flight)
-    call = wire.open_stream(channel, iter(sender), None)
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(call, answers, timeout_s, url), daemon=True).start()
-    early: dict[str, Any] = {}
-    parts: list[npt.NDArray[np.float32]] = []
-    try:
-        while (answer := _next_answer(sender, answers, early, timeout_s, url)) is not None:
-            _, num_images, last, _ = sender.sent.popleft()
-            sender.window.release()
-            parts.append(protocol.decode(info, answer, num_images))
-            if last:
-                yield protocol.check_finite(info, parts[0] if len(parts) == 1 else np.concatenate(parts))
-                parts = []
-    finally:
-        sender.stopped.set()
-        call.cancel()
+class Stream:
+    """One stream: gRPC's thread that sends, its thread of events, and one of ours that reads to the end.
 
+    Args:
+        calls: Of the client; they look after its end.
+        info: The model.
+        batches: Arrays [n, *image_shape].
+        version: The version that is to answer; empty leaves it to the server.
+        max_in_flight: Requests sent and not yet taken by the caller.
+        url: host:port, to name.
+    """
 
-def _read(call: Any, answers: queue.SimpleQueue[Any], timeout_s: float, url: str) -> None:
-    try:
-        for response in wire.iterate_stream(call, timeout_s, url):
-            answers.put(response)
-        answers.put(None)
-    except ClientError as error:
-        answers.put(error)
+    def __init__(
+        self,
+        calls: Calls,
+        info: ModelInfo,
+        batches: Iterable[npt.NDArray[Any]],
+        *,
+        version: str,
+        max_in_flight: int,
+        url: str,
+    ) -> None:
+        """Open the stream; it sends as far as the window reaches."""
+        if max_in_flight < 1:
+            raise ValueError(f"max_in_flight: got {max_in_flight}, expected at least 1")
+        self._url = url
+        self._sender = _Sender(info, batches, version, max_in_flight)
+        self._read: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._events: threading.Thread | None = None
+        call = calls.open_stream(iter(self._sender), self._note_end)
+        # The call itself is held by this thread alone, so that it is gone with it.
+        self._reader = threading.Thread(target=self._read_all, args=(call,), daemon=True, name="client-stream")
+        self._reader.start()
+        calls.add(self)
 
+    def stop(self) -> None:
+        """Send no further request; the stream ends with the answers to those that were sent."""
+        self._sender.stop()
 
-def _next_answer(
-    sender: _Sender, answers: queue.SimpleQueue[Any], early: dict[str, Any], timeout_s: float, url: str
-) -> Any:
-    """Return the oldest request's answer, None at the end; answers that overtook it wait in `early`."""
-    while True:
-        if sender.error is not None:
-            raise sender.error
-        if sender.sent and sender.sent[0][0] in early:
-            return early.pop(sender.sent[0][0])
-        if sender.exhausted and not sender.sent:
-            return None
+    def join(self, timeout_s: float) -> bool:
+        """Wait for its end; tell whether all of its threads have ended."""
+        deadline = time.monotonic() + timeout_s
+        self._reader.join(timeout_s)
+        self._sender.begun.wait(max(0.0, deadline - time.monotonic()))
+        threads = [self._reader, *(one for one in (self._sender.thread, self._events) if one is not None)]
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return self._sender.begun.is_set() and not any(thread.is_alive() for thread in threads)
+
+    def answers(self, timeout_s: float) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the logits of each batch in order; see `Client.stream`."""
+        sender = self._sender
+        early: dict[str, Any] = {}
+        parts: list[npt.NDArray[np.float32]] = []
         try:
-            response = answers.get(timeout=_POLL_S)
-        except queue.Empty:
-            if sender.sent and time.monotonic() - sender.sent[0][3] > timeout_s:
-                raise DeadlineExceeded(f"{url}: no answer on the stream within {timeout_s:g} s") from None
-            continue
-        if sender.error is not None or (response is None and sender.exhausted and not sender.sent):
-            continue  # the batches ended, or failed, while we waited: the checks above say how
-        answer = _check(response, sender, url)
-        early[answer.id] = answer
+            while (answer := self._next_answer(early, timeout_s)) is not None:
+                _, num_images, last, _ = sender.sent.popleft()
+                sender.window.release()
+                parts.append(protocol.decode(sender.info, answer, num_images))
+                if last:
+                    logits = parts[0] if len(parts) == 1 else np.concatenate(parts)
+                    yield protocol.check_finite(sender.info, logits)
+                    parts = []
+        finally:
+            self.stop()
+
+    def _next_answer(self, early: dict[str, Any], timeout_s: float) -> Any:
+        """Return the oldest request's answer, None at the end; answers that overtook it wait in `early`."""
+        sender = self._sender
+        while True:
+            if sender.error is not None:
+                raise sender.error
+            if sender.sent and sender.sent[0][0] in early:
+                return early.pop(sender.sent[0][0])
+            if sender.exhausted and not sender.sent:
+                return None
+            try:
+                response = self._read.get(timeout=_POLL_S)
+            except queue.Empty:
+                if sender.sent and time.monotonic() - sender.sent[0][3] > timeout_s:
+                    raise DeadlineExceeded(
+                        f"{self._url}: no answer on the stream within {timeout_s:g} s"
+                    ) from None
+                continue
+            if sender.error is not None or (response is None and sender.exhausted and not sender.sent):
+                continue  # the batches ended, or failed, while we waited: the checks above say how
+            answer = check_response(response, len(sender.sent), self._url)
+            early[answer.id] = answer
+
+    def _read_all(self, call: Iterable[Any]) -> None:
+        for response in wire.read_stream(call, self._url):
+            if not self._sender.stopped:
+                self._read.put(response)
+        # A server that is gone takes no further request, so the sender need not wait for room either.
+        self.stop()
+
+    def _note_end(self) -> None:
+        self._events = threading.current_thread()
 
 
-def _check(response: Any, sender: _Sender, url: str) -> Any:
+def late(url: str, timeout_s: float) -> DeadlineExceeded:
+    """Return the error of a stream's answer that did not come in time."""
+    return DeadlineExceeded(f"{url}: no answer on the stream within {timeout_s:g} s")
+
+
+def check_response(response: Any, num_unanswered: int, url: str) -> Any:
+    """Return the answer in a stream's response, which may be how the stream ended: None or an error."""
     if response is None:
-        raise ServerUnavailable(f"{url} ended the stream with {len(sender.sent)} requests unanswered")
+        raise ServerUnavailable(f"{url} ended the stream with {num_unanswered} requests unanswered")
     if isinstance(response, ClientError):
         raise response
     if response.error_message:
-        raise ServerError(f"{url}: {response.error_message}")
+        raise wire.stream_error(response.error_message, url)
     return response.infer_response

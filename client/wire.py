@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import grpc  # type: ignore[import-untyped]  # grpcio ships no types
 import grpc.aio  # type: ignore[import-untyped]
@@ -58,24 +58,14 @@ _OPTIONS: list[tuple[str, str | int]] = [
 _WITH_RETRIES: list[tuple[str, str | int]] = [("grpc.service_config", json.dumps(_RETRY))]
 # Not even the silent second try of a request that never left: a load test counts it, and the filter costs time.
 _NO_RETRIES: list[tuple[str, str | int]] = [("grpc.enable_retries", 0)]
-# With this header a broken stream ends with a true gRPC status instead of a text inside a message.
-_STREAM_METADATA = (("triton_grpc_error", "true"),)
+# A call whose caller waits no longer may still be answered: a deadline that passes at the server can crash it.
+LET_FINISH_S = 60.0
 # Triton's words (core: scheduler_utils.cc) when a model's queue policy sheds a request.
 _SHED = ("exceeds maximum queue size", "request timeout expired")
 # What gRPC says when it never reached the server, so that the request cannot have been lost on the way.
 _NEVER_SENT = ("failed to connect", "connection refused", "name resolution", "dns")
 
 RpcError: type[Exception] = grpc.RpcError
-
-
-class Pending(Protocol):
-    """An answer that is on its way."""
-
-    def result(self) -> Any:
-        """Wait for the answer and return it."""
-
-    def cancel(self) -> bool:
-        """Give the answer up."""
 
 
 def check_url(url: str) -> str:
@@ -124,57 +114,77 @@ def raw_infer(channel: Any) -> Any:
     return channel.unary_unary(f"/{_SERVICE}/ModelInfer", request_serializer=None, response_deserializer=None)
 
 
-def open_stream(channel: Any, requests: Iterable[bytes] | AsyncIterable[bytes], timeout_s: float | None) -> Any:
-    """Start ModelStreamInfer with serialised requests; returns the call, an iterator of stream responses."""
-    method = channel.stream_stream(
+def method(channel: Any, name: str) -> Any:
+    """Return a unary method of a channel of either kind; ModelInfer takes and returns bytes."""
+    return raw_infer(channel) if name == "ModelInfer" else unary(channel, name)
+
+
+def open_stream(
+    channel: Any, requests: Iterable[bytes] | AsyncIterable[bytes], on_end: Callable[[], None] | None = None
+) -> Any:
+    """Start ModelStreamInfer with serialised requests; returns the call, an iterator of stream responses.
+
+    It carries no deadline, and does not ask for a status in place of an error's text (`triton_grpc_error`): Triton
+    24.10 then handles the first error as a cancellation, and died of the answers that were still to come.
+
+    Args:
+        channel: Of either kind.
+        requests: The stream is half-closed when they end.
+        on_end: Called when the stream has ended, by the thread of a synchronous channel that reads its events.
+    """
+    start = channel.stream_stream(
         f"/{_SERVICE}/ModelStreamInfer",
         request_serializer=None,
         response_deserializer=pb.ModelStreamInferResponse.FromString,
     )
-    return method(requests, timeout=timeout_s, metadata=_STREAM_METADATA)
+    call = start(requests)
+    if on_end is not None:
+        call.add_callback(on_end)
+    return call
 
 
-def call_unary(method: Callable[..., Any], request: Any, timeout_s: float, url: str) -> Any:
-    """Call and translate what gRPC raises."""
+def attempt(call: Callable[..., Any], request: Any, limit_s: float, url: str) -> Any:
+    """Call, and return the answer or the error: what gRPC raises holds the call, and goes no further.
+
+    Args:
+        call: A method of a synchronous channel.
+        request: What it takes.
+        limit_s: How long the caller waits; the call itself is given much longer.
+        url: host:port, to name.
+    """
     try:
-        return method(request, timeout=timeout_s)
+        return call(request, timeout=limit_s + LET_FINISH_S)
     except grpc.RpcError as error:
-        raise translate(error, url, timeout_s) from error
+        return translate(error, url, limit_s)
 
 
-async def acall_unary(
-    method: Callable[..., Any], request: Any, timeout_s: float, url: str, limit_s: float | None = None
-) -> Any:
-    """Await a call and translate what gRPC raises; `limit_s` is the deadline to name."""
+async def aattempt(call: Callable[..., Any], request: Any, limit_s: float, url: str) -> Any:
+    """Call a method of an asyncio channel; see `attempt`."""
     try:
-        return await method(request, timeout=timeout_s)
+        return await call(request, timeout=limit_s + LET_FINISH_S)
     except grpc.RpcError as error:
-        raise translate(error, url, timeout_s if limit_s is None else limit_s) from error
+        return translate(error, url, limit_s)
 
 
-def collect(pending: Pending, timeout_s: float, url: str) -> Any:
-    """Wait for an answer and translate what gRPC raises."""
-    try:
-        return pending.result()
-    except grpc.RpcError as error:
-        raise translate(error, url, timeout_s) from error
-
-
-def iterate_stream(call: Iterable[Any], timeout_s: float, url: str) -> Iterator[Any]:
-    """Yield the responses of a stream and translate what gRPC raises."""
+def read_stream(call: Iterable[Any], url: str) -> Iterator[Any]:
+    """Yield the responses of a stream, then None at its end or the error that ended it; see `attempt`."""
+    end: Any = None
     try:
         yield from call
     except grpc.RpcError as error:
-        raise translate(error, url, timeout_s) from error
+        end = translate(error, url, 0.0)
+    yield end
 
 
-async def aiterate_stream(call: AsyncIterable[Any], timeout_s: float, url: str) -> AsyncIterator[Any]:
-    """Yield the responses of an asyncio stream and translate what gRPC raises."""
+async def aread_stream(call: AsyncIterable[Any], url: str) -> AsyncIterator[Any]:
+    """Yield the responses of an asyncio stream and how it ended; see `read_stream`."""
+    end: Any = None
     try:
         async for response in call:
             yield response
     except grpc.RpcError as error:
-        raise translate(error, url, timeout_s) from error
+        end = translate(error, url, 0.0)
+    yield end
 
 
 def parse_response(data: bytes) -> Any:
@@ -216,18 +226,18 @@ def is_connection_failure(error: BaseException) -> bool:
 
 def was_shed(error: BaseException) -> bool:
     """Tell whether the server shed the request: its queue was full, or the request waited too long in it."""
-    text = _details(error).lower()
-    return status_name(error) == "UNAVAILABLE" and any(word in text for word in _SHED)
+    return status_name(error) == "UNAVAILABLE" and _tells_of_shedding(_details(error))
 
 
 def translate(error: BaseException, url: str, timeout_s: float) -> ClientError:
-    """Turn a gRPC error into one of ours, with the line a user can act on."""
+    """Turn a gRPC error into one of ours, with the line a user can act on.
+
+    A stream's error is its call: its traceback, which keeps it alive, is cut.
+    """
+    error.__traceback__ = None
     name, text = status_name(error), " ".join(_details(error).split()) or "no details"
     if was_shed(error):
-        return Overloaded(
-            f"{url}: the server sheds load: {text}; send less at once, or raise the bounds of the model's queue",
-            code=name,
-        )
+        return _overloaded(url, text)
     if is_connection_failure(error):
         lost = was_lost(error)
         what = "the connection broke before the answer came" if lost else "no server answers there"
@@ -235,9 +245,7 @@ def translate(error: BaseException, url: str, timeout_s: float) -> ClientError:
             f"{url}: {what} ({text}); check that tritonserver runs and the gRPC port", code=name
         )
     if name == "DEADLINE_EXCEEDED":
-        return DeadlineExceeded(
-            f"{url}: no answer within {timeout_s:g} s; raise the timeout or lower the load", code=name
-        )
+        return deadline_exceeded(url, timeout_s)
     if name == "NOT_FOUND" or "unknown model" in text.lower():
         return ModelNotFound(f"{url}: {text}", code=name)
     if name == "UNAVAILABLE":
@@ -246,6 +254,29 @@ def translate(error: BaseException, url: str, timeout_s: float) -> ClientError:
     if name == "INVALID_ARGUMENT":
         return InvalidRequest(f"{url} refused the request: {text}", code=name)
     return ServerError(f"{url} answered {name}: {text}", code=name)
+
+
+def stream_error(text: str, url: str) -> ClientError:
+    """Return the error that a stream's message reports by its text alone."""
+    return _overloaded(url, text) if _tells_of_shedding(text) else ServerError(f"{url}: {text}")
+
+
+def deadline_exceeded(url: str, timeout_s: float) -> DeadlineExceeded:
+    """Return the error of an answer that did not come in time."""
+    return DeadlineExceeded(
+        f"{url}: no answer within {timeout_s:g} s; raise the timeout or lower the load", code="DEADLINE_EXCEEDED"
+    )
+
+
+def _tells_of_shedding(text: str) -> bool:
+    return any(word in text.lower() for word in _SHED)
+
+
+def _overloaded(url: str, text: str) -> Overloaded:
+    return Overloaded(
+        f"{url}: the server sheds load: {text}; send less at once, or raise the bounds of the model's queue",
+        code="UNAVAILABLE",
+    )
 
 
 def _details(error: BaseException) -> str:

@@ -1,0 +1,218 @@
+"""Calls that are let finish: a deadline is the caller's own clock, and an answer that comes after it is dropped.
+
+Tritons up to 25.01 at least can crash when a call is cancelled, or its deadline passes at the server, while it is
+being answered (triton-inference-server/server, issues 7368, 7472 and 8034). So a caller who waits no longer leaves
+its call to end by itself, and a client that is closed waits a while for those before it cancels them. A server
+that hangs costs no more than `MAX_CALLS` requests: while so many are unanswered, further ones wait for their turn
+within their own deadline, and are never sent when it passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent import futures
+from typing import Any, Protocol
+
+from client import wire
+from client.errors import ClientError, ServerUnavailable
+
+# Unanswered at once: of a `Client` all calls, of an `AsyncClient` those that nobody waits for any more.
+MAX_CALLS = 64
+# How long closing waits for calls and streams on the way before it cancels them.
+CLOSE_S = 5.0
+# How long it then waits for their threads; only one that is held up in the caller's own iterator takes it.
+_JOIN_S = 0.5
+
+
+class Ending(Protocol):
+    """A stream as `Calls` sees it."""
+
+    def stop(self) -> None:
+        """Send no further request; the stream then ends with its last answer."""
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for its end; tell whether it, and with it each of its threads, has ended."""
+
+
+class Calls:
+    """The unary calls and streams of one `Client`; each unary call runs in a thread of a pool."""
+
+    def __init__(self, url: str) -> None:
+        """Open the channel; nothing is sent yet."""
+        self._channel = wire.open_channel(url)
+        self._methods: dict[str, Any] = {}
+        self._url = url
+        self._pool = futures.ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="client-call")
+        self._unanswered: set[futures.Future[Any]] = set()
+        self._streams: list[Ending] = []
+        self._lock = threading.Lock()
+
+    def start(self, method: str, request: Any, limit_s: float) -> futures.Future[Any]:
+        """Send a request; `cancel` of what is returned takes it back only if it was not sent yet."""
+        if method not in self._methods:
+            self._methods[method] = wire.method(self._channel, method)
+        call = self._pool.submit(wire.attempt, self._methods[method], request, limit_s, self._url)
+        self._unanswered.add(call)
+        call.add_done_callback(self._unanswered.discard)
+        return call
+
+    def wait(self, call: futures.Future[Any], deadline: float, limit_s: float) -> Any:
+        """Return a call's answer.
+
+        Args:
+            call: What `start` returned.
+            deadline: When to give it up (`time.monotonic`).
+            limit_s: The deadline to name.
+
+        Raises:
+            ClientError: What went wrong.
+        """
+        try:
+            answer = call.result(max(0.0, deadline - time.monotonic()))
+        except futures.TimeoutError:
+            answer = wire.deadline_exceeded(self._url, limit_s)
+        except futures.CancelledError:
+            answer = closed(self._url)
+        if isinstance(answer, ClientError):
+            raise answer
+        return answer
+
+    def call(self, method: str, request: Any, limit_s: float) -> Any:
+        """Send a request and return its answer; see `wait`."""
+        deadline = time.monotonic() + limit_s
+        call = self.start(method, request, limit_s)
+        try:
+            return self.wait(call, deadline, limit_s)
+        finally:
+            call.cancel()
+
+    def open_stream(self, requests: Iterator[bytes], on_end: Callable[[], None]) -> Any:
+        """Open a gRPC stream; see `wire.open_stream`."""
+        return wire.open_stream(self._channel, requests, on_end)
+
+    def add(self, stream: Ending) -> None:
+        """Take care of a stream's end."""
+        with self._lock:
+            self._streams = [one for one in self._streams if not one.join(0.0)] + [stream]
+
+    def close(self) -> None:
+        """Let what is on the way finish, cancel what does not, and close the channel; no thread stays."""
+        deadline = time.monotonic() + CLOSE_S
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        streams = list(self._streams)
+        try:
+            for stream in streams:
+                stream.stop()
+            futures.wait(list(self._unanswered), CLOSE_S)
+            for stream in streams:
+                stream.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            self._channel.close()
+            self._pool.shutdown()
+            for stream in streams:
+                stream.join(_JOIN_S)
+            self._streams.clear()
+
+
+class AsyncCalls:
+    """The unary calls and streams of one `AsyncClient`, each in a task that no caller's cancellation reaches."""
+
+    def __init__(self, url: str) -> None:
+        """Open the channel in the running loop; nothing is sent yet."""
+        self._channel: Any = wire.open_aio_channel(url)
+        self._methods: dict[str, Any] = {}
+        self._url = url
+        self._running: set[asyncio.Task[Any]] = set()
+        self._left: set[asyncio.Task[Any]] = set()
+        self._streams: set[Callable[[], None]] = set()
+
+    async def start(self, method: str, request: Any, deadline: float, limit_s: float) -> asyncio.Task[Any]:
+        """Send a request, as soon as fewer than `MAX_CALLS` are left alone; `wait` or `leave` what is returned.
+
+        Raises:
+            DeadlineExceeded: There was no such moment before the deadline (`time.monotonic`).
+        """
+        while len(self._left) >= MAX_CALLS:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise wire.deadline_exceeded(self._url, limit_s)
+            await asyncio.wait(self._left, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        if method not in self._methods:
+            self._methods[method] = wire.method(self._channel, method)
+        return self._run(wire.aattempt(self._methods[method], request, limit_s, self._url))
+
+    def open_stream(
+        self,
+        requests: AsyncIterator[bytes],
+        read: Callable[[Any], Coroutine[Any, Any, None]],
+        stop: Callable[[], None],
+    ) -> None:
+        """Open a gRPC stream and take care of its end.
+
+        Args:
+            requests: The stream is half-closed when they end.
+            read: Reads the call to its end, in a task of its own.
+            stop: Makes the requests end.
+        """
+        self._streams.add(stop)
+        reading = self._run(read(wire.open_stream(self._channel, requests)))
+        reading.add_done_callback(lambda _: self._streams.discard(stop))
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(coroutine)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def wait(self, call: asyncio.Task[Any], deadline: float, limit_s: float) -> Any:
+        """Return a call's answer; see `Calls.wait`."""
+        if not call.done():
+            await asyncio.wait({call}, timeout=max(0.0, deadline - time.monotonic()))
+        if not call.done():
+            raise wire.deadline_exceeded(self._url, limit_s)
+        if call.cancelled():
+            raise closed(self._url)
+        answer = call.result()
+        if isinstance(answer, ClientError):
+            raise answer
+        return answer
+
+    def leave(self, call: asyncio.Task[Any]) -> None:
+        """Wait no longer for a call; it ends by itself."""
+        if not call.done():
+            self._left.add(call)
+            call.add_done_callback(self._left.discard)
+
+    async def call(self, method: str, request: Any, limit_s: float) -> Any:
+        """Send a request and return its answer; see `wait`."""
+        deadline = time.monotonic() + limit_s
+        call = await self.start(method, request, deadline, limit_s)
+        try:
+            return await self.wait(call, deadline, limit_s)
+        finally:
+            self.leave(call)
+
+    async def close(self) -> None:
+        """Let what is on the way finish, cancel what does not, and close the channel; no task stays."""
+        for stop in list(self._streams):
+            stop()
+        try:
+            if self._running:
+                await asyncio.wait(self._running, timeout=CLOSE_S)
+        finally:
+            await self._channel.close()
+            # gRPC's own thread ends with the last reference; a traceback that the caller keeps must hold none.
+            self._channel = None
+            self._methods.clear()
+            for task in self._running:
+                task.cancel()
+            if self._running:
+                await asyncio.wait(self._running)
+
+
+def closed(url: str) -> ServerUnavailable:
+    """Return the error of a call that the client's `close` ended."""
+    return ServerUnavailable(f"{url}: the client was closed before the answer came")

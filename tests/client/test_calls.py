@@ -1,0 +1,261 @@
+"""What becomes of calls and streams whose caller goes: at a real, slow tritonserver, and at one that is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import client.calls
+from client import AsyncClient, Client, DeadlineExceeded, InvalidRequest, ServerError
+from temper.server import TritonServer
+
+MODELS = Path(__file__).resolve().parents[2] / "benchmarks" / "models"
+# The model fails on it.
+FAIL = 255
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server with a model that takes as many hundredths of a second as an image says."""
+    log = tmp_path_factory.mktemp("slow") / "tritonserver.log"
+    with TritonServer(MODELS, models=["slow"], log_file=log) as running:
+        yield running
+
+
+def images(*waits: int) -> npt.NDArray[np.uint8]:
+    return np.array(waits, np.uint8)[:, None]
+
+
+def seen(url: str) -> tuple[int, int]:
+    """How many requests came to the model before this one, and how many of them were cancelled."""
+    with Client(url) as one:
+        counts = one.infer("slow", images(0))[0].astype(int)
+    return int(counts[0]) - 1, int(counts[1])
+
+
+def endless() -> Iterator[npt.NDArray[np.uint8]]:
+    while True:
+        yield images(1)
+
+
+def broken() -> Iterator[npt.NDArray[np.uint8]]:
+    yield images(1)
+    raise OSError("the camera is gone")
+
+
+def take(stream: Any) -> None:
+    next(stream)
+    next(stream)
+
+
+def leave(stream: Any) -> None:
+    take(stream)
+    stream.close()
+
+
+async def read(stream: Any) -> list[Any]:
+    return [logits async for logits in stream]
+
+
+async def atake(stream: Any) -> None:
+    await anext(stream)
+    await anext(stream)
+
+
+async def aleave(stream: Any) -> None:
+    await atake(stream)
+    await stream.aclose()
+
+
+async def cancel(work: Awaitable[Any]) -> None:
+    task = asyncio.ensure_future(work)
+    await asyncio.sleep(0.1)
+    task.cancel()
+    await task
+
+
+Streams = dict[str, tuple[list[Any] | Callable[[], Iterator[Any]], float | None, type[BaseException] | None]]
+STREAMS: Streams = {
+    "finished": ([images(0), images(1, 2, 0, 0, 1, 0), images(0)], None, None),
+    "failing": ([images(1), images(FAIL), images(1), images(1)], None, ServerError),
+    "refused": ([images(1), np.zeros((2, 7))], None, InvalidRequest),
+    "late": ([images(1), images(20), images(1)], 0.05, DeadlineExceeded),
+    "broken": (broken, None, OSError),
+}
+Sync = tuple[Callable[[Client], object], type[BaseException] | None]
+Async = tuple[Callable[[AsyncClient], Awaitable[object]], type[BaseException] | None]
+
+
+def stream_of(one: Any, name: str) -> Any:
+    batches, timeout_s, _ = STREAMS[name]
+    return one.stream("slow", batches() if callable(batches) else batches, timeout_s=timeout_s)
+
+
+SYNC: dict[str, Sync] = {
+    "infer": (lambda c: c.infer("slow", images(*[0] * 50)), None),
+    "infer failing": (lambda c: c.infer("slow", images(1, 1, 1, 1, FAIL)), ServerError),
+    "infer late": (lambda c: c.infer("slow", images(10, 10, 0, 0, 0), timeout_s=0.05), DeadlineExceeded),
+    "stream left": (lambda c: leave(c.stream("slow", endless())), None),
+    "stream held": (lambda c: take(c.stream("slow", endless())), None),
+    **{f"stream {name}": (lambda c, n=name: list(stream_of(c, n)), row[2]) for name, row in STREAMS.items()},
+}
+ASYNC: dict[str, Async] = {
+    "infer": (lambda c: c.infer("slow", images(*[0] * 50)), None),
+    "infer failing": (lambda c: c.infer("slow", images(1, 1, 1, 1, FAIL)), ServerError),
+    "infer late": (lambda c: c.infer("slow", images(10, 10, 0, 0, 0), timeout_s=0.05), DeadlineExceeded),
+    "infer cancelled": (lambda c: cancel(c.infer("slow", images(20))), asyncio.CancelledError),
+    "stream left": (lambda c: aleave(c.stream("slow", endless())), None),
+    "stream held": (lambda c: atake(c.stream("slow", endless())), None),
+    "stream cancelled": (lambda c: cancel(read(c.stream("slow", [images(20)] * 3))), asyncio.CancelledError),
+    **{f"stream {name}": (lambda c, n=name: read(stream_of(c, n)), row[2]) for name, row in STREAMS.items()},
+}
+
+
+def run(url: str, use: Callable[[Client], object], timeout_s: float = 30.0) -> BaseException | None:
+    """Use a client until it is closed; return what was raised meanwhile."""
+    with Client(url, timeout_s=timeout_s) as one:
+        try:
+            use(one)
+        except Exception as error:
+            return error
+    return None
+
+
+def arun(
+    url: str, use: Callable[[AsyncClient], Awaitable[object]], timeout_s: float = 30.0
+) -> BaseException | None:
+    """As `run`, in an event loop of its own."""
+
+    async def main() -> BaseException | None:
+        async with AsyncClient(url, timeout_s=timeout_s) as one:
+            try:
+                await use(one)
+            except (Exception, asyncio.CancelledError) as error:
+                return error
+        return None
+
+    return asyncio.run(main())
+
+
+def grpc_objects() -> dict[int, str]:
+    """The call objects of gRPC that are alive, by identity."""
+    words = ("Call", "Rendezvous", "RpcError", "RPCState")
+    found = {}
+    for one in gc.get_objects():
+        kind = type(one)
+        if str(kind.__module__).startswith("grpc") and kind.__name__.endswith(words):
+            found[id(one)] = kind.__qualname__
+    return found
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """No call object and no thread is left by what a test does, without the help of a collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        calls, threads = grpc_objects(), set(threading.enumerate())
+        yield
+        assert [name for one, name in grpc_objects().items() if one not in calls] == []
+        assert [thread.name for thread in threading.enumerate() if thread not in threads] == []
+    finally:
+        gc.enable()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(("use", "error"), SYNC.values(), ids=SYNC)
+def test_closed_client_leaves_no_call_and_cancels_none(
+    slow: TritonServer, nothing_left: None, use: Callable[[Client], object], error: type[BaseException] | None
+) -> None:
+    raised = run(slow.grpc_url, use)
+    assert type(raised) is (error or type(None)), raised
+    assert seen(slow.grpc_url)[1] == 0
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(("use", "error"), ASYNC.values(), ids=ASYNC)
+def test_closed_async_client_leaves_no_call_and_cancels_none(
+    slow: TritonServer,
+    nothing_left: None,
+    use: Callable[[AsyncClient], Awaitable[object]],
+    error: type[BaseException] | None,
+) -> None:
+    raised = arun(slow.grpc_url, use)
+    assert type(raised) is (error or type(None)), raised
+    assert seen(slow.grpc_url)[1] == 0
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("twin", [False, True], ids=["sync", "async"])
+def test_hung_server_gets_no_more_requests_than_the_limit(
+    slow: TritonServer, monkeypatch: pytest.MonkeyPatch, twin: bool
+) -> None:
+    monkeypatch.setattr(client.calls, "MAX_CALLS", 3)
+    before = seen(slow.grpc_url)[0]
+
+    def use(one: Client) -> None:
+        one.model_info("slow")
+        os.kill(slow.pid, signal.SIGSTOP)
+        try:
+            for _ in range(8):
+                with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.05 s"):
+                    one.infer("slow", images(0), timeout_s=0.05)
+        finally:
+            os.kill(slow.pid, signal.SIGCONT)
+        assert one.infer("slow", images(0)).shape == (1, 2)
+
+    async def ause(one: AsyncClient) -> None:
+        await one.model_info("slow")
+        os.kill(slow.pid, signal.SIGSTOP)
+        try:
+            for _ in range(8):
+                with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.05 s"):
+                    await one.infer("slow", images(0), timeout_s=0.05)
+        finally:
+            os.kill(slow.pid, signal.SIGCONT)
+        assert (await one.infer("slow", images(0))).shape == (1, 2)
+
+    assert (arun(slow.grpc_url, ause) if twin else run(slow.grpc_url, use)) is None
+    # Labels are asked for by `seen` and by the client, the three that were left are answered, and so is the last.
+    after, cancelled = seen(slow.grpc_url)
+    assert (after - before, cancelled) == (1 + 1 + 3 + 1 + 1, 0)
+
+
+@pytest.mark.parametrize("twin", [False, True], ids=["sync", "async"])
+def test_close_ends_what_is_never_answered(
+    monkeypatch: pytest.MonkeyPatch, nothing_left: None, twin: bool
+) -> None:
+    monkeypatch.setattr(client.calls, "CLOSE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        if twin:
+            raised = arun(url, lambda one: one.model_info("slow"), timeout_s=0.1)
+        else:
+            raised = run(url, lambda one: one.model_info("slow"), timeout_s=0.1)
+    assert isinstance(raised, DeadlineExceeded)
+
+
+@pytest.mark.server
+def test_close_ends_a_stream_whose_batches_hang(slow: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.calls, "CLOSE_S", 0.2)
+    hold = threading.Event()
+
+    def stuck() -> Iterator[Any]:
+        yield images(0)
+        hold.wait(60)
+
+    try:
+        assert run(slow.grpc_url, lambda one: next(iter(one.stream("slow", stuck())))) is None
+    finally:
+        hold.set()
