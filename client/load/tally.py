@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -67,15 +68,25 @@ class Recorder:
         batch_size: Images per request.
         window: Start and end of the measured window (`time.monotonic`).
         open_loop: Whether a request belongs to the window by its scheduled time rather than by its answer's.
+        timeout_s: An answer that took longer counts as a missed deadline.
     """
 
-    def __init__(self, info: ModelInfo, batch_size: int, window: tuple[float, float], *, open_loop: bool) -> None:
+    def __init__(
+        self,
+        info: ModelInfo,
+        batch_size: int,
+        window: tuple[float, float],
+        *,
+        open_loop: bool,
+        timeout_s: float = math.inf,
+    ) -> None:
         """Start with nothing counted."""
         self.tally = Tally()
         self._info = info
         self._batch_size = batch_size
         self._start, self.end = window
         self._open_loop = open_loop
+        self._timeout_s = timeout_s
         self._durations: list[float] = []
         self._lags: list[float] = []
         # How a good answer begins and how long it is, once one was checked in full.
@@ -84,6 +95,9 @@ class Recorder:
 
     def answer(self, begun: float, ended: float, message: bytes) -> None:
         """Count an answer; `begun` is the call (closed loop) or the scheduled time (open loop)."""
+        if ended - begun > self._timeout_s:
+            self.fail(begun, ended, "deadline")
+            return
         if not self._is_good(message) and not self._check(message, begun, ended):
             return
         tally = self.tally

@@ -30,6 +30,9 @@ _TROUBLE_EVERY_S = 0.2
 _PAUSE_S = 0.05
 _MAX_OUTSTANDING = 4096
 _MAX_OUTSTANDING_BYTES = 256 << 20
+# How long requests on the way may take to finish after "stop", and after their deadline.
+_FINISH_S = 2.0
+_LATE_S = 30.0
 # Late requests sent in one go before the answers are looked at again.
 _BURST = 8
 
@@ -51,11 +54,16 @@ class Job:
 
 
 class _Control:
-    """The worker's end of the pipe; its thread hears "stop" and the parent's death."""
+    """The worker's end of the pipe; its thread hears "stop" and the parent's death.
+
+    After "stop" nothing more is sent; what is on the way has a moment to finish before it is cancelled, for a
+    cancelled call can crash the server (`client.calls`).
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.stopped = False
-        self.on_stop: Callable[[], object] = lambda: None
+        self.over = threading.Event()
+        self.cancel: Callable[[], object] = lambda: None
         self._connection = connection
         self._told = 0.0
 
@@ -83,7 +91,8 @@ class _Control:
         except (EOFError, OSError):
             os._exit(1)
         self.stopped = True
-        self.on_stop()
+        if not self.over.wait(_FINISH_S):
+            self.cancel()
         try:
             self._connection.recv()
         except (EOFError, OSError):
@@ -103,6 +112,7 @@ def main(descriptor: int) -> None:
             loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
                 tally = runner.run(_run_many(job, control))
+        control.over.set()
         connection.send(tally)
     except (EOFError, BrokenPipeError):
         os._exit(1)
@@ -114,7 +124,8 @@ def main(descriptor: int) -> None:
 
 def _recorder(job: Job, begin: float) -> Recorder:
     start = begin + job.warmup_s
-    return Recorder(job.info, job.batch_size, (start, start + job.duration_s), open_loop=job.concurrency == 0)
+    window = (start, start + job.duration_s)
+    return Recorder(job.info, job.batch_size, window, open_loop=job.concurrency == 0, timeout_s=job.timeout_s)
 
 
 def _run_one(job: Job, control: _Control) -> Tally:
@@ -122,21 +133,21 @@ def _run_one(job: Job, control: _Control) -> Tally:
     channel = wire.open_channel(job.url, retries=False)
     call = wire.raw_infer(channel)
     try:
-        call(job.requests[0], timeout=job.timeout_s)  # connects
+        call(job.requests[0], timeout=_limit_s(job.timeout_s))  # connects
     except wire.RpcError:
         pass  # the run itself counts it
     gc.freeze()
     begin = control.wait_go()
-    control.on_stop = channel.close
+    control.cancel = channel.close
     recorder = _recorder(job, begin)
-    clock, timeout_s, end = time.monotonic, job.timeout_s, begin + job.warmup_s + job.duration_s
+    clock, limit_s, end = time.monotonic, _limit_s(job.timeout_s), begin + job.warmup_s + job.duration_s
     time.sleep(max(0.0, begin - clock()))
     for request in _cycle(job):
         begun = clock()
         if begun >= end or control.stopped:
             break
         try:
-            answer = call(request, timeout=timeout_s)
+            answer = call(request, timeout=limit_s)
         except (wire.RpcError, ValueError) as error:  # ValueError: the channel was closed by "stop"
             if control.stopped:
                 recorder.tally.lost += isinstance(error, wire.RpcError)
@@ -155,7 +166,7 @@ async def _run_many(job: Job, control: _Control) -> Tally:
     async with wire.open_aio_channel(job.url, retries=False) as channel:
         call = wire.raw_infer(channel)
         try:
-            await call(job.requests[0], timeout=job.timeout_s)  # connects
+            await call(job.requests[0], timeout=_limit_s(job.timeout_s))  # connects
         except wire.RpcError:
             pass  # the run itself counts it
         gc.freeze()
@@ -168,27 +179,26 @@ async def _run_many(job: Job, control: _Control) -> Tally:
         else:
             task = asyncio.ensure_future(_schedule(job, control, recorder, call, begin))
         loop = asyncio.get_running_loop()
-        control.on_stop = lambda: loop.call_soon_threadsafe(task.cancel)
-        if control.stopped:
-            task.cancel()
+        control.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
         try:
             await task
         except asyncio.CancelledError:
             pass  # by "stop": what was measured is kept
+        control.over.set()  # before the channel is closed: a late `cancel` would find no loop
         recorder.flush()
         return recorder.tally
 
 
 async def _slot(job: Job, control: _Control, recorder: Recorder, call: Any, first: int) -> None:
     """Keep one of the closed loop's requests in flight until the window ends."""
-    clock, timeout_s = time.monotonic, job.timeout_s
+    clock, limit_s = time.monotonic, _limit_s(job.timeout_s)
     end = recorder.end
     for request in _cycle(job, first):
         begun = clock()
-        if begun >= end:
+        if begun >= end or control.stopped:
             return
         try:
-            answer = await call(request, timeout=timeout_s)
+            answer = await call(request, timeout=limit_s)
         except asyncio.CancelledError:
             recorder.tally.lost += 1
             raise
@@ -221,6 +231,8 @@ async def _schedule(job: Job, control: _Control, recorder: Recorder, call: Any, 
             elif (burst := burst + 1) % _BURST == 0:
                 await asyncio.sleep(0)
             await slots.acquire()
+            if control.stopped:
+                break
             task = asyncio.ensure_future(_send(job, control, recorder, call, next(requests), scheduled))
             running.add(task)
             task.add_done_callback(finished)
@@ -243,7 +255,7 @@ async def _send(
         recorder.fail(scheduled, now, "deadline")
         return
     try:
-        answer = await call(request, timeout=left_s)
+        answer = await call(request, timeout=_limit_s(left_s))
     except asyncio.CancelledError:
         recorder.tally.lost += 1
         raise
@@ -252,6 +264,11 @@ async def _send(
         control.trouble(error)
     else:
         recorder.answer(scheduled, time.monotonic(), answer)
+
+
+def _limit_s(timeout_s: float) -> float:
+    """The deadline that a request carries: the run's own clock tells which answer is late, and lets it come."""
+    return timeout_s + _LATE_S
 
 
 def arrivals(rate_rps: float, begin: float, end: float, seed: tuple[int, int]) -> Iterator[float]:

@@ -18,6 +18,7 @@ import pytest
 
 import client.calls
 from client import AsyncClient, Client, DeadlineExceeded, InvalidRequest, ServerError
+from client.load import LoadConfig, run_closed_loop, run_open_loop
 from temper.server import TritonServer
 
 MODELS = Path(__file__).resolve().parents[2] / "benchmarks" / "models"
@@ -230,6 +231,18 @@ def test_hung_server_gets_no_more_requests_than_the_limit(
     # Labels are asked for by `seen` and by the client, the three that were left are answered, and so is the last.
     after, cancelled = seen(slow.grpc_url)
     assert (after - before, cancelled) == (1 + 1 + 3 + 1 + 1, 0)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("mode", [{"concurrency": 1}, {"concurrency": 3}, {"rate_rps": 40.0}], ids=str)
+def test_load_lets_late_requests_finish(slow: TritonServer, mode: dict[str, Any]) -> None:
+    config = LoadConfig(warmup_s=0.0, duration_s=0.5, timeout_s=0.02, num_processes=1)
+    if "concurrency" in mode:
+        result = run_closed_loop(slow.grpc_url, "slow", images(10), config=config, **mode)
+    else:
+        result = run_open_loop(slow.grpc_url, "slow", images(10), config=config, **mode)
+    assert result.errors["deadline"] > 0 and result.lost == 0
+    assert seen(slow.grpc_url)[1] == 0
 
 
 @pytest.mark.parametrize("twin", [False, True], ids=["sync", "async"])

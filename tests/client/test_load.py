@@ -296,6 +296,15 @@ def test_answer_that_is_no_number_is_an_error_of_its_own_kind(value: float) -> N
     assert recorder.tally.completed == len(recorder.tally.latency) == 2
 
 
+def test_late_answer_is_an_error_and_not_a_latency() -> None:
+    recorder = Recorder(INFO, 1, (10.0, 20.0), open_loop=False, timeout_s=0.5)
+    for ended in (11.5, 11.6):
+        recorder.answer(11.0, ended, _answer())
+    recorder.flush()
+    assert recorder.tally.errors == {"deadline": 1}
+    assert recorder.tally.completed == len(recorder.tally.latency) == 1
+
+
 def test_closed_loop_counts_by_the_answer_and_open_loop_by_the_schedule() -> None:
     times = [(8.0, 9.0), (9.0, 11.0), (12.0, 13.0), (19.0, 21.0), (21.0, 22.0)]
     closed, opened = (Recorder(INFO, 1, (10.0, 20.0), open_loop=kind) for kind in (False, True))
