@@ -58,8 +58,9 @@ def main() -> None:
     write_results("stress", {"measured": rows | {name: row}})
     for client, one in (rows | {name: row}).items():
         print(
-            f"client {client:10} {one['minutes']:5.1f} min  {one['deaths']:3} deaths, {one['deaths_per_10_min']:.1f} in "
-            f"10 min  {sum(one['uses'].values())} uses  {one['hung_drivers']} hung drivers"
+            f"client {client:10} {one['minutes']:5.1f} min  {one['deaths']:3} deaths, "
+            f"{one['deaths_per_10_min']:.1f} in 10 min  {sum(one['uses'].values())} uses  "
+            f"{one['hung_drivers']} hung drivers"
         )
 
 

@@ -2,7 +2,8 @@
 
 In scope: inference, streaming, load tests, attacks and accuracy, all through the served endpoint. Not in scope:
 building or publishing models; this package never imports `builder` or torch. Read `client.py` first; `wire.py` is
-the only file that touches gRPC, `protocol.py` turns arrays into messages and back. Names are loaded when used.
+the only file that touches gRPC, `calls.py` lets calls finish, `protocol.py` turns arrays into messages and back.
+Names are loaded when used.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ from client.model import ModelInfo, ServerStatistics
 class AsyncClient:
     """`Client` for asyncio: the same calls, awaited; use it with `async with` inside one event loop.
 
+    A task that is cancelled waits no longer for its call; the call itself is let finish, like one that is late.
+
     Args:
         url: host:port of the gRPC endpoint.
         timeout_s: Deadline of every call that is given none of its own, in seconds.

@@ -25,6 +25,7 @@ class Client:
     """A connection to the gRPC endpoint of a Triton server; use it as a context manager.
 
     Safe to use from several threads. The first call connects, so making one never fails on a server that is away.
+    A deadline is kept by waiting no longer: the call itself is let finish and its answer dropped (see `calls.py`).
 
     Args:
         url: host:port of the gRPC endpoint.

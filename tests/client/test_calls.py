@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import signal
 import socket
 import threading
@@ -17,8 +18,10 @@ import numpy.typing as npt
 import pytest
 
 import client.calls
-from client import AsyncClient, Client, DeadlineExceeded, InvalidRequest, ServerError
+from client import AsyncClient, Client, DeadlineExceeded, InvalidRequest, Overloaded, ServerError
 from client.load import LoadConfig, run_closed_loop, run_open_loop
+from client.streaming import check_response
+from client.wire import pb
 from temper.server import TritonServer
 
 MODELS = Path(__file__).resolve().parents[2] / "benchmarks" / "models"
@@ -243,6 +246,19 @@ def test_load_lets_late_requests_finish(slow: TritonServer, mode: dict[str, Any]
         result = run_open_loop(slow.grpc_url, "slow", images(10), config=config, **mode)
     assert result.errors["deadline"] > 0 and result.lost == 0
     assert seen(slow.grpc_url)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("[request id: 3] Exceeds maximum queue size", Overloaded),
+        ("Request timeout expired", Overloaded),
+        ("this one fails", ServerError),
+    ],
+)
+def test_stream_error_is_told_by_its_text(text: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"^here: .*{re.escape(text)}"):
+        check_response(pb.ModelStreamInferResponse(error_message=text), 1, "here")
 
 
 @pytest.mark.parametrize("twin", [False, True], ids=["sync", "async"])
