@@ -196,7 +196,7 @@ class _Build:
         return Setting(data=self.data, model=self.model, train=self.train)
 
     def _prepare_data(self) -> _Done:
-        from builder.data import fingerprint_data, prepare_data
+        from builder.data import describe_data, fingerprint_data, prepare_data
 
         return self._stage(
             "data",
@@ -204,7 +204,7 @@ class _Build:
             {"data": self.data, "content": fingerprint_data(self.data)},
             [],
             lambda folder, view: prepare_data(self.data, folder, view),
-            lambda info: f"{info['num_train']} train, {info['num_test']} test images",
+            describe_data,
         )
 
     def _make_weights(self, data: Artifact) -> _Done:

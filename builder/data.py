@@ -7,7 +7,7 @@ split.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -38,7 +38,8 @@ class DataConfig:
     """scikit-learn's digits, 20 classes of generated colour textures with noise (4000 to train, 2000 to test), an
     ImageFolder tree, or a torchvision data set by name."""
     path: str | None = None
-    """`folder`: the tree, one folder per class, or `train/` beside `val/` or `test/`. `torchvision`: its root."""
+    """`folder`: the tree, one folder per class, or `train/` beside `val/` or `test/`, as `builder/folder.py` says.
+    `torchvision`: its root."""
     name: str | None = None
     """`torchvision`: the class, for example `CIFAR10`."""
     image_size: int = 224
@@ -101,7 +102,7 @@ def prepare_data(config: DataConfig, folder: Path, progress: Progress | None = N
         progress: Called with (images done, images in all).
 
     Returns:
-        num_train, num_test, num_calibration, num_classes, image_size, source.
+        num_train, num_test, num_calibration, num_classes, image_size, source; of a folder also split and left_out.
 
     Raises:
         DataError: The source is missing, empty, has one class only, or holds an image that cannot be read.
@@ -124,7 +125,24 @@ def prepare_data(config: DataConfig, folder: Path, progress: Progress | None = N
         "num_calibration": len(calibration),
         "num_classes": len(source.class_names),
         "image_size": config.image_size,
+        **source.info,
     }
+
+
+def describe_data(info: Mapping[str, Any]) -> str:
+    """Returns what `prepare_data` gave as one line: how many images, of which folders, and what was left out."""
+    from imaging.errors import show
+    from imaging.folder import name_few, say_left_out
+
+    parts = [f"{info['num_train']} train, {info['num_test']} test images"]
+    split = info.get("split", {})
+    if split.get("train", ".") != ".":
+        parts.append(f"{split['train']} trains, {split['test']} tests")
+    parts += [f"{folder} not used: {why}" for folder, why in split.get("unused", {}).items()]
+    if split.get("untested"):
+        parts.append(f"no test images of {name_few([show(name) for name in split['untested']])}")
+    parts.append(say_left_out(info.get("left_out")))
+    return "; ".join(part for part in parts if part)
 
 
 def load_train(config: DataConfig) -> TrainImages:
@@ -148,8 +166,7 @@ def fingerprint_data(config: DataConfig) -> str | None:
     """
     if config.source != "folder":
         return None
-    # Here, because it brings torch along: seconds that a run which reuses everything should not cost.
-    from builder.sources import fingerprint_folder
+    from builder.folder import fingerprint_folder
 
     return fingerprint_folder(Path(config.path or ""))
 

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
 
 from builder.errors import DataError
+from builder.folder import FolderImages, open_folder
+from imaging.folder import describe_left_out
+from imaging.formats import max_pixels
+from imaging.read import fit_image, to_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from builder.data import DataConfig
 
-_TEST_FOLDERS = ("test", "val")
 # What torchvision's data sets call the argument that picks a split, and its values, best first.
 _TEST_SPLITS = ("test", "val", "valid", "validation")
-_RESAMPLING = Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,11 @@ class Source:
     image_size: int
     """Height and width of what `read` returns, in pixels."""
     open_image: Callable[[int], Image.Image]
-    """Decodes the image of an index; its size is its own."""
+    """Decodes the image of an index: RGB, upright; its size is its own."""
     in_memory: bool = False
     """True when `open_image` decodes nothing, so that loading needs no process of its own."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """What is to be known of how the images were found, as JSON."""
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Returns one image, uint8 [S, S, 3]: shorter side resized, centre cropped.
@@ -54,7 +56,7 @@ class Source:
         Raises:
             DataError: It cannot be decoded.
         """
-        return np.asarray(fit_image(self.open_image(index), self.image_size))
+        return np.asarray(fit_image(self.open_image(index), self.image_size, self.image_size))
 
 
 class TrainImages(Dataset[tuple[torch.Tensor, int]]):
@@ -111,48 +113,13 @@ def open_source(config: DataConfig) -> Source:
     return source
 
 
-def fit_image(image: Image.Image, size: int) -> Image.Image:
-    """Returns an upright RGB image of size x size pixels: the shorter side resized to it, the centre cropped.
-
-    The same as the client does with a file that it sends.
-    """
-    rgb = _to_rgb(image)
-    if rgb.size == (size, size):
-        return rgb
-    return ImageOps.fit(rgb, (size, size), _RESAMPLING)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
-        image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
-
-
-def fingerprint_folder(folder: Path) -> str:
-    """Returns a digest of every file's path, size and time of change below a folder.
-
-    Raises:
-        DataError: The folder is missing.
-    """
-    _check_folder(folder)
-    digest = hashlib.sha256()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            path = Path(parent, name)
-            status = path.stat()
-            digest.update(f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
 def _open_digits(config: DataConfig) -> Source:
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # ships none
 
     bunch = load_digits()
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     # Resized once: every epoch reads them again.
-    fitted = [fit_image(Image.fromarray(pixels), config.image_size) for pixels in grey]
+    fitted = [_fit_array(pixels, config.image_size) for pixels in grey]
     labels = bunch.target.astype(np.int64)
     train, test = _split(labels, config)
     names = [str(name) for name in bunch.target_names]
@@ -165,7 +132,7 @@ def _open_textures(config: DataConfig) -> Source:
     # Kept once drawn: every epoch reads them again.
     @functools.cache
     def open_image(index: int) -> Image.Image:
-        return fit_image(Image.fromarray(make_texture(config.seed, index)), config.image_size)
+        return _fit_array(make_texture(config.seed, index), config.image_size)
 
     indices = np.arange(NUM_TRAIN + NUM_TEST)
     labels = indices % len(CLASS_NAMES)
@@ -173,49 +140,22 @@ def _open_textures(config: DataConfig) -> Source:
     return Source(list(CLASS_NAMES), labels, train, test, config.image_size, open_image, True)
 
 
+def _fit_array(pixels: NDArray[np.uint8], size: int) -> Image.Image:
+    return fit_image(to_rgb(Image.fromarray(pixels)), size, size)
+
+
 def _open_folder(config: DataConfig) -> Source:
-    root = Path(config.path or "")
-    _check_folder(root)
-    test_root = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
-    if (root / "train").is_dir() and test_root is not None:
-        names, train_files = _list_images(root / "train")
-        test_names, test_files = _list_images(test_root)
-        if names != test_names:
-            odd = sorted(set(names) ^ set(test_names))[0]
-            raise DataError(f"data {root}: class {odd!r} is in only one of train/ and {test_root.name}/")
-        files = train_files + test_files
-        train, test = np.arange(len(train_files)), np.arange(len(train_files), len(files))
-        labels = np.array([label for _, label in files], dtype=np.int64)
-    else:
-        names, files = _list_images(root)
-        labels = np.array([label for _, label in files], dtype=np.int64)
+    root, size = Path(config.path or ""), config.image_size
+    found = open_folder(root)
+    files = found.train + (found.test or [])
+    labels = np.array([label for _, label in files], dtype=np.int64)
+    if found.test is None:
         train, test = _split(labels, config)
-    paths = [path for path, _ in files]
-    return Source(names, labels, train, test, config.image_size, lambda index: _decode(paths[index]))
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise DataError(f"data {folder}: no such folder; expected one with a sub-folder of images per class")
-
-
-def _list_images(folder: Path) -> tuple[list[str], list[tuple[Path, int]]]:
-    from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]  # ships none
-
-    try:
-        listing = ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        reason = str(error).splitlines()[0].rstrip(". ")
-        raise DataError(f"data {folder}: {reason}; expected a sub-folder of images per class") from error
-    return list(listing.classes), [(Path(path), label) for path, label in listing.samples]
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return _to_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {path}: cannot be decoded ({error}); repair or remove it") from error
+    else:
+        train, test = np.arange(len(found.train)), np.arange(len(found.train), len(files))
+    images = FolderImages(root, [path for path, _ in files], max_pixels(size, size))
+    info = {"split": found.split, "left_out": describe_left_out(found.left_out, root)}
+    return Source(found.class_names, labels, train, test, size, images, info=info)
 
 
 def _open_torchvision(config: DataConfig) -> Source:
@@ -236,10 +176,13 @@ def _open_torchvision(config: DataConfig) -> Source:
 
     def open_image(index: int) -> Image.Image:
         part, offset = (parts[0], 0) if index < len(parts[0]) else (parts[1], len(parts[0]))
-        image = part[index - offset][0]
-        if not isinstance(image, Image.Image):
-            raise DataError(f"data {name}: gives {type(image).__name__}, expected images")
-        return image
+        try:
+            image = part[index - offset][0]
+            if not isinstance(image, Image.Image):
+                raise DataError(f"data {name}: gives {type(image).__name__}, expected images")
+            return to_rgb(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"data {name}: image {index - offset} cannot be decoded ({error})") from error
 
     return Source([str(each) for each in names], labels, train, test, config.image_size, open_image)
 
@@ -306,8 +249,7 @@ def _crop_flip(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Cuts out 35 to 100 % of the area at an aspect of 3/4 to 4/3, and mirrors every second image."""
     from torchvision.transforms import RandomResizedCrop  # type: ignore[import-untyped]  # ships none
 
-    image = _to_rgb(image)
     top, left, height, width = RandomResizedCrop.get_params(image, [0.35, 1.0], [3 / 4, 4 / 3])
     box = (left, top, left + width, top + height)
-    pixels = np.array(image.resize((size, size), _RESAMPLING, box=box))
+    pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
     return np.ascontiguousarray(pixels[:, ::-1]) if torch.rand(()) < 0.5 else pixels

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+import imaging.errors
 from client.errors import ImageError
-
-FORMATS = ("PNG", "JPEG")
+from imaging.read import read_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +30,13 @@ class Prediction:
 
 
 def load_image(path: Path | str, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Decode a PNG or JPEG of any size: RGB, upright, scaled until it covers height x width, cut in the centre.
+    """Decode an image file: RGB, upright, scaled until it covers height x width, cut in the centre.
 
-    For a square this is the usual "resize the shorter side, centre crop". Grey, palette and 16-bit images become
-    8-bit RGB, transparency is dropped, and a JPEG's EXIF rotation is applied.
+    For a square this is the usual "resize the shorter side, centre crop". Exactly what the builder does with the
+    images that it trains and tests with: the two share `imaging`.
 
     Args:
-        path: The file.
+        path: A PNG, JPEG, BMP, WebP, TIFF, PPM or GIF file; of several frames or pages the first counts.
         height: Height of the result in pixels.
         width: Width of the result in pixels.
 
@@ -45,22 +44,12 @@ def load_image(path: Path | str, height: int, width: int) -> npt.NDArray[np.uint
         uint8 [height, width, 3].
 
     Raises:
-        ImageError: The file is missing, truncated, or no PNG or JPEG.
+        ImageError: The file is missing, no such image, damaged, or larger than `imaging.formats.max_pixels`.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            rgb = ImageOps.fit(_to_rgb(ImageOps.exif_transpose(image)), (width, height), Image.Resampling.BILINEAR)
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file, expected a PNG or JPEG image") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{path}: is a folder, expected a PNG or JPEG image") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image this can read, expected PNG or JPEG") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow raises any of these for damaged data; its text says which.
-        raise ImageError(f"{path}: cannot be decoded ({error}), expected a whole PNG or JPEG file") from error
-    return np.asarray(rgb, dtype=np.uint8)
+        return read_image(path, height, width)
+    except imaging.errors.ImageError as error:
+        raise ImageError(str(error)) from error
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -91,9 +80,3 @@ def top_k(logits: npt.NDArray[Any], labels: tuple[str, ...] = (), k: int = 5) ->
         ]
         for row, best in zip(probabilities, order, strict=True)
     ]
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert would clip rather than scale
-        image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")

@@ -5,6 +5,7 @@ RUN install -d -m 0755 -o 1000 -g 1000 /models /runs /recipes /home/temper
 COPY pyproject.toml README.md /opt/temper/
 COPY builder /opt/temper/builder
 COPY client /opt/temper/client
+COPY imaging /opt/temper/imaging
 COPY temper /opt/temper/temper
 COPY backends /opt/temper/backends
 COPY recipes /opt/temper/recipes

@@ -132,7 +132,7 @@ def query(
 ) -> None:
     """Print the labels that a served model gives images.
 
-    An IMAGE is a PNG or JPEG file of any size, or a folder of them.
+    An IMAGE is a PNG, JPEG, BMP, WebP, TIFF, PPM or GIF file of up to 67 million pixels, or a folder of them.
     """
     from temper.commands.query import query_command
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from client.images import load_image
 from client.model import ModelInfo
+from imaging.errors import FolderError, ImageError, show
+from imaging.folder import Listing, describe_left_out, list_folders, list_images, name_few, say_left_out
+from imaging.formats import SUFFIXES
+from imaging.read import read_image
 from temper.errors import TemperError
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+LeftOut = dict[str, Any] | None
 Progress = Callable[[int, int], None]
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class InputError(TemperError):
@@ -44,41 +48,74 @@ def random_images(info: ModelInfo, count: int, seed: int = 0) -> Images:
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The image files among `paths` and in the folders among them, sorted within a folder, hidden ones left out.
+def find_images(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]:
+    """The image files among `paths` and in the folders among them, sorted within a folder.
+
+    Args:
+        paths: Files, which are taken whatever they are called, and folders.
+        say: Receives a line for every folder of which something is left out.
 
     Raises:
-        InputError: A path does not exist, or a folder holds no PNG or JPEG.
+        InputError: A path does not exist, or a folder holds no image.
     """
     found: list[Path] = []
     for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: no such file, expected a PNG or JPEG image or a folder of them")
-        if not path.is_dir():
+        if path.is_dir():
+            listing = _list_images(path)
+            if left_out := say_left_out(describe_left_out(listing.left_out, path)):
+                say(f"{show(path)}: {left_out}")
+            found += listing.paths
+        elif path.exists() or path.is_symlink():
             found.append(path)
-            continue
-        inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-        )
-        if not inside:
-            raise InputError(f"{path}: holds no image, expected {', '.join(SUFFIXES)} files")
-        found += inside
+        else:
+            raise InputError(f"{show(path)}: no such file, expected an image or a folder of images")
     return found
 
 
-def load_images(paths: Sequence[Path], info: ModelInfo, limit: int) -> Images:
+def _list_images(folder: Path) -> Listing:
+    try:
+        listing = list_images(folder)
+    except FolderError as error:
+        raise InputError(str(error)) from error
+    if not listing.paths:
+        raise InputError(f"{show(folder)}: holds no image, expected {', '.join(SUFFIXES)} files")
+    return listing
+
+
+def load_images(paths: Sequence[Path], info: ModelInfo, limit: int, say: Callable[[str], None]) -> Images:
     """At most `limit` images: from image files and folders, or from one .npy file, which is mapped and not read.
 
+    Args:
+        paths: As of `find_images`, or one .npy file.
+        info: The model that they are for.
+        limit: How many at most.
+        say: As of `find_images`.
+
     Raises:
-        InputError: The .npy file is not uint8 [N, H, W, 3] of the model's size.
-        ImageError: A file cannot be decoded.
+        InputError: The .npy file is not uint8 [N, H, W, 3] of the model's size, or files cannot be decoded.
     """
     if len(paths) == 1 and paths[0].suffix == ".npy":
         return open_images(paths[0], info)[:limit]
-    height, width = image_size(info)
-    return np.stack([load_image(path, height, width) for path in find_images(paths)[:limit]])
+    files = find_images(paths, say)[:limit]
+    images = np.empty((len(files), *image_size(info), 3), np.uint8)
+    _decode(files, images)
+    return images
+
+
+def _decode(files: Sequence[Path], images: Images, progress: Progress | None = None) -> None:
+    """Decodes every file into its row; those that fail are named all at once."""
+    _, height, width, _ = images.shape
+    failed: list[str] = []
+    for index, path in enumerate(files):
+        try:
+            images[index] = read_image(path, height, width)
+        except ImageError as error:
+            failed.append(f"{show(path)} {error.reason}")
+        if progress is not None:
+            progress(index + 1, len(files))
+    if failed:
+        num = f"{len(failed):,} of {len(files):,}"
+        raise InputError(f"{num} images cannot be used: {name_few(failed)}; repair or remove them")
 
 
 def open_images(path: Path, info: ModelInfo) -> Images:
@@ -125,42 +162,51 @@ def _open_npy(path: Path) -> npt.NDArray[np.uint8]:
     return array
 
 
-def load_tree(
-    folder: Path, info: ModelInfo, work: Path, progress: Progress | None = None
-) -> tuple[Images, Labels]:
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """Labelled images, from a tree with one folder per class or from arrays."""
+
+    images: Images
+    """uint8 [N, H, W, 3]."""
+    labels: Labels
+    """int64 [N]."""
+    left_out: LeftOut
+    """What of the folder was not used, as `imaging.folder.describe_left_out` says it; None of arrays."""
+
+
+def load_tree(folder: Path, info: ModelInfo, work: Path, progress: Progress | None = None) -> Tree:
     """The images of a tree with one folder per class, decoded into a memory-mapped file in `work`.
 
     The folders are matched with the model's labels by name; where none matches and there is one folder per class,
     by their order.
 
-    Returns:
-        uint8 [N, H, W, 3] and int64 [N].
-
     Raises:
-        InputError: There are no class folders, or they are not the model's classes.
-        ImageError: A file cannot be decoded.
+        InputError: There are no class folders, they are not the model's classes, or files cannot be decoded.
     """
-    height, width = image_size(info)
-    files = list(_labelled_files(folder, info))
-    shape = (len(files), height, width, 3)
-    images: Images = np.memmap(work / "images.uint8", dtype=np.uint8, mode="w+", shape=shape)
-    for index, (path, _) in enumerate(files):
-        images[index] = load_image(path, height, width)
-        if progress is not None:
-            progress(index + 1, len(files))
-    return images, np.array([label for _, label in files], dtype=np.int64)
-
-
-def _labelled_files(folder: Path, info: ModelInfo) -> Iterator[tuple[Path, int]]:
     if not folder.is_dir():
-        raise InputError(f"{folder}: is no folder, expected one with a folder of images per class, or a .npy file")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not classes:
-        raise InputError(f"{folder}: holds no folders, expected one folder of images per class")
-    indices = _match_classes(folder, [path.name for path in classes], info)
-    for path, index in zip(classes, indices, strict=True):
-        for file in find_images([path]):
-            yield file, index
+        raise InputError(
+            f"{show(folder)}: is no folder, expected one with a folder of images per class, or a .npy file"
+        )
+    try:
+        classes = list_folders(folder)
+    except FolderError as error:
+        raise InputError(str(error)) from error
+    if not classes.paths:
+        raise InputError(f"{show(folder)}: holds no folders, expected one folder of images per class")
+    indices = _match_classes(folder, [path.name for path in classes.paths], info)
+    files: list[Path] = []
+    labels: list[int] = []
+    left_out = list(classes.left_out)
+    for path, index in zip(classes.paths, indices, strict=True):
+        listing = _list_images(path)
+        files += listing.paths
+        labels += [index] * len(listing.paths)
+        left_out += listing.left_out
+    shape = (len(files), *image_size(info), 3)
+    images: Images = np.memmap(work / "images.uint8", dtype=np.uint8, mode="w+", shape=shape)
+    _decode(files, images, progress)
+    described = describe_left_out(left_out, folder)
+    return Tree(images=images, labels=np.array(labels, dtype=np.int64), left_out=described)
 
 
 def _match_classes(folder: Path, names: list[str], info: ModelInfo) -> list[int]:
@@ -176,5 +222,5 @@ def _match_classes(folder: Path, names: list[str], info: ModelInfo) -> list[int]
         return list(range(len(names)))
     shown = ", ".join(info.labels[:8]) + (", ..." if len(info.labels) > 8 else "")
     raise InputError(
-        f"{folder / unknown[0]}: no class of {info.name}, expected folders named {shown or 'as its classes'}"
+        f"{show(folder / unknown[0])}: no class of {info.name}, expected folders named {shown or 'as its classes'}"
     )

@@ -21,7 +21,7 @@ def test_wheel_holds_every_source_file(tmp_path: Path) -> None:
         shipped = {name for name in content.namelist() if ".dist-info/" not in name}
     ours = {
         str(path.relative_to(ROOT))
-        for folder in ("backends", "builder", "client", "temper")
+        for folder in ("backends", "builder", "client", "imaging", "temper")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
@@ -31,7 +31,7 @@ def test_wheel_holds_every_source_file(tmp_path: Path) -> None:
 def _copy_of_sources(target: Path) -> Path:
     """A copy, so that the build leaves nothing in the checkout."""
     target.mkdir()
-    tracked = ["backends", "builder", "client", "temper", "pyproject.toml", "README.md"]
+    tracked = ["backends", "builder", "client", "imaging", "temper", "pyproject.toml", "README.md"]
     subprocess.run(["cp", "-r", *(str(ROOT / name) for name in tracked), target], check=True)
     return target
 
@@ -45,8 +45,12 @@ def test_client_needs_neither_torch_nor_builder() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_builder_and_client_do_not_know_each_other_nor_temper() -> None:
-    forbidden = {"builder": ("client", "temper"), "client": ("builder", "temper")}
+def test_packages_do_not_look_over_their_walls() -> None:
+    forbidden = {
+        "builder": ("client", "temper"),
+        "client": ("builder", "temper"),
+        "imaging": ("builder", "client", "temper", "torch"),
+    }
     for package, others in forbidden.items():
         for source in (ROOT / package).rglob("*.py"):
             for line in source.read_text().splitlines():

@@ -15,10 +15,12 @@ from client.client import Client
 from client.model import ModelInfo
 from client.robustness import AttackConfig, AttackResult, attack
 from client.robustness.checkpoint import FILE_NAME
+from imaging.errors import show
+from imaging.folder import say_left_out
 from temper.commands.main_job import resumable
 from temper.endpoint import Endpoint
 from temper.errors import TemperError
-from temper.inputs import Images, Labels, load_tree, open_images, open_labels
+from temper.inputs import Tree, load_tree, open_images, open_labels
 from temper.measure import subject
 from temper.progress import Display
 from temper.report.text import budget, interval, percent
@@ -57,14 +59,14 @@ def attack_command(
         with endpoint:
             with Client(endpoint.url()) as client:
                 info = client.model_info(model)
-            with _labelled(images, labels, info, display) as (pixels, classes):
+            with _labelled(images, labels, info, display) as tree:
                 with display.stage(f"{config.name} {budget(config.norm, config.epsilon)} on {model}") as stage:
                     try:
                         result = attack(
                             endpoint.url(),
                             model,
-                            pixels,
-                            classes,
+                            tree.images,
+                            tree.labels,
                             config,
                             stage,
                             checkpoint=save / FILE_NAME if save else None,
@@ -77,7 +79,8 @@ def attack_command(
                         raise AttackError(str(error)) from error
     if save is not None:
         result.save(save)
-    click.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else _text(result, info))
+    found = {**result.to_json(), "left_out": tree.left_out}
+    click.echo(json.dumps(found, indent=2, allow_nan=False) if as_json else _text(result, info))
 
 
 def _digest(repository: Path, info: ModelInfo) -> str:
@@ -90,16 +93,16 @@ def _digest(repository: Path, info: ModelInfo) -> str:
 
 
 @contextmanager
-def _labelled(
-    images: Path, labels: Path | None, info: ModelInfo, display: Display
-) -> Iterator[tuple[Images, Labels]]:
+def _labelled(images: Path, labels: Path | None, info: ModelInfo, display: Display) -> Iterator[Tree]:
     if labels is not None:
         pixels = open_images(images, info)
-        yield pixels, open_labels(labels, len(pixels), info)
+        yield Tree(images=pixels, labels=open_labels(labels, len(pixels), info), left_out=None)
         return
     with tempfile.TemporaryDirectory(prefix="temper-images-") as work:
         with display.stage(f"decode {images}") as stage:
             decoded = load_tree(images, info, Path(work), stage)
+        if left_out := say_left_out(decoded.left_out):
+            display.say(f"{show(images)}: {left_out}")
         yield decoded
 
 

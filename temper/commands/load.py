@@ -93,7 +93,7 @@ def _images(paths: Sequence[Path], url: str, model: str, config: LoadConfig, dis
     with Client(url, timeout_s=config.timeout_s) as client:
         info = client.model_info(model)
     if paths:
-        return load_images(paths, info, count)
+        return load_images(paths, info, count, display.say)
     display.say(f"no --images: sending random pixels of shape {list(info.image_shape)}")
     return random_images(info, count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from client.client import Client
 from client.errors import ImageError, NonFiniteOutput
 from client.images import Prediction, load_image, top_k
+from imaging.errors import show
+from imaging.folder import NUM_NAMED
 from temper.endpoint import Endpoint
 from temper.errors import TemperError
 from temper.inputs import Images, find_images, image_size
@@ -35,7 +38,7 @@ def query_command(
     Raises:
         QueryError: Files that cannot be decoded, one line each, after the answers to the others.
     """
-    files = find_images(images)
+    files = find_images(images, lambda line: click.echo(line, err=True))
     endpoint = Endpoint(url, repository, models=[model])
     answers: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -45,13 +48,20 @@ def query_command(
         batches = _batches(files, image_size(info), sent, failed)
         for logits in _answers(client.stream(model, batches), sent):
             for path, best in zip(sent.get(), top_k(logits, info.labels, top), strict=True):
-                answers.append({"image": str(path), "predictions": [vars(one) for one in best]})
+                answers.append(
+                    {
+                        "image": os.fsencode(path).decode(errors="backslashreplace"),
+                        "predictions": [vars(one) for one in best],
+                    }
+                )
                 if not as_json:
                     click.echo(_text(path, best))
     if as_json:
         click.echo(json.dumps(answers, indent=2, ensure_ascii=False, allow_nan=False))
     if failed:
-        raise QueryError("\n".join(failed))
+        more = len(failed) - NUM_NAMED
+        rest = [f"{more:,} more of the {len(files):,} images cannot be used"] if more > 0 else []
+        raise QueryError("\n".join(failed[:NUM_NAMED] + rest))
 
 
 def _answers(answers: Iterator[Logits], sent: queue.SimpleQueue[list[Path]]) -> Iterator[Logits]:
@@ -60,7 +70,7 @@ def _answers(answers: Iterator[Logits], sent: queue.SimpleQueue[list[Path]]) -> 
         yield from answers
     except NonFiniteOutput as error:
         assert error.scores is not None
-        paths = np.array([str(path) for path in sent.get()])[~np.isfinite(error.scores).all(axis=1)]
+        paths = np.array([show(path) for path in sent.get()])[~np.isfinite(error.scores).all(axis=1)]
         raise QueryError("\n".join(f"{path}: {error}" for path in paths.tolist())) from error
 
 
@@ -83,4 +93,4 @@ def _batches(
 def _text(path: Path, best: Sequence[Prediction]) -> str:
     width = max(len(one.label) for one in best)
     lines = (f"  {one.label:<{width}}  {100 * one.probability:5.1f} %" for one in best)
-    return "\n".join([str(path), *lines])
+    return "\n".join([show(path), *lines])

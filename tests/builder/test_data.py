@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builder.data import DataConfig, fingerprint_data, load_train, prepare_data
+from builder.data import DataConfig, load_train, prepare_data
 from builder.errors import DataError
-from builder.sources import fit_image, open_source
+from builder.sources import open_source
 
 
 def fill_folder(root: Path, classes: dict[str, int], size: tuple[int, int] = (40, 36)) -> Path:
@@ -79,16 +79,6 @@ def test_flat_folder_is_split_by_class(tmp_path: Path) -> None:
     assert not test & calibration
 
 
-@pytest.mark.parametrize("name", ["val", "test"])
-def test_folder_with_its_own_split_keeps_it(tmp_path: Path, name: str) -> None:
-    fill_folder(tmp_path / "images" / "train", {"cat": 6, "dog": 6})
-    fill_folder(tmp_path / "images" / name, {"cat": 3, "dog": 2}, size=(50, 50))
-    config = DataConfig(source="folder", path=str(tmp_path / "images"), image_size=32, num_calibration=4)
-    info = prepare(config, tmp_path / "out")
-    assert (info["num_train"], info["num_test"], info["num_calibration"]) == (12, 5, 4)
-    assert read(tmp_path / "out", "test_labels.npy").tolist() == [0, 0, 0, 1, 1]
-
-
 def test_subset_is_drawn_by_the_seed(tmp_path: Path) -> None:
     labels = [
         read(tmp_path / str(index), "test_images.npy").tobytes()
@@ -119,80 +109,11 @@ def test_train_images_are_augmented_and_labelled(tmp_path: Path) -> None:
     assert torch.equal(plain[0][0], plain[0][0])
 
 
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        ({}, r"Couldn't find any class folder in .*; expected a sub-folder of images per class"),
-        ({"cat": 5}, r"got 1 classes \(cat\), expected at least two"),
-        ({"cat": 5, "dog": 0}, r"Found no valid file for the classes dog"),
-        ({"cat": 1, "dog": 1}, r"no image is left for the test split; add images or change test_fraction"),
-    ],
-    ids=["empty", "one class", "empty class", "too few"],
-)
-def test_folder_that_cannot_be_used_is_one_line(tmp_path: Path, classes: dict[str, int], message: str) -> None:
-    (tmp_path / "images").mkdir()
-    fill_folder(tmp_path / "images", classes)
-    with pytest.raises(DataError, match=message) as caught:
-        prepare(DataConfig(source="folder", path=str(tmp_path / "images"), image_size=32), tmp_path / "out")
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_folder_is_one_line(tmp_path: Path) -> None:
-    config = DataConfig(source="folder", path=str(tmp_path / "none"), image_size=32)
-    for use in (fingerprint_data, open_source):
-        with pytest.raises(DataError, match=r"data .*none: no such folder; expected one with a sub-folder"):
-            use(config)
-
-
-def test_class_in_one_split_only_is_one_line(tmp_path: Path) -> None:
-    fill_folder(tmp_path / "images" / "train", {"cat": 2, "dog": 2})
-    fill_folder(tmp_path / "images" / "val", {"cat": 2, "emu": 2})
-    config = DataConfig(source="folder", path=str(tmp_path / "images"), image_size=32)
-    with pytest.raises(DataError, match=r"class 'dog' is in only one of train/ and val/"):
-        open_source(config)
-
-
-def test_truncated_image_names_its_file(tmp_path: Path) -> None:
-    root = fill_folder(tmp_path / "images", {"cat": 4, "dog": 4})
-    for path in root.rglob("*.png"):
-        path.write_bytes(path.read_bytes()[:60])
-    config = DataConfig(source="folder", path=str(root), image_size=32)
-    with pytest.raises(DataError, match=r"image .*\.png: cannot be decoded \(.*\); repair or remove it"):
-        prepare(config, tmp_path / "out")
-
-
 @pytest.mark.parametrize("name", ["NoSuchSet", "folder", "ImageFolder"])
 def test_unknown_torchvision_name_is_one_line(tmp_path: Path, name: str) -> None:
     config = DataConfig(source="torchvision", name=name, path=str(tmp_path), image_size=32)
     with pytest.raises(DataError, match=name):
         open_source(config)
-
-
-def test_changed_folder_is_a_new_input(tmp_path: Path) -> None:
-    root = fill_folder(tmp_path / "images", {"cat": 2, "dog": 2})
-    config = DataConfig(source="folder", path=str(root), image_size=32)
-    before = fingerprint_data(config)
-    assert before == fingerprint_data(config)
-    Image.new("RGB", (40, 40)).save(root / "cat" / "new.png")
-    assert fingerprint_data(config) != before
-    assert fingerprint_data(DataConfig()) is None
-
-
-@pytest.mark.parametrize(("width", "height"), [(32, 32), (64, 32), (10, 50), (33, 32)])
-def test_fit_image_gives_the_size(width: int, height: int) -> None:
-    image = fit_image(Image.new("L", (width, height), 90), 32)
-    assert (image.mode, image.size) == ("RGB", (32, 32))
-    assert np.asarray(image).min() == np.asarray(image).max() == 90
-
-
-def test_fit_image_is_what_the_client_sends(tmp_path: Path) -> None:
-    from client.images import load_image
-
-    rng = np.random.default_rng(0)
-    path = tmp_path / "image.png"
-    Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(path)
-    with Image.open(path) as image:
-        assert np.array_equal(np.asarray(fit_image(image, 32)), load_image(path, 32, 32))
 
 
 @pytest.mark.parametrize(

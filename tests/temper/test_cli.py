@@ -168,7 +168,7 @@ def test_build_from_an_empty_folder(tmp_path: Path) -> None:
 def test_query_without_image_file(tmp_path: Path) -> None:
     path = tmp_path / "none.png"
     result = invoke("query", "--model", "m", path, "--repository", tmp_path)
-    check_failed(result, f"{path}: no such file, expected a PNG or JPEG image or a folder of them")
+    check_failed(result, f"{path}: no such file, expected an image or a folder of images")
 
 
 def test_query_without_repository(tmp_path: Path) -> None:

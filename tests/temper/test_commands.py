@@ -100,9 +100,67 @@ def test_query_wrong_model(server: TritonServer, tree: Path) -> None:
 
 
 def test_query_folder_without_images(server: TritonServer, tmp_path: Path) -> None:
-    assert error_of(on(server, "query", tmp_path)) == (
-        f"{tmp_path}: holds no image, expected .png, .jpg, .jpeg files"
-    )
+    message = f"{tmp_path}: holds no image, expected .png, .jpg, .jpeg, .jfif, .bmp, .webp"
+    assert error_of(on(server, "query", tmp_path)).startswith(message)
+
+
+@pytest.fixture
+def mixed_tree(sample: Sample, tmp_path: Path) -> Path:
+    """An image of every format in folders of their classes, with what systems leave there."""
+    names = ["0.png", "1.jpg", "2.bmp", "3.webp", "4.tif", "5.ppm", "6.gif", os.fsdecode(b"\xff.png")]
+    for name, pixels, label in zip(names, sample.images, sample.labels, strict=False):
+        folder = tmp_path / "mixed" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).resize((40, 50)).save(folder / name)
+        (folder / ".DS_Store").touch()
+        (folder / "._0.png").touch()
+    (tmp_path / "mixed" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "mixed" / "notes.txt").touch()
+    return tmp_path / "mixed"
+
+
+def test_query_of_a_folder_leaves_nothing_out_without_a_word(server: TritonServer, mixed_tree: Path) -> None:
+    result = on(server, "query", mixed_tree, "--json")
+    assert result.exit_code == 0, result.output
+    answers = [Path(one["image"]).name for one in json.loads(result.stdout)]
+    assert sorted(answers) == ["0.png", "1.jpg", "2.bmp", "3.webp", "4.tif", "5.ppm", "6.gif", r"\xff.png"]
+    num_folders = len([path for path in mixed_tree.iterdir() if path.name.isdigit()])
+    assert result.stderr.startswith(f"{mixed_tree}: {2 * num_folders + 2} left out (")
+    assert "1 no image by its name" in result.stderr
+    text = on(server, "query", mixed_tree)
+    assert r"/\xff.png" in text.stdout
+
+
+def test_attack_of_a_folder_says_what_was_left_out(server: TritonServer, mixed_tree: Path) -> None:
+    settings = ("--attack", "noise", "--epsilon", 2, "--max-queries", 2, "--json")
+    result = on(server, "attack", "--images", mixed_tree, *settings)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["accuracy"]["num_images"] == 8
+    assert found["left_out"]["num"] > 2
+    assert f"{mixed_tree}: {found['left_out']['num']} left out (" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["attack", "load", "query"])
+def test_images_that_cannot_be_used_are_named_all_at_once(
+    server: TritonServer, mixed_tree: Path, command: str
+) -> None:
+    folder = next(path for path in mixed_tree.iterdir() if path.name.isdigit())
+    for index in range(12):
+        (folder / f"bad{index:02}.png").write_text("<html>")
+    result = on(server, command, *([] if command == "query" else ["--images"]), mixed_tree)
+    last = error_of(result)
+    bad = [f"{folder}/bad{index:02}.png" for index in range(12)]
+    if command == "query":
+        assert last == "2 more of the 20 images cannot be used"
+        lines = result.stderr.splitlines()[-11:-1]
+        assert all(
+            line.startswith(f"error: {path}: is a web page") for line, path in zip(lines, bad, strict=False)
+        )
+    else:
+        assert last.startswith(f"12 of 20 images cannot be used: {bad[0]} is a web page, ")
+        assert last.endswith(" and 2 more; repair or remove them")
+        assert bad[10] not in last
 
 
 def test_load_prints_a_row_per_run(server: TritonServer, tree: Path) -> None:

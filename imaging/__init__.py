@@ -1,0 +1,7 @@
+"""Image files into the pixels that a model takes: one reader for the builder and the client.
+
+What a model is trained and tested on and what a client sends it must be the same pixels, and the two packages do
+not know each other, so what both need lies here. `formats.py` says which files are opened and how large they may
+be, `read.py` decodes and fits, `folder.py` lists what lies in a folder, `content.py` says what a file is that is
+not what its name says. Needs numpy and Pillow, and nothing of ours.
+"""

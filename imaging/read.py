@@ -1,0 +1,162 @@
+"""Decoding an image file and fitting it to a model."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import warnings
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from imaging.content import name_content
+from imaging.errors import ImageError
+from imaging.formats import EXPECTED, FORMATS, max_bytes, max_pixels, share_of
+
+Pixels = npt.NDArray[np.uint8]
+
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF's tags
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow warns on standard error of damaged metadata, which nothing here uses, and of large images, which are
+# refused.
+for _category in (UserWarning, Image.DecompressionBombWarning):
+    warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
+
+
+def read_image(path: Path | str, height: int, width: int) -> Pixels:
+    """Decodes an image file: RGB, upright, scaled until it covers height x width, cut in the centre.
+
+    Args:
+        path: A file in one of `FORMATS`.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        ImageError: As `decode_image`.
+    """
+    return np.asarray(fit_image(decode_image(path, max_pixels(height, width)), height, width))
+
+
+def decode_image(path: Path | str, limit: int) -> Image.Image:
+    """Decodes an image file at its own size, in RGB and upright; of several frames or pages the first.
+
+    Grey, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, the EXIF rotation is applied.
+
+    Args:
+        path: A file in one of `FORMATS`.
+        limit: The most pixels that it may have; checked before anything is decoded.
+
+    Raises:
+        ImageError: The file is missing, no regular file, no image, damaged, or too large.
+    """
+    try:
+        # A pipe must not be waited for; for regular files this changes nothing.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            _check_file(path, file, limit)
+            with Image.open(file, formats=tuple(FORMATS)) as image:
+                _check_size(path, image, limit)
+                image.load()
+                return to_rgb(image)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        what = "is a link to nothing" if os.path.islink(path) else "no such file"
+        raise ImageError(path, what, "an image") from error
+    except IsADirectoryError as error:
+        raise ImageError(path, "is a folder", "an image") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(path, _what_is(path), EXPECTED) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        found = re.search(r"\d+", str(error))
+        raise _too_large(path, f"{int(found[0]):,} pixels" if found else "more", limit) from error
+    except OSError as error:
+        # The system's error has a number, Pillow's for damaged data has none.
+        reason = f"cannot be read: {error.strerror}" if error.errno else f"cannot be decoded ({error})"
+        raise ImageError(path, reason, "a whole image file") from error
+    # Pillow's decoders raise nearly anything for damaged data: ValueError, struct.error, MemoryError.
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ImageError(path, f"cannot be decoded ({reason})", "a whole image file") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image upright and in 8-bit RGB; it may be the same object.
+
+    Raises:
+        ValueError: Its pixels have no known scale: floating-point, or integers of more than 16 bits.
+    """
+    image = _upright(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose scale nobody knows")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert would clip rather than scale
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:
+            raise ValueError("grey pixels of more than 16 bits")
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+    image.info.pop("transparency", None)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def fit_image(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Returns an RGB image of height x width: scaled until it covers them, the centre cut out.
+
+    For a square this is the usual "resize the shorter side, centre crop".
+    """
+    if image.size == (width, height):
+        return image
+    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it copies an image that is upright, and fails where it cannot rewrite the EXIF.
+    try:
+        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF, which says nothing of the pixels
+        return image
+    return image if method is None else image.transpose(method)
+
+
+def _check_file(path: Path | str, file: IO[bytes], limit: int) -> None:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(path, "is no regular file", "an image")
+    if status.st_size > max_bytes(limit):
+        raise _too_large(path, f"{status.st_size:,} bytes, more than any image", limit)
+
+
+def _check_size(path: Path | str, image: Image.Image, limit: int) -> None:
+    width, height = image.size
+    limit = share_of(limit, image.format)
+    if min(width, height) < 1:
+        raise ImageError(path, f"is {width} x {height} pixels", "at least 1 x 1")
+    if width * height > limit:
+        raise _too_large(path, f"{width} x {height} = {width * height:,} pixels", limit)
+    tags = getattr(image, "tag_v2", {})
+    tile = tags.get(_TILE_WIDTH, 1) * tags.get(_TILE_HEIGHT, 1)
+    if tile > limit:  # decoded whole, whatever part of it the image takes
+        raise _too_large(path, f"tiles of {tile:,} pixels", limit)
+
+
+def _too_large(path: Path | str, size: str, limit: int) -> ImageError:
+    return ImageError(path, f"is too large: {size}, expected at most {limit:,} pixels; scale it down first")
+
+
+def _what_is(path: Path | str) -> str:
+    with open(path, "rb") as file:
+        what = name_content(file.read(1024))
+    return f"is {what}" if what else "is no image that can be read"
