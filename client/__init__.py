@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from client.errors import (
         ShortOutput as ShortOutput,
     )
+    from client.errors import (
+        VersionChanged as VersionChanged,
+    )
     from client.model import ModelInfo as ModelInfo
     from client.model import ServerStatistics as ServerStatistics
 
@@ -58,6 +61,7 @@ _ERRORS = (
     "ServerError",
     "ServerUnavailable",
     "ShortOutput",
+    "VersionChanged",
 )
 _HOMES = {
     "AsyncClient": "client.aio",

@@ -16,7 +16,14 @@ from client import protocol, wire
 from client.aio_streaming import Batches, Stream
 from client.calls import AsyncCalls
 from client.client import MAX_IN_FLIGHT
-from client.errors import ClientError, DeadlineExceeded, ModelNotFound, ServerUnavailable
+from client.errors import (
+    ClientError,
+    DeadlineExceeded,
+    ModelNotFound,
+    ServerError,
+    ServerUnavailable,
+    VersionChanged,
+)
 from client.model import ModelInfo, ServerStatistics
 
 
@@ -75,14 +82,41 @@ class AsyncClient:
             self._infos[key] = await self._learn(model, version)
         return self._infos[key]
 
+    async def versions(self, model: str) -> tuple[str, ...]:
+        """Return the versions of a model that are served, oldest first; none when it is not served at all.
+
+        Raises:
+            ServerUnavailable: Nothing answers.
+        """
+        try:
+            answer = await self._call("ModelMetadata", wire.pb.ModelMetadataRequest(name=model))
+        except ModelNotFound:
+            return ()
+        return protocol.served_versions(answer)
+
     async def infer(
         self, model: str, images: npt.NDArray[Any], *, version: str = "", timeout_s: float | None = None
     ) -> npt.NDArray[np.float32]:
         """Classify images [N, *image_shape] into float32 [N, classes]; see `Client.infer`."""
-        info = await self.model_info(model, version)
-        protocol.check_images(info, images)
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit_s
+        for number in range(1, protocol.MAX_CALLS + 1):
+            info = await self.model_info(model, version)
+            protocol.check_images(info, images)
+            try:
+                return await self._infer(info, images, version, deadline, limit_s)
+            except ModelNotFound as error:
+                raise await self._explain(model, version, error) from error
+            except ClientError as error:
+                again = number < protocol.MAX_CALLS and protocol.tells_of_change(error, version)
+                if not again or not await self._changed(info, version):
+                    raise
+        raise AssertionError("the last call returns or raises")
+
+    async def _infer(
+        self, info: ModelInfo, images: npt.NDArray[Any], version: str, deadline: float, limit_s: float
+    ) -> npt.NDArray[np.float32]:
+        """Make the requests of one call, all of which one version must answer."""
         calls = self._calls
         logits: list[npt.NDArray[np.float32]] = []
         sent: deque[tuple[slice, asyncio.Task[Any]]] = deque()
@@ -118,6 +152,10 @@ class AsyncClient:
         try:
             while (logits := await stream.next_batch(limit_s)) is not None:
                 yield logits
+        except (VersionChanged, ServerError) as error:
+            if not await self._changed(info, version):
+                raise
+            raise protocol.version_changed(info, self._infos[model, version]) from error
         finally:
             stream.stop()
 
@@ -136,22 +174,33 @@ class AsyncClient:
         pb = wire.pb
         try:
             metadata = await self._call("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version))
-            config = await self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=version))
+            # Everything else is asked of that one version, so that it fits together while another is promoted.
+            learned = version or protocol.newest_version(metadata)
+            answer = await self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=learned))
+            info = protocol.model_info(model, learned, metadata, answer.config)
+            request = protocol.label_request(info, learned)
+            if request is None:
+                return info
+            return protocol.with_labels(info, await self._calls.call("ModelInfer", request, self.timeout_s))
         except ModelNotFound as error:
             raise await self._explain(model, version, error) from error
-        info = protocol.model_info(model, version, metadata, config.config)
-        request = protocol.label_request(info, version)
-        if request is None:
-            return info
-        answer = await self._calls.call("ModelInfer", request, self.timeout_s)
-        return protocol.with_labels(info, answer)
+
+    async def _changed(self, info: ModelInfo, version: str) -> bool:
+        """Learn a model again; tell whether it is another one than `info` says."""
+        self._infos.pop((info.name, version), None)
+        try:
+            return await self.model_info(info.name, version) != info
+        except ClientError:
+            return False  # the error that made us ask says more
 
     async def _explain(self, model: str, version: str, error: ModelNotFound) -> ModelNotFound:
+        if version and (others := await self.versions(model)):
+            return protocol.missing_version(model, version, others, self.url)
         try:
             index = await self._call("RepositoryIndex", wire.pb.RepositoryIndexRequest())
         except ClientError:
             return error  # a server may forbid the index; its own words are all there is
-        return ModelNotFound(protocol.explain_missing(model, version, index, self.url), code=error.code)
+        return protocol.explain_missing(model, index, self.url, error.code)
 
     async def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
         limit_s = self.timeout_s if timeout_s is None else timeout_s

@@ -13,7 +13,14 @@ import numpy.typing as npt
 
 from client import protocol, wire
 from client.calls import Calls
-from client.errors import ClientError, DeadlineExceeded, ModelNotFound, ServerUnavailable
+from client.errors import (
+    ClientError,
+    DeadlineExceeded,
+    ModelNotFound,
+    ServerError,
+    ServerUnavailable,
+    VersionChanged,
+)
 from client.model import ModelInfo, ServerStatistics
 from client.streaming import Stream
 
@@ -91,6 +98,18 @@ class Client:
             self._infos[key] = self._learn(model, version)
         return self._infos[key]
 
+    def versions(self, model: str) -> tuple[str, ...]:
+        """Return the versions of a model that are served, oldest first; none when it is not served at all.
+
+        Raises:
+            ServerUnavailable: Nothing answers.
+        """
+        try:
+            answer = self._call("ModelMetadata", wire.pb.ModelMetadataRequest(name=model))
+        except ModelNotFound:
+            return ()
+        return protocol.served_versions(answer)
+
     def infer(
         self, model: str, images: npt.NDArray[Any], *, version: str = "", timeout_s: float | None = None
     ) -> npt.NDArray[np.float32]:
@@ -113,10 +132,25 @@ class Client:
             ServerUnavailable: Nothing answers, or the connection broke.
             ModelNotFound: There is no such model or version.
         """
-        info = self.model_info(model, version)
-        protocol.check_images(info, images)
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit_s
+        for number in range(1, protocol.MAX_CALLS + 1):
+            info = self.model_info(model, version)
+            protocol.check_images(info, images)
+            try:
+                return self._infer(info, images, version, deadline, limit_s)
+            except ModelNotFound as error:
+                raise self._explain(model, version, error) from error
+            except ClientError as error:
+                again = number < protocol.MAX_CALLS and protocol.tells_of_change(error, version)
+                if not again or not self._changed(info, version):
+                    raise
+        raise AssertionError("the last call returns or raises")
+
+    def _infer(
+        self, info: ModelInfo, images: npt.NDArray[Any], version: str, deadline: float, limit_s: float
+    ) -> npt.NDArray[np.float32]:
+        """Make the requests of one call, all of which one version must answer."""
         logits: npt.NDArray[np.float32] | None = None
         sent: deque[tuple[slice, Any]] = deque()
         pieces = protocol.split(info, len(images))
@@ -166,7 +200,12 @@ class Client:
         info = self.model_info(model, version)
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         stream = Stream(self._calls, info, batches, version=version, max_in_flight=max_in_flight, url=self.url)
-        yield from stream.answers(limit_s)
+        try:
+            yield from stream.answers(limit_s)
+        except (VersionChanged, ServerError) as error:
+            if not self._changed(info, version):
+                raise
+            raise protocol.version_changed(info, self._infos[model, version]) from error
 
     def statistics(self, model: str, version: str = "") -> ServerStatistics:
         """Read Triton's own counters of a model; the difference of two tells what happened in between.
@@ -182,22 +221,33 @@ class Client:
         pb = wire.pb
         try:
             metadata = self._call("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version))
-            config = self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=version)).config
+            # Everything else is asked of that one version, so that it fits together while another is promoted.
+            learned = version or protocol.newest_version(metadata)
+            answer = self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=learned))
+            info = protocol.model_info(model, learned, metadata, answer.config)
+            request = protocol.label_request(info, learned)
+            if request is None:
+                return info
+            return protocol.with_labels(info, self._calls.call("ModelInfer", request, self.timeout_s))
         except ModelNotFound as error:
             raise self._explain(model, version, error) from error
-        info = protocol.model_info(model, version, metadata, config)
-        request = protocol.label_request(info, version)
-        if request is None:
-            return info
-        answer = self._calls.call("ModelInfer", request, self.timeout_s)
-        return protocol.with_labels(info, answer)
+
+    def _changed(self, info: ModelInfo, version: str) -> bool:
+        """Learn a model again; tell whether it is another one than `info` says."""
+        self._infos.pop((info.name, version), None)
+        try:
+            return self.model_info(info.name, version) != info
+        except ClientError:
+            return False  # the error that made us ask says more
 
     def _explain(self, model: str, version: str, error: ModelNotFound) -> ModelNotFound:
+        if version and (others := self.versions(model)):
+            return protocol.missing_version(model, version, others, self.url)
         try:
             index = self._call("RepositoryIndex", wire.pb.RepositoryIndexRequest())
         except ClientError:
             return error  # a server may forbid the index; its own words are all there is
-        return ModelNotFound(protocol.explain_missing(model, version, index, self.url), code=error.code)
+        return protocol.explain_missing(model, index, self.url, error.code)
 
     def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
         limit_s = self.timeout_s if timeout_s is None else timeout_s

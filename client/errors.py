@@ -5,6 +5,7 @@
     |-- DeadlineExceeded    the server did not answer in the time given
     |-- Overloaded          the server sheds load: its queue is full, or the request waited too long in it
     |-- ModelNotFound       the server has no such model or version, or it is not ready
+    |-- VersionChanged      another version of the model answers than the one asked for, or learned from
     |-- InvalidRequest      the request does not fit the model; found before sending or answered by the server
     |-- ShortOutput         the server answered with fewer bytes than the shape it declared
     |-- NonFiniteOutput     the server answered NaN or an infinity where a score belongs
@@ -62,6 +63,12 @@ class ModelNotFound(ClientError):  # noqa: N818 - says what happened
     """The server has no such model or version, or the model is not ready."""
 
     kind = "model_not_found"
+
+
+class VersionChanged(ClientError):  # noqa: N818 - says what happened
+    """Another version of the model answers than the one asked for, or whose labels and shapes are known."""
+
+    kind = "version_changed"
 
 
 class InvalidRequest(ClientError):  # noqa: N818 - says what happened

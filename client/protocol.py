@@ -14,10 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from client import wire
-from client.errors import InvalidRequest, NonFiniteOutput, ServerError, ShortOutput
+from client.errors import (
+    ClientError,
+    InvalidRequest,
+    ModelNotFound,
+    NonFiniteOutput,
+    ServerError,
+    ShortOutput,
+    VersionChanged,
+)
 from client.model import DTYPES, ModelInfo, ServerStatistics
 from client.wire import pb
 
+# Times that a call is made when a promotion makes its answers useless.
+MAX_CALLS = 3
 # A size the server leaves open (-1) is tried at ImageNet's when the labels are asked for.
 _OPEN_SIZE = 224
 
@@ -44,7 +54,7 @@ def model_info(name: str, version: str, metadata: Any, config: Any) -> ModelInfo
     output_shape = tuple(int(size) for size in target.shape[batched:])
     return ModelInfo(
         name=name,
-        version=version or max(metadata.versions, key=_as_number, default=""),
+        version=version or newest_version(metadata),
         input_name=source.name,
         image_shape=tuple(int(size) for size in source.shape[batched:]),
         output_name=target.name,
@@ -55,6 +65,16 @@ def model_info(name: str, version: str, metadata: Any, config: Any) -> ModelInfo
         output_shape=output_shape,
         num_outputs=len(metadata.outputs),
     )
+
+
+def served_versions(metadata: Any) -> tuple[str, ...]:
+    """Return the versions of a ModelMetadataResponse, oldest first."""
+    return tuple(sorted(metadata.versions, key=_as_number))
+
+
+def newest_version(metadata: Any) -> str:
+    """Return the version that answers when none is asked for; empty when the server names none."""
+    return (served_versions(metadata) or ("",))[-1]
 
 
 def check_images(info: ModelInfo, images: npt.NDArray[Any]) -> None:
@@ -116,9 +136,11 @@ def decode(info: ModelInfo, message: bytes | Any, num_images: int) -> npt.NDArra
 
     Raises:
         ShortOutput: The bytes, or the declared shape, do not amount to the images that were sent.
+        VersionChanged: Another version answered than the one that `info` describes.
         ServerError: The output asked for is missing.
     """
     response = wire.parse_response(message) if isinstance(message, bytes) else message
+    _check_version(info, response.model_version)
     names = [output.name for output in response.outputs]
     if info.output_name not in names:
         raise ServerError(f"model {info.name}: the answer has no output {info.output_name}")
@@ -141,6 +163,35 @@ def decode(info: ModelInfo, message: bytes | Any, num_images: int) -> npt.NDArra
             "environment may hold a numpy that its stub cannot use"
         )
     return np.frombuffer(raw, dtype).reshape(num_images, *per_image).astype(np.float32, copy=False)
+
+
+def _check_version(info: ModelInfo, answered: str) -> None:
+    if answered and info.version and _as_number(answered) != _as_number(info.version):
+        raise VersionChanged(
+            f"model {info.name}: version {answered} answered, expected version {info.version}, whose labels and "
+            "shapes are known; ask for the model again"
+        )
+
+
+def tells_of_change(error: ClientError, version: str) -> bool:
+    """Tell whether a call that failed may be right once the model is learned again: it is another one by now.
+
+    Args:
+        error: How it failed.
+        version: The version that the caller asked for; an answer of another one is then final.
+    """
+    if isinstance(error, VersionChanged):
+        return not version
+    refused = isinstance(error, InvalidRequest) and error.code is not None
+    return refused or isinstance(error, ShortOutput)
+
+
+def version_changed(known: ModelInfo, found: ModelInfo) -> VersionChanged:
+    """Return the error of a stream under which the model became another one."""
+    return VersionChanged(
+        f"model {known.name}: version {known.version} was replaced by {found.version} during the stream; "
+        "its labels and shapes may be others: stream again"
+    )
 
 
 def check_finite(info: ModelInfo, output: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -213,20 +264,23 @@ def statistics(response: Any) -> ServerStatistics:
     return ServerStatistics(**total)
 
 
-def explain_missing(model: str, version: str, index: Any, url: str) -> str:
+def explain_missing(model: str, index: Any, url: str, code: str | None) -> ModelNotFound:
     """Say why a model is not served, from a RepositoryIndexResponse: what there is instead, or Triton's reason."""
     entries = [entry for entry in index.models if entry.name == model]
     if not entries:
         names = sorted({entry.name for entry in index.models if entry.state == "READY"})
-        return f"model {model!r} is not on {url}; it serves: {', '.join(names) or 'no model'}"
-    ready = [entry.version for entry in entries if entry.state == "READY"]
-    if version and ready:
-        versions = ", ".join(sorted(ready, key=_as_number))
-        return f"model {model!r} on {url} has no version {version}; it serves: {versions}"
+        text = f"model {model!r} is not on {url}; it serves: {', '.join(names) or 'no model'}"
+        return ModelNotFound(text, code=code)
     reason = "; ".join(
         f"version {e.version or '?'} is {e.state or 'not loaded'} {e.reason}".strip() for e in entries
     )
-    return f"model {model!r} on {url} is not ready: {reason}"
+    return ModelNotFound(f"model {model!r} on {url} is not ready: {reason}", code=code)
+
+
+def missing_version(model: str, version: str, served: tuple[str, ...], url: str) -> ModelNotFound:
+    """Say that a model is served, but not in the version asked for."""
+    text = f"model {model!r} on {url} has no version {version}; it serves: {', '.join(served)}"
+    return ModelNotFound(text, code="NOT_FOUND")
 
 
 def _as_number(version: str) -> int:

@@ -229,6 +229,11 @@ def was_shed(error: BaseException) -> bool:
     return status_name(error) == "UNAVAILABLE" and _tells_of_shedding(_details(error))
 
 
+def is_missing(error: BaseException) -> bool:
+    """Tell whether the server has no such model or version, or does not serve it now."""
+    return isinstance(translate(error, "", 0.0), ModelNotFound)
+
+
 def translate(error: BaseException, url: str, timeout_s: float) -> ClientError:
     """Turn a gRPC error into one of ours, with the line a user can act on.
 

@@ -153,7 +153,7 @@ def _prepare(client: Client, model: str, version: str, images: npt.NDArray[Any],
         chosen = np.arange(number * size, (number + 1) * size) % len(images)
         # A run stays with the version it started on, even when a newer one is published meanwhile.
         requests.append(protocol.encode(info, images[chosen], version=info.version))
-    return _Run(client=client, info=info, requests=tuple(requests), config=config)
+    return _Run(client=client, info=info, requests=tuple(requests), config=config, pinned=bool(version))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,13 +164,14 @@ class _Run:
     info: ModelInfo
     requests: tuple[bytes, ...]
     config: LoadConfig
+    pinned: bool
 
     def start(self, concurrency: int, rate_rps: float, progress: Progress | None) -> LoadResult:
         jobs = self._jobs(concurrency, rate_rps)
         with LoadProcesses(jobs) as processes:
             begin = time.monotonic() + _GO_DELAY_S
-            watch = _Watch(self.client, self.info, self.config, begin, progress)
-            reason = processes.run(begin, watch.tick)
+            watch = _Watch(self.client, self.info, self.config, begin, progress, pinned=self.pinned)
+            reason = processes.run(begin, watch.tick) or watch.promotion()
             server = watch.server_times()
         result = LoadResult(
             mode="closed" if concurrency else "open",
@@ -217,8 +218,16 @@ class _Watch:
     """The parent's part during a run: progress, Triton's statistics around the window, and the server's death."""
 
     def __init__(
-        self, client: Client, info: ModelInfo, config: LoadConfig, begin: float, progress: Progress | None
+        self,
+        client: Client,
+        info: ModelInfo,
+        config: LoadConfig,
+        begin: float,
+        progress: Progress | None,
+        *,
+        pinned: bool,
     ) -> None:
+        self._pinned = pinned
         self.start = begin + config.warmup_s
         self._begin = begin
         self._end = self.start + config.duration_s
@@ -237,6 +246,8 @@ class _Watch:
             self._progress(min(total_ms, max(0, round((now - self._begin) * 1000))), total_ms)
         if trouble and not self._server_lives():
             return f"the server at {self._client.url} died {max(0.0, now - self._begin):.1f} s into the run"
+        if trouble and (promotion := self.promotion()):
+            return promotion
         if now > self._limit:
             return "a load process did not end in time"
         if self._before is None and now >= self.start:
@@ -244,6 +255,17 @@ class _Watch:
         if self._after is None and now >= self._end:
             self._after = self._statistics()
         return None
+
+    def promotion(self) -> str | None:
+        """Say that another version took the measured one's place, or came beside it where none was asked for."""
+        measured = self._info.version
+        try:
+            served = self._client.versions(self._info.name)
+        except ClientError:
+            return None
+        if not served or (measured in served and (self._pinned or measured == served[-1])):
+            return None
+        return f"model {self._info.name}: version {measured} was replaced by {served[-1]} during the run"
 
     def server_times(self) -> dict[str, float] | None:
         """Return Triton's mean times over the window, None when the server cannot be asked."""

@@ -13,7 +13,7 @@ class LoadResult:
     Attributes:
         mode: "closed" (a fixed number of requests in flight) or "open" (Poisson arrivals).
         model: Model name.
-        version: Model version that was asked.
+        version: Model version that was asked: the newest one as the run began, or the one that was wished for.
         concurrency: Requests kept in flight; None in the open loop.
         rate_rps: Mean arrival rate in requests per second; None in the closed loop.
         batch_size: Images per request.

@@ -75,8 +75,8 @@ class _Control:
         return float(message[1])
 
     def trouble(self, error: Exception) -> bool:
-        """Let the parent look after the server when the connection failed; tell whether it did."""
-        if not wire.is_connection_failure(error):
+        """Let the parent look after the server when the connection failed or the model is gone; tell if so."""
+        if not (wire.is_connection_failure(error) or wire.is_missing(error)):
             return False
         now = time.monotonic()
         if now - self._told > _TROUBLE_EVERY_S:

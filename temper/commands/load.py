@@ -70,6 +70,11 @@ def load_command(
             try:
                 for result in _runs(endpoint.url(), model, pixels, config, display):
                     results.append(result)
+                    if result.version != results[0].version:
+                        raise LoadError(
+                            f"model {model}: version {results[0].version} was replaced by {result.version} "
+                            "between two runs; their figures are not comparable"
+                        )
                     if not as_json:
                         click.echo(_row(_cells(result)))
             finally:

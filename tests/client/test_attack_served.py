@@ -13,6 +13,7 @@ import pytest
 
 from client import Client
 from client.errors import ModelNotFound, ServerUnavailable
+from client.retry import RetryPolicy
 from client.robustness import AttackConfig, AttackResult, attack
 from temper.server import TritonServer
 
@@ -93,8 +94,26 @@ def test_server_killed_in_the_middle_is_reported_and_the_attack_resumes(
                 config("square"),
                 kill,
                 checkpoint=path,
+                retry=RetryPolicy(max_attempts=2, first_wait_s=0.01),
             )
     finished = len(path.read_text().splitlines()) - 1
     assert 0 < finished < NUM_IMAGES
     resumed = attack(server.grpc_url, "toy_fp32", sample.images, sample.labels, config("square"), checkpoint=path)
     assert np.mean(resumed.survived == results["square"].survived) > 0.9
+
+
+def test_attack_goes_on_through_a_restart_of_the_server(toy_repository: Path, sample: Sample) -> None:
+    with TritonServer(toy_repository) as doomed:
+        restarted: list[int] = []
+
+        def restart(done: int, total: int) -> None:
+            if done > total // 2 and not restarted:
+                restarted.append(doomed.pid)
+                os.kill(doomed.pid, signal.SIGKILL)
+                doomed.restart()
+
+        small = AttackConfig(name="noise", epsilon=24, num_images=16, max_queries=20, batch_size=4)
+        result = attack(doomed.grpc_url, "toy_fp32", sample.images, sample.labels, small, restart)
+    assert restarted
+    assert result.retries and set(result.retries) == {"unavailable"}
+    assert result.accuracy["num_images"] == 16 and result.num_queries > 0

@@ -19,6 +19,7 @@ from client import (
     ServerStatistics,
     ServerUnavailable,
     ShortOutput,
+    VersionChanged,
     protocol,
     wire,
 )
@@ -78,6 +79,27 @@ def test_output_that_is_no_number_is_an_error_that_keeps_the_answer(value: float
     with pytest.raises(NonFiniteOutput, match="logits holds NaN or an infinity for 1 of 2 images .*number 1") as e:
         protocol.check_finite(INFO, protocol.decode(INFO, answer, 2))
     np.testing.assert_array_equal(e.value.scores, logits)
+
+
+def test_answer_of_another_version_is_an_error_before_its_shape_is_looked_at() -> None:
+    other = ModelInfo(**(vars(INFO) | {"version": "2", "output_shape": (7,)}))
+    with pytest.raises(VersionChanged, match="model m: version 1 answered, expected version 2, whose labels and"):
+        protocol.decode(other, _answer((2, 3), bytes(24)), 2)
+
+
+CHANGES = [
+    (VersionChanged("other"), "", True),
+    (VersionChanged("other"), "1", False),
+    (ShortOutput("other classes"), "1", True),
+    (InvalidRequest("smaller max_batch", code="INVALID_ARGUMENT"), "", True),
+    (InvalidRequest("found before sending"), "", False),
+    (ServerUnavailable("gone", code="UNAVAILABLE"), "", False),
+]
+
+
+@pytest.mark.parametrize(("error", "version", "expected"), CHANGES)
+def test_error_that_may_tell_of_another_model(error: ClientError, version: str, expected: bool) -> None:
+    assert protocol.tells_of_change(error, version) is expected
 
 
 def test_other_output_is_an_error() -> None:
@@ -193,7 +215,7 @@ def test_missing_model_tells_tritons_reason() -> None:
     index = pb.RepositoryIndexResponse()
     index.models.add(name="m", version="1", state="UNAVAILABLE", reason="bad digest")
     assert (
-        protocol.explain_missing("m", "", index, "u:1")
+        str(protocol.explain_missing("m", index, "u:1", None))
         == "model 'm' on u:1 is not ready: version 1 is UNAVAILABLE bad digest"
     )
     assert protocol.explain_missing("n", "", index, "u:1") == "model 'n' is not on u:1; it serves: no model"
