@@ -218,7 +218,7 @@ def test_missing_model_tells_tritons_reason() -> None:
         str(protocol.explain_missing("m", index, "u:1", None))
         == "model 'm' on u:1 is not ready: version 1 is UNAVAILABLE bad digest"
     )
-    assert protocol.explain_missing("n", "", index, "u:1") == "model 'n' is not on u:1; it serves: no model"
+    assert str(protocol.explain_missing("n", index, "u:1", None)) == "model 'n' is not on u:1; it serves: no model"
 
 
 def test_import_needs_neither_grpc_nor_torch() -> None:
