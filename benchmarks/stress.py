@@ -72,7 +72,10 @@ def _measure(client: Path, seconds: float, without: list[str]) -> dict[str, Any]
     deaths: list[str] = []
     begun, load = time.monotonic(), os.getloadavg()
     try:
-        with tempfile.TemporaryDirectory() as folder, TritonServer(_repository(Path(folder))) as server:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            TritonServer(_repository(Path(folder)), log_file=Path(folder) / "tritonserver.log") as server,
+        ):
             drivers = [_start(client, server.grpc_url, seed, seconds, without) for seed in range(2)]
             while any(one.poll() is None for one in drivers):
                 if (death := server.death()) is not None:

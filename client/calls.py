@@ -34,7 +34,7 @@ class Ending(Protocol):
         """Send no further request; the stream then ends with its last answer."""
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for its end; tell whether it, and with it each of its threads, has ended."""
+        """Wait for its end; tell whether it, and each thread of its own, has ended."""
 
 
 class Calls:
@@ -48,6 +48,8 @@ class Calls:
         self._pool = futures.ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="client-call")
         self._unanswered: set[futures.Future[Any]] = set()
         self._streams: list[Ending] = []
+        # gRPC's threads that read the events of streams: one at a time serves all that are open.
+        self._events: set[threading.Thread] = set()
         self._lock = threading.Lock()
 
     def start(self, method: str, request: Any, limit_s: float) -> futures.Future[Any]:
@@ -89,14 +91,18 @@ class Calls:
         finally:
             call.cancel()
 
-    def open_stream(self, requests: Iterator[bytes], on_end: Callable[[], None]) -> Any:
-        """Open a gRPC stream; see `wire.open_stream`."""
-        return wire.open_stream(self._channel, requests, on_end)
+    def open_stream(self, requests: Iterator[bytes]) -> Any:
+        """Open a gRPC stream, which ends when the requests do; `add` whoever reads it."""
+        return wire.open_stream(self._channel, requests, self._note_events)
 
     def add(self, stream: Ending) -> None:
         """Take care of a stream's end."""
         with self._lock:
             self._streams = [one for one in self._streams if not one.join(0.0)] + [stream]
+
+    def _note_events(self) -> None:
+        with self._lock:
+            self._events = {one for one in self._events if one.is_alive()} | {threading.current_thread()}
 
     def close(self) -> None:
         """Let what is on the way finish, cancel what does not, and close the channel; no thread stays."""
@@ -114,6 +120,8 @@ class Calls:
             self._pool.shutdown()
             for stream in streams:
                 stream.join(_JOIN_S)
+            for thread in self._events:
+                thread.join(_JOIN_S)
             self._streams.clear()
 
 
@@ -140,6 +148,8 @@ class AsyncCalls:
             if left_s <= 0:
                 raise wire.deadline_exceeded(self._url, limit_s)
             await asyncio.wait(self._left, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        if self._channel is None:
+            raise closed(self._url)
         if method not in self._methods:
             self._methods[method] = wire.method(self._channel, method)
         return self._run(wire.aattempt(self._methods[method], request, limit_s, self._url))

@@ -73,7 +73,7 @@ class _Sender:
 
 
 class Stream:
-    """One stream: gRPC's thread that sends, its thread of events, and one of ours that reads to the end.
+    """One stream: gRPC's thread that sends, and one of ours that reads to the end whatever becomes of the caller.
 
     Args:
         calls: Of the client; they look after its end.
@@ -100,8 +100,7 @@ class Stream:
         self._url = url
         self._sender = _Sender(info, batches, version, max_in_flight)
         self._read: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._events: threading.Thread | None = None
-        call = calls.open_stream(iter(self._sender), self._note_end)
+        call = calls.open_stream(iter(self._sender))
         # The call itself is held by this thread alone, so that it is gone with it.
         self._reader = threading.Thread(target=self._read_all, args=(call,), daemon=True, name="client-stream")
         self._reader.start()
@@ -112,14 +111,14 @@ class Stream:
         self._sender.stop()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for its end; tell whether all of its threads have ended."""
+        """Wait for its end; tell whether both of its threads have ended."""
         deadline = time.monotonic() + timeout_s
         self._reader.join(timeout_s)
-        self._sender.begun.wait(max(0.0, deadline - time.monotonic()))
-        threads = [self._reader, *(one for one in (self._sender.thread, self._events) if one is not None)]
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        return self._sender.begun.is_set() and not any(thread.is_alive() for thread in threads)
+        if self._reader.is_alive() or not self._sender.begun.wait(max(0.0, deadline - time.monotonic())):
+            return False
+        assert self._sender.thread is not None
+        self._sender.thread.join(max(0.0, deadline - time.monotonic()))
+        return not self._sender.thread.is_alive()
 
     def answers(self, timeout_s: float) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the logits of each batch in order; see `Client.stream`."""
@@ -167,9 +166,6 @@ class Stream:
                 self._read.put(response)
         # A server that is gone takes no further request, so the sender need not wait for room either.
         self.stop()
-
-    def _note_end(self) -> None:
-        self._events = threading.current_thread()
 
 
 def late(url: str, timeout_s: float) -> DeadlineExceeded:
