@@ -36,7 +36,8 @@ def query_command(
     """Streams the images to the server and prints the labels with their probabilities.
 
     Raises:
-        QueryError: Files that cannot be decoded, one line each, after the answers to the others.
+        QueryError: Files that cannot be decoded, one line each, after the answers to the others; or the model
+            is no classifier.
     """
     files = find_images(images, lambda line: click.echo(line, err=True))
     endpoint = Endpoint(url, repository, models=[model])
@@ -44,6 +45,9 @@ def query_command(
     failed: list[str] = []
     with endpoint, Client(endpoint.url()) as client:
         info = client.model_info(model)
+        if len(info.output_shape) != 1:
+            shape = list(info.output_shape)
+            raise QueryError(f"model {model}: {info.output_name} is {shape}, expected one score per class")
         sent: queue.SimpleQueue[list[Path]] = queue.SimpleQueue()
         batches = _batches(files, image_size(info), sent, failed)
         for logits in _answers(client.stream(model, batches), sent):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from temper.report import figures, write_report
-from temper.report.answer import answers
+from temper.report.answer import answers, faults
 from temper.report.gallery import amplified_difference, write_gallery
 from temper.report.svg import Axis, span
 from temper.report.table import render_table
@@ -83,6 +83,22 @@ def test_page_answers_first(report: Report, tmp_path: Path) -> None:
     ):
         assert heading in words
     assert "attacks[0].epsilon" in words
+
+
+def test_page_tells_what_went_wrong_behind_the_figures(report: Report, tmp_path: Path) -> None:
+    first, second = report["variants"]
+    first["accuracy"]["errors"] = {"nonfinite_output": 3}
+    second["robustness"][1] |= {"errors": {"nonfinite_output": 1}, "retries": {"unavailable": 5, "deadline": 1}}
+    second["load"][2] |= {"shed": 1234, "shed_share": 0.4}
+    sentences = [
+        "fp32, accuracy: 3 of 450 images got no score (3 nonfinite_output) and count as wrong.",
+        "int8, square: 1 of 200 images got no score (1 nonfinite_output) and count as wrong.",
+        "int8, square: requests were sent again: 5 unavailable, 1 deadline.",
+    ]
+    assert faults(report) == sentences
+    checker, _ = check_page(report, tmp_path)
+    words = " ".join(checker.words)
+    assert all(sentence in words for sentence in [*sentences, "1,234 (40.0 %)", "2 deadline"])
 
 
 def test_page_escapes_names(report: Report, tmp_path: Path) -> None:
