@@ -1,16 +1,38 @@
-"""Where requests go: a server that is running already, or the embedded one, started when it is first needed."""
+"""Where requests go: a server that is running already, or the embedded one, started when it is first needed.
+
+The embedded one may die: Tritons of its age have races in their gRPC handlers, and it ends when one of its stubs
+does. What was being measured is then measured again on a new one, once in an endpoint's life.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
+from client.errors import ClientError
+from temper.errors import ServerError, TemperError
 from temper.progress import Display
 
 if TYPE_CHECKING:
     from temper.server import TritonServer
+
+Result = TypeVar("Result")
+
+
+def start_again(server: TritonServer) -> str:
+    """Starts a server that died again, at the same address, and returns a line that says so and how it died.
+
+    Raises:
+        ServerError: It does not start again.
+    """
+    death = server.death()
+    try:
+        server.restart()
+    except ServerError as error:
+        raise ServerError(f"{death}; it does not start again: {error}") from error
+    return f"{death}; started again"
 
 
 class Endpoint:
@@ -40,6 +62,8 @@ class Endpoint:
         self._log_file = log_file
         self._display = display or Display()
         self._server: TritonServer | None = None
+        self.deaths: list[str] = []
+        """How the embedded server died and what was measured again, one line for each death that was got over."""
 
     def __enter__(self) -> Self:
         """Starts nothing yet."""
@@ -70,12 +94,36 @@ class Endpoint:
             self._server = self._start()
         return self._server.grpc_url
 
-    def why(self, error: Exception) -> str:
+    def retrying(self, what: str, measure: Callable[[str], Result]) -> Result:
+        """Measures on the server, and once again on a new one when the embedded one died meanwhile.
+
+        Args:
+            what: Names the measurement.
+            measure: Called with the gRPC address. What it raises says that it could not finish.
+
+        Raises:
+            ServerError: The embedded server cannot be started, or not again.
+            ClientError: From `measure`, as all that it raises: the server did not die, or for the second time.
+        """
+        try:
+            return measure(self.url())
+        except (ClientError, TemperError):
+            if not self._revive(what):
+                raise
+        return measure(self.url())
+
+    def why(self, error: object) -> str:
         """The error's line, preceded by the embedded server's death when that is the reason."""
-        if self._server is None or self._server.alive:
-            return str(error)
-        log = f" (its log: {self._log_file})" if self._log_file else ""
-        return f"the embedded tritonserver died{log}: {error}"
+        death = self._server and self._server.death()
+        return f"{death}: {error}" if death else str(error)
+
+    def _revive(self, what: str) -> bool:
+        """Starts the embedded server again, if it died and for the first time."""
+        if self._server is None or self._server.death() is None or self.deaths:
+            return False
+        self.deaths.append(f"{start_again(self._server)}, measuring {what} again")
+        self._display.say(self.deaths[-1])
+        return True
 
     def _start(self) -> TritonServer:
         from temper.server import TritonServer

@@ -93,12 +93,12 @@ class Measurements:
     def accuracy(self, target: Subject) -> Artifact:
         """Accuracy on all test images; `correct.npy` (bool [N]) lies in the artifact's folder."""
 
-        def make(folder: Path, stage: Stage) -> dict[str, Any]:
+        def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
             from client.accuracy import evaluate_accuracy
 
             images, labels = self.test_images()
             result: AccuracyResult = evaluate_accuracy(
-                self._url(stage), target.model, images, labels, progress=stage, version=str(target.version)
+                url, target.model, images, labels, progress=stage, version=str(target.version)
             )
             np.save(folder / CORRECT_FILE, result.correct)
             return result.to_json()
@@ -112,16 +112,16 @@ class Measurements:
             LoadStopped: A run was cut short, mostly because the server died.
         """
 
-        def make(folder: Path, stage: Stage) -> dict[str, Any]:
+        def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
             from client.load import measure
 
             images, _ = self.test_images()
-            url, version = self._url(stage), str(target.version)
-            results = measure(url, target.model, images, config, progress=stage, version=version)
+            results = measure(url, target.model, images, config, progress=stage, version=str(target.version))
             runs = [result.to_json() for result in results]
             if results[-1].interrupted is not None:
                 by_user = stopped_by_user(results[-1])
-                raise LoadStopped(f"load test of {target.model}: {results[-1].interrupted}", runs, by_user=by_user)
+                why = self.endpoint.why(results[-1].interrupted)
+                raise LoadStopped(f"load test of {target.model}: {why}", runs, by_user=by_user)
             reasons = [result.why_unanswered() for result in results]
             if all(reasons):
                 raise LoadStopped(f"load test of {target.model}: {reasons[-1]}", runs, by_user=False)
@@ -135,13 +135,13 @@ class Measurements:
         An attack that was interrupted goes on from the images it had finished.
         """
 
-        def make(folder: Path, stage: Stage) -> dict[str, Any]:
+        def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
             from client.robustness import attack
 
             images, labels = self.test_images()
             checkpoint = folder / _CHECKPOINT
             result: AttackResult = attack(
-                self._url(stage),
+                url,
                 target.model,
                 images,
                 labels,
@@ -167,12 +167,6 @@ class Measurements:
         images = np.load(self.data.path / TEST_IMAGES_FILE, mmap_mode="r")
         return images, np.load(self.data.path / TEST_LABELS_FILE)
 
-    def _url(self, stage: Stage) -> str:
-        """The server's address; its start is not counted as this stage's time."""
-        url = self.endpoint.url()
-        stage.restart()
-        return url
-
     def _gallery(self, result: AttackResult, folder: Path) -> list[dict[str, Any]]:
         names = self.class_names()
         entries = [
@@ -193,15 +187,19 @@ class Measurements:
         stage: str,
         target: Subject,
         config: Mapping[str, Any],
-        make: Callable[[Path, Stage], dict[str, Any]],
+        make: Callable[[Path, Stage, str], dict[str, Any]],
         note: Callable[[dict[str, Any]], str],
     ) -> Artifact:
         key = {"format": _FORMAT, "config": config, "machine": machine_id(), "server": self.url}
         with self.display.stage(f"{target.name}: {stage.replace('-', ' ', 1)}") as shown:
 
             def checked(folder: Path) -> dict[str, Any]:
+                def measure(url: str) -> dict[str, Any]:
+                    shown.restart()  # the server's start, or what was lost with it, is not this stage's time
+                    return make(folder, shown, url)
+
                 try:
-                    return make(folder, shown)
+                    return self.endpoint.retrying(f"{target.name}: {stage.replace('-', ' ', 1)}", measure)
                 except ValueError as error:
                     # Settings that only the data or the model show to be impossible, such as too many images.
                     raise WorkflowError(f"{stage} of {target.model}: {error}") from error

@@ -114,11 +114,12 @@ def _join(recipe: Recipe, outcomes: Sequence[Outcome], folder: Path) -> Report |
     report = dict(measured[0][1])
     report["config"] = dataclasses.asdict(recipe)
     report["variants"] = [_moved(report["variants"][0], measured[0][0])]
-    report["comparisons"], report["stages"] = [], []
+    report["comparisons"], report["stages"], report["deaths"] = [], [], []
     for name, part in measured:
         report["variants"] += [_moved(row, name) for row in part["variants"][1:]]
         report["comparisons"] += part["comparisons"]
         report["stages"] += part["stages"]
+        report["deaths"] += part["deaths"]
     report["failed"] = [
         {"variant": outcome.variant, "reason": outcome.reason}
         for outcome in outcomes

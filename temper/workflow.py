@@ -1,8 +1,8 @@
 """The main job: a recipe becomes served variants, and these become one report.
 
 Build, serve, measure, attack, compare, report. Everything before the report is a stage that is kept, so a second
-run does only what changed; with nothing changed the server is not even started. When the server dies, what was
-measured until then is reported all the same.
+run does only what changed; with nothing changed the server is not even started. When it dies again after it was
+started again, what was measured until then is reported all the same.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def run_recipe(
         folder: For the report and the server's log, when they shall not lie in the run's folder.
 
     Returns:
-        The report, JSON throughout. `stopped` is None, or says in one line why the measurements are not complete.
+        The report, JSON throughout. `stopped` is None, or says in one line why the measurements are not complete;
+        `deaths` has a line for each time that the embedded server died and was started again.
 
     Raises:
         BuilderError: A variant cannot be built or published; nothing is reported.
@@ -111,6 +112,7 @@ def _reporting(run: _Run, started: float) -> Iterator[None]:
         raise
     finally:
         report["comparisons"] = compare(report["variants"], run.accuracies, run.attacks)
+        report["deaths"] = run.measurements.endpoint.deaths
         report["stages"] = [dataclasses.asdict(stage) for stage in run.measurements.display.finished]
         report["seconds"] = round(time.monotonic() - started, 1)
         write_report(report, run.folder)
@@ -178,6 +180,7 @@ def _new_report(recipe: Recipe, built: list[Built], endpoint: Endpoint) -> Repor
         "seconds": 0.0,
         "server": endpoint.description,
         "stopped": None,
+        "deaths": [],
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),

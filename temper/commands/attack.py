@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from client.client import Client
+from client.errors import ClientError
 from client.model import ModelInfo
 from client.robustness import AttackConfig, AttackResult, attack
 from client.robustness.checkpoint import FILE_NAME
@@ -27,7 +29,7 @@ from temper.report.text import budget, interval, percent
 
 
 class AttackError(TemperError):
-    """The attack does not fit the images."""
+    """The attack does not fit the images, or could not be finished."""
 
 
 def attack_command(
@@ -48,39 +50,50 @@ def attack_command(
     goes on from it.
 
     Raises:
-        AttackError: More images are asked for than there are, or `save` belongs to another attack.
+        AttackError: More images are asked for than there are, `save` belongs to another attack, or the server
+            failed.
     """
     try:
         config = AttackConfig(**settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    with resumable(), Display() as display:
-        endpoint = Endpoint(url, repository, models=[model], display=display)
-        with endpoint:
-            with Client(endpoint.url()) as client:
-                info = client.model_info(model)
+    label = f"{config.name} {budget(config.norm, config.epsilon)} on {model}"
+    with resumable(), Display() as display, Endpoint(url, repository, models=[model], display=display) as endpoint:
+        try:
+            info = endpoint.retrying(model, lambda url: _describe(url, model))
             with _labelled(images, labels, info, display) as tree:
-                with display.stage(f"{config.name} {budget(config.norm, config.epsilon)} on {model}") as stage:
-                    try:
-                        result = attack(
-                            endpoint.url(),
-                            model,
-                            tree.images,
-                            tree.labels,
-                            config,
-                            stage,
-                            checkpoint=save / FILE_NAME if save else None,
-                            checkpoints=runs / "attacks",
-                            identity=url or _digest(repository, info),
-                            say=display.say,
-                            version=info.version,
-                        )
-                    except ValueError as error:
-                        raise AttackError(str(error)) from error
+                run = partial(
+                    attack,
+                    model=model,
+                    images=tree.images,
+                    labels=tree.labels,
+                    config=config,
+                    checkpoint=save / FILE_NAME if save else None,
+                    checkpoints=runs / "attacks",
+                    identity=url or _digest(repository, info),
+                    say=display.say,
+                    version=info.version,
+                )
+                result = endpoint.retrying(label, lambda url: _run(url, label, run, display))
+        except ClientError as error:
+            raise AttackError(endpoint.why(error)) from error
     if save is not None:
         result.save(save)
     found = {**result.to_json(), "left_out": tree.left_out}
     click.echo(json.dumps(found, indent=2, allow_nan=False) if as_json else _text(result, info))
+
+
+def _run(url: str, label: str, run: Callable[..., AttackResult], display: Display) -> AttackResult:
+    with display.stage(label) as stage:
+        try:
+            return run(url, progress=stage)
+        except ValueError as error:
+            raise AttackError(str(error)) from error
+
+
+def _describe(url: str, model: str) -> ModelInfo:
+    with Client(url) as client:
+        return client.model_info(model)
 
 
 def _digest(repository: Path, info: ModelInfo) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from client.client import Client
+from client.errors import ClientError
 from client.load import LoadConfig, LoadResult, run_closed_loop, run_open_loop
 from temper.endpoint import Endpoint
 from temper.errors import TemperError
@@ -42,6 +44,14 @@ class LoadError(TemperError):
     """A load test was cut short, or not one request was answered."""
 
 
+class _CutShort(TemperError):  # noqa: N818 - says what happened
+    """A run that the server's death, or a load process's, cut short; what it measured is in `result`."""
+
+    def __init__(self, result: LoadResult) -> None:
+        super().__init__(result.interrupted)
+        self.result = result
+
+
 def load_command(
     images: Sequence[Path],
     *,
@@ -61,32 +71,32 @@ def load_command(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     results: list[LoadResult] = []
-    with Display() as display:
-        endpoint = Endpoint(url, repository, models=[model], display=display)
-        with endpoint:
-            pixels = _images(images, endpoint.url(), model, config, display)
-            if not as_json:
-                click.echo(_row(_HEAD))
-            try:
-                for result in _runs(endpoint.url(), model, pixels, config, display):
-                    results.append(result)
-                    if result.version != results[0].version:
-                        raise LoadError(
-                            f"model {model}: version {results[0].version} was replaced by {result.version} "
-                            "between two runs; their figures are not comparable"
-                        )
-                    if not as_json:
-                        click.echo(_row(_cells(result)))
-            finally:
-                if as_json:
-                    shown = [result.to_json() for result in results]
-                    click.echo(json.dumps(shown, indent=2, allow_nan=False))
-                else:
-                    click.echo("".join(f"{line}\n" for line in _notes(results)), nl=False)
-    last = results[-1]
-    if last.interrupted is not None:
-        # The generator keeps Ctrl-C to itself, so as to return what it measured.
-        raise KeyboardInterrupt(last.interrupted) if stopped_by_user(last) else LoadError(last.interrupted)
+    with Display() as display, Endpoint(url, repository, models=[model], display=display) as endpoint:
+        pixels = endpoint.retrying(model, lambda url: _images(images, url, model, config, display))
+        if not as_json:
+            click.echo(_row(_HEAD))
+        try:
+            for result in _runs(endpoint, model, pixels, config, display):
+                results.append(result)
+                if result.version != results[0].version:
+                    raise LoadError(
+                        f"model {model}: version {results[0].version} was replaced by {result.version} "
+                        "between two runs; their figures are not comparable"
+                    )
+                if not as_json:
+                    click.echo(_row(_cells(result)))
+        except ClientError as error:
+            raise LoadError(endpoint.why(error)) from error
+        finally:
+            if as_json:
+                click.echo(json.dumps([result.to_json() for result in results], indent=2, allow_nan=False))
+            else:
+                click.echo("".join(f"{line}\n" for line in _notes(results)), nl=False)
+        last = results[-1]
+        if last.interrupted is not None:
+            # The generator keeps Ctrl-C to itself, so as to return what it measured.
+            by_user = stopped_by_user(last)
+            raise KeyboardInterrupt(last.interrupted) if by_user else LoadError(endpoint.why(last.interrupted))
     reasons = [reason for result in results if (reason := result.why_unanswered())]
     if len(reasons) == len(results):
         raise LoadError(reasons[-1])
@@ -103,13 +113,14 @@ def _images(paths: Sequence[Path], url: str, model: str, config: LoadConfig, dis
     return random_images(info, count)
 
 
-def _runs(url: str, model: str, images: Images, config: LoadConfig, display: Display) -> Iterator[LoadResult]:
+def _runs(
+    endpoint: Endpoint, model: str, images: Images, config: LoadConfig, display: Display
+) -> Iterator[LoadResult]:
     """Yields the closed loops, then the open ones; an interrupted one is the last."""
     best_ips = 0.0
     for concurrency in config.concurrencies:
-        with display.stage(f"closed loop, {concurrency} in flight") as stage:
-            result = run_closed_loop(url, model, images, concurrency=concurrency, config=config, progress=stage)
-        yield result
+        closed = partial(run_closed_loop, model=model, images=images, concurrency=concurrency, config=config)
+        yield (result := _run(endpoint, f"closed loop, {concurrency} in flight", closed, display))
         if result.interrupted is not None:
             return
         best_ips = max(best_ips, result.throughput_ips)
@@ -117,11 +128,26 @@ def _runs(url: str, model: str, images: Images, config: LoadConfig, display: Dis
     if not rates and config.open_loop_fraction and best_ips > 0:
         rates = (config.open_loop_fraction * best_ips / config.batch_size,)
     for rate_rps in rates:
-        with display.stage(f"open loop, {rate_rps:.1f} requests/s") as stage:
-            result = run_open_loop(url, model, images, rate_rps=rate_rps, config=config, progress=stage)
-        yield result
+        opened = partial(run_open_loop, model=model, images=images, rate_rps=rate_rps, config=config)
+        yield (result := _run(endpoint, f"open loop, {rate_rps:.1f} requests/s", opened, display))
         if result.interrupted is not None:
             return
+
+
+def _run(endpoint: Endpoint, label: str, run: Callable[..., LoadResult], display: Display) -> LoadResult:
+    """Makes one run, and makes it anew when the embedded server died."""
+
+    def measure(url: str) -> LoadResult:
+        with display.stage(label) as stage:
+            result = run(url, progress=stage)
+            if result.interrupted is not None and not stopped_by_user(result):
+                raise _CutShort(result)
+        return result
+
+    try:
+        return endpoint.retrying(label, measure)
+    except _CutShort as stopped:
+        return stopped.result
 
 
 def _notes(results: Sequence[LoadResult]) -> Iterator[str]:

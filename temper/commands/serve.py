@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import click
 
+from temper.endpoint import start_again
 from temper.errors import ServerError
 from temper.server import TritonServer
 
 _POLL_S = 0.2
+_STABLE_S = 60.0
+"""A server that dies sooner than this after it was started again will do so for ever."""
 
 
 def serve_command(
@@ -25,6 +29,8 @@ def serve_command(
 ) -> None:
     """Serves a repository until Ctrl-C; a model that does not load is named, and the others are served.
 
+    A server that dies is started again, for what is served has to stay up, but not when it dies twice in a minute.
+
     Args:
         repository: The model repository.
         models: What to serve; None serves all.
@@ -32,7 +38,7 @@ def serve_command(
         log_file: The server's log; None takes a new file.
 
     Raises:
-        ServerError: The server cannot be started, loads no model at all, or ended by itself.
+        ServerError: The server cannot be started, loads no model at all, or died just after it was started again.
     """
     if repository.is_dir() and not any(repository.glob("*/config.pbtxt")):
         raise ServerError(f"{repository}: holds no model; build one with `temper build`")
@@ -52,23 +58,40 @@ def serve_command(
     click.echo(f"starting tritonserver on {repository}; its log: {log_file}", err=True)
     with server:
         ready = _ready_models(server)
-        for model, reason in server.failed.items():
-            click.echo(f"not loaded: {model}: {' '.join(reason.split())[:400]}", err=True)
-        if not ready:
-            raise ServerError(f"no model of {repository} was loaded; see {log_file}")
         click.echo(f"gRPC     {server.grpc_url}")
         click.echo(f"HTTP     {server.http_url}")
         click.echo(f"metrics  {server.metrics_url}")
         click.echo(f"log      {log_file}")
         click.echo(f"models   {', '.join(ready)}")
         click.echo("Ctrl-C ends it", err=True)
+        _keep_up(server)
+
+
+def _keep_up(server: TritonServer) -> None:
+    begun = -math.inf
+    while True:
         while server.alive:
             time.sleep(_POLL_S)
-    raise ServerError(f"tritonserver ended by itself; see {log_file}")
+        up_s = time.monotonic() - begun
+        if up_s < _STABLE_S:
+            raise ServerError(f"{server.death()}, {up_s:.0f} s after it was started again")
+        click.echo(start_again(server), err=True)
+        _ready_models(server)
+        begun = time.monotonic()
 
 
 def _ready_models(server: TritonServer) -> list[str]:
+    """The models that are served; names the others.
+
+    Raises:
+        ServerError: There is none.
+    """
+    for model, reason in server.failed.items():
+        click.echo(f"not loaded: {model}: {' '.join(reason.split())[:400]}", err=True)
     wanted = server.models
     if wanted is None:
         wanted = tuple(path.name for path in server.repository.iterdir() if (path / "config.pbtxt").is_file())
-    return sorted(model for model in wanted if model not in server.failed)
+    ready = sorted(model for model in wanted if model not in server.failed)
+    if not ready:
+        raise ServerError(f"no model of {server.repository} was loaded; see {server.log_file}")
+    return ready

@@ -53,8 +53,8 @@ def _described(variant: Mapping[str, Any]) -> str:
 
 
 def faults(report: Mapping[str, Any]) -> list[str]:
-    """One sentence for each figure behind which something went wrong: answers that were no scores, and retries."""
-    found = []
+    """One sentence for all that went wrong behind a figure: deaths, answers that were no scores, retries."""
+    found = [f"{death}." for death in report.get("deaths", [])]
     for variant in report["variants"]:
         measured = [("accuracy", variant["accuracy"])] if variant.get("accuracy") else []
         measured += [(row["attack"], row) for row in variant.get("robustness", [])]
