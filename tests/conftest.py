@@ -6,6 +6,7 @@ import ctypes
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,10 +110,59 @@ def toy_repository(sample: Sample, toy_onnx: Path, tmp_path: Path) -> Path:
     return repository
 
 
+ShareServer = Callable[[pytest.FixtureRequest, TritonServer], AbstractContextManager[TritonServer]]
+
+_shared: dict[str, TritonServer] = {}
+"""The servers that several tests share, by the names of their fixtures."""
+
+
 @pytest.fixture(scope="session")
-def server(sample: Sample, toy_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def share_server() -> ShareServer:
+    """Runs a server for the tests that use a fixture, and watches it: see `pytest_runtest_call`."""
+
+    @contextmanager
+    def share(request: pytest.FixtureRequest, server: TritonServer) -> Iterator[TritonServer]:
+        name = str(request.fixturename)
+        with server:
+            _shared[name] = server
+            try:
+                yield server
+            finally:
+                del _shared[name]
+
+    return share
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail the test that finds its shared server dead; the next one has a new server at the same address."""
+    try:
+        return (yield)
+    finally:
+        names = _shared.keys() & set(getattr(item, "fixturenames", ()))
+        deaths = {name: death for name in sorted(names) if (death := _shared[name].death())}
+        for name in deaths:
+            _shared[name].restart()
+        if deaths:
+            lines = (f"the shared {name} died during this test: {death}" for name, death in deaths.items())
+            pytest.fail("\n".join(lines))
+
+
+# After the call too: what fails in a fixture has no call.
+pytest_runtest_teardown = pytest_runtest_call
+
+
+@pytest.fixture(scope="session")
+def server(
+    request: pytest.FixtureRequest,
+    share_server: ShareServer,
+    sample: Sample,
+    toy_onnx: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[TritonServer]:
     """A tritonserver with `toy_fp32`, shared by the tests that do it no harm."""
     folder = tmp_path_factory.mktemp("server")
     publish_toy(folder / "model_repository", sample, toy_onnx)
-    with TritonServer(folder / "model_repository", log_file=folder / "tritonserver.log") as running:
+    server = TritonServer(folder / "model_repository", log_file=folder / "tritonserver.log")
+    with share_server(request, server) as running:
         yield running

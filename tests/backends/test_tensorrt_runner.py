@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -474,6 +475,8 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def gpu_server(
+    request: pytest.FixtureRequest,
+    share_server: Callable[..., AbstractContextManager[TritonServer]],
     rtx: tuple[Path, dict[str, Any]],
     publish_model: Callable[[Path, str], None],
     cache_dir: Path,
@@ -498,7 +501,7 @@ def gpu_server(
     no_engine = folder / "model.rtx"
     no_engine.write_bytes(b"no engine" * 100)
     _publish(repository, "no_engine", no_engine, card=card)
-    with TritonServer(repository, strict=False, log_file=folder / "log", ready_timeout_s=300) as server:
+    with share_server(request, TritonServer(repository, strict=False, log_file=folder / "log")) as server:
         yield server
 
 
@@ -578,7 +581,7 @@ def test_second_start_takes_the_kernels_of_the_first(
     def start() -> str:
         log = tmp_path / "log"
         log.unlink(missing_ok=True)
-        with TritonServer(tmp_path / "repository", log_file=log, ready_timeout_s=300) as server:
+        with TritonServer(tmp_path / "repository", log_file=log) as server:
             assert _infer(server, sample.images[:5], "rtx").shape == (5, 10)
         return log.read_text()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,13 @@ def test_members_that_do_not_fit_are_refused(
 
 
 @pytest.fixture(scope="module")
-def served(toy_onnx: Path, toy_int8: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def served(
+    request: pytest.FixtureRequest,
+    share_server: Callable[..., AbstractContextManager[TritonServer]],
+    toy_onnx: Path,
+    toy_int8: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[TritonServer]:
     """A server of a good ensemble, and of one whose member went away after it was published."""
     folder = tmp_path_factory.mktemp("ensemble")
     repository = folder / "repository"
@@ -160,10 +167,10 @@ def served(toy_onnx: Path, toy_int8: Path, tmp_path_factory: pytest.TempPathFact
     publish_pair(repository, model="orphan", members=["toy_fp32", "gone"])
     shutil.rmtree(repository / "gone")
     # Triton loads an ensemble's members with it.
-    with TritonServer(
-        repository, models=["pair", "narrow", "bounded"], log_file=folder / "tritonserver.log"
-    ) as server:
-        yield server
+    models = ["pair", "narrow", "bounded"]
+    server = TritonServer(repository, models=models, log_file=folder / "tritonserver.log")
+    with share_server(request, server) as running:
+        yield running
 
 
 @pytest.mark.server

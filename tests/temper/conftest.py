@@ -1,12 +1,21 @@
 """Shared by Temper's tests: a report as a run on digits makes it, and a recipe that takes seconds."""
 
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from client.client import Client
+from client.errors import ClientError
 from temper.report.gallery import write_gallery
+from temper.server import TritonServer
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -223,3 +232,33 @@ def quick_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "quick.toml"
     path.write_text(QUICK)
     return path
+
+
+Doom = Callable[..., None]
+
+
+@pytest.fixture
+def doom(monkeypatch: pytest.MonkeyPatch) -> Doom:
+    """Plans deaths: the servers that are started from now on die in turn, each when its model has answered."""
+
+    def plan(*signals: signal.Signals, model: str = "toy_fp32", after: int = 5, stub: bool = False) -> None:
+        start, left = TritonServer.start, list(signals)
+
+        def kill(server: TritonServer, number: signal.Signals) -> None:
+            pid = server.pid
+            with contextlib.suppress(ClientError), Client(server.grpc_url) as client:
+                while client.statistics(model).num_success < after:
+                    time.sleep(0.02)
+                if stub:
+                    pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+                os.kill(pid, number)
+
+        def start_doomed(server: TritonServer) -> TritonServer:
+            start(server)
+            if left:
+                threading.Thread(target=kill, args=(server, left.pop(0)), daemon=True).start()
+            return server
+
+        monkeypatch.setattr(TritonServer, "start", start_doomed)
+
+    return plan
