@@ -26,6 +26,7 @@ from builder.data import LABELS_FILE
 from builder.engines import EngineConfig, EngineKind
 from builder.errors import ModelError
 from builder.files import sha256_file
+from builder.names import read_labels
 from builder.serving import ServingConfig
 from builder.variant import GRAPH_STEPS, CompressStage, VariantConfig
 
@@ -352,7 +353,7 @@ class _Build:
         from builder.publish import publish
 
         kind, data, engine = chain.kind, chain.data, chain.done[-1].artifact
-        labels = (data.path / LABELS_FILE).read_text().splitlines()
+        labels = read_labels(data.path / LABELS_FILE)
         name = f"{self.recipe_name}_{chain.variant.name}"
         bound = kind == "tensorrt" and self.engine.hardware_compatibility != "ampere_plus"
         with self.progress_factory(f"{chain.variant.name}: publish") as view:
@@ -397,7 +398,7 @@ class _Build:
         from builder.ensemble import publish_ensemble
 
         first = members[0]
-        labels = (first.data.path / LABELS_FILE).read_text().splitlines()
+        labels = read_labels(first.data.path / LABELS_FILE)
         digests = {one.model: one.digest for one in members}
         card = {
             "recipe": {"name": self.recipe_name, "variant": variant.to_json(), "engine": asdict(self.engine)},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from builder.errors import DataError
+from builder.names import render_labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +118,7 @@ def prepare_data(config: DataConfig, folder: Path, progress: Progress | None = N
     _write_images(folder / TEST_IMAGES_FILE, source, test, progress, 0, total)
     _write_images(folder / CALIBRATION_IMAGES_FILE, source, calibration, progress, len(test), total)
     np.save(folder / TEST_LABELS_FILE, source.labels[test])
-    (folder / LABELS_FILE).write_text("".join(f"{name}\n" for name in source.class_names))
+    (folder / LABELS_FILE).write_bytes(render_labels(source.class_names))
     return {
         "source": config.name if config.source == "torchvision" else config.source,
         "num_train": len(source.train),

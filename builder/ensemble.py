@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import PublishError
-from builder.publish import CONFIG_FILE, Entry, Published, check_names, publish_entry, render_labels
+from builder.names import render_labels
+from builder.publish import CONFIG_FILE, Entry, Published, check_names, publish_entry
 from builder.serving import ServingConfig
 from builder.triton_config import TritonConfig, mean_name
 

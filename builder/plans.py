@@ -83,13 +83,13 @@ def carried_plans(version: Path, graph_sha256: str | None, own: Sequence[str]) -
     """
     try:
         card = json.loads((version / "card.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []  # no version of ours, or not whole: nothing to take over
-    if graph_sha256 is None or card.get("graph_sha256") != graph_sha256:
+    if graph_sha256 is None or not isinstance(card, dict) or card.get("graph_sha256") != graph_sha256:
         return []
     try:
         plans = [_listed_plan(version, listed) for listed in card["plans"]]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PublishError(
             f"{version / 'card.json'}: got a list of plans that is none ({error!r}); remove the folder {version} "
             "and publish again"

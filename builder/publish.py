@@ -5,6 +5,9 @@ a model, even one whose name starts with a dot), then renamed in. A new model ap
 of a model appears in two steps: its folder is renamed in, which changes nothing, because config.pbtxt names the
 version to serve (`version_policy { specific }`); then config.pbtxt is replaced, which switches shapes, labels and
 version at once. A crash between the two leaves the old version served; the next publish goes on from there.
+
+A version's folder holds all that belongs to it, its labels and a copy of its config.pbtxt included, and SHA256SUMS
+names every file. So whatever config.pbtxt is in place, its digest is in the version that it serves.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 
 from builder.errors import PublishError
 from builder.files import describe_os_error, fsync_path, fsync_tree, locked, replace_file, sha256_file
+from builder.names import is_model_name, is_printable, render_labels
 from builder.plans import Plan, carried_plans, plan_name, runtime_of
 from builder.serving import ServingConfig
 from builder.triton_config import ServerBackend, TritonConfig, render_config
@@ -31,7 +35,9 @@ LABELS_FILE = "labels.txt"
 CARD_FILE = "card.json"
 DIGESTS_FILE = "SHA256SUMS"
 
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_WORK_PREFIX = "publish-"
+_LOCK = "lock"
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,9 @@ def publish(
 ) -> Published:
     """Publishes an engine as the newest version of a model, atomically.
 
-    Nothing is written when the newest version already holds the same engine and card. Older versions are never
-    touched. Several publishers of one repository take turns.
+    Nothing is written when the newest version already holds the same. An older version is never changed; of the
+    older ones only the newest few are kept (`serving.keep_versions`). Several publishers of one repository take
+    turns.
 
     A plan that runs on one compute capability only is published with it. When the newest version holds plans of
     the same graph for others, the new version gets copies of them, so that one entry serves several types of GPU;
@@ -111,7 +118,7 @@ def publish(
         max_batch: The largest batch that the engine takes.
         parameters: config.pbtxt's parameters; `engine` and `file` are read by the plugin.
         num_instances: Triton's model instances.
-        serving: What bounds its queue; the defaults when not given.
+        serving: What bounds its queue, and how many versions are kept; the defaults when not given.
         in_ensemble: It may be a member of an ensemble, so that its queue is bounded by time alone.
         server_backend: `temper`, the plugin, or `tensorrt`, Triton's own backend.
         opt_batch: The batch that the engine was tuned for.
@@ -172,11 +179,6 @@ def publish_entry(repository: Path, entry: Entry) -> Published:
         ) from error
 
 
-def render_labels(labels: Sequence[str]) -> bytes:
-    """Returns the content of the file of class names."""
-    return "".join(f"{label}\n" for label in labels).encode()
-
-
 def _read_plan(engine_file: Path, compute_capability: str | None, card: Mapping[str, Any]) -> Plan:
     name = plan_name(engine_file, compute_capability)
     try:
@@ -198,23 +200,25 @@ def check_names(model: str, labels: Sequence[str], num_classes: int) -> None:
     Raises:
         PublishError: One of them is wrong.
     """
-    if not _MODEL_NAME.fullmatch(model):
-        raise PublishError(f"model name: got {model!r}, expected letters, digits, '_', '.', '-'; rename it")
+    if not is_model_name(model):
+        raise PublishError(
+            f"model name: got {model!r}, expected up to 220 letters, digits, '_', '.', '-'; rename it"
+        )
     if len(labels) != num_classes:
         raise PublishError(
             f"model {model}: got {len(labels)} labels, expected one for each of {num_classes} classes"
         )
     for label in labels:
-        if not label.strip() or "\n" in label or "\r" in label:
-            raise PublishError(f"model {model}: got the label {label!r}, expected one line of text")
+        if not label.strip() or not is_printable(label):
+            raise PublishError(f"model {model}: got the label {label!r}, expected one line of printable text")
 
 
 def _publish(repository: Path, entry: Entry) -> Published:
     repository.mkdir(parents=True, exist_ok=True)
     work_root = _work_root(repository)
-    with locked(work_root / "lock"):
+    with locked(work_root / _LOCK):
         _remove_leftovers(work_root)
-        work = Path(tempfile.mkdtemp(prefix="publish-", dir=work_root))
+        work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=work_root))
         try:
             if not (repository / entry.model).exists():
                 return _add_model(repository, entry, work)
@@ -231,25 +235,27 @@ def _work_root(repository: Path) -> Path:
             "into it; use a folder inside it"
         )
     work_root = repository.with_name(f".{repository.name}-work")
+    for path in (work_root, work_root / _LOCK):
+        # What it leads to is somebody else's.
+        if path.is_symlink():
+            raise PublishError(f"{path}: is a link, expected a place of the publisher's own; remove it")
     work_root.mkdir(exist_ok=True)
     return work_root
 
 
 def _remove_leftovers(work_root: Path) -> None:
-    """Removes what killed publishers left; the lock is ours, so nobody is using it."""
-    for path in work_root.iterdir():
-        if path.is_dir():
+    """Removes what killed publishers left, and nothing else; the lock is ours, so nobody is using it."""
+    for path in work_root.glob(f"{_WORK_PREFIX}*"):
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name != "lock":
-            path.unlink(missing_ok=True)
 
 
 def _add_model(repository: Path, entry: Entry, work: Path) -> Published:
     entry = _completed(entry, None)
     folder = work / entry.model
-    _write_version(folder / "1", entry)
-    (folder / LABELS_FILE).write_bytes(entry.labels)
-    (folder / CONFIG_FILE).write_bytes(render_config(entry.config, version=1, label_filename=LABELS_FILE))
+    texts = _render_texts(entry, 1)
+    _write_version(folder / "1", entry, texts)
+    (folder / CONFIG_FILE).write_bytes(texts[CONFIG_FILE])
     fsync_tree(folder)
     os.rename(folder, repository / entry.model)
     fsync_path(repository)
@@ -257,21 +263,47 @@ def _add_model(repository: Path, entry: Entry, work: Path) -> Published:
 
 
 def _add_version(model: Path, entry: Entry, work: Path) -> Published:
-    newest = max((int(path.name) for path in model.iterdir() if path.name.isdigit()), default=0)
+    newest = max(_versions(model), default=0)
+    before = _served_version(model)
     entry = _completed(entry, model / str(newest) if newest > 0 else None)
-    reused = newest > 0 and _holds(model / str(newest), entry)
+    reused = newest > 0 and _holds(model / str(newest), entry, _render_texts(entry, newest))
     version = newest if reused else newest + 1
+    texts = _render_texts(entry, version)
     if not reused:
-        _write_version(work / str(version), entry)
+        _write_version(work / str(version), entry, texts)
         fsync_tree(work / str(version))
         os.rename(work / str(version), model / str(version))
         fsync_path(model)
-    label_filename = _write_labels(model, entry.labels, version, work)
-    config = render_config(entry.config, version=version, label_filename=label_filename)
-    if not _same_content(model / CONFIG_FILE, config):
-        replace_file(model / CONFIG_FILE, config, work=work)
+    if not _same_content(model / CONFIG_FILE, texts[CONFIG_FILE]):
+        replace_file(model / CONFIG_FILE, texts[CONFIG_FILE], work=work)
         reused = False
+    _prune(model, entry.config.serving.keep_versions, {version, before}, work)
     return Published(model=entry.model, version=version, path=model / str(version), reused=reused)
+
+
+def _versions(model: Path) -> list[int]:
+    return [int(path.name) for path in model.iterdir() if _VERSION.fullmatch(path.name)]
+
+
+def _served_version(model: Path) -> int | None:
+    """Returns the version that config.pbtxt names: the one that a running server may have open."""
+    try:
+        found = re.search(rb"specific\s*\{\s*versions:\s*(\d{1,18})\s*\}", (model / CONFIG_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    return int(found[1]) if found else None
+
+
+def _prune(model: Path, keep: int, served: set[int | None], work: Path) -> None:
+    """Removes all but the newest versions, those that are or were served until now, and what is not ours.
+
+    A version leaves the repository in one rename; what a kill leaves of it is in the work folder.
+    """
+    for version in sorted(_versions(model))[:-keep]:
+        folder = model / str(version)
+        if version not in served and (folder / DIGESTS_FILE).is_file() and not folder.is_symlink():
+            os.rename(folder, work / f"old-{version}")
+            fsync_path(model)
 
 
 def _completed(entry: Entry, newest: Path | None) -> Entry:
@@ -290,49 +322,35 @@ def _completed(entry: Entry, newest: Path | None) -> Entry:
     )
 
 
-def _write_labels(model: Path, labels: bytes, version: int, work: Path) -> str:
-    """Returns the name of a file with these labels; never changes the one that the present config may name."""
-    for name in (LABELS_FILE, f"labels.{version}.txt"):
-        if _same_content(model / name, labels):
-            return name
-    name = f"labels.{version}.txt" if (model / LABELS_FILE).exists() else LABELS_FILE
-    replace_file(model / name, labels, work=work)
-    return name
+def _render_texts(entry: Entry, version: int) -> dict[str, bytes]:
+    """Returns the version's files but for the engines; SHA256SUMS is what `sha256sum --check` reads."""
+    texts = {
+        CARD_FILE: (json.dumps(entry.card, indent=1, default=str) + "\n").encode(),
+        CONFIG_FILE: render_config(entry.config, version=version, label_filename=f"{version}/{LABELS_FILE}"),
+        LABELS_FILE: entry.labels,
+    }
+    lines = [(plan.sha256, plan.name) for plan in entry.plans]
+    lines += [(hashlib.sha256(content).hexdigest(), name) for name, content in texts.items()]
+    return {**texts, DIGESTS_FILE: "".join(f"{digest}  {name}\n" for digest, name in lines).encode()}
 
 
 def _same_content(path: Path, content: bytes) -> bool:
     return path.is_file() and path.read_bytes() == content
 
 
-def _write_version(folder: Path, entry: Entry) -> None:
+def _write_version(folder: Path, entry: Entry, texts: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True)
     for plan in entry.plans:
         # A copy, never a link: a later change of the build's own file must not reach the served one.
         shutil.copyfile(plan.source, folder / plan.name)
         if sha256_file(folder / plan.name) != plan.sha256:
             raise PublishError(f"engine {plan.source}: changed while it was published; run it again")
-    (folder / CARD_FILE).write_bytes(_render_card(entry))
-    (folder / DIGESTS_FILE).write_bytes(_render_digests(entry))
+    for name, content in texts.items():
+        (folder / name).write_bytes(content)
 
 
-def _render_card(entry: Entry) -> bytes:
-    return (json.dumps(entry.card, indent=1, default=str) + "\n").encode()
-
-
-def _render_digests(entry: Entry) -> bytes:
-    """Returns the lines that `sha256sum --check` reads."""
-    card_sha256 = hashlib.sha256(_render_card(entry)).hexdigest()
-    lines = [*((plan.sha256, plan.name) for plan in entry.plans), (card_sha256, CARD_FILE)]
-    return "".join(f"{digest}  {name}\n" for digest, name in lines).encode()
-
-
-def _holds(version: Path, entry: Entry) -> bool:
-    """Returns True when the version's files are whole and hold the same engines and card."""
-    return (
-        _same_content(version / CARD_FILE, _render_card(entry))
-        and _same_content(version / DIGESTS_FILE, _render_digests(entry))
-        and all(
-            (version / plan.name).is_file() and sha256_file(version / plan.name) == plan.sha256
-            for plan in entry.plans
-        )
+def _holds(version: Path, entry: Entry, texts: Mapping[str, bytes]) -> bool:
+    """Returns True when the version's files are whole and hold the same."""
+    return all(_same_content(version / name, content) for name, content in texts.items()) and all(
+        (version / plan.name).is_file() and sha256_file(version / plan.name) == plan.sha256 for plan in entry.plans
     )

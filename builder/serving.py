@@ -23,6 +23,8 @@ class ServingConfig:
     queue_timeout_ms: int = 30_000
     """How long a request may wait for an instance before it is refused, in milliseconds; by default as long as the
     client waits. What a caller is promised, such as 500, sheds sooner under overload."""
+    keep_versions: int = 5
+    """The newest versions of a model that stay in the repository, and with them the one that was served before."""
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -34,6 +36,8 @@ class ServingConfig:
             raise ValueError(f"max_queue: got {self.max_queue}, expected 1 to {_LARGEST_QUEUE} requests")
         if not 1 <= self.queue_timeout_ms <= 3_600_000:
             raise ValueError(f"queue_timeout_ms: got {self.queue_timeout_ms}, expected 1 to 3600000 (an hour)")
+        if self.keep_versions < 1:
+            raise ValueError(f"keep_versions: got {self.keep_versions}, expected at least 1")
 
     def queue_size(self, max_batch: int, num_instances: int) -> int:
         """Returns how many requests may wait for a model with such batches and instances."""

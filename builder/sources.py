@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from builder.errors import DataError
 from builder.folder import FolderImages, open_folder
+from builder.names import is_printable
 from imaging.folder import describe_left_out
 from imaging.formats import max_pixels
 from imaging.read import fit_image, to_rgb
@@ -105,6 +106,9 @@ def open_source(config: DataConfig) -> Source:
     if len(source.class_names) < 2:
         names = ", ".join(source.class_names) or "none"
         raise DataError(f"data {where}: got {len(source.class_names)} classes ({names}), expected at least two")
+    odd = [name for name in source.class_names if not name.strip() or not is_printable(name)]
+    if odd:
+        raise DataError(f"data {where}: got the class {odd[0]!r}, expected one line of printable text; rename it")
     for name, indices in (("training", source.train), ("test", source.test)):
         if len(indices) == 0:
             raise DataError(

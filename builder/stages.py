@@ -14,6 +14,7 @@ import torch
 from builder.build import GRAPH_FILE
 from builder.data import CALIBRATION_IMAGES_FILE, LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE, load_train
 from builder.model import build_model
+from builder.names import read_labels
 from builder.network import NETWORK_FILE, count_network, load_network, save_network
 from builder.steps import StepContext
 from builder.train import WEIGHTS_FILE, finetune
@@ -60,7 +61,7 @@ def images_of(data: Artifact, name: str) -> NDArray[Any]:
 
 def labels_of(data: Artifact) -> list[str]:
     """Returns the class names."""
-    return (data.path / LABELS_FILE).read_text().splitlines()
+    return read_labels(data.path / LABELS_FILE)
 
 
 def make_weights(setting: Setting, data: Artifact, folder: Path, progress: Progress) -> dict[str, Any]:

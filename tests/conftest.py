@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -100,6 +101,20 @@ def publish_toy(
 def publish_model(sample: Sample, toy_onnx: Path) -> Callable[[Path, str], None]:
     """Publishes the sample model into a repository under a name."""
     return lambda repository, model: publish_toy(repository, sample, toy_onnx, model)
+
+
+@pytest.fixture(scope="session")
+def accept_config() -> Callable[[Path], None]:
+    """Takes a config.pbtxt that was changed by hand for what was published, as model_repository/README.md says."""
+    readme = Path(__file__).parents[1] / "model_repository" / "README.md"
+    (command,) = (
+        line.strip() for line in readme.read_text().splitlines() if line.startswith("    cp config.pbtxt 1/")
+    )
+
+    def accept(model: Path) -> None:
+        subprocess.run(["sh", "-c", command], cwd=model, check=True)
+
+    return accept
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """The published artifact: where it lies, whether it is what was published, what the config says of it.
 
-An engine is executable code, so its digest is checked before anything parses it. The digests guard against a
-truncated copy and a tampered file; who may write the repository is the deployment's business.
+An engine is executable code, so its digest is checked before anything parses it, and with it that of everything
+else which was published: the card, the class names, config.pbtxt. The digests guard against a truncated copy and a
+tampered file; who may write the repository is the deployment's business.
+
+Standard library only: `temper verify` runs the same checks where there is no Triton.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +20,12 @@ from typing import Any
 
 SUMS = "SHA256SUMS"
 CARD = "card.json"
+CONFIG = "config.pbtxt"
 _DEFAULT_MAX_BATCH = 32
 _CHUNK_BYTES = 1 << 20
+_LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")
+# How ONNX begins the name of a file beside it (TensorProto.external_data, key "location").
+_EXTERNAL_DATA = b"\x0a\x08location"
 
 
 class ArtifactError(Exception):
@@ -54,16 +62,15 @@ class Entry:
     @property
     def figures(self) -> Mapping[str, Any]:
         """What the card says of the engine (runtime, batch sizes, compute_capability), if anything."""
-        stages = self.card.get("stages")
-        for stage in reversed(stages if isinstance(stages, list) else []):
+        for stage in reversed(_objects(self.card.get("stages"))):
             if stage.get("name") == "engine":
-                figures: Mapping[str, Any] = stage.get("figures", {})
-                return {**figures, **self._plan()}
+                figures = stage.get("figures")
+                return {**(figures if isinstance(figures, dict) else {}), **self._plan()}
         return {}
 
     def _plan(self) -> dict[str, Any]:
         """What the card says of this very file: a plan for another GPU may come from another library."""
-        for plan in self.card.get("plans", []):
+        for plan in _objects(self.card.get("plans")):
             if plan.get("name") == self.file.name:
                 return {key: plan[key] for key in ("runtime", "compute_capability") if plan.get(key) is not None}
         return {}
@@ -102,6 +109,11 @@ class Entry:
         return content
 
 
+def _objects(value: object) -> list[dict[str, Any]]:
+    """The objects of a JSON array; the card is only provenance, so what else is in it does no harm."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
 def folder_of_this_process(model: str) -> Path:
     """The version folder of the model for which Triton started this process.
 
@@ -119,23 +131,18 @@ def folder_of_this_process(model: str) -> Path:
 
 
 def verify(folder: Path, config: Mapping[str, Any]) -> Entry:
-    """Check every file named in SHA256SUMS and return the engine.
+    """Check all files of a version, as `verify_files` does, and return the engine.
 
     Args:
         folder: `<repository>/<model>/<version>`.
         config: config.pbtxt, as Triton's JSON gives it.
 
     Raises:
-        ArtifactError: No digests, a missing file, a digest that does not match, or an engine without a digest.
+        ArtifactError: A file is not what was published, or the engine has no digest.
     """
-    parameters = {key: str(value["string_value"]) for key, value in config["parameters"].items()}
+    parameters = {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
     name = parameters.get("file", "model.onnx")
-    digests = _read_sums(folder / SUMS)
-    for published, digest in digests.items():
-        path = folder / published
-        if not path.is_file():
-            raise ArtifactError(f"{path} is named in {SUMS} but missing; publish this version again")
-        _check_digest(path, _sha256(path), digest)
+    digests = verify_files(folder, config)
     file_of_capability = dict(config.get("cc_model_filenames") or {})
     for engine in file_of_capability.values() or [name]:
         if engine not in digests:
@@ -150,6 +157,61 @@ def verify(folder: Path, config: Mapping[str, Any]) -> Entry:
     )
 
 
+def verify_files(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Check that a version holds the files that SHA256SUMS names and no others, and that config.pbtxt is its own.
+
+    Args:
+        folder: `<repository>/<model>/<version>`.
+        config: config.pbtxt, as Triton's JSON gives it: its class names must be a file of this version.
+
+    Returns:
+        SHA-256 of every file.
+
+    Raises:
+        ArtifactError: No digests, a file that is missing, that nobody published, or whose digest does not match.
+    """
+    digests = _read_sums(folder / SUMS)
+    for published, digest in digests.items():
+        path = folder / published
+        if not path.is_file():
+            raise ArtifactError(f"{path} is named in {SUMS} but missing; publish this version again")
+        _check_digest(path, _sha256(path), digest)
+        if path.suffix == ".onnx" and _EXTERNAL_DATA in path.read_bytes():
+            raise ArtifactError(
+                f"{path}: keeps weights in another file, which has no digest; export one file and publish again"
+            )
+    unknown = sorted({path.name for path in folder.iterdir()} - {*digests, SUMS})
+    if unknown:
+        raise ArtifactError(f"{folder / unknown[0]}: is not named in {SUMS}, so nobody published it; remove it")
+    _check_config(folder, digests)
+    for tensor in config.get("output", ()):
+        labels = tensor.get("label_filename") or ""
+        if labels and labels not in {f"{folder.name}/{name}" for name in digests}:
+            raise ArtifactError(
+                f"{folder.parent / CONFIG}: takes its class names from {labels}, expected a file of {folder}; "
+                "publish this version again"
+            )
+    return digests
+
+
+def _check_config(folder: Path, digests: Mapping[str, str]) -> None:
+    """Compare the config.pbtxt that Triton read with the one that was published with this version."""
+    path = folder.parent / CONFIG
+    if CONFIG not in digests:
+        raise ArtifactError(
+            f"{folder / SUMS} has no digest of {CONFIG}, as an older temper wrote it; publish this version again"
+        )
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); publish this version again") from error
+    if not hmac.compare_digest(found, digests[CONFIG]):
+        raise ArtifactError(
+            f"{path}: is not the one that was published with version {folder.name}; set what it shall say in the "
+            f"recipe and publish again, or put the published one back: cp {folder / CONFIG} {path}"
+        )
+
+
 def _check_digest(path: Path, found: str, expected: str) -> None:
     if not hmac.compare_digest(found, expected):
         raise ArtifactError(
@@ -161,25 +223,30 @@ def _check_digest(path: Path, found: str, expected: str) -> None:
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: got no JSON ({error}); publish this version again") from error
-    return card if isinstance(card, dict) else {}
+    if not isinstance(card, dict):
+        raise ArtifactError(f"{path}: got {type(card).__name__}, expected an object; publish this version again")
+    return card
 
 
 def _read_sums(path: Path) -> dict[str, str]:
     try:
-        lines = path.read_text().splitlines()
+        # Not `splitlines`: it would end a line at characters that a file's name may hold.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise ArtifactError(
             f"{path} cannot be read ({error.strerror}); only what `temper build` published is loaded"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: got no UTF-8 text (byte {error.start}); publish again") from error
     sums: dict[str, str] = {}
     for line in lines:
-        digest, _, name = line.partition("  ")
+        match = _LINE.fullmatch(line)
         # A name with a folder in it could reach outside of the version.
-        if len(digest) != 64 or not name or "/" in name:
+        if match is None or match[2] in (".", ".."):
             raise ArtifactError(f"{path}: got the line {line[:80]!r}, expected `<sha256>  <file>`; publish again")
-        sums[name] = digest
+        sums[match[2]] = match[1]
     return sums
 
 

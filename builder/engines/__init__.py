@@ -34,6 +34,10 @@ EngineKind = Literal["openvino", "tensorrt-rtx", "tensorrt"]
 KINDS: tuple[EngineKind, ...] = ("openvino", "tensorrt-rtx", "tensorrt")
 _MODULES = {"openvino": "openvino", "tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 _EXTRAS = {"openvino": "embedded", "tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
+_OPT_BATCH = 8
+# Far above what a ResNet gains from; the plugin holds one batch of this size in memory for every instance.
+_LARGEST_BATCH = 4096
+_MOST_INSTANCES = 256
 _COMPATIBILITIES = ("none", "same_compute_capability", "ampere_plus")
 
 
@@ -47,8 +51,8 @@ class EngineConfig:
     """The engine; `auto` takes the best one that this machine can run."""
     min_batch: int = 1
     """The smallest batch that the engine takes."""
-    opt_batch: int = 8
-    """The batch that a compiled engine is tuned for."""
+    opt_batch: int = None  # type: ignore[assignment]  # an integer from __post_init__ on
+    """The batch that a compiled engine is tuned for; not given: 8, or `max_batch` when that is less."""
     max_batch: int = 32
     """The largest batch that Triton puts together."""
     precision_hint: Literal["f32", "bf16"] = "f32"
@@ -84,6 +88,10 @@ class EngineConfig:
         if self.min_batch != 1:
             # Triton sends what has arrived; a lone request is a batch of one.
             raise ValueError(f"min_batch: got {self.min_batch}, expected 1, as a request may come alone")
+        if not 1 <= self.max_batch <= _LARGEST_BATCH:
+            raise ValueError(f"max_batch: got {self.max_batch}, expected 1 to {_LARGEST_BATCH}")
+        if self.opt_batch is None:
+            object.__setattr__(self, "opt_batch", min(_OPT_BATCH, self.max_batch))
         if not self.min_batch <= self.opt_batch <= self.max_batch:
             raise ValueError(
                 f"opt_batch: got {self.opt_batch}, expected {self.min_batch} (min_batch) to "
@@ -91,8 +99,8 @@ class EngineConfig:
             )
         if self.precision_hint not in ("f32", "bf16"):
             raise ValueError(f"precision_hint: got {self.precision_hint!r}, expected 'f32' or 'bf16'")
-        if self.num_instances < 1:
-            raise ValueError(f"num_instances: got {self.num_instances}, expected at least 1")
+        if not 1 <= self.num_instances <= _MOST_INSTANCES:
+            raise ValueError(f"num_instances: got {self.num_instances}, expected 1 to {_MOST_INSTANCES}")
         for name in ("max_high_precision_convs", "max_reformats"):
             value = getattr(self, name)
             if value is not None and value < 0:

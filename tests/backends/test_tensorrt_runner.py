@@ -172,7 +172,7 @@ def test_without_a_plan_for_the_gpu_nothing_is_loaded(version: Path) -> None:
 
 def test_plan_without_a_digest_is_not_chosen(version: Path) -> None:
     (version / "model_sm75.plan").write_bytes(b"smuggled in")
-    with pytest.raises(ArtifactError, match=r"SHA256SUMS has no digest of model_sm75.plan"):
+    with pytest.raises(ArtifactError, match=r"model_sm75.plan: is not named in SHA256SUMS, so nobody"):
         artifact.verify(version, _config(cc_model_filenames={"7.5": "model_sm75.plan"}))
 
 
@@ -409,6 +409,7 @@ WITHOUT_GPU: dict[str, tuple[Callable[[Path], Any], str]] = {
 def refusals(
     rtx: tuple[Path, dict[str, Any]],
     publish_model: Callable[[Path, str], None],
+    accept_config: Callable[[Path], None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, str]:
     """Why a server without a GPU refused each engine; the OpenVINO model beside them must be served."""
@@ -419,6 +420,8 @@ def refusals(
         version = _publish(repository, name, rtx[0], card=rtx[1])
         _let_triton_choose(version)
         spoil(version)
+        if name != "corrupted":
+            accept_config(version.parent)
     with TritonServer(repository, strict=False) as server:
         assert _infer(server, np.zeros((1, 32, 32, 3), np.uint8), "good").shape == (1, 10)
         return {
@@ -450,10 +453,13 @@ def test_entry_as_published_is_refused_without_a_gpu(refusals: dict[str, str]) -
 
 
 @pytest.mark.server
-def test_gpu_tensors_for_an_engine_on_the_host_are_refused(toy_repository: Path) -> None:
+def test_gpu_tensors_for_an_engine_on_the_host_are_refused(
+    toy_repository: Path, accept_config: Callable[[Path], None]
+) -> None:
     config = toy_repository / "toy_fp32" / "config.pbtxt"
     forced = 'parameters { key: "FORCE_CPU_ONLY_INPUT_TENSORS" value { string_value: "no" } }\n'
     config.write_text(config.read_text() + forced)
+    accept_config(config.parent)
     with TritonServer(toy_repository, strict=False) as server:
         assert re.search(
             r"FORCE_CPU_ONLY_INPUT_TENSORS: got 'no', expected 'yes' or nothing with engine openvino",

@@ -186,7 +186,13 @@ def test_tensorrt_engine_gets_half_precision_where_it_is_not_quantised(workshop:
     (int8,) = workshop.build(INT8, engine=EngineConfig(kind="tensorrt-rtx"))
     assert [stage.name for stage in int8.stages] == ["data", "weights", "export", "quantize", "cast", "engine"]
     assert int8.stages[-2].figures["precision"] == "fp16"
-    assert sorted(path.name for path in int8.path.iterdir()) == ["SHA256SUMS", "card.json", "model.rtx"]
+    assert sorted(path.name for path in int8.path.iterdir()) == [
+        "SHA256SUMS",
+        "card.json",
+        "config.pbtxt",
+        "labels.txt",
+        "model.rtx",
+    ]
     workshop.build(INT8)  # the others of this file expect OpenVINO's
 
 

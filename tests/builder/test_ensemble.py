@@ -76,7 +76,12 @@ def test_ensemble_is_published_with_its_mean(repository: Path) -> None:
     assert published == Published(model="pair", version=1, path=repository / "pair" / "1", reused=False)
     for model in ("pair", "pair_mean"):
         folder = repository / model / "1"
-        assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "card.json"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "SHA256SUMS",
+            "card.json",
+            "config.pbtxt",
+            "labels.txt",
+        ]
         subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
         card = json.loads((folder / "card.json").read_text())
         assert card == {"model": model, "members": MEMBERS, "recipe": "toy"}

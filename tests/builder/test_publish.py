@@ -16,6 +16,11 @@ from tritonclient.grpc import model_config_pb2
 
 from builder.errors import PublishError
 from builder.publish import Published, publish
+from builder.serving import ServingConfig
+
+# A terminal or a reader of lines takes these for more than text.
+ODD = ["\x1b", "\0", "\r", "\x85", "\x9b", "\u2028", "\u202e", "\udc80"]
+ALWAYS = ["SHA256SUMS", "card.json", "config.pbtxt", "labels.txt"]
 
 
 def publish_bytes(folder: Path, content: bytes = b"engine 1", **changes: Any) -> Published:
@@ -50,6 +55,7 @@ def check_repository(repository: Path) -> list[tuple[str, int, str]]:
         subprocess.run(
             ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True
         )
+        assert (folder / "config.pbtxt").read_bytes() == (model / "config.pbtxt").read_bytes()
         assert len((model / config.output[0].label_filename).read_text().split()) == config.output[0].dims[0]
         json.loads((folder / "card.json").read_text())
         found.append((model.name, version, (folder / config.parameters["file"].string_value).read_text()))
@@ -60,9 +66,9 @@ def test_new_model_has_everything(tmp_path: Path) -> None:
     published = publish_bytes(tmp_path)
     model = tmp_path / "repository" / "m_int8"
     assert published == Published(model="m_int8", version=1, path=model / "1", reused=False)
-    assert sorted(path.name for path in model.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
-    assert sorted(path.name for path in published.path.iterdir()) == ["SHA256SUMS", "card.json", "model.onnx"]
-    assert (model / "labels.txt").read_text() == "cat\ndog\n"
+    assert sorted(path.name for path in model.iterdir()) == ["1", "config.pbtxt"]
+    assert sorted(path.name for path in published.path.iterdir()) == [*ALWAYS, "model.onnx"]
+    assert (model / "1" / "labels.txt").read_text() == "cat\ndog\n"
     digest = hashlib.sha256(b"engine 1").hexdigest()
     assert f"{digest}  model.onnx\n" in (published.path / "SHA256SUMS").read_text()
     card = json.loads((published.path / "card.json").read_text())
@@ -78,7 +84,7 @@ def test_config_says_what_the_wire_is(tmp_path: Path) -> None:
     (image,), (logits,) = config.input, config.output
     assert (image.name, image.data_type, list(image.dims)) == ("image", model_config_pb2.TYPE_UINT8, [32, 32, 3])
     assert (logits.name, logits.data_type, list(logits.dims)) == ("logits", model_config_pb2.TYPE_FP32, [2])
-    assert logits.label_filename == "labels.txt"
+    assert logits.label_filename == "1/labels.txt"
     assert config.HasField("dynamic_batching")
     assert not config.default_model_filename
     (group,) = config.instance_group
@@ -103,7 +109,7 @@ def publish_plan(folder: Path, capability: str, content: bytes, **changes: Any) 
 
 def test_plans_of_one_graph_are_served_together(tmp_path: Path) -> None:
     first = publish_plan(tmp_path, "9.0", b"for 9.0", runtime="TensorRT 10.16.0.72")
-    assert sorted(path.name for path in first.path.iterdir()) == ["SHA256SUMS", "card.json", "model_sm90.plan"]
+    assert sorted(path.name for path in first.path.iterdir()) == [*ALWAYS, "model_sm90.plan"]
     before = {path: path.read_bytes() for path in first.path.iterdir()}
     second = publish_plan(tmp_path, "8.9", b"for 8.9")
     assert (second.version, second.reused) == (2, False)
@@ -135,7 +141,7 @@ def test_new_plan_replaces_the_one_of_its_compute_capability(tmp_path: Path) -> 
 def test_plans_of_another_graph_are_left_behind(tmp_path: Path, graph: str | None) -> None:
     publish_plan(tmp_path, "9.0", b"for 9.0")
     second = publish_plan(tmp_path, "8.9", b"of another graph", graph_sha256=graph)
-    assert sorted(path.name for path in second.path.iterdir()) == ["SHA256SUMS", "card.json", "model_sm89.plan"]
+    assert sorted(path.name for path in second.path.iterdir()) == [*ALWAYS, "model_sm89.plan"]
     config = read_config(tmp_path / "repository" / "m_int8")
     assert dict(config.cc_model_filenames) == {"8.9": "model_sm89.plan"}
 
@@ -163,7 +169,7 @@ def test_edited_list_of_plans_is_one_line(tmp_path: Path) -> None:
 def test_plan_for_any_compute_capability_has_no_list(tmp_path: Path) -> None:
     publish_plan(tmp_path, "9.0", b"for 9.0")
     second = publish_plan(tmp_path, "9.0", b"for all", compute_capability=None)
-    assert sorted(path.name for path in second.path.iterdir()) == ["SHA256SUMS", "card.json", "model.plan"]
+    assert sorted(path.name for path in second.path.iterdir()) == [*ALWAYS, "model.plan"]
     assert not read_config(tmp_path / "repository" / "m_int8").cc_model_filenames
 
 
@@ -193,20 +199,22 @@ def test_other_labels_and_classes_switch_with_the_version(tmp_path: Path) -> Non
     publish_bytes(tmp_path)
     publish_bytes(tmp_path, b"engine 2", labels=["a", "b", "c"], num_classes=3)
     model = tmp_path / "repository" / "m_int8"
-    assert (model / "labels.txt").read_text() == "cat\ndog\n"
+    assert (model / "1" / "labels.txt").read_text() == "cat\ndog\n"
     config = read_config(model)
-    assert (config.output[0].dims[0], config.output[0].label_filename) == (3, "labels.2.txt")
-    assert (model / "labels.2.txt").read_text() == "a\nb\nc\n"
+    assert (config.output[0].dims[0], config.output[0].label_filename) == (3, "2/labels.txt")
+    assert (model / "2" / "labels.txt").read_text() == "a\nb\nc\n"
 
 
-def test_change_of_config_alone_keeps_the_version(tmp_path: Path) -> None:
+def test_change_of_config_alone_is_a_new_version(tmp_path: Path) -> None:
+    """A version and its config belong together: the digests of the one name the other."""
     publish_bytes(tmp_path)
     published = publish_bytes(tmp_path, num_instances=4)
-    assert (published.version, published.reused) == (1, False)
+    assert (published.version, published.reused) == (2, False)
+    check_repository(tmp_path / "repository")
     assert read_config(tmp_path / "repository" / "m_int8").instance_group[0].count == 4
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "card.json", "SHA256SUMS"])
+@pytest.mark.parametrize("name", ["model.onnx", *ALWAYS])
 def test_tampered_version_is_not_reused(tmp_path: Path, name: str) -> None:
     first = publish_bytes(tmp_path)
     (first.path / name).write_bytes(b"{}")
@@ -215,14 +223,84 @@ def test_tampered_version_is_not_reused(tmp_path: Path, name: str) -> None:
     check_repository(tmp_path / "repository")
 
 
+def test_config_changed_by_hand_is_put_back(tmp_path: Path) -> None:
+    publish_bytes(tmp_path)
+    with (tmp_path / "repository" / "m_int8" / "config.pbtxt").open("a") as config:
+        config.write('backend: "python"')
+    published = publish_bytes(tmp_path)
+    assert (published.version, published.reused) == (1, False)
+    check_repository(tmp_path / "repository")
+
+
+@pytest.mark.parametrize("card", ["[" * 100_000, "7", '{"stages": 7, "plans": 7}', "[]", "\xff"])
+def test_card_that_is_none_is_published_over(tmp_path: Path, card: str) -> None:
+    first = publish_plan(tmp_path, "9.0", b"for 9.0")
+    (first.path / "card.json").write_bytes(card.encode("latin-1"))
+    second = publish_plan(tmp_path, "8.9", b"for 8.9")
+    assert (second.version, second.reused) == (2, False)
+    check_repository(tmp_path / "repository")
+
+
+def test_only_the_newest_versions_are_kept(tmp_path: Path) -> None:
+    model = tmp_path / "repository" / "m_int8"
+    serving = ServingConfig(keep_versions=2)
+    publish_bytes(tmp_path)
+    (model / "7").mkdir()  # not ours
+    for number in range(8, 12):
+        assert publish_bytes(tmp_path, f"engine {number}".encode(), serving=serving).version == number
+    kept = {path.name for path in model.iterdir()} - {"config.pbtxt"}
+    assert kept == {"7", "10", "11"}
+    # Rolled back by hand: what a server may have open stays until the version after it is replaced.
+    (model / "config.pbtxt").write_bytes((model / "10" / "config.pbtxt").read_bytes())
+    publish_bytes(tmp_path, b"engine 12", serving=ServingConfig(keep_versions=1))
+    assert {path.name for path in model.iterdir()} - {"config.pbtxt"} == {"7", "10", "12"}
+    assert check_repository(tmp_path / "repository") == [("m_int8", 12, "engine 12")]
+    assert [path.name for path in (tmp_path / ".repository-work").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("link", [".repository-work", ".repository-work/lock"])
+def test_link_in_the_place_of_the_work_folder_is_refused(tmp_path: Path, link: str) -> None:
+    target = tmp_path / "mine"
+    target.mkdir()
+    (target / "thesis.txt").write_text("years of work")
+    (tmp_path / link).parent.mkdir(exist_ok=True)
+    (tmp_path / link).symlink_to(target)
+    with pytest.raises(
+        PublishError, match=f"{link}: is a link, expected a place of the publisher's own; remove it"
+    ):
+        publish_bytes(tmp_path)
+    assert (target / "thesis.txt").read_text() == "years of work"
+
+
+def test_files_of_others_in_the_work_folder_stay(tmp_path: Path) -> None:
+    work = tmp_path / ".repository-work"
+    (work / "notes").mkdir(parents=True)
+    (work / "notes" / "thesis.txt").write_text("years of work")
+    (work / "letter.txt").write_text("dear")
+    (work / "publish-left").mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "thesis.txt").write_text("years of work")
+    (work / "publish-link").symlink_to(outside)
+    publish_bytes(tmp_path)
+    assert sorted(path.name for path in work.iterdir()) == ["letter.txt", "lock", "notes", "publish-link"]
+    assert (work / "notes" / "thesis.txt").exists()
+    assert (outside / "thesis.txt").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "../x"}, r"model name: got '../x', expected letters, digits, '_', '.', '-'; rename it"),
+        ({"model": "../x"}, r"model name: got '../x', expected up to 220 letters, digits, '_', '.', '-'"),
         ({"model": ".x"}, r"model name: got '.x'"),
+        ({"model": "x" * 300}, r"model name: got 'xxx.*', expected up to 220 letters, digits"),
+        *(({"labels": ["cat", f"d{odd}og"]}, "got the label .*, expected one line of printable") for odd in ODD),
         ({"compute_capability": "sm90"}, r"compute capability: got 'sm90', expected one such as '9.0'"),
         ({"labels": ["cat"]}, r"model m_int8: got 1 labels, expected one for each of 2 classes"),
-        ({"labels": ["cat", "d\nog"]}, r"model m_int8: got the label 'd\\nog', expected one line of text"),
+        (
+            {"labels": ["cat", "d\nog"]},
+            r"model m_int8: got the label 'd\\nog', expected one line of printable text",
+        ),
         (
             {"engine_file": Path("/nowhere/model.onnx")},
             r"engine /nowhere/model.onnx: cannot be read: No such file",
@@ -266,6 +344,7 @@ def test_concurrent_publishers_take_turns(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from builder.serving import ServingConfig
 from tests_publish import check_repository, publish_bytes
 
 EVENTS = {
@@ -287,21 +366,23 @@ def publish_until(folder, limit, content, **changes):
         os._exit(0)
     return os.waitpid(pid, 0)[1]
 
-import builder.triton_config, google.protobuf.text_format, tritonclient.grpc  # or their files count as ours
+import google.protobuf.text_format, tritonclient.grpc  # or their files count as ours
 root, old = Path(sys.argv[1]), sys.argv[2] == "old"
+last = 4 if old else 1
 for limit in range(1, 200):
     folder = root / str(limit)
     folder.mkdir()
-    if old:
-        publish_bytes(folder, b"engine 1")
-    changes = {"labels": ["a", "b", "c"], "num_classes": 3}
-    status = publish_until(folder, limit, b"engine 2", **changes)
+    for version in range(1, last):
+        publish_bytes(folder, f"engine {version}".encode())
+    changes = {"labels": ["a", "b", "c"], "num_classes": 3, "serving": ServingConfig(keep_versions=1)}
+    status = publish_until(folder, limit, b"newest", **changes)
     repository = folder / "repository"
     left = check_repository(repository) if repository.exists() else []
-    expected = [("m_int8", 2 if old else 1, "engine 2")]
-    assert left in ([("m_int8", 1, "engine 1")] if old else [], expected), (limit, left)
-    publish_bytes(folder, b"engine 2", **changes)
+    expected = [("m_int8", last, "newest")]
+    assert left in ([("m_int8", 3, "engine 3")] if old else [], expected), (limit, left)
+    publish_bytes(folder, b"newest", **changes)
     assert check_repository(repository) == expected, limit
+    assert len(list((repository / "m_int8").iterdir())) <= 3, limit
     work = folder / ".repository-work"
     assert [path.name for path in work.iterdir()] == ["lock"], (limit, list(work.iterdir()))
     print(limit, status, left)
