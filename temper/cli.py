@@ -1,4 +1,4 @@
-"""The `temper` command: run, build, sweep, serve, query, load, attack, doctor.
+"""The `temper` command: run, build, sweep, serve, verify, query, load, attack, doctor.
 
 Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
 that says why; 2: wrong usage; 130: Ctrl-C. Nothing heavy is imported before a command needs it.
@@ -118,6 +118,19 @@ def serve(
     from temper.commands.serve import serve_command
 
     serve_command(repository, models=models or None, ports=(grpc_port, http_port, metrics_port), log_file=log_file)
+
+
+@cli.command()
+@click.argument("repository", type=path_type)
+@json_option
+def verify(repository: Path, as_json: bool) -> None:
+    """Check that every model of REPOSITORY is what was published.
+
+    Compares the served version of each with its digests, config.pbtxt and class names included; needs no server.
+    """
+    from temper.commands.verify import verify_command
+
+    verify_command(repository, as_json=as_json)
 
 
 @cli.command()

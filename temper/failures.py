@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from temper.errors import TemperError
+from temper.terminal import echo
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -29,19 +30,19 @@ class Group(click.Group):
         except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as stopped:
-            click.echo(str(stopped) or "interrupted", err=True)
+            echo(str(stopped) or "interrupted", err=True)
             ctx.exit(EXIT_INTERRUPTED)
         except Exception as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
             for line in _lines(error):
-                click.echo(f"error: {line}", err=True)
+                echo(f"error: {line}", err=True)
             ctx.exit(EXIT_FAILED)
 
 
 def _lines(error: Exception) -> list[str]:
     if isinstance(error, _own_errors()):
-        return str(error).splitlines() or [type(error).__name__]
+        return str(error).split("\n") if str(error) else [type(error).__name__]
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         extra = "client" if package in ("grpc", "tritonclient", "numpy", "PIL", "rich") else "builder,embedded"

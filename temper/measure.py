@@ -13,6 +13,7 @@ import numpy as np
 
 from builder.artifacts import Artifact, Store
 from builder.data import LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
+from builder.names import read_labels
 from client.errors import ClientError
 from temper.endpoint import Endpoint
 from temper.errors import WorkflowError
@@ -160,7 +161,7 @@ class Measurements:
 
     def class_names(self) -> list[str]:
         """The names of the data's classes, by index."""
-        return (self.data.path / LABELS_FILE).read_text(encoding="utf-8").splitlines()
+        return read_labels(self.data.path / LABELS_FILE)
 
     def test_images(self) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
         """The test images, mapped, uint8 [N, S, S, 3], and their labels, int64 [N]."""

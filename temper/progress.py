@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
+from temper.terminal import escape
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -105,6 +107,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Prints one line, above the bars when there are any."""
+        text = escape(text)
         if self._console is not None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -119,7 +122,7 @@ class Display:
         """
         stage = Stage(self, label)
         if self.bars is not None:
-            stage.task = self.bars.add_task(label, total=None)
+            stage.task = self.bars.add_task(escape(label), total=None)
         try:
             yield stage
         except BaseException:

@@ -6,7 +6,6 @@ written twice. This file reads the TOML, checks it strictly and says what is wro
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 from builder.data import DataConfig
 from builder.engines import EngineConfig
 from builder.model import ModelConfig
+from builder.names import MAX_NAME_LENGTH, is_recipe_name
 from builder.serving import ServingConfig
 from builder.train import TrainConfig
 from builder.triton_config import mean_name
@@ -23,9 +23,9 @@ from builder.variant import VariantConfig
 from client.load.config import LoadConfig
 from client.robustness.base import AttackConfig
 from temper.errors import RecipeError
-from temper.recipe_errors import find_unjson, format_errors
+from temper.recipe_errors import find_unjson, format_errors, show
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_NAME_RULE = f'expected up to {MAX_NAME_LENGTH} of a-z, 0-9, "_" and "-", as it names the model'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class Recipe:
         Raises:
             ValueError: The text begins with the full path of the key.
         """
-        if not _NAME.fullmatch(self.name):
-            raise ValueError(f'name: got "{self.name}", expected a-z, 0-9, "_" and "-", as it names the models')
+        if not is_recipe_name(self.name):
+            raise ValueError(f"name: got {show(self.name)}, {_NAME_RULE}s")
         if not self.variants:
             raise ValueError('variants: got none, expected at least one [[variants]] table with a "name"')
         self._check_variants()
@@ -75,10 +75,8 @@ class Recipe:
         seen: dict[str, int] = {}
         for index, variant in enumerate(self.variants):
             path = f"variants[{index}].name"
-            if not _NAME.fullmatch(variant.name):
-                raise ValueError(
-                    f'{path}: got "{variant.name}", expected a-z, 0-9, "_" and "-", as it names the model'
-                )
+            if not is_recipe_name(variant.name):
+                raise ValueError(f"{path}: got {show(variant.name)}, {_NAME_RULE}")
             if variant.name in seen:
                 first = seen[variant.name]
                 raise ValueError(
@@ -157,8 +155,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}), expected a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: nested too deeply, expected a recipe such as recipes/digits.toml") from None
+    except ValueError as error:  # what is no TOML, an integer of thousands of digits, a path with a null byte
+        raise RecipeError(f"{path}: not TOML: {str(error).split(';')[0]}") from None
 
 
 def _with_paths(recipe: Recipe, folder: Path) -> Recipe:

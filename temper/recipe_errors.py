@@ -17,6 +17,9 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from builder.names import is_printable
+from temper.terminal import escape_line
+
 Loc = Sequence[int | str]
 
 _SCALARS: dict[object, tuple[str, str]] = {
@@ -26,6 +29,8 @@ _SCALARS: dict[object, tuple[str, str]] = {
     bool: ("true or false", "booleans"),
 }
 _MAX_SHOWN = 60
+_MAX_DEPTH = 16
+_MAX_BITS = 128
 
 
 def format_errors(errors: Iterable[Mapping[str, Any]], root: type) -> list[str]:
@@ -63,8 +68,14 @@ def _own_words(loc: Loc, message: str, root: type) -> str:
 
 
 def find_unjson(content: object, root: type) -> str | None:
-    """What TOML can say and no recipe takes: dates, times and numbers that are not finite."""
+    """What TOML can say and no recipe takes: dates, numbers without an end, text that does not print, depth."""
     for loc, value in _walk(content, ()):
+        if len(loc) > _MAX_DEPTH:
+            return f"{show_path(loc[:2])}: nested too deeply, expected {describe(type_at(root, loc[:2]))}"
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            return f"{show_path(loc)}: got {show(value)}, expected an integer of 64 bits, as TOML has them"
+        if not all(is_printable(part) for part in (*loc, value) if isinstance(part, str)):
+            return f"{show_path(loc)}: got {show(value)}, expected printable text"
         if isinstance(value, datetime.date | datetime.time) or (
             isinstance(value, float) and not math.isfinite(value)
         ):
@@ -73,7 +84,9 @@ def find_unjson(content: object, root: type) -> str | None:
 
 
 def _walk(value: object, loc: tuple[int | str, ...]) -> Iterator[tuple[Loc, object]]:
-    if isinstance(value, dict):
+    if len(loc) > _MAX_DEPTH:
+        yield loc, None
+    elif isinstance(value, dict):
         for key, inner in value.items():
             yield from _walk(inner, (*loc, key))
     elif isinstance(value, list):
@@ -88,13 +101,15 @@ def show_path(loc: Loc) -> str:
     text = ""
     for part in loc:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
+    return escape_line(text)
 
 
 def show(value: object) -> str:
     """A value as the recipe's author wrote it, more or less, and not too long."""
     if isinstance(value, dict):
         return f"a table with {', '.join(map(str, value))}" if value else "an empty table"
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:  # Python writes no more than 4300 digits
+        return f"an integer of {value.bit_length()} bits"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 

@@ -26,6 +26,7 @@ from temper.inputs import Tree, load_tree, open_images, open_labels
 from temper.measure import subject
 from temper.progress import Display
 from temper.report.text import budget, interval, percent
+from temper.terminal import echo
 
 
 class AttackError(TemperError):
@@ -80,7 +81,7 @@ def attack_command(
     if save is not None:
         result.save(save)
     found = {**result.to_json(), "left_out": tree.left_out}
-    click.echo(json.dumps(found, indent=2, allow_nan=False) if as_json else _text(result, info))
+    echo(json.dumps(found, indent=2, allow_nan=False) if as_json else _text(result, info))
 
 
 def _run(url: str, label: str, run: Callable[..., AttackResult], display: Display) -> AttackResult:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from temper.gpu import Driver, read_driver
 from temper.machine import machine
 from temper.parts import Part, cuda_release, find_parts
+from temper.terminal import echo
 
 EXIT_NOT_READY = 1
 _BUILD = ("torch", "torchvision", "ModelOpt", "ONNX")
@@ -39,7 +38,7 @@ def doctor_command(*, as_json: bool) -> None:
     """Prints what this machine can do, and exits 0 when a recipe can be built and served here, else 1."""
     found = examine()
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+        echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         _print(found)
     if not found["ready"]:

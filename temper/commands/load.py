@@ -19,6 +19,7 @@ from temper.inputs import Images, load_images, random_images
 from temper.measure import stopped_by_user
 from temper.progress import Display
 from temper.report.text import number, percent
+from temper.terminal import echo, escape
 
 _POOL_REQUESTS = 64
 _HEAD = (
@@ -74,7 +75,7 @@ def load_command(
     with Display() as display, Endpoint(url, repository, models=[model], display=display) as endpoint:
         pixels = endpoint.retrying(model, lambda url: _images(images, url, model, config, display))
         if not as_json:
-            click.echo(_row(_HEAD))
+            echo(_row(_HEAD))
         try:
             for result in _runs(endpoint, model, pixels, config, display):
                 results.append(result)
@@ -84,14 +85,14 @@ def load_command(
                         "between two runs; their figures are not comparable"
                     )
                 if not as_json:
-                    click.echo(_row(_cells(result)))
+                    echo(_row(_cells(result)))
         except ClientError as error:
             raise LoadError(endpoint.why(error)) from error
         finally:
             if as_json:
-                click.echo(json.dumps([result.to_json() for result in results], indent=2, allow_nan=False))
+                echo(json.dumps([result.to_json() for result in results], indent=2, allow_nan=False))
             else:
-                click.echo("".join(f"{line}\n" for line in _notes(results)), nl=False)
+                click.echo(escape("".join(f"{line}\n" for line in _notes(results))), nl=False)
         last = results[-1]
         if last.interrupted is not None:
             # The generator keeps Ctrl-C to itself, so as to return what it measured.

@@ -17,6 +17,7 @@ from temper.progress import Display
 from temper.recipe import Recipe, load_recipe
 from temper.report.answer import answers, faults
 from temper.report.table import render_table
+from temper.terminal import echo
 
 LOG_FILE = "temper.log"
 
@@ -35,12 +36,12 @@ def run_command(recipe_file: Path, *, url: str | None, repository: Path, runs: P
         report = run_recipe(recipe, repository=repository, runs=runs, display=display, url=url)
     folder = runs / recipe.name
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
+        echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         click.echo(render_table(report, color=sys.stdout.isatty()))
         for sentence in [*answers(report), *faults(report)]:
-            click.echo(sentence)
-        click.echo(f"\n{folder / 'report.html'}\n{folder / 'report.json'}")
+            echo(sentence)
+        echo(f"\n{folder / 'report.html'}\n{folder / 'report.json'}")
     if report["stopped"] is not None:
         raise WorkflowError(f"{report['stopped']}; what was measured is in {folder / 'report.html'}")
 
@@ -68,11 +69,11 @@ def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: b
         for one in built
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False))
+        echo(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False))
         return
     for row in rows:
         state = "reused" if row["reused"] else "published"
-        click.echo(
+        echo(
             f"{row['model']} version {row['version']} {state}: {row['engine']}, {row['size_bytes'] / 1e6:.1f} MB, "
             f"{row['path']}"
         )

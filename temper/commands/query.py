@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import numpy.typing as npt
 
@@ -21,6 +20,7 @@ from imaging.folder import NUM_NAMED
 from temper.endpoint import Endpoint
 from temper.errors import TemperError
 from temper.inputs import Images, find_images, image_size
+from temper.terminal import echo, escape_line
 
 _BATCH = 8
 Logits = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ def query_command(
         QueryError: Files that cannot be decoded, one line each, after the answers to the others; or the model
             is no classifier.
     """
-    files = find_images(images, lambda line: click.echo(line, err=True))
+    files = find_images(images, lambda line: echo(line, err=True))
     endpoint = Endpoint(url, repository, models=[model])
     answers: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -59,9 +59,9 @@ def query_command(
                     }
                 )
                 if not as_json:
-                    click.echo(_text(path, best))
+                    echo(_text(path, best))
     if as_json:
-        click.echo(json.dumps(answers, indent=2, ensure_ascii=False, allow_nan=False))
+        echo(json.dumps(answers, indent=2, ensure_ascii=False, allow_nan=False))
     if failed:
         more = len(failed) - NUM_NAMED
         rest = [f"{more:,} more of the {len(files):,} images cannot be used"] if more > 0 else []
@@ -95,6 +95,9 @@ def _batches(
 
 
 def _text(path: Path, best: Sequence[Prediction]) -> str:
-    width = max(len(one.label) for one in best)
-    lines = (f"  {one.label:<{width}}  {100 * one.probability:5.1f} %" for one in best)
+    labels = [escape_line(one.label) for one in best]
+    width = max(map(len, labels))
+    lines = (
+        f"  {label:<{width}}  {100 * one.probability:5.1f} %" for label, one in zip(labels, best, strict=True)
+    )
     return "\n".join([show(path), *lines])

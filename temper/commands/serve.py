@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
 from temper.endpoint import start_again
 from temper.errors import ServerError
 from temper.server import TritonServer
+from temper.terminal import echo
+from temper.verify import find_changed
 
 _POLL_S = 0.2
 _STABLE_S = 60.0
@@ -42,6 +42,14 @@ def serve_command(
     """
     if repository.is_dir() and not any(repository.glob("*/config.pbtxt")):
         raise ServerError(f"{repository}: holds no model; build one with `temper build`")
+    changed = find_changed(repository, models)
+    for model, reason in changed.items():
+        echo(f"not loaded: {model}: {reason}", err=True)
+    if changed:
+        wanted = models or [path.name for path in repository.iterdir() if path.is_dir()]
+        models = [model for model in wanted if model not in changed]
+        if not models:
+            raise ServerError(f"no model of {repository} is what was published")
     if log_file is None:
         descriptor, name = tempfile.mkstemp(prefix="tritonserver-", suffix=".log")
         os.close(descriptor)
@@ -55,15 +63,15 @@ def serve_command(
         metrics_port=ports[2],
         strict=False,
     )
-    click.echo(f"starting tritonserver on {repository}; its log: {log_file}", err=True)
+    echo(f"starting tritonserver on {repository}; its log: {log_file}", err=True)
     with server:
         ready = _ready_models(server)
-        click.echo(f"gRPC     {server.grpc_url}")
-        click.echo(f"HTTP     {server.http_url}")
-        click.echo(f"metrics  {server.metrics_url}")
-        click.echo(f"log      {log_file}")
-        click.echo(f"models   {', '.join(ready)}")
-        click.echo("Ctrl-C ends it", err=True)
+        echo(f"gRPC     {server.grpc_url}")
+        echo(f"HTTP     {server.http_url}")
+        echo(f"metrics  {server.metrics_url}")
+        echo(f"log      {log_file}")
+        echo(f"models   {', '.join(ready)}")
+        echo("Ctrl-C ends it", err=True)
         _keep_up(server)
 
 
@@ -75,7 +83,7 @@ def _keep_up(server: TritonServer) -> None:
         up_s = time.monotonic() - begun
         if up_s < _STABLE_S:
             raise ServerError(f"{server.death()}, {up_s:.0f} s after it was started again")
-        click.echo(start_again(server), err=True)
+        echo(start_again(server), err=True)
         _ready_models(server)
         begun = time.monotonic()
 
@@ -87,7 +95,7 @@ def _ready_models(server: TritonServer) -> list[str]:
         ServerError: There is none.
     """
     for model, reason in server.failed.items():
-        click.echo(f"not loaded: {model}: {' '.join(reason.split())[:400]}", err=True)
+        echo(f"not loaded: {model}: {' '.join(reason.split())[:400]}", err=True)
     wanted = server.models
     if wanted is None:
         wanted = tuple(path.name for path in server.repository.iterdir() if (path / "config.pbtxt").is_file())

@@ -16,6 +16,7 @@ from temper.progress import Display
 from temper.recipe import load_recipe
 from temper.report.table import render_table
 from temper.sweep import parse_over, sweep_recipe
+from temper.terminal import echo
 
 if TYPE_CHECKING:
     from temper.recipe import Recipe
@@ -56,10 +57,10 @@ def sweep_command(
         report = run_sweep(recipe, runs=runs, run_all=run_all)
     folder = runs / recipe.name
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
+        echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         click.echo(render_table(report, color=sys.stdout.isatty()))
         best = ", ".join(row["name"] for row in report["variants"] if row["frontier"])
-        click.echo(f"On the frontier: {best}.\n\n{folder / 'report.html'}\n{folder / 'report.json'}")
+        echo(f"On the frontier: {best}.\n\n{folder / 'report.html'}\n{folder / 'report.json'}")
     if report["stopped"] is not None:
         raise WorkflowError(f"{report['stopped']}; the other variants are in {folder / 'report.html'}")

@@ -143,7 +143,7 @@ MISTAKES = {
     "unknown table": (
         "[engine]",
         "[motor]",
-        "motor: no such key, expected one of name, data, model, train, variants, engine, load, attacks",
+        "motor: no such key, expected one of name, data, model, train, variants, engine, serving, load, attacks",
     ),
     "unknown step": (
         "{ quantize = {",
@@ -174,13 +174,81 @@ MISTAKES = {
     "name that Triton cannot load": (
         'name = "x"',
         'name = "My model"',
-        'name: got "My model", expected a-z, 0-9, "_" and "-", as it names the models',
+        'name: got "My model", expected up to 100 of a-z, 0-9, "_" and "-", as it names the models',
     ),
     "variant that Triton cannot load": (
         'name = "int8"',
         'name = "../int8"',
-        'variants[1].name: got "../int8", expected a-z, 0-9, "_" and "-", as it names the model',
+        'variants[1].name: got "../int8", expected up to 100 of a-z, 0-9, "_" and "-", as it names the model',
     ),
+    "name longer than a file's": (
+        'name = "x"',
+        f'name = "{"x" * 300}"',
+        f'name: got "{"x" * 56}..., expected up to 100 of a-z, 0-9, "_" and "-", as it names the models',
+    ),
+    "variant longer than a file's": (
+        'name = "int8"',
+        f'name = "{"x" * 101}"',
+        f'variants[1].name: got "{"x" * 56}..., expected up to 100 of a-z, 0-9, "_" and "-"',
+    ),
+    "name of two lines": ('name = "x"', 'name = "x\\n"', r'name: got "x\n", expected printable text'),
+    "null byte in a path": (
+        'source = "digits"',
+        'source = "folder"\npath = "a\\u0000b"',
+        r'data.path: got "a\u0000b", expected printable text',
+    ),
+    "escape in a key": ("epsilon = 8", '"eps\\u001b[31m" = 8', r"attacks[0].eps\u001b[31m: got 8, expected print"),
+    "integer of 5000 digits": (
+        'kind = "auto"',
+        "max_batch = " + "9" * 5000,
+        "not TOML: Exceeds the limit (4300 digits) for integer string conversion",
+    ),
+    "integer of 5000 hexadecimal digits": (
+        'kind = "auto"',
+        "max_batch = 0x" + "f" * 5000,
+        "engine.max_batch: got an integer of 20000 bits, expected an integer of 64 bits",
+    ),
+    "integer beyond TOML's": (
+        "image_size = 32",
+        f"seed = {2**63}",
+        "data.seed: got 9223372036854775808, expected an integer of 64 bits, as TOML has them",
+    ),
+    "batch beyond Triton's": (
+        'kind = "auto"',
+        f"max_batch = {2**31}",
+        "engine.max_batch: got 2147483648, expected 1",
+    ),
+    "instances beyond Triton's": (
+        'kind = "auto"',
+        f"num_instances = {2**31}",
+        "engine.num_instances: got 2147483648",
+    ),
+    "queue without room": (
+        "[engine]",
+        "[serving]\nmax_queue = 0\n[engine]",
+        "serving.max_queue: got 0, expected 1",
+    ),
+    "queue without patience": (
+        "[engine]",
+        "[serving]\nqueue_timeout_ms = 0\n[engine]",
+        "serving.queue_timeout_ms: got 0, expected 1 to 3600000 (an hour)",
+    ),
+    "no version kept": (
+        "[engine]",
+        "[serving]\nkeep_versions = 0\n[engine]",
+        "serving.keep_versions: got 0, expected at least 1",
+    ),
+    "arrays of 5000 levels": (
+        'kind = "auto"',
+        f"kind = {'[' * 5000}{']' * 5000}",
+        "nested too deeply, expected a",
+    ),
+    "arrays of 400 levels": (
+        'kind = "auto"',
+        f"kind = {'[' * 400}{']' * 400}",
+        'engine.kind: nested too deeply, expected one of "auto", "openvino"',
+    ),
+    "tables of 3000 levels": ('kind = "auto"', ".".join("a" * 3000) + " = 1", "engine.a: nested too deeply"),
     "duplicate variants": (
         'name = "int8"',
         'name = "fp32"',
@@ -241,6 +309,14 @@ def test_load_recipe_more_attacked_images_than_test_images(tmp_path: Path) -> No
     assert read_error(tmp_path, text) == ["attacks[0].num_images: got 50, expected at most 20 (data.num_test)"]
 
 
+@pytest.mark.parametrize(("max_batch", "opt_batch"), [(1, 1), (4, 4), (8, 8), (64, 8)])
+def test_load_recipe_tunes_for_no_more_than_the_largest_batch(
+    tmp_path: Path, max_batch: int, opt_batch: int
+) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD.replace('kind = "auto"', f"max_batch = {max_batch}")))
+    assert (recipe.engine.max_batch, recipe.engine.opt_batch) == (max_batch, opt_batch)
+
+
 def test_load_recipe_several_mistakes_one_line_each(tmp_path: Path) -> None:
     text = GOOD.replace("image_size = 32", 'image_size = "32"\ncolour = 1').replace('"auto"', '"foo"')
     found = read_error(tmp_path, text)
@@ -257,6 +333,8 @@ def test_load_recipe_no_variants(tmp_path: Path) -> None:
 def test_load_recipe_without_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"none\.toml: no such file, expected a recipe such as recipes/"):
         load_recipe(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match="cannot be read: File name too long"):
+        load_recipe(tmp_path / ("x" * 300))
     with pytest.raises(RecipeError, match="is a folder, expected a recipe"):
         load_recipe(tmp_path)
 
