@@ -61,7 +61,7 @@ def _served(url: str, model: str, concurrency: int, seconds: float, images: Any)
 
     def run() -> dict[str, float]:
         result = run_closed_loop(url, model, images, concurrency=concurrency, config=config)
-        assert not result.errors and not result.interrupted, result
+        assert not (result.errors or result.shed or result.interrupted), result
         return {
             "ips": result.throughput_ips,
             "p50_ms": result.latency_ms["p50"],

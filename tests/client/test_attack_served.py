@@ -115,5 +115,6 @@ def test_attack_goes_on_through_a_restart_of_the_server(toy_repository: Path, sa
         small = AttackConfig(name="noise", epsilon=24, num_images=16, max_queries=20, batch_size=4)
         result = attack(doomed.grpc_url, "toy_fp32", sample.images, sample.labels, small, restart)
     assert restarted
-    assert result.retries and set(result.retries) == {"unavailable"}
+    # A restart that takes long, on a busy machine, outlasts the deadline of what was on its way.
+    assert result.retries and set(result.retries) <= {"unavailable", "deadline"}
     assert result.accuracy["num_images"] == 16 and result.num_queries > 0
