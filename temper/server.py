@@ -166,8 +166,8 @@ class TritonServer:
                 f"model repository {self.repository} holds no model; publish one with `temper build`"
             )
         for model in self.models or ():
-            if not (self.repository / model).is_dir():
-                known = sorted(entry.name for entry in self.repository.iterdir() if entry.is_dir())
+            known = sorted(entry.name for entry in self.repository.iterdir() if entry.is_dir())
+            if model not in known:
                 raise ServerError(
                     f"model {model!r} is not in {self.repository}; it holds: {', '.join(known) or 'no model'}"
                 )

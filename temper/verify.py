@@ -75,7 +75,7 @@ def find_changed(repository: Path, models: Sequence[str] | None = None) -> dict[
     """
     if not repository.is_dir():
         return {}
-    present = None if models is None else [model for model in models if (repository / model).is_dir()]
+    present = None if models is None else sorted({path.name for path in repository.iterdir()} & set(models))
     return {one.model: one.reason for one in verify_repository(repository, present) if one.reason is not None}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from temper.cli import cli
 from temper.errors import WorkflowError
@@ -271,3 +272,35 @@ def _listens(address: str) -> bool:
     port = int(address.rpartition(":")[2])
     listening = Path("/proc/net/tcp").read_text().splitlines()[1:]
     return any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in listening)
+
+
+# What no file and no model can be called; each is one line, and starts no server.
+ODD_NAMES = ["x" * 300, "../repository/m", "\udcff", "\x1b[31m"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=["long", "up", "not UTF-8", "escape"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("build", "NAME"),
+        ("verify", "NAME"),
+        ("serve", "--repository", "NAME"),
+        ("serve", "--repository", "repository", "--model", "NAME"),
+        ("query", "NAME", "--model", "m", "--repository", "repository"),
+        ("query", "x.png", "--model", "m", "--repository", "NAME"),
+        ("query", "x.png", "--model", "NAME", "--repository", "repository"),
+    ],
+    ids=" ".join,
+)
+def test_odd_name_is_one_line(
+    command: tuple[str, ...], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "repository" / "m").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    result = invoke(*(name if word == "NAME" else word for word in command))
+    assert result.exit_code in (1, 2)
+    last = result.stderr.splitlines()[-1]
+    assert last.lower().startswith("error: ")
+    assert "unexpected" not in last
+    assert last.isprintable()
