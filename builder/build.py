@@ -24,7 +24,6 @@ from builder.artifacts import Artifact, Store
 from builder.built import Built, Snapshot, StageReport
 from builder.data import LABELS_FILE
 from builder.engines import EngineConfig, EngineKind
-from builder.errors import ModelError
 from builder.files import sha256_file
 from builder.names import read_labels
 from builder.serving import ServingConfig
@@ -160,8 +159,11 @@ class _Build:
 
     def run(self, variants: Sequence[VariantConfig]) -> list[Built]:
         from builder.engines import pick_engine
+        from builder.weights import check_weights_file
 
         kind, why = pick_engine(self.engine)
+        if self.model.checkpoint is not None:  # before the minutes that the images may take
+            check_weights_file(self.model.checkpoint)
         self.members = {name for variant in variants for name in variant.ensemble}
         data = self._prepare_data()
         weights = self._make_weights(data.artifact)
@@ -210,8 +212,6 @@ class _Build:
 
     def _make_weights(self, data: Artifact) -> _Done:
         checkpoint = self.model.checkpoint
-        if checkpoint is not None and not checkpoint.is_file():
-            raise ModelError(f"checkpoint {checkpoint}: no such file")
         content = sha256_file(checkpoint) if checkpoint is not None else None
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:

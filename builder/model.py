@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import pickle
 import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from builder.errors import ModelError
+from builder.weights import CHECKPOINT_SUFFIXES, load_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +27,6 @@ ARCHITECTURES = (
     "resnext101_32x8d",
     "resnext101_64x4d",
 )
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
-
-# Where a training loop usually puts the weights inside its checkpoint.
-_NESTED_KEYS = ("state_dict", "model_state_dict", "model")
 _HEAD = "fc"
 
 
@@ -104,25 +100,6 @@ def head_of(model: nn.Module) -> nn.Module:
     return head
 
 
-def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Reads the weights of a checkpoint; never runs code that the file may carry.
-
-    Args:
-        path: A `.safetensors` file, or a `.pt`/`.pth` file with a state dict, alone or under `state_dict`,
-            `model_state_dict` or `model`. A `module.` before every name (DistributedDataParallel) is dropped.
-
-    Returns:
-        The tensors by name, on the CPU.
-
-    Raises:
-        ModelError: The file is missing, is no such file, or holds anything but tensors.
-    """
-    if not path.is_file():
-        raise ModelError(f"checkpoint {path}: no such file")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return _state_dict(path, content)
-
-
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes a model's weights as safetensors."""
     from safetensors.torch import save
@@ -153,49 +130,6 @@ def _pretrained_resnet(arch: str, num_classes: int) -> nn.Module:
     if head.out_features != num_classes:
         model.set_submodule(_HEAD, nn.Linear(head.in_features, num_classes))  # type: ignore[arg-type]  # of a Linear
     return model
-
-
-def _read_safetensors(path: Path) -> object:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"checkpoint {path}: is not a whole safetensors file ({error})") from error
-
-
-def _read_torch(path: Path) -> object:
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"checkpoint {path}: holds more than weights and was not opened, since that could run any code; "
-            "save model.state_dict() alone, best as .safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"checkpoint {path}: is not a file that torch.save wrote ({reason})") from error
-
-
-def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
-    import torch
-
-    for key in _NESTED_KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content:
-        raise ModelError(f"checkpoint {path}: got {type(content).__name__}, expected a state dict of tensors")
-    for name, value in content.items():
-        if not isinstance(value, torch.Tensor):
-            raise ModelError(f"checkpoint {path}: {name!r} is {type(value).__name__}, expected a tensor")
-        if not bool(torch.isfinite(value).all()):
-            raise ModelError(f"checkpoint {path}: {name!r} holds NaN or infinity; take an earlier checkpoint")
-    if all(name.startswith("module.") for name in content):
-        return {name.removeprefix("module."): value for name, value in content.items()}
-    return dict(content)
 
 
 def _load_into(model: nn.Module, config: ModelConfig, weights: dict[str, torch.Tensor]) -> None:

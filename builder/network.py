@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from builder.errors import ModelError
-from builder.model import ModelConfig, build_model, load_checkpoint, save_weights
+from builder.model import ModelConfig, build_model, save_weights
 from builder.train import WEIGHTS_FILE
+from builder.weights import load_checkpoint
 
 if TYPE_CHECKING:
     import torch

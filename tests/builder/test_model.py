@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,25 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from builder.errors import ModelError
-from builder.model import ModelConfig, build_model, load_checkpoint, save_weights
+from builder.model import ModelConfig, build_model, save_weights
 
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     return build_model(ModelConfig(), 10).state_dict()
-
-
-class Evil:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        """Takes the path of the proof."""
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Says what unpickling calls."""
-        return (os.mkdir, (str(self.path),))
 
 
 def test_random_model_has_the_wanted_classes() -> None:
@@ -51,15 +38,6 @@ def test_checkpoint_round_trip(tmp_path: Path, weights: dict[str, torch.Tensor],
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     save_weights(model, tmp_path / "again.safetensors")
     assert load_file(tmp_path / "again.safetensors").keys() == weights.keys()
-
-
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
-def test_nested_and_distributed_checkpoint_loads(
-    tmp_path: Path, weights: dict[str, torch.Tensor], key: str
-) -> None:
-    path = tmp_path / "model.pt"
-    torch.save({key: {f"module.{name}": tensor for name, tensor in weights.items()}, "epoch": 3}, path)
-    assert load_checkpoint(path).keys() == weights.keys()
 
 
 def test_head_that_does_not_fit_is_one_line(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -110,60 +88,6 @@ def test_wider_weights_are_one_line(tmp_path: Path, weights: dict[str, torch.Ten
     save_file({**weights, "conv1.weight": torch.zeros(64, 1, 7, 7)}, path)
     with pytest.raises(ModelError, match=r"conv1.weight is \[64, 1, 7, 7\], expected \[64, 3, 7, 7\]"):
         build_model(ModelConfig(weights=str(path)), 10)
-
-
-def test_pickle_that_is_not_weights_is_never_run(tmp_path: Path) -> None:
-    path, proof = tmp_path / "model.pt", tmp_path / "executed"
-    torch.save({"state_dict": Evil(proof)}, path)
-    with pytest.raises(
-        ModelError, match=r"model.pt: holds more than weights and was not opened.*state_dict\(\) alone"
-    ):
-        load_checkpoint(path)
-    assert not proof.exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.pt", b"not a checkpoint", r"a.pt: "),
-        ("a.pt", b"", r"a.pt: is not a file that torch.save wrote"),
-        ("a.safetensors", b"not a checkpoint at all", r"a.safetensors: is not a whole safetensors file"),
-        ("a.safetensors", b"", r"a.safetensors: is not a whole safetensors file"),
-    ],
-)
-def test_other_file_is_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=message) as caught:
-        load_checkpoint(tmp_path / name)
-    assert "\n" not in str(caught.value)
-
-
-def test_truncated_checkpoint_is_one_line(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
-    for path in (tmp_path / "a.safetensors", tmp_path / "a.pt"):
-        save_file(weights, path) if path.suffix == ".safetensors" else torch.save(weights, path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(ModelError, match=r"is not a (whole safetensors file|file that torch.save wrote)"):
-            load_checkpoint(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([1, 2], r"got list, expected a state dict of tensors"),
-        ({}, r"got dict, expected a state dict of tensors"),
-        ({"epoch": 3}, r"'epoch' is int, expected a tensor"),
-        ({"w": torch.tensor([float("nan")])}, r"'w' holds NaN or infinity; take an earlier checkpoint"),
-    ],
-)
-def test_content_that_is_no_state_dict_is_one_line(tmp_path: Path, content: Any, message: str) -> None:
-    torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(ModelError, match=message):
-        load_checkpoint(tmp_path / "a.pt")
-
-
-def test_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"checkpoint .*a.pt: no such file"):
-        load_checkpoint(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
