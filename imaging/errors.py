@@ -10,13 +10,17 @@ ImagingError
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 
 def show(path: Path | str) -> str:
     """Returns a path as one printable line; what is not UTF-8 or not printable becomes an escape."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    odd = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control characters, marks of direction, separators of lines
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in odd else char for char in text
+    )
 
 
 class ImagingError(Exception):
