@@ -110,7 +110,9 @@ def _read(folder: Path, digest: str) -> Artifact | None:
     """Returns the finished artifact, or None when it is missing or its files are not those that were written."""
     try:
         record = json.loads((folder / INFO_FILE).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("info"), dict):
         return None
     if record.get("digest") != digest or record.get("files") != _sizes(folder):
         return None

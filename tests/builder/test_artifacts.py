@@ -95,11 +95,18 @@ def test_killed_stage_leaves_nothing_that_looks_finished(tmp_path: Path) -> None
     assert not Store(tmp_path).run("data", Config(), [], make).reused
 
 
-@pytest.mark.parametrize("damage", ["remove a file", "cut a file", "cut the record", "remove the record"])
+RECORDS = {"record of a list": b"[]", "record without end": b"[" * 100_000, "record of nothing": b"{}"}
+
+
+@pytest.mark.parametrize(
+    "damage", ["remove a file", "cut a file", "cut the record", "remove the record", *RECORDS]
+)
 def test_damaged_result_is_made_again(tmp_path: Path, damage: str) -> None:
     folder = Store(tmp_path).run("data", Config(), [], make).path
     victim = folder / ("artifact.json" if "record" in damage else "result.txt")
-    if "remove" in damage:
+    if damage in RECORDS:
+        victim.write_bytes(RECORDS[damage])
+    elif "remove" in damage:
         victim.unlink()
     else:
         victim.write_bytes(victim.read_bytes()[:3])
