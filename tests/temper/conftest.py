@@ -1,10 +1,7 @@
 """Shared by Temper's tests: a report as a run on digits makes it, and a recipe that takes seconds."""
 
-import contextlib
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.client import Client
-from client.errors import ClientError
+from temper.progress import Stage
 from temper.report.gallery import write_gallery
 from temper.server import TritonServer
 
@@ -239,26 +235,27 @@ Doom = Callable[..., None]
 
 @pytest.fixture
 def doom(monkeypatch: pytest.MonkeyPatch) -> Doom:
-    """Plans deaths: the servers that are started from now on die in turn, each when its model has answered."""
+    """Plans deaths: the servers started from now on die in turn, each when a stage has gone some way."""
 
-    def plan(*signals: signal.Signals, model: str = "toy_fp32", after: int = 5, stub: bool = False) -> None:
-        start, left = TritonServer.start, list(signals)
-
-        def kill(server: TritonServer, number: signal.Signals) -> None:
-            pid = server.pid
-            with contextlib.suppress(ClientError), Client(server.grpc_url) as client:
-                while client.statistics(model).num_success < after:
-                    time.sleep(0.02)
-                if stub:
-                    pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-                os.kill(pid, number)
+    def plan(*signals: signal.Signals, stage: str = "", share: float = 0.1, stub: bool = False) -> None:
+        start, step, left, servers = TritonServer.start, Stage.__call__, list(signals), list[TritonServer]()
 
         def start_doomed(server: TritonServer) -> TritonServer:
-            start(server)
-            if left:
-                threading.Thread(target=kill, args=(server, left.pop(0)), daemon=True).start()
+            servers.append(start(server))
             return server
 
+        def step_and_kill(shown: Stage, done: int, total: int) -> None:
+            step(shown, done, total)
+            if left and servers and stage in shown.label and done >= share * total:
+                pid = servers.pop().pid
+                os.kill(children(pid)[0] if stub else pid, left.pop(0))
+
         monkeypatch.setattr(TritonServer, "start", start_doomed)
+        monkeypatch.setattr(Stage, "__call__", step_and_kill)
 
     return plan
+
+
+def children(pid: int) -> list[int]:
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for child in " ".join(texts).split()]

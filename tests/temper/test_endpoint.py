@@ -50,13 +50,13 @@ def server_of(pid: int) -> int:
 
 def test_load_is_measured_again_after_a_death(toy_repository: Path, doom: Doom) -> None:
     doom(signal.SIGSEGV)
-    settings = ("--duration", 3, "--warmup", 0, "--concurrency", 2)
+    settings = ("--duration", 4, "--warmup", 0, "--concurrency", 2)
     result = run("load", toy_repository, *settings, "--json")
     assert result.exit_code == 0, result.output
     closed, opened = json.loads(result.stdout)
     assert closed["interrupted"] is opened["interrupted"] is None
     assert closed["errors"] == opened["errors"] == {}
-    assert closed["duration_s"] == 3 and closed["completed"] > 0
+    assert closed["duration_s"] == 4 and closed["completed"] > 0
     (line,) = [line for line in result.stderr.splitlines() if "died" in line]
     log = log_of(line, "SIGSEGV", "; started again, measuring closed loop, 2 in flight again")
     assert "Signal (11) received" in log
@@ -64,7 +64,7 @@ def test_load_is_measured_again_after_a_death(toy_repository: Path, doom: Doom) 
 
 def test_load_is_measured_again_after_the_death_of_a_stub(toy_repository: Path, doom: Doom) -> None:
     doom(signal.SIGKILL, stub=True)
-    result = run("load", toy_repository, "--duration", 3, "--warmup", 0, "--concurrency", 2, "--json")
+    result = run("load", toy_repository, "--duration", 4, "--warmup", 0, "--concurrency", 2, "--json")
     assert result.exit_code == 0, result.output
     for row in json.loads(result.stdout):
         assert (row["interrupted"], row["errors"]) == (None, {})
@@ -73,7 +73,7 @@ def test_load_is_measured_again_after_the_death_of_a_stub(toy_repository: Path, 
 
 
 def test_load_ends_with_the_second_death(toy_repository: Path, doom: Doom) -> None:
-    doom(signal.SIGSEGV, signal.SIGSEGV, after=20)
+    doom(signal.SIGSEGV, signal.SIGSEGV, share=0.002)
     result = run("load", toy_repository, "--duration", 600, "--warmup", 0, "--concurrency", "2,3")
     assert result.exit_code == 1
     head, row, *_ = result.stdout.splitlines()
@@ -91,7 +91,7 @@ def test_attack_goes_on_from_its_checkpoint(
     np.save(tmp_path / "x.npy", sample.images[:100])
     np.save(tmp_path / "y.npy", sample.labels[:100])
     files = ("--images", tmp_path / "x.npy", "--labels", tmp_path / "y.npy", "--save", tmp_path / "found")
-    doom(signal.SIGKILL, after=50, stub=stub)
+    doom(signal.SIGKILL, stage="square", share=0.3, stub=stub)
     result = run(
         "attack", toy_repository, *files, "--epsilon", 48, "--max-queries", 60, "--batch-size", 8, "--json"
     )

@@ -156,7 +156,7 @@ def test_run_whose_server_dies_once_measures_again(
 ) -> None:
     again = tmp_path / "again.toml"
     again.write_text(quick_recipe.read_text().replace("warmup_s = 0.1", "warmup_s = 0.2"))
-    doom(signal.SIGSEGV, model="quick_int8")
+    doom(signal.SIGSEGV, stage="int8: load")
     result = run_cli(again, home, "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -179,7 +179,7 @@ def test_run_keeps_what_was_measured_when_the_server_dies_again(
     text = quick_recipe.read_text().replace("duration_s = 0.3", "duration_s = 600.0")
     slow = tmp_path / "slow.toml"
     slow.write_text(text)
-    doom(signal.SIGKILL, signal.SIGKILL, model="quick_fp32", after=100)
+    doom(signal.SIGKILL, signal.SIGKILL, stage="fp32: load", share=0.001)
     display = Display(io.StringIO())
     with display:
         report = run_recipe(
