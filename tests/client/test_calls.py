@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,20 @@ from client.streaming import check_response
 from client.wire import pb
 from temper.server import TritonServer
 
+ShareServer = Callable[[pytest.FixtureRequest, TritonServer], AbstractContextManager[TritonServer]]
+
 MODELS = Path(__file__).resolve().parents[2] / "benchmarks" / "models"
 # The model fails on it.
 FAIL = 255
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def slow(
+    request: pytest.FixtureRequest, share_server: ShareServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
     """A server with a model that takes as many hundredths of a second as an image says."""
     log = tmp_path_factory.mktemp("slow") / "tritonserver.log"
-    with TritonServer(MODELS, models=["slow"], log_file=log) as running:
+    with share_server(request, TritonServer(MODELS, models=["slow"], log_file=log)) as running:
         yield running
 
 
