@@ -84,7 +84,7 @@ class Client:
         return bool(self._call("ServerLive", wire.pb.ServerLiveRequest(), timeout_s).live)
 
     def model_info(self, model: str, version: str = "") -> ModelInfo:
-        """Learn a model's names, shapes, types and labels from the server; kept until the client is closed.
+        """Learn a model's names, shapes, types and labels from the server; kept until another version answers.
 
         Labels take one inference on a zero image, through Triton's classification extension.
 
@@ -115,6 +115,8 @@ class Client:
     ) -> npt.NDArray[np.float32]:
         """Classify images, in as many requests as the model's max_batch_size asks for, several on the way at once.
 
+        One version answers all of them: when another is promoted meanwhile, the model is learned and asked again.
+
         Args:
             model: Model name.
             images: [N, *image_shape] of the model's input type; uint8 [N, H, W, 3] for a Temper model.
@@ -130,7 +132,8 @@ class Client:
             NonFiniteOutput: The server answered NaN or an infinity.
             DeadlineExceeded: Not all answers came in time.
             ServerUnavailable: Nothing answers, or the connection broke.
-            ModelNotFound: There is no such model or version.
+            ModelNotFound: There is no such model or version, or no more.
+            VersionChanged: Another version answered than the one asked for, or another one each time.
         """
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit_s
@@ -195,7 +198,8 @@ class Client:
             float32 [n, classes] for each batch, in order.
 
         Raises:
-            ClientError: As `infer`; the first error ends the stream. What `batches` raises is raised here.
+            ClientError: As `infer`; the first error ends the stream, and so does a promotion (VersionChanged).
+                What `batches` raises is raised here.
         """
         info = self.model_info(model, version)
         limit_s = self.timeout_s if timeout_s is None else timeout_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,17 +105,17 @@ def test_server_killed_in_the_middle_is_reported_and_the_attack_resumes(
 
 def test_attack_goes_on_through_a_restart_of_the_server(toy_repository: Path, sample: Sample) -> None:
     with TritonServer(toy_repository) as doomed:
-        restarted: list[int] = []
+        restart = threading.Thread(target=doomed.restart)
 
-        def restart(done: int, total: int) -> None:
-            if done > total // 2 and not restarted:
-                restarted.append(doomed.pid)
+        def kill(done: int, total: int) -> None:
+            if done > 0 and restart.ident is None:
                 os.kill(doomed.pid, signal.SIGKILL)
-                doomed.restart()
+                restart.start()
 
         small = AttackConfig(name="noise", epsilon=24, num_images=16, max_queries=20, batch_size=4)
-        result = attack(doomed.grpc_url, "toy_fp32", sample.images, sample.labels, small, restart)
-    assert restarted
-    # A restart that takes long, on a busy machine, outlasts the deadline of what was on its way.
-    assert result.retries and set(result.retries) <= {"unavailable", "deadline"}
+        patient = RetryPolicy(max_attempts=1000, patience_s=600)
+        data = (sample.images, sample.labels)
+        result = attack(doomed.grpc_url, "toy_fp32", *data, small, kill, retry=patient)
+        restart.join()
+    assert result.retries["unavailable"] > 0
     assert result.accuracy["num_images"] == 16 and result.num_queries > 0
