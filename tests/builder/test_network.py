@@ -160,7 +160,7 @@ def _replace_weights(folder: Path) -> None:
         (lambda folder: (folder / "weights.safetensors").unlink(), r"weights\.safetensors: no such file"),
         (
             lambda folder: (folder / "weights.safetensors").write_bytes(b"\x10" * 100),
-            "is not a whole safetensors file",
+            r"is no file of weights \(it begins with 10 10 .*\), expected a safetensors file",
         ),
         (
             _replace_weights,
