@@ -1,48 +1,106 @@
-"""Run a command until it ends or standard input closes; then stop its process group and remove its folder.
+"""Run tritonserver until it ends, one of its stubs dies or standard input closes; then leave nothing of it behind.
 
-Started by `temper.server` with isolated Python and no packages. Standard input is a pipe held by the parent: its
-first line is the order, in JSON, with `command`, `folder` (the run folder) and `log` (the file of the command's
-output). The pipe closes when the parent ends, whatever ended it, so no server is left behind. The first line on
-standard output is the command's process id; a second one, in JSON, comes only when the command ended by itself:
-its `status` (negative: the signal's number) and `log`, which is moved out of the run folder that is removed.
+Started by `temper.server` with isolated Python and no packages: what it imports needs the standard library only.
+Standard input is a pipe held by the parent: its first line is the order, in JSON (`command`, `secrets`, `folder`,
+`environment`, `log`); a second line says that the server serves. The pipe closes when the parent ends, whatever
+ended it, so no server is left behind. The first line on standard output is the server's process id; a second one,
+in JSON, comes only when it ended by itself: `status` (negative: the signal's number), of the stub of `instance`
+where that one died, and `log`, which is moved out of the run folder that is removed.
 """
 
+from __future__ import annotations
+
+import contextlib
+import glob
 import json
 import os
 import select
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
+import time
 from typing import Any
 
+from temper._launch import SIGNALS, launch
+from temper._stubs import Stubs, read_file, read_stat
+
 _GRACE_S = 15
+_POLL_S = 0.2
 
 
 def main() -> None:
     """Carry out the order on standard input."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    order: dict[str, Any] = json.loads(_read_line())
-    process = subprocess.Popen(
-        order["command"], stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=_default_signals
-    )
+    order: dict[str, Any] = json.loads(_read_line() or "{}")
+    if not order:
+        return
+    process = launch(order["command"], order["secrets"], order["environment"], order["folder"])
     _write(str(process.pid))
-    ended, wake = os.pipe()
-    threading.Thread(target=_close_at_end, args=(process, wake), daemon=True).start()
-    # Readable means closed: the parent writes no more, and the wait above closes its end when the command ends.
-    closed, _, _ = select.select([0, ended], [], [])
-    if 0 not in closed:
-        _write(json.dumps({"status": process.wait(), "log": _keep_log(order["log"], order["folder"])}))
+    report = _watch(process)
+    if report is not None:
+        _write(json.dumps({**report, "log": keep_log(order["log"], order["folder"])}))
+        process.kill()
     elif process.poll() is None:
         _stop(process)
     process.wait()
-    shutil.rmtree(order["folder"], ignore_errors=True)
-    # Triton's python stubs share our process group; none may outlive the server.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.killpg(0, signal.SIGKILL)
+    # Triton's python stubs share its process group; none may outlive the server.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    remove_traces(order["folder"])
+
+
+def keep_log(log: str, folder: str) -> str:
+    """Move the log of a server that died out of the folder that is removed; return where it is."""
+    if os.path.dirname(log) != folder or not os.path.exists(log):
+        return log
+    descriptor, kept = tempfile.mkstemp(prefix="tritonserver-", suffix=".log", dir=os.path.dirname(folder))
+    os.close(descriptor)
+    os.replace(log, kept)
+    return kept
+
+
+def remove_traces(folder: str) -> None:
+    """Remove a run folder, the shared memory that is named after it, and what Triton forgets in /tmp."""
+    for region in glob.glob(f"/dev/shm/{glob.escape(os.path.basename(folder))}-*"):
+        with contextlib.suppress(OSError):
+            os.unlink(region)
+    shutil.rmtree(folder, ignore_errors=True)
+    _remove_environments()
+
+
+def _watch(process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
+    """Wait for the end; return what ended by itself, None when the parent closed the pipe."""
+    ended, wake = os.pipe()
+    threading.Thread(target=_close_at_end, args=(process, wake), daemon=True).start()
+    stubs = Stubs(process.pid)
+    while True:
+        readable, _, _ = select.select([0, ended], [], [], _POLL_S)
+        if ended in readable:
+            return {"status": process.wait()}
+        if readable:
+            if not _read_line():
+                return None
+            stubs.serving()
+        dead = stubs.look()
+        # A server that is ending leaves its stubs behind for a moment.
+        if dead is not None and process.poll() is None:
+            return dead
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _close_at_end(process: subprocess.Popen[bytes], wake: int) -> None:
+    process.wait()
+    os.close(wake)
 
 
 def _read_line() -> bytes:
@@ -51,43 +109,33 @@ def _read_line() -> bytes:
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
         if not byte:
-            sys.exit("no order came")
+            return b""
         line += byte
     return line
 
 
 def _write(line: str) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the parent is gone
         os.write(1, f"{line}\n".encode())
-    except OSError:
-        pass  # the parent is gone
 
 
-def _close_at_end(process: subprocess.Popen[bytes], wake: int) -> None:
-    process.wait()
-    os.close(wake)
+def _remove_environments() -> None:
+    """Remove the empty folders that a Triton which was killed left behind: each of its Python backends makes one.
 
-
-def _default_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    os.kill(process.pid, signal.SIGTERM)
-    try:
-        process.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-
-
-def _keep_log(log: str, folder: str) -> str:
-    if os.path.dirname(log) != folder:
-        return log
-    descriptor, kept = tempfile.mkstemp(prefix="tritonserver-", suffix=".log", dir=os.path.dirname(folder))
-    os.close(descriptor)
-    os.replace(log, kept)
-    return kept
+    Their names do not tell whose they are, so what is younger than a living server of this user stays.
+    """
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    starts = [time.time()]
+    for entry in glob.glob("/proc/[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            if os.stat(entry).st_uid == os.getuid() and read_file(f"{entry}/comm") == b"tritonserver\n":
+                ticks = int(read_stat(int(os.path.basename(entry)))[19])
+                starts.append(boot + ticks / os.sysconf("SC_CLK_TCK") - 2)
+    for folder in glob.glob("/tmp/python_env_*"):  # the path is fixed in Triton, whatever TMPDIR says
+        with contextlib.suppress(OSError):
+            about = os.lstat(folder)
+            if about.st_uid == os.getuid() and about.st_ctime < min(starts):
+                os.rmdir(folder)
 
 
 if __name__ == "__main__":

@@ -100,9 +100,11 @@ def sweep(recipe: Path, over: tuple[str, ...], **settings: Any) -> None:
 @repository_option
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A model to serve; all when not given.")
 @click.option("--grpc-port", type=click.IntRange(1, 65535), help="Port of the gRPC endpoint; a free one.")
-@click.option("--http-port", type=click.IntRange(1, 65535), help="Port of the HTTP endpoint; a free one.")
+@click.option(
+    "--http-port", type=click.IntRange(1, 65535), help="Port of the HTTP endpoint, which is off otherwise."
+)
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Port of the metrics; a free one.")
-@click.option("--log-file", type=path_type, help="The server's log; a new file in the temporary folder.")
+@click.option("--log-file", type=path_type, help="The server's log; kept only if it dies.")
 def serve(
     repository: Path,
     models: tuple[str, ...],

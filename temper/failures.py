@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from temper.errors import TemperError
+from temper.temporary import explain, is_trouble
 from temper.terminal import echo
 
 EXIT_FAILED = 1
@@ -47,7 +48,9 @@ def _lines(error: Exception) -> list[str]:
         package = error.name.partition(".")[0]
         extra = "client" if package in ("grpc", "tritonclient", "numpy", "PIL", "rich") else "builder,embedded"
         return [f"the package {package} is not installed; run `pip install 'temper[{extra}]'`"]
-    return [f"unexpected {_summary(error)}; its traceback is in {_save(error)}"]
+    if isinstance(error, OSError) and is_trouble(error):
+        return [explain(error)]
+    return [f"unexpected {_summary(error)}; {_save(error)}"]
 
 
 def _own_errors() -> tuple[type[Exception], ...]:
@@ -65,8 +68,10 @@ def _summary(error: Exception) -> str:
 
 
 def _save(error: Exception) -> str:
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="temper-", suffix=".traceback.txt", delete=False, encoding="utf-8"
-    ) as file:
-        file.writelines(traceback.format_exception(error))
-    return file.name
+    """Says where the traceback is; where nothing can be written there is `--debug`."""
+    try:
+        with tempfile.NamedTemporaryFile("wb", prefix="temper-", suffix=".traceback.txt", delete=False) as file:
+            file.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
+    except OSError as trouble:
+        return f"its traceback could not be saved ({trouble.strerror}; TMPDIR names the place); see --debug"
+    return f"its traceback is in {file.name}"

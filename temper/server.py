@@ -11,30 +11,31 @@ the pipe from this process closes, however this process dies.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import importlib.util
 import json
 import os
 import select
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import sysconfig
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from temper._supervise import keep_log, remove_traces
+from temper.control import Key, open_control
+from temper.death import describe_death, is_ending
 from temper.errors import ServerError
+from temper.ports import LOOPBACK, listens, take_ports
+from temper.run_folder import BACKENDS, LOG, VIEW, lay_out_view, make_run_folder
+from temper.runtime import environment, find_runtime, lay_out_backends
+from temper.temporary import explain, is_trouble
 
-_LOOPBACK = "127.0.0.1"
-_BACKENDS = Path(__file__).resolve().parent.parent / "backends"
 _POLL_S = 0.05
+_SUPERVISE = "import sys; sys.path.insert(0, sys.argv[1]); from temper._supervise import main; main()"
+# Longer than the supervisor gives tritonserver.
+_STOP_S = 30.0
 
 
 class TritonServer:
@@ -46,8 +47,8 @@ class TritonServer:
             neighbour in the repository does no harm.
         log_file: Where the server's log goes; None puts it into the run folder that is deleted at the end. Only
             when the server ended by itself is it kept, at the place that `death` names.
-        grpc_port: Port of the gRPC endpoint; None takes a free one. The HTTP and metrics ports likewise.
-        http_port: Port of the HTTP endpoint.
+        grpc_port: Port of the gRPC endpoint; None takes a free one. The metrics port likewise.
+        http_port: Port of the HTTP endpoint; None leaves it off, 0 takes a free one.
         metrics_port: Port of the Prometheus endpoint.
         ready_timeout_s: How long loading may go on without a word in the server's log.
         strict: Raise when a model fails to load. False leaves the others served, as `failed` tells.
@@ -80,10 +81,12 @@ class TritonServer:
         self.failed: dict[str, str] = {}
         self.pid = 0
         self.log_file = None if log_file is None else Path(log_file).resolve()
+        self.log = self.log_file or Path(LOG)
         self._ports = (grpc_port, http_port, metrics_port)
         self._folder: Path | None = None
         self._process: subprocess.Popen[str] | None = None
         self._death: str | None = None
+        self._refused: dict[str, str] = {}
         self._asking = threading.Lock()
 
     def __enter__(self) -> TritonServer:
@@ -113,13 +116,17 @@ class TritonServer:
             assert process.stdout is not None
             told = select.poll()
             told.register(process.stdout, select.POLLIN)
-            if not _exiting(self.pid) and not told.poll(0):
+            if not is_ending(self.pid) and not told.poll(0):
                 return None
-            report = process.stdout.readline()
-            if report:
-                self._log = Path(json.loads(report)["log"])
-            self._death = _describe_death(report, self._log)
+            report = json.loads(process.stdout.readline() or "{}")
+            self.log = Path(report["log"]) if report else self.keep_log()
+            self._death = describe_death(report, self.log)
             return self._death
+
+    def keep_log(self) -> Path:
+        """The server's log, at a place where it stays when the server has been stopped."""
+        self.log = Path(keep_log(str(self.log), str(self._folder)))
+        return self.log
 
     def restart(self) -> TritonServer:
         """Start again what has died, or is still running, with the same options on the same ports.
@@ -153,11 +160,20 @@ class TritonServer:
         if process is not None:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.close()
-            process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             process.stdout.close()
+            # Only a supervisor that was killed has left any of this to do.
+            if self.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_traces(str(self._folder))
             self._folder = None
 
     def _check_models_exist(self) -> None:
@@ -173,48 +189,85 @@ class TritonServer:
                 )
 
     def _start(self) -> None:
-        runtime = _find_runtime()
-        self._folder = Path(tempfile.mkdtemp(prefix="temper-triton-"))
-        self._log = self.log_file or self._folder / "tritonserver.log"
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        self.grpc_port, self.http_port, self.metrics_port = _take_ports(self._ports)
-        self.grpc_url = f"{_LOOPBACK}:{self.grpc_port}"
-        self.http_url = f"{_LOOPBACK}:{self.http_port}"
-        self.metrics_url = f"http://{_LOOPBACK}:{self.metrics_port}/metrics"
-        backends = _lay_out_backends(runtime, self._folder / "backends")
-        command = [str(runtime / "bin" / "tritonserver"), *self._arguments(backends)]
-        with self._log.open("ab") as log:
+        runtime = find_runtime()
+        self._folder, lock = make_run_folder()
+        try:
+            self.log = self.log_file or self._folder / LOG
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            lay_out_backends(runtime, self._folder / BACKENDS)
+            self._refused = lay_out_view(self.repository, self.models, self._folder / VIEW)
+            self._take_ports()
+            self._launch(runtime, lock)
+        except OSError as error:
+            if is_trouble(error):
+                raise ServerError(explain(error)) from error
+            raise
+        finally:
+            os.close(lock)
+
+    def _take_ports(self) -> None:
+        grpc, http, metrics = self._ports
+        wanted = [grpc or 0, metrics or 0, *([] if http is None else [http])]
+        self.grpc_port, self.metrics_port, *others = take_ports(wanted)
+        self.http_port = others[0] if others else None
+        self.grpc_url = f"{LOOPBACK}:{self.grpc_port}"
+        self.http_url = f"{LOOPBACK}:{self.http_port}" if others else None
+        self.metrics_url = f"http://{LOOPBACK}:{self.metrics_port}/metrics"
+
+    def _launch(self, runtime: Path, lock: int) -> None:
+        self.key = Key()
+        order = {
+            "command": [str(runtime / "bin" / "tritonserver"), *self._arguments()],
+            "secrets": self.key.arguments(http=self.http_port is not None),
+            "environment": environment(runtime),
+            "folder": str(self._folder),
+            "log": str(self.log),
+        }
+        # What a model or an engine writes into its log is nobody else's.
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).with_name("_supervise.py"))],
+                [sys.executable, "-I", "-S", "-c", _SUPERVISE, str(Path(__file__).resolve().parents[1])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(runtime),
                 text=True,
                 start_new_session=True,
+                pass_fds=[lock],
             )
-        assert self._process.stdin is not None
+        finally:
+            os.close(log)
+        self._tell(json.dumps(order))
         assert self._process.stdout is not None
-        order = {"command": command, "folder": str(self._folder), "log": str(self._log)}
-        self._process.stdin.write(f"{json.dumps(order)}\n")
-        self._process.stdin.flush()
         self.pid = int(self._process.stdout.readline() or 0)
 
-    def _arguments(self, backends: Path) -> list[str]:
-        selection = ["*"] if self.models is None else list(self.models)
+    def _tell(self, line: str) -> None:
+        """Write to the supervisor; one that is gone shows as a death."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+
+    def _arguments(self) -> list[str]:
+        assert self._folder is not None
+        http = ["--allow-http=false"]
+        if self.http_port is not None:
+            http = [f"--http-address={LOOPBACK}", f"--http-port={self.http_port}"]
         return [
-            f"--model-repository={self.repository}",
-            f"--backend-directory={backends}",
-            # Explicit control keeps a load error from ending the server, and lets a test load and unload.
-            "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in selection),
+            # Relative to the run folder.
+            f"--model-repository={VIEW}",
+            f"--backend-directory={BACKENDS}",
+            # Python-based backends, ours too, take the python backend's.
+            f"--backend-config=python,shm-region-prefix-name={self._folder.name}-",
+            # Nobody loads or unloads: a load with a config or files of one's own runs code.
+            "--model-control-mode=none",
             "--exit-on-error=false",
             "--strict-readiness=true",
-            f"--grpc-address={_LOOPBACK}",
+            f"--grpc-address={LOOPBACK}",
             f"--grpc-port={self.grpc_port}",
-            f"--http-address={_LOOPBACK}",
-            f"--http-port={self.http_port}",
-            f"--metrics-address={_LOOPBACK}",
+            *http,
+            f"--metrics-address={LOOPBACK}",
             f"--metrics-port={self.metrics_port}",
             "--allow-sagemaker=false",
             "--allow-vertex-ai=false",
@@ -224,17 +277,17 @@ class TritonServer:
         ]
 
     def _wait_ready(self) -> None:
-        patience = _Patience(self._log, self.ready_timeout_s)
-        with _control(self.grpc_url) as ask:
-            while not ask("live"):
+        patience = _Patience(self.log, self.ready_timeout_s)
+        with open_control(self.grpc_url) as control:
+            while not control.live():
                 self._check_alive(patience)
             while True:
-                index: dict[str, tuple[str, str]] | None = ask("index")
+                index = control.index()
                 if index is None:
                     self._check_alive(patience)
                     continue
-                wanted = self.models or tuple(index)
-                states = {model: index.get(model, ("", "")) for model in wanted}
+                wanted = self.models or (*index, *self._refused)
+                states = {model: index.get(model, ("", self._refused.get(model, ""))) for model in wanted}
                 if not any(state in ("LOADING", "") and not reason for state, reason in states.values()):
                     break
                 if self._gave_up():
@@ -242,14 +295,22 @@ class TritonServer:
                     states = {name: _settled(*each) for name, each in states.items()}
                     break
                 self._check_alive(patience)
-        self.failed = {model: reason for model, (state, reason) in states.items() if state != "READY"}
+        for port in filter(None, (self.http_port, self.metrics_port)):
+            while not listens(port):
+                self._check_alive(patience)
+        self._tell("serving")
+        self.failed = {model: self._name_paths(why) for model, (state, why) in states.items() if state != "READY"}
         if self.failed and self.strict:
             lines = "; ".join(f"{model}: {_first_line(reason)}" for model, reason in self.failed.items())
             raise ServerError(f"tritonserver could not load {lines}")
 
+    def _name_paths(self, reason: str) -> str:
+        """Triton's reason with the paths that its user knows."""
+        return reason.replace(f"{VIEW}/", f"{self.repository}/")
+
     def _gave_up(self) -> bool:
         """Whether Triton has tried every model and says that some did not load."""
-        return "failed to load all models" in self._log.read_text(errors="replace")
+        return "failed to load all models" in self.log.read_text(errors="replace")
 
     def _check_alive(self, patience: _Patience) -> None:
         if not self.alive:
@@ -262,7 +323,7 @@ class TritonServer:
         time.sleep(_POLL_S)
 
     def _last_error(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines()
+        lines = self.log.read_text(errors="replace").splitlines()
         # Triton logs this error on every machine without a GPU.
         lines = [line for line in lines if "CudaDriverHelper" not in line]
         errors = [line for line in lines if line.startswith(("E", "error"))]
@@ -285,25 +346,6 @@ class _Patience:
         return now - self._since > self._limit_s
 
 
-def _exiting(pid: int) -> bool:
-    """Whether a process has begun to end: the kernel marks it before it closes the process's connections."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return True
-    return fields[0] in "ZX" or bool(int(fields[6]) & 0x4)  # PF_EXITING
-
-
-def _describe_death(report: str, log: Path) -> str:
-    """One line from what the supervisor reported; it reports nothing when it was killed itself."""
-    if not report:
-        return f"tritonserver ended with its supervisor, which was killed; its log is in {log}"
-    status = json.loads(report)["status"]
-    if status < 0:
-        return f"tritonserver died by {signal.Signals(-status).name}; its backtrace is in {log}"
-    return f"tritonserver ended with exit status {status}; its log is in {log}"
-
-
 def _settled(state: str, reason: str) -> tuple[str, str]:
     if state in ("LOADING", ""):
         return "UNAVAILABLE", reason or "a model that it is made of did not load, or is not in the repository"
@@ -316,113 +358,3 @@ def _first_line(reason: str) -> str:
     for noise in ("Internal: ", "TritonModelException: "):
         text = text.replace(noise, "")
     return text.splitlines()[0][:600]
-
-
-def _find_runtime() -> Path:
-    found = importlib.util.find_spec("pytriton")
-    if found is None or not found.submodule_search_locations:
-        raise ServerError(
-            "no embedded tritonserver: the package nvidia-pytriton is missing; "
-            "install temper[embedded], or name a running server with --url"
-        )
-    runtime = Path(found.submodule_search_locations[0]) / "tritonserver"
-    import numpy as np
-
-    if not np.__version__.startswith("1."):
-        # With numpy 2 beside this stub every answer is a success with zero bytes, and nothing is logged.
-        raise ServerError(
-            f"numpy {np.__version__} beside the embedded tritonserver, expected 1.26; "
-            "run `pip install numpy==1.26.4`, or name a running server with --url"
-        )
-    return runtime
-
-
-def _lay_out_backends(runtime: Path, folder: Path) -> Path:
-    """Make the backend folder Triton wants, with the stub of this Python beside the python backend."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = runtime / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        known = ", ".join(sorted(path.name for path in (runtime / "python_backend_stubs").iterdir()))
-        raise ServerError(f"the embedded tritonserver has no stub for Python {version}; use one of {known}")
-    # Copies: Triton refuses a backend library that a link takes out of its folder.
-    python = shutil.copytree(runtime / "backends" / "python", folder / "python")
-    shutil.copy(stub, python / stub.name)
-    # Some installers drop the execute bit.
-    (python / stub.name).chmod(0o755)
-    for own in ("temper", "temper_mean"):
-        shutil.copytree(_BACKENDS / own, folder / own, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
-
-
-def _environment(runtime: Path) -> dict[str, str]:
-    libraries = [
-        str(runtime.parents[1] / "nvidia_pytriton.libs"),
-        *_find_libpython(),
-        os.environ.get("LD_LIBRARY_PATH", ""),
-    ]
-    return {
-        **os.environ,
-        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
-        # The stub ignores PYTHONPATH and takes its packages from the first python3 on PATH.
-        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-
-
-def _find_libpython() -> list[str]:
-    """The folder to add for libpython, which the stub links to; none when the system's loader finds it."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    folder = sysconfig.get_config_var("LIBDIR") or ""
-    if Path(folder, name).is_file():
-        return [folder]
-    try:
-        ctypes.CDLL(name)
-    except OSError as error:
-        raise ServerError(
-            f"the embedded tritonserver needs {name}, which this machine lacks; "
-            f"install it (Debian: apt-get install {name.split('.so')[0]}), or name a running server with --url"
-        ) from error
-    return []
-
-
-def _take_ports(wanted: Sequence[int | None]) -> list[int]:
-    """Ports that are free now: the wanted ones, or any."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for port in wanted:
-            probe = stack.enter_context(socket.socket())
-            # As Triton does: a port that is only waiting out old connections counts as free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((_LOOPBACK, port or 0))
-            except OSError as error:
-                raise ServerError(
-                    f"port {port} is in use ({error.strerror}); choose another, or stop what listens there"
-                ) from error
-            ports.append(probe.getsockname()[1])
-    return ports
-
-
-@contextlib.contextmanager
-def _control(url: str) -> Iterator[Callable[[str], Any]]:
-    """A small client of Triton's control calls; a server that cannot be reached, or is too busy, answers None."""
-    import grpc  # type: ignore[import-untyped]  # no stubs
-    from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]  # no stubs
-
-    # Before the server listens every attempt fails; gRPC's own wait between attempts starts at a second.
-    options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
-    with grpc.insecure_channel(url, options=options) as channel:
-        service = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-
-        def ask(what: str) -> Any:
-            try:
-                if what == "live":
-                    return service.ServerLive(service_pb2.ServerLiveRequest(), timeout=2).live
-                answer = service.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=10)
-            except grpc.RpcError as error:
-                if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                    return None
-                raise
-            return {model.name: (model.state, model.reason) for model in answer.models}
-
-        yield ask

@@ -306,7 +306,7 @@ def test_load_over_each_transport_is_answered(server: TritonServer, sample: Samp
     images = np.ascontiguousarray(sample.images[:8])
     with Client(server.grpc_url) as client:
         info = client.model_info("toy_fp32")
-    with requests(server.grpc_url, transport, info, images, 4) as messages:
+    with requests(server.grpc_url, transport, info, images, 4, server.key.grpc_headers) as messages:
         assert len(messages) == 2
         assert (len(messages[0]) > images[:4].nbytes) == (transport == "grpc")
         row = run_load(
@@ -335,7 +335,7 @@ def test_images_in_shared_memory_are_those_that_are_answered(server: TritonServe
     images = np.ascontiguousarray(sample.images[:8])
     with Client(server.grpc_url) as client, wire.open_channel(server.grpc_url) as channel:
         info, expected = client.model_info("toy_fp32"), client.infer("toy_fp32", images)
-        with requests(server.grpc_url, "system", info, images, 4) as messages:
+        with requests(server.grpc_url, "system", info, images, 4, server.key.grpc_headers) as messages:
             answers = [protocol.decode(info, wire.raw_infer(channel)(message), 4) for message in messages]
     np.testing.assert_array_equal(np.concatenate(answers), expected)
 

@@ -108,7 +108,8 @@ def serve(
                 if context.left_s < _WARMUP_S + _DURATION_S + 5:
                     return False
                 results.attempt(key)
-                with requests(server.grpc_url, transport, info, images, size) as messages:
+                headers = server.key.grpc_headers
+                with requests(server.grpc_url, transport, info, images, size, headers) as messages:
                     row = run_load(
                         server.grpc_url,
                         info,

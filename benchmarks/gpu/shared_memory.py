@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,12 @@ TRANSPORTS: tuple[Transport, ...] = ("grpc", "system", "cuda")
 
 @contextlib.contextmanager
 def requests(
-    url: str, transport: Transport, info: ModelInfo, images: npt.NDArray[np.uint8], batch: int
+    url: str,
+    transport: Transport,
+    info: ModelInfo,
+    images: npt.NDArray[np.uint8],
+    batch: int,
+    headers: Mapping[str, str],
 ) -> Iterator[tuple[bytes, ...]]:
     """Serialised requests of `batch` images each; the region lives while the context is open.
 
@@ -36,13 +42,14 @@ def requests(
         info: The model.
         images: uint8 [N, H, W, 3], N a multiple of `batch`.
         batch: Images per request.
+        headers: What the server asks for in calls about shared memory, as `TritonServer.key` gives it.
     """
     starts = range(0, len(images) - batch + 1, batch)
     if transport == "grpc":
         yield tuple(protocol.encode(info, images[start : start + batch], version=info.version) for start in starts)
         return
     make = _system_region if transport == "system" else _cuda_region
-    with make(url, np.ascontiguousarray(images)) as region:
+    with make(url, np.ascontiguousarray(images), dict(headers)) as region:
         image_bytes = images[0].nbytes
         yield tuple(_encode(info, region, batch, start * image_bytes, batch * image_bytes) for start in starts)
 
@@ -59,7 +66,7 @@ def _encode(info: ModelInfo, region: str, batch: int, offset: int, nbytes: int) 
 
 
 @contextlib.contextmanager
-def _system_region(url: str, images: npt.NDArray[np.uint8]) -> Iterator[str]:
+def _system_region(url: str, images: npt.NDArray[np.uint8], headers: dict[str, str]) -> Iterator[str]:
     from tritonclient.utils import shared_memory  # type: ignore[import-untyped]  # ships none
 
     name = f"temper_gpu_{os.getpid()}"
@@ -67,17 +74,17 @@ def _system_region(url: str, images: npt.NDArray[np.uint8]) -> Iterator[str]:
     try:
         shared_memory.set_shared_memory_region(handle, [images])
         with _client(url) as client:
-            client.register_system_shared_memory(name, name, images.nbytes)
+            client.register_system_shared_memory(name, name, images.nbytes, headers=headers)
             try:
                 yield name
             finally:
-                _unregister(client.unregister_system_shared_memory, name)
+                _unregister(partial(client.unregister_system_shared_memory, headers=headers), name)
     finally:
         shared_memory.destroy_shared_memory_region(handle)
 
 
 @contextlib.contextmanager
-def _cuda_region(url: str, images: npt.NDArray[np.uint8]) -> Iterator[str]:
+def _cuda_region(url: str, images: npt.NDArray[np.uint8], headers: dict[str, str]) -> Iterator[str]:
     from tritonclient.utils import cuda_shared_memory
 
     name = f"temper_gpu_{os.getpid()}_cuda"
@@ -86,11 +93,11 @@ def _cuda_region(url: str, images: npt.NDArray[np.uint8]) -> Iterator[str]:
         cuda_shared_memory.set_shared_memory_region(handle, [images])
         with _client(url) as client:
             raw = cuda_shared_memory.get_raw_handle(handle)
-            client.register_cuda_shared_memory(name, raw, 0, images.nbytes)
+            client.register_cuda_shared_memory(name, raw, 0, images.nbytes, headers=headers)
             try:
                 yield name
             finally:
-                _unregister(client.unregister_cuda_shared_memory, name)
+                _unregister(partial(client.unregister_cuda_shared_memory, headers=headers), name)
     finally:
         cuda_shared_memory.destroy_shared_memory_region(handle)
 
@@ -113,4 +120,4 @@ def _unregister(unregister: Callable[[str], None], name: str) -> None:
 def _client(url: str) -> Any:
     from tritonclient.grpc import InferenceServerClient  # type: ignore[import-untyped]  # ships none
 
-    return InferenceServerClient(url)
+    return InferenceServerClient(url, channel_args=[("grpc.enable_http_proxy", 0)])

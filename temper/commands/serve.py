@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +32,8 @@ def serve_command(
     Args:
         repository: The model repository.
         models: What to serve; None serves all.
-        ports: For gRPC, HTTP and metrics; None takes a free one.
-        log_file: The server's log; None takes a new file.
+        ports: For gRPC, HTTP and metrics; None takes a free one, but for HTTP, which is off then.
+        log_file: The server's log; None keeps none of a server that ends as it should.
 
     Raises:
         ServerError: The server cannot be started, loads no model at all, or died just after it was started again.
@@ -50,10 +48,6 @@ def serve_command(
         models = [model for model in wanted if model not in changed]
         if not models:
             raise ServerError(f"no model of {repository} is what was published")
-    if log_file is None:
-        descriptor, name = tempfile.mkstemp(prefix="tritonserver-", suffix=".log")
-        os.close(descriptor)
-        log_file = Path(name)
     server = TritonServer(
         repository,
         models=models,
@@ -63,13 +57,14 @@ def serve_command(
         metrics_port=ports[2],
         strict=False,
     )
-    echo(f"starting tritonserver on {repository}; its log: {log_file}", err=True)
+    echo(f"starting tritonserver on {repository}", err=True)
     with server:
         ready = _ready_models(server)
         echo(f"gRPC     {server.grpc_url}")
-        echo(f"HTTP     {server.http_url}")
+        if server.http_url:
+            echo(f"HTTP     {server.http_url}")
         echo(f"metrics  {server.metrics_url}")
-        echo(f"log      {log_file}")
+        echo(f"log      {server.log}")
         echo(f"models   {', '.join(ready)}")
         echo("Ctrl-C ends it", err=True)
         _keep_up(server)
@@ -101,5 +96,5 @@ def _ready_models(server: TritonServer) -> list[str]:
         wanted = tuple(path.name for path in server.repository.iterdir() if (path / "config.pbtxt").is_file())
     ready = sorted(model for model in wanted if model not in server.failed)
     if not ready:
-        raise ServerError(f"no model of {server.repository} was loaded; see {server.log_file}")
+        raise ServerError(f"no model of {server.repository} was loaded; see {server.keep_log()}")
     return ready

@@ -546,11 +546,13 @@ def test_images_in_gpu_memory_are_answered(gpu_server: TritonServer, sample: Sam
     try:
         shared.set_shared_memory_region(handle, [images])
         with triton.InferenceServerClient(gpu_server.grpc_url) as client:
-            client.register_cuda_shared_memory("images", shared.get_raw_handle(handle), 0, images.nbytes)
+            headers = gpu_server.key.grpc_headers
+            raw = shared.get_raw_handle(handle)
+            client.register_cuda_shared_memory("images", raw, 0, images.nbytes, headers=headers)
             image = triton.InferInput("image", list(images.shape), "UINT8")
             image.set_shared_memory("images", images.nbytes)
             answer = client.infer("device", [image]).as_numpy("logits")
-            client.unregister_cuda_shared_memory("images")
+            client.unregister_cuda_shared_memory("images", headers=headers)
     finally:
         shared.destroy_shared_memory_region(handle)
     np.testing.assert_allclose(answer, run_onnx(toy_onnx, images), rtol=2e-2, atol=5e-2)

@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,17 @@ def doom(monkeypatch: pytest.MonkeyPatch) -> Doom:
 def children(pid: int) -> list[int]:
     texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     return [int(child) for child in " ".join(texts).split()]
+
+
+@pytest.fixture(scope="session")
+def http_server(
+    request: pytest.FixtureRequest,
+    share_server: Callable[..., AbstractContextManager[TritonServer]],
+    publish_model: Callable[[Path, str], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[TritonServer]:
+    """A tritonserver with `toy_fp32` that listens on HTTP as well, shared by the tests that do it no harm."""
+    folder = tmp_path_factory.mktemp("http")
+    publish_model(folder / "model_repository", "toy_fp32")
+    with share_server(request, TritonServer(folder / "model_repository", http_port=0)) as running:
+        yield running

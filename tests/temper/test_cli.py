@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from PIL import Image
 
 from temper.cli import cli
 from temper.errors import WorkflowError
+from temper.ports import take_ports
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
@@ -205,6 +208,48 @@ def test_unexpected_error_saves_its_traceback(monkeypatch: pytest.MonkeyPatch, t
     assert "IndexError: list index out of range" in saved
 
 
+NO_FOLDER = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/x']")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; the temporary folder is "),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/x/y"),
+            "/x/y: Read-only file system; the temporary ",
+        ),
+        (
+            shutil.Error([("a", "/x/b", "[Errno 28] No space left on device: '/x/b'")]),
+            "/x/b: No space left on device; the",
+        ),
+        (NO_FOLDER, "No usable temporary directory found in ['/x']; make room"),
+    ],
+)
+def test_disk_without_room_names_the_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, trouble: OSError, line: str
+) -> None:
+    def fail() -> None:
+        raise trouble
+
+    monkeypatch.setitem(cli.commands, "break", click.Command("break", callback=fail))
+    result = invoke("break")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {line}")
+    assert result.stderr.endswith("point TMPDIR to another folder\n")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_unexpected_error_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    monkeypatch.setitem(cli.commands, "break", click.Command("break", callback=lambda: [][1]))
+    check_failed(
+        invoke("break"),
+        "unexpected IndexError: list index out of range; its traceback could not be saved (No such file or "
+        "directory; TMPDIR names the place); see --debug",
+    )
+
+
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise WorkflowError("one\ntwo")
@@ -239,33 +284,51 @@ def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+@pytest.mark.parametrize(
+    ("number", "word", "asked"), [(signal.SIGINT, "interrupted", True), (signal.SIGTERM, "terminated", False)]
+)
 def test_serve_until_interrupted(
-    toy_repository: Path, until: Callable[[Callable[[], object]], None], number: signal.Signals, word: str
+    toy_repository: Path,
+    tmp_path: Path,
+    until: Callable[[Callable[[], object]], None],
+    number: signal.Signals,
+    word: str,
+    asked: bool,
 ) -> None:
     command = [sys.executable, "-m", "temper.cli", "serve", "--repository", str(toy_repository)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    log_file = toy_repository.parent / "server.log"
+    log_file, folder = tmp_path / "server.log", tmp_path / "tmp"
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder)}
+    (http_port,) = take_ports([0])
+    options = ["--log-file", str(log_file), "--http-port", str(http_port)] if asked else []
     process = subprocess.Popen(
-        [*command, "--log-file", str(log_file)],
+        [*command, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
     )
+    names = ["gRPC", *(["HTTP"] if asked else []), "metrics", "log", "models"]
     try:
         assert process.stdout is not None
-        lines = [process.stdout.readline().split() for _ in range(5)]
+        lines = [process.stdout.readline().split() for _ in names]
         process.send_signal(number)
         _, errors = process.communicate()
     finally:
         process.kill()
-    assert [line[0] for line in lines] == ["gRPC", "HTTP", "metrics", "log", "models"]
-    assert lines[3][1] == str(log_file)
-    assert lines[4][1] == "toy_fp32"
+    assert [line[0] for line in lines] == names
+    said = dict(lines)
+    assert said["models"] == "toy_fp32"
     assert process.returncode == 130
     assert errors.splitlines()[-1] == word
-    until(lambda: not _listens(lines[0][1]))
+    until(lambda: not _listens(said["gRPC"]))
+    if asked:
+        assert said["HTTP"] == f"127.0.0.1:{http_port}"
+        assert said["log"] == str(log_file)
+        assert log_file.stat().st_mode & 0o077 == 0
+    else:
+        assert Path(said["log"]).is_relative_to(folder)
+    until(lambda: not list(folder.iterdir()))
 
 
 def _listens(address: str) -> bool:

@@ -17,6 +17,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from temper.errors import ServerError
+from temper.run_folder import make_run_folder
 from temper.server import TritonServer
 
 pytestmark = pytest.mark.server
@@ -29,45 +30,46 @@ def _gone(pids: list[int]) -> bool:
 
 
 def _stubs_of(server_pid: int) -> list[int]:
-    children = Path(f"/proc/{server_pid}/task/{server_pid}/children").read_text().split()
-    return [int(child) for child in children]
+    lists = Path(f"/proc/{server_pid}/task").glob("*/children")
+    return [int(child) for children in lists for child in children.read_text().split()]
 
 
-def test_server_listens_on_loopback_only(server: TritonServer) -> None:
-    with socket.create_connection(("127.0.0.1", server.grpc_port)):
-        pass
-    ports = {server.grpc_port, server.http_port, server.metrics_port}
-    rows = [
-        line.split()
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/{server.pid}/net/{table}").read_text().splitlines()[1:]
-    ]
-    listening = [row[1].split(":") for row in rows if row[3] == "0A"]
-    ours = [address for address, port in listening if int(port, 16) in ports]
-    assert len(ours) == 3
-    # 127.0.0.1, plain or as an IPv4 address in IPv6 clothing.
-    assert set(ours) <= {"0100007F", "0000000000000000FFFF00000100007F"}
+def _supervisor_of(server: TritonServer) -> int:
+    return int(Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _traces(folder: Path) -> list[Path]:
+    """What is there of a server that runs or ran in a folder: the folder, its shared memory."""
+    return [*folder.parent.glob(folder.name), *Path("/dev/shm").glob(f"{folder.name}-*")]
 
 
 def test_server_ends_with_its_stubs_when_the_context_closes(toy_repository: Path, until: Until) -> None:
     with TritonServer(toy_repository) as server:
         pids = [server.pid, *_stubs_of(server.pid)]
+        folder = server.log.parent
         assert server.alive
-        assert len(pids) > 1
+        # One region per instance.
+        assert len(_traces(folder)) >= len(pids) > 2
     until(lambda: _gone(pids))
     assert not server.alive
+    assert not _traces(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
 def test_server_ends_when_its_parent_dies(
-    toy_repository: Path, tmp_path: Path, until: Until, number: signal.Signals
+    toy_repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Until,
+    number: signal.Signals | None,
 ) -> None:
+    """None: the supervisor is killed as well, and the next start removes what is left."""
     script = textwrap.dedent(
         f"""
         import time
         from temper.server import TritonServer
         with TritonServer({str(toy_repository)!r}) as server:
-            print(server.pid, flush=True)
+            print(server.pid, server.log.parent, flush=True)
             # In steps: a signal that comes just before a sleep begins is seen only when it ends.
             while True:
                 time.sleep(0.1)
@@ -81,14 +83,64 @@ def test_server_ends_when_its_parent_dies(
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
-    pids = [pid, *_stubs_of(pid)]
-    parent.send_signal(number)
+    pid, _, name = parent.stdout.readline().partition(" ")
+    pids, folder = [int(pid), *_stubs_of(int(pid))], Path(name.strip())
+    if number is None:
+        os.kill(parent.pid, signal.SIGSTOP)
+        os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    parent.send_signal(number or signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
     until(lambda: _gone(pids))
-    # The supervisor removes the run folder after the last process of the server has gone.
-    until(lambda: not list(tmp_path.glob("temper-triton-*")))
+    if number is None:
+        assert folder.exists()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        _, lock = make_run_folder()
+        os.close(lock)
+        assert not _traces(folder)
+    # The supervisor removes them after the last process of the server has gone.
+    until(lambda: not _traces(folder))
+
+
+def test_run_folder_of_a_living_server_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    first, lock = make_run_folder()
+    second, other_lock = make_run_folder()
+    assert first.is_dir()
+    os.close(lock)
+    third, third_lock = make_run_folder()
+    assert sorted(tmp_path.iterdir()) == sorted([second, third])
+    os.close(other_lock)
+    os.close(third_lock)
+
+
+def test_server_whose_stub_was_killed_is_ended_and_names_the_instance(toy_repository: Path, until: Until) -> None:
+    with TritonServer(toy_repository) as server:
+        stubs = _stubs_of(server.pid)
+        pids, folder = [server.pid, *stubs], server.log.parent
+        os.kill(stubs[0], signal.SIGKILL)
+        until(server.death)
+        found = re.fullmatch(
+            r"tritonserver died with the process of model instance toy_fp32_0_[01], which was killed by SIGKILL; "
+            r"its log is in (.*)",
+            server.death() or "",
+        )
+        assert found, server.death()
+        assert "TRITONBACKEND_ModelInstanceInitialize: toy_fp32" in Path(found[1]).read_text()
+        Path(found[1]).unlink()
+        until(lambda: _gone(pids))
+        server.restart()
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            assert client.is_model_ready("toy_fp32")
+        # The supervisor's own death takes the server with it, and what it leaves is removed.
+        pids, folder = [server.pid, *_stubs_of(server.pid)], server.log.parent
+        os.kill(_supervisor_of(server), signal.SIGKILL)
+        until(server.death)
+        death = server.death() or ""
+        assert death.startswith("tritonserver ended with its supervisor, which was killed; its log is in ")
+        Path(death.rpartition(" ")[2]).unlink()
+    until(lambda: _gone(pids))
+    assert not _traces(folder)
 
 
 def test_server_refuses_a_port_in_use(toy_repository: Path) -> None:
@@ -120,7 +172,8 @@ def test_server_serves_the_others_when_one_model_is_broken(toy_repository: Path)
     (broken / "1").mkdir(parents=True)
     (broken / "config.pbtxt").write_text('name: "broken"\nbackend: "temper"\nmax_batch_size: 4\n')
     with TritonServer(toy_repository, strict=False) as server:
-        assert "SHA256SUMS cannot be read" in server.failed["broken"]
+        # The user's path, not that of a link.
+        assert f"{broken}/1/SHA256SUMS cannot be read" in server.failed["broken"]
         assert list(server.failed) == ["broken"]
         with triton.InferenceServerClient(server.grpc_url) as client:
             assert client.is_model_ready("toy_fp32")
