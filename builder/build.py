@@ -16,7 +16,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -291,6 +291,8 @@ class _Build:
     def _quantize(self, chain: _Chain, config: QuantizeConfig) -> _Done:
         data, original, network, graph = chain.data, chain.original, chain.network, chain.graph
         trained = config.method == "qat"
+        if chain.kind != "openvino" and config.reduce_range == "auto":
+            config = replace(config, reduce_range=False)  # only CPUs saturate
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from builder.stages import quantize_graph, train_quantized

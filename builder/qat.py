@@ -12,7 +12,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from builder.errors import CompressError, QuantizeError
 
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 CHECKPOINT_FILE = "qat.pt"
 _NUM_CALIBRATION = 512
 _INT8 = {"num_bits": 8, "axis": None}
-# ModelOpt's own int8 config also quantises the inputs of pooling layers, which only costs accuracy here.
-_QUANTIZERS = {
-    "quant_cfg": [
-        {"quantizer_name": "*", "enable": False},
-        {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}},
-        *(
-            {"quantizer_name": "*input_quantizer", "parent_class": layer, "cfg": _INT8}
-            for layer in ("nn.Conv2d", "nn.Linear")
-        ),
-    ],
-    "algorithm": None,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +41,8 @@ class QatConfig:
     """Softens the probabilities of the network and its teacher."""
     label_weight: float = 0.1
     """Share of the loss that comes from the labels instead of the teacher, 0 to 1."""
+    reduce_range: Literal["auto", True, False] = False
+    """Whether the weights are trained with 7 bits; see `builder.quantize.QuantizeConfig`."""
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -84,7 +74,8 @@ def run_qat(network: nn.Module, config: QatConfig, context: StepContext, dst: Pa
 
     Returns:
         precision, method, epochs, learning_rate, num_calibration, agreement_before and agreement (with the
-        teacher, on the held-out images), num_held_out, num_sparse, size_bytes, resumed_epoch.
+        teacher, on the held-out images), num_held_out, num_sparse, reduce_range (from `settle_range`), size_bytes,
+        resumed_epoch.
 
     Raises:
         CompressError: The network is quantised already, or its batch normalisation cannot be folded.
@@ -102,6 +93,9 @@ def run_qat(network: nn.Module, config: QatConfig, context: StepContext, dst: Pa
     )
     device = pick_device(schedule)
     quantized, num_calibration = quantize_network(network, context, device)
+    reduce, range_info = _settle_range(config, quantized, context, dst)
+    if reduce:
+        quantized, _ = quantize_network(network, context, device, weight_bits=7)
     student = Served(quantized, mean=context.mean, std=context.std).to(device)
     teacher = Served(context.teacher, mean=context.mean, std=context.std).to(device).eval()
     images = context.held_out[0]
@@ -131,6 +125,7 @@ def run_qat(network: nn.Module, config: QatConfig, context: StepContext, dst: Pa
         "epochs": config.epochs,
         "learning_rate": config.learning_rate,
         "num_calibration": num_calibration,
+        "reduce_range": range_info,
         "agreement_before": before,
         "agreement": after,
         "num_held_out": len(images),
@@ -140,13 +135,32 @@ def run_qat(network: nn.Module, config: QatConfig, context: StepContext, dst: Pa
     }
 
 
-def quantize_network(network: nn.Module, context: StepContext, device: torch.device) -> tuple[nn.Module, int]:
+def _settle_range(
+    config: QatConfig, quantized: nn.Module, context: StepContext, dst: Path
+) -> tuple[bool, dict[str, Any]]:
+    """Decides on the weights' range before the training, by the graph of the network as it is calibrated."""
+    from builder.saturation import settle_range
+
+    if config.reduce_range != "auto":
+        return settle_range(config.reduce_range, dst, context.held_out[0])
+    probe = dst.with_suffix(".probe.onnx")
+    try:
+        export_quantized(copy.deepcopy(quantized).cpu().eval(), context, probe)
+        return settle_range("auto", probe, context.held_out[0])
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def quantize_network(
+    network: nn.Module, context: StepContext, device: torch.device, *, weight_bits: int = 8
+) -> tuple[nn.Module, int]:
     """Returns a copy of a network with calibrated int8 quantisers, and the number of images they were set by.
 
     Args:
         network: As `run_qat` takes it.
         context: With the training images.
         device: Where the copy goes.
+        weight_bits: 8, or 7 for weights of -64 to 63, whose products cannot saturate.
 
     Raises:
         CompressError: As `run_qat`.
@@ -173,7 +187,7 @@ def quantize_network(network: nn.Module, context: StepContext, device: torch.dev
         with quiet_modelopt():
             import modelopt.torch.quantization as mtq  # type: ignore[import-untyped]  # ships none
 
-            quantized: nn.Module = mtq.quantize(folded.eval(), _QUANTIZERS)
+            quantized: nn.Module = mtq.quantize(folded.eval(), _quantizers(weight_bits))
             # Not before: a network with a quantiser in it counts as quantised.
             _quantize_residuals(quantized)
             mtq.calibrate(quantized, "max", calibrate)
@@ -181,6 +195,16 @@ def quantize_network(network: nn.Module, context: StepContext, device: torch.dev
         reason = (str(error).splitlines() or [""])[0]
         raise QuantizeError(f"quantize: ModelOpt failed: {type(error).__name__}: {reason}") from error
     return quantized, sum(len(batch) for batch in batches)
+
+
+def _quantizers(weight_bits: int) -> dict[str, Any]:
+    # ModelOpt's own int8 config also quantises the inputs of pooling layers, which only costs accuracy here.
+    inputs = [
+        {"quantizer_name": "*input_quantizer", "parent_class": layer, "cfg": _INT8}
+        for layer in ("nn.Conv2d", "nn.Linear")
+    ]
+    weights = {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": weight_bits, "axis": 0}}
+    return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, weights, *inputs], "algorithm": None}
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
@@ -255,16 +279,20 @@ def export_quantized(quantized: nn.Module, context: StepContext, dst: Path) -> N
 
     from builder.export import export_onnx
     from builder.quiet import quiet_modelopt
+    from builder.saturation import clip_weights
 
     temporary = dst.with_suffix(".new.onnx")
     try:
         with quiet_modelopt():
             from modelopt.onnx.quantization.qdq_utils import qdq_to_dq  # type: ignore[import-untyped]  # ships none
 
-            export_onnx(quantized, temporary, image_size=context.image_size, mean=context.mean, std=context.std)
+            exported, is_reduced = _in_eight_bits(quantized)
+            export_onnx(exported, temporary, image_size=context.image_size, mean=context.mean, std=context.std)
             model = onnx.load(temporary)
             _clean(model.graph)
             model = qdq_to_dq(model)
+            if is_reduced:
+                clip_weights(model)
         onnx.checker.check_model(model, full_check=True)
         temporary.write_bytes(model.SerializeToString())
         os.replace(temporary, dst)
@@ -273,6 +301,20 @@ def export_quantized(quantized: nn.Module, context: StepContext, dst: Path) -> N
         raise QuantizeError(f"quantize: the trained network cannot be exported: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _in_eight_bits(quantized: nn.Module) -> tuple[nn.Module, bool]:
+    """Returns a copy whose 7-bit weights have 8 bits and the same scale, and whether there were any.
+
+    ModelOpt exports 8 bits only.
+    """
+    exported = copy.deepcopy(quantized)
+    quantizers: list[Any] = [getattr(module, "weight_quantizer", None) for module in exported.modules()]
+    reduced = [each for each in quantizers if each is not None and each.num_bits == 7]
+    for quantizer in reduced:
+        quantizer.amax = quantizer.amax * 127 / 63
+        quantizer.num_bits = 8
+    return exported, bool(reduced)
 
 
 def _clean(graph: Any) -> None:

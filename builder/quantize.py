@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from builder.errors import QuantizeError
+from builder.saturation import reduce_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,9 @@ class QuantizeConfig:
     max_loss: float | None = None
     """Leave the most sensitive layers unquantised until the loss of agreement with float32 is at most this, in
     percentage points on the calibration images."""
+    reduce_range: Literal["auto", True, False] = "auto"
+    """Whether int8 weights use 7 bits, which cannot saturate on CPUs without VNNI or AMX. `auto` measures, for an
+    engine that runs on CPUs, whether 8 bits do."""
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -61,6 +65,10 @@ class QuantizeConfig:
             raise ValueError(f"epochs: got {self.epochs}, expected at least 1")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate: got {self.learning_rate}, expected a positive number")
+        if self.reduce_range not in ("auto", True, False):
+            raise ValueError(f"reduce_range: got {self.reduce_range!r}, expected 'auto', true or false")
+        if self.reduce_range is True and self.precision != "int8":
+            raise ValueError(f"reduce_range: got true with precision {self.precision!r}, expected 'int8'")
         if self.method == "qat":
             self._check_qat()
         else:
@@ -97,7 +105,8 @@ def quantize_onnx(
         src: The float32 graph, from `export_onnx`.
         dst: The file to write.
         calibration: Real images, uint8 [M, S, S, 3]; they are read in batches and may be memory-mapped.
-        config: Precision and calibration method.
+        config: Precision and calibration method. `reduce_range` reduces when it is True; "auto" is for
+            `builder.saturation` to settle, and leaves 8 bits here.
         progress: Called with (calibration images done, images in all).
 
     Returns:
@@ -116,6 +125,8 @@ def quantize_onnx(
         # ModelOpt writes intermediate files beside its source.
         shutil.copyfile(src, work / "source.onnx")
         _run_modelopt(work / "source.onnx", work / "quantized.onnx", calibration, config, kept_high, progress)
+        if config.reduce_range is True:
+            reduce_weights(work / "quantized.onnx", src)
         os.replace(work / "quantized.onnx", dst)
     return {
         "precision": config.precision,

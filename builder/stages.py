@@ -158,15 +158,27 @@ def quantize_graph(
 ) -> dict[str, Any]:
     """Quantises a graph after training, checks where its Q/DQ pairs are, and compares it with float32."""
     from builder.quantize import quantize_onnx
+    from builder.saturation import reduce_weights, settle_range
 
     source, target = graph.path / GRAPH_FILE, folder / GRAPH_FILE
     calibration = images_of(data, CALIBRATION_IMAGES_FILE)
-    if config.max_loss is not None:
+
+    def quantize(config: QuantizeConfig) -> dict[str, Any]:
+        if config.max_loss is None:
+            return quantize_onnx(source, target, calibration, config, progress)
         from builder.sensitivity import quantize_within
 
-        info = quantize_within(source, target, calibration, config, progress)
-    else:
-        info = quantize_onnx(source, target, calibration, config, progress)
+        return quantize_within(source, target, calibration, config, progress)
+
+    info = quantize(config)
+    if config.precision == "int8":
+        reduce, range_info = settle_range(config.reduce_range, target, calibration, source)
+        if reduce and config.reduce_range == "auto":
+            if config.max_loss is None:
+                reduce_weights(target, source)
+            else:  # other weights lose something else
+                info = quantize(dataclasses.replace(config, reduce_range=True))
+        info |= {"reduce_range": range_info}
     return {**info, **_check_quantized(config, data, graph, target, info["kept_high"])}
 
 
@@ -184,7 +196,9 @@ def train_quantized(
     from builder.qat import QatConfig, run_qat
 
     context = step_context(setting, data, original, folder, progress)
-    schedule = QatConfig(epochs=config.epochs, learning_rate=config.learning_rate)
+    schedule = QatConfig(
+        epochs=config.epochs, learning_rate=config.learning_rate, reduce_range=config.reduce_range
+    )
     target = folder / GRAPH_FILE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
@@ -197,11 +211,12 @@ def _check_quantized(
 ) -> dict[str, Any]:
     from builder.audit import audit_qdq
     from builder.export import compare_logits, run_onnx
+    from builder.saturation import weight_bits
 
     images = images_of(data, TEST_IMAGES_FILE)[:NUM_VERIFY]
     audit = audit_qdq(target, config.precision, kept_high=kept_high).to_json()
     against = compare_logits(run_onnx(graph.path / GRAPH_FILE, images), run_onnx(target, images))
-    return {"against_float32": against, "audit": audit}
+    return {"against_float32": against, "audit": audit, "weight_bits": weight_bits(target)}
 
 
 def cast_graph(config: CastConfig, data: Artifact, graph: Artifact, folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.errors import EngineError
 from builder.export import compare_logits, run_onnx
+from builder.isa import instruction_set
 from builder.triton_config import INPUT_NAME
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def open_core() -> Any:
 def build(
     onnx_path: Path, folder: Path, config: EngineConfig, images: NDArray[np.uint8] | None = None
 ) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
-    """Copies the graph, compiles the copy with OpenVINO, and compares it with ONNX Runtime when there are images.
+    """Copies the graph, compiles it with OpenVINO, and compares it with exact arithmetic when there are images.
 
     Args:
         onnx_path: The graph.
@@ -45,8 +46,9 @@ def build(
         images: uint8 [N, S, S, 3].
 
     Returns:
-        file, precision_hint, runtime, device, and with images the agreement with ONNX Runtime; and the logits,
-        float32 [N, classes], or None without images.
+        file, precision_hint, runtime, device, isa (the instruction set that it was verified on, None when it is
+        not x86-64), and with images the agreement with the exact arithmetic; and the logits, float32 [N, classes],
+        or None without images.
 
     Raises:
         EngineError: OpenVINO refuses the graph or gives logits that are not finite.
@@ -64,6 +66,7 @@ def build(
             "file": FILE,
             "precision_hint": config.precision_hint,
             "runtime": f"OpenVINO {openvino.get_version().split('-')[0]}",
+            "isa": instruction_set(),
             "device": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
         }
         logits = None
@@ -76,7 +79,7 @@ def build(
             )
             if not bool(np.isfinite(logits).all()):
                 raise EngineError(f"engine openvino: {onnx_path.name} gives logits that are not finite")
-            info["against_onnxruntime"] = compare_logits(run_onnx(onnx_path, images), logits)
+            info["against_exact"] = compare_logits(run_onnx(onnx_path, images), logits)
     except RuntimeError as error:
         raise EngineError(f"engine openvino: cannot compile {onnx_path.name}: {_last_line(str(error))}") from error
     return info, logits

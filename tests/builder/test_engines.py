@@ -25,20 +25,24 @@ from builder.engines import (
 from builder.engines.torch_tensorrt import export_module
 from builder.errors import EngineError
 from builder.export import Served, run_onnx
+from builder.isa import instruction_set
 from builder.quantize import QuantizeConfig, quantize_onnx
 
 if TYPE_CHECKING:
     from builder.sample import Sample
 
 
-def test_openvino_keeps_the_graph_and_runs_it(sample: Sample, toy_int8: Path, tmp_path: Path) -> None:
-    info = build_engine("openvino", toy_int8, tmp_path, EngineConfig(), sample.images[:40])
+@pytest.mark.int8
+def test_openvino_keeps_the_graph_and_runs_it(sample: Sample, toy_reduced: Path, tmp_path: Path) -> None:
+    info = build_engine("openvino", toy_reduced, tmp_path, EngineConfig(), sample.images[:40])
     assert (info["kind"], info["file"], info["precision_hint"]) == ("openvino", "model.onnx", "f32")
-    assert info["size_bytes"] == toy_int8.stat().st_size
+    assert info["size_bytes"] == toy_reduced.stat().st_size
     assert info["runtime"].startswith("OpenVINO 20")
-    assert (tmp_path / "model.onnx").read_bytes() == toy_int8.read_bytes()
-    assert info["against_onnxruntime"]["num_images"] == 40
-    assert info["against_onnxruntime"]["agreement"] > 0.95
+    assert (tmp_path / "model.onnx").read_bytes() == toy_reduced.read_bytes()
+    assert info["isa"] == instruction_set()
+    assert info["against_exact"]["num_images"] == 40
+    assert info["against_exact"]["agreement"] == 1.0
+    assert info["against_exact"]["relative_rms"] < 0.15
 
 
 def test_openvino_refuses_what_is_no_graph(tmp_path: Path) -> None:

@@ -71,5 +71,6 @@ def test_compare_logits_counts_equal_answers() -> None:
         "num_images": 3,
         "max_abs_diff": 2.0,
         "max_abs_logit": 4.0,
+        "relative_rms": pytest.approx(np.sqrt(((expected - actual) ** 2).mean()) / expected.std()),
         "agreement": pytest.approx(2 / 3),
     }

@@ -23,6 +23,7 @@ from builder.files import sha256_file
 from builder.model import ModelConfig, build_model
 from builder.qat import QatConfig, export_quantized, fold_batch_norms, quantize_network, run_qat
 from builder.sample import Sample, make_sample
+from builder.saturation import measure, weight_bits
 from builder.sparsify import SparsifyConfig, check_2_4, run_sparsify
 from builder.steps import StepContext
 from builder.train import TrainConfig
@@ -87,6 +88,23 @@ def test_graph_computes_what_pytorch_computes(sample: Sample, tmp_path: Path) ->
     actual = run_onnx(tmp_path / "model.onnx", sample.images)
     # The sums differ in their last bit, so now and then a value is rounded to the next integer.
     assert np.abs(actual - expected).mean() < 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.int8
+@pytest.mark.slow
+def test_reduced_range_is_trained_and_published(sample: Sample, tmp_path: Path) -> None:
+    context = make_context(sample, tmp_path)
+    path, info = quantize(sample.model, context, reduce_range="auto")
+    assert info["reduce_range"]["used"]  # the sample saturates at AVX2
+    assert weight_bits(path) == 7
+    assert len(audit_qdq(path).nodes) == 21
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert measure(path, sample.images)["changed"] <= 0.01
+    quantized, _ = quantize_network(sample.model, context, torch.device("cpu"), weight_bits=7)
+    export_quantized(quantized, context, tmp_path / "model.onnx")
+    expected = predict(Served(quantized, mean=context.mean, std=context.std), sample.images)
+    actual = run_onnx(tmp_path / "model.onnx", sample.images)
+    assert np.abs(actual - expected).mean() < 0.02 * np.abs(expected).max()
 
 
 @pytest.mark.slow

@@ -124,6 +124,11 @@ def test_every_family_passes_the_audit(sample: Sample, tmp_path: Path, arch: str
     [
         ({"precision": "int4"}, r"precision: got 'int4', expected 'int8' or 'fp8'"),
         ({"method": "mse"}, r"method: got 'mse', expected 'entropy', 'max' or 'qat'"),
+        ({"reduce_range": "yes"}, r"reduce_range: got 'yes', expected 'auto', true or false"),
+        (
+            {"precision": "fp8", "reduce_range": True},
+            r"reduce_range: got true with precision 'fp8', expected 'int8'",
+        ),
         ({"max_loss": -1.0}, r"max_loss: got -1.0, expected 0 to 100 percentage points"),
     ],
 )

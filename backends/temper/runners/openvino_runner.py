@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ from artifact import ArtifactError, Entry
 
 _TRITON_TYPE = {"u8": "TYPE_UINT8", "f32": "TYPE_FP32"}
 _PRECISIONS = ("f32", "bf16", "f16")
+# Without them int8 products are added with saturation at 16 bits. The second are caps of oneDNN's that hide them.
+_INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni")
+_CAPS = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
 
 
 @functools.cache
@@ -35,7 +40,8 @@ class Runner:
     """A compiled model with one infer request; one thread at a time may call it.
 
     Parameters it reads from config.pbtxt: `precision_hint` (f32, bf16 or f16; f32 by default, because OpenVINO
-    would pick bf16 by itself where the CPU has it) and `threads` (all cores by default).
+    would pick bf16 by itself where the CPU has it), `threads` (all cores by default) and `int8_weight_bits` (8 is
+    worth a warning on some CPUs).
     """
 
     accepts_device_tensors = False
@@ -71,6 +77,12 @@ class Runner:
         self._buffer = np.empty((instance.max_batch, height, width, channels), np.uint8)
         ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.description = f"OpenVINO {ov.__version__.split('-')[0]}, {ran}, {threads} threads"
+        if entry.parameters.get("int8_weight_bits") == "8" and _saturates():
+            instance.log(
+                f"{entry.file}: this CPU has neither VNNI nor AMX, so int8 weights of 8 bits saturate and answers "
+                f"may differ from other CPUs' (verified on: {entry.figures.get('isa', 'unknown')}); build it again "
+                "with reduce_range = true"
+            )
 
     def infer(self, batches: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.float32]]:
         """Run batches of images as one inference.
@@ -101,6 +113,19 @@ class Runner:
 
     def close(self) -> None:
         """Nothing to give back: OpenVINO frees its memory with this object."""
+
+
+def _saturates() -> bool:
+    """Whether this is an x86-64 CPU whose int8 products are added with saturation at 16 bits."""
+    if platform.machine() != "x86_64":
+        return False
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper() in _CAPS:
+        return True
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return False
+    return flags.isdisjoint(_INT8_FLAGS)
 
 
 def _read(core: Any, entry: Entry) -> Any:

@@ -1,0 +1,90 @@
+"""int8 that is right on every CPU: what saturates at AVX2 is found by measuring, and 7-bit weights mend it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from builder.audit import audit_qdq
+from builder.errors import QuantizeError
+from builder.export import compare_logits, run_onnx
+from builder.isa import AVX2_ONLY, MAX_SAFE_WEIGHT
+from builder.saturation import run_openvino, settle_range, weight_bits
+
+if TYPE_CHECKING:
+    from builder.sample import Sample
+
+
+def dequantised(path: Path) -> dict[str, np.ndarray]:
+    """Every int8 weight times its scale."""
+    graph = onnx.load(path).graph
+    constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    return {
+        node.input[0]: constants[node.input[0]]
+        * constants[node.input[1]].reshape(-1, *[1] * (constants[node.input[0]].ndim - 1))
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+
+
+def test_reduced_weights_are_the_same_weights_on_a_grid_of_7_bits(
+    toy_onnx: Path, toy_int8: Path, toy_reduced: Path
+) -> None:
+    assert (weight_bits(toy_onnx), weight_bits(toy_int8), weight_bits(toy_reduced)) == (None, 8, 7)
+    assert len(audit_qdq(toy_reduced).nodes) == 21
+    originals = {each.name: numpy_helper.to_array(each) for each in onnx.load(toy_onnx).graph.initializer}
+    reduced = dequantised(toy_reduced)
+    assert len(reduced) == 21
+    for name, weight in reduced.items():
+        largest = np.abs(originals[name]).reshape(len(weight), -1).max(1)
+        # Rounded once: no weight is further than half a step from the original.
+        step = largest / MAX_SAFE_WEIGHT * (1 + 1e-5)
+        assert (np.abs(weight - originals[name]).reshape(len(weight), -1).max(1) <= step / 2 + 1e-7).all()
+
+
+@pytest.mark.int8
+@pytest.mark.slow
+def test_reduced_weights_answer_alike_on_every_instruction_set(
+    sample: Sample, toy_int8: Path, toy_reduced: Path
+) -> None:
+    exact = run_onnx(toy_reduced, sample.images)
+    least = run_openvino(toy_reduced, sample.images, AVX2_ONLY)
+    best = run_openvino(toy_reduced, sample.images, {})
+    for one, other in ((exact, least), (exact, best), (best, least)):
+        assert compare_logits(one, other)["agreement"] >= 0.99
+    # The harm that this mends is there, whatever this machine has.
+    full = run_openvino(toy_int8, sample.images, AVX2_ONLY)
+    assert compare_logits(run_onnx(toy_int8, sample.images), full)["agreement"] < 0.97
+
+
+@pytest.mark.slow
+def test_auto_reduces_what_saturates_and_nothing_else(
+    sample: Sample, toy_int8: Path, toy_reduced: Path, toy_onnx: Path
+) -> None:
+    images = sample.calibration[:64]
+    used, info = settle_range("auto", toy_int8, images, toy_onnx)
+    assert used
+    assert info["full"]["changed"] > 0.02 >= info["reduced"]["changed"]
+    assert info["why"].startswith("at AVX2, without VNNI, 8-bit weights change the answer to ")
+    assert " of 64 images " in info["why"]
+    used, info = settle_range("auto", toy_reduced, images, toy_onnx)
+    assert (used, info["asked"], info["used"]) == (False, "auto", False)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_asked_for_range_is_not_measured(sample: Sample, toy_int8: Path, asked: bool) -> None:
+    used, info = settle_range(asked, toy_int8, sample.calibration)
+    assert used is asked
+    assert info == {"asked": asked, "used": asked, "why": "asked for in the recipe"}
+
+
+def test_graph_that_openvino_refuses_is_one_line(sample: Sample, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    with pytest.raises(QuantizeError, match=r"bad.onnx: OpenVINO failed in a process .*reduce_range") as caught:
+        run_openvino(tmp_path / "bad.onnx", sample.images[:1], AVX2_ONLY)
+    assert "\n" not in str(caught.value)
