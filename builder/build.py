@@ -124,6 +124,12 @@ class _Chain:
     graph: Artifact
     snapshots: list[Snapshot]
 
+    @property
+    def weight_bits(self) -> int | None:
+        """Bits that its int8 weights use, 7 or 8; None when it is not int8."""
+        quantized = next((one for one in self.done if one.report.name == "quantize"), None)
+        return quantized.report.figures["weight_bits"] if quantized is not None else None
+
     def add_graph(self, step: str, graph: Artifact) -> None:
         """Takes the graph that a step left."""
         self.graph = graph
@@ -368,7 +374,7 @@ class _Build:
                 image_size=self.data.image_size,
                 num_classes=len(labels),
                 max_batch=self.engine.max_batch,
-                parameters=self._parameters(kind),
+                parameters=self._parameters(chain),
                 num_instances=self.engine.num_instances,
                 serving=self.serving,
                 in_ensemble=chain.variant.name in self.members,
@@ -434,9 +440,13 @@ class _Build:
             digest=hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
         )
 
-    def _parameters(self, kind: EngineKind) -> dict[str, str]:
-        shared = {"engine": kind, "max_batch": str(self.engine.max_batch)}
-        return {**shared, "precision_hint": self.engine.precision_hint} if kind == "openvino" else shared
+    def _parameters(self, chain: _Chain) -> dict[str, str]:
+        parameters = {"engine": chain.kind, "max_batch": str(self.engine.max_batch)}
+        if chain.kind == "openvino":
+            parameters["precision_hint"] = self.engine.precision_hint
+            if (bits := chain.weight_bits) is not None:
+                parameters["int8_weight_bits"] = str(bits)
+        return parameters
 
     def _card(self, chain: _Chain) -> dict[str, Any]:
         return {

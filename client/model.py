@@ -41,6 +41,8 @@ class ModelInfo:
         output_dtype: Triton's name of the output type.
         output_shape: Shape of one output without the batch dimension.
         num_outputs: How many outputs the model has; only `output_name` is asked for.
+        int8_weight_bits: Bits that the int8 weights of a Temper model use on CPUs: 8, which saturate without VNNI
+            or AMX, or 7; None for any other model.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ModelInfo:
     output_dtype: str = "FP32"
     output_shape: tuple[int, ...] = ()
     num_outputs: int = 1
+    int8_weight_bits: int | None = None
 
     def label(self, index: int) -> str:
         """Return the name of a class, or its index where the server gave no name."""

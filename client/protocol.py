@@ -64,6 +64,7 @@ def model_info(name: str, version: str, metadata: Any, config: Any) -> ModelInfo
         output_dtype=target.datatype,
         output_shape=output_shape,
         num_outputs=len(metadata.outputs),
+        int8_weight_bits=_weight_bits(config),
     )
 
 
@@ -75,6 +76,11 @@ def served_versions(metadata: Any) -> tuple[str, ...]:
 def newest_version(metadata: Any) -> str:
     """Return the version that answers when none is asked for; empty when the server names none."""
     return (served_versions(metadata) or ("",))[-1]
+
+
+def _weight_bits(config: Any) -> int | None:
+    stated = config.parameters["int8_weight_bits"].string_value if "int8_weight_bits" in config.parameters else ""
+    return int(stated) if stated in ("7", "8") else None
 
 
 def check_images(info: ModelInfo, images: npt.NDArray[Any]) -> None:

@@ -78,6 +78,11 @@ class Endpoint:
             self._server = None
 
     @property
+    def is_embedded(self) -> bool:
+        """Whether the server runs on this machine, as a child of this process."""
+        return self._url is None
+
+    @property
     def description(self) -> str:
         """Names the server, for the report."""
         return f"the server at {self._url}" if self._url else "the embedded tritonserver"

@@ -14,7 +14,7 @@ import numpy as np
 from builder.artifacts import Artifact, Store
 from builder.data import LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
 from builder.names import read_labels
-from client.errors import ClientError
+from client.errors import ClientError, NonFiniteOutput
 from temper.endpoint import Endpoint
 from temper.errors import WorkflowError
 from temper.machine import machine_id
@@ -34,6 +34,9 @@ _CHECKPOINT = "finished.jsonl"
 # Raised when a measurement changes what it counts: figures made before are measured again.
 _FORMAT = 2
 _GALLERY_SIZE = 8
+_MAX_EXACT = 500
+_EXACT_LIMIT_S = 600.0
+"""For all images together: only a hang takes so long."""
 
 
 class LoadStopped(WorkflowError):  # noqa: N818 - says what happened
@@ -105,6 +108,34 @@ class Measurements:
             return result.to_json()
 
         return self._run("accuracy", target, {}, make, _note_accuracy)
+
+    def agreement(self, target: Subject, graph: Artifact) -> Artifact:
+        """How far the served answers are from the exact arithmetic of the graph that the engine was made from.
+
+        On the first test images, at most 500; `info` is that of `compare_logits`.
+        """
+        num_images = min(_MAX_EXACT, len(self.test_images()[0]))
+
+        def make(folder: Path, stage: Stage) -> dict[str, Any]:
+            del folder
+            from builder.export import compare_logits, run_onnx
+            from client.client import Client
+
+            images = np.array(self.test_images()[0][:num_images])
+            exact = run_onnx(graph.path / "model.onnx", images)
+            with Client(self._url(stage)) as client:
+                try:
+                    served = client.infer(
+                        target.model, images, version=str(target.version), timeout_s=_EXACT_LIMIT_S
+                    )
+                except NonFiniteOutput as error:
+                    assert error.scores is not None
+                    # The accuracy counts them; here they are as wrong as any other.
+                    served = np.nan_to_num(error.scores, nan=0.0, posinf=0.0, neginf=0.0)
+            return compare_logits(exact, served)
+
+        config = {"graph": graph.digest, "num_images": num_images}
+        return self._run("agreement", target, config, make, _note_agreement)
 
     def load(self, target: Subject, config: LoadConfig) -> Artifact:
         """The load tests, one after the other; `info["runs"]` holds their figures.
@@ -216,6 +247,11 @@ class Measurements:
 
 def _note_accuracy(info: dict[str, Any]) -> str:
     return f"{text.percent(info['value'])} of {info['num_images']} test images"
+
+
+def _note_agreement(info: dict[str, Any]) -> str:
+    rms = text.percent(info["relative_rms"])
+    return f"{text.percent(info['agreement'])} as in exact arithmetic, logits {rms} of their spread apart"
 
 
 def _note_load(info: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from builder.artifacts import Artifact, Store
 from builder.build import build_variants
 from builder.errors import BuilderError
+from builder.isa import UNKNOWN, instruction_set, why_inexact
 from temper.endpoint import Endpoint
 from temper.errors import TemperError
 from temper.machine import commit, machine, versions
@@ -139,6 +140,9 @@ class _Run:
         for row, target in pairs:
             self.accuracies[target.name] = self.measurements.accuracy(target)
             add_accuracy(row, self.accuracies[target.name], names)
+        for row, target, one in zip(self.report["variants"], self.targets, self.built, strict=True):
+            if row["int8"] is not None:
+                row["int8"]["exact"] = self.measurements.agreement(target, one.snapshots[-1].graph).info
         for row, target in pairs:
             self._load(row, target)
         for config in self.recipe.attacks:
@@ -173,6 +177,7 @@ class _Run:
 
 
 def _new_report(recipe: Recipe, built: list[Built], endpoint: Endpoint) -> Report:
+    isa = instruction_set() if endpoint.is_embedded else UNKNOWN
     return {
         "format": FORMAT,
         "recipe": recipe.name,
@@ -186,13 +191,13 @@ def _new_report(recipe: Recipe, built: list[Built], endpoint: Endpoint) -> Repor
         "versions": versions(),
         "config": dataclasses.asdict(recipe),
         "data": dict(built[0].data.info),
-        "variants": [_new_row(one) for one in built],
+        "variants": [_new_row(one, isa) for one in built],
         "comparisons": [],
         "stages": [],
     }
 
 
-def _new_row(built: Built) -> Row:
+def _new_row(built: Built, isa: str | None) -> Row:
     return {
         "name": built.variant,
         "model": built.model,
@@ -208,8 +213,26 @@ def _new_row(built: Built) -> Row:
         "load": [],
         "robustness": [],
         "calibration": _calibration(built),
+        "int8": _int8(built, isa),
         "stages": [],
         "build": [stage.to_json() for stage in built.stages if stage.name != "quantize"],
+    }
+
+
+def _int8(built: Built, isa: str | None) -> Row | None:
+    """What decides whether int8 answers depend on the CPU: the weights' bits and the serving instruction set."""
+    stages = {stage.name: stage.figures for stage in built.stages}
+    quantized = stages.get("quantize")
+    if quantized is None or quantized["precision"] != "int8":
+        return None
+    on_cpu = built.engine == "openvino"
+    return {
+        "weight_bits": quantized["weight_bits"],
+        "reduce_range": quantized["reduce_range"],
+        "verified_isa": stages["engine"].get("isa"),
+        "serving_isa": isa if on_cpu else None,
+        "warning": why_inexact(isa, quantized["weight_bits"]) if on_cpu else None,
+        "exact": None,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import signal
 import subprocess
 import time
@@ -74,6 +75,27 @@ def toy_onnx(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample model as ONNX: `image` UINT8 [N, 32, 32, 3] to `logits` FP32 [N, 10]."""
     path = tmp_path_factory.mktemp("toy") / "model.onnx"
     sample.export(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_int8(sample: Sample, toy_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample model in int8, with entropy calibration on 64 images; its 8-bit weights saturate without VNNI."""
+    from builder.quantize import QuantizeConfig, quantize_onnx
+
+    path = tmp_path_factory.mktemp("toy_int8") / "model.onnx"
+    quantize_onnx(toy_onnx, path, sample.calibration[:64], QuantizeConfig())
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_reduced(toy_int8: Path, toy_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with 7-bit weights: right on every CPU."""
+    from builder.saturation import reduce_weights
+
+    path = tmp_path_factory.mktemp("toy_reduced") / "model.onnx"
+    shutil.copyfile(toy_int8, path)
+    reduce_weights(path, toy_onnx)
     return path
 
 

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builder.isa import instruction_set, is_exact
 from temper.gpu import Driver, read_driver
 from temper.machine import machine
 from temper.parts import Part, cuda_release, find_parts
 from temper.terminal import echo
 
 EXIT_NOT_READY = 1
+_INEXACT = (
+    "this CPU has neither VNNI nor AMX: int8 gains less, and weights of 8 bits saturate; quantize.reduce_range, "
+    "auto by default, gives them 7 bits where that matters"
+)
 _BUILD = ("torch", "torchvision", "ModelOpt", "ONNX")
 _SERVE = ("tritonserver", "tritonclient")
 _PACKAGE = {"TensorRT": "tensorrt", "TensorRT-RTX": "tensorrt_rtx"}
@@ -49,8 +54,9 @@ def examine() -> dict[str, Any]:
     """Looks at the machine, the driver, the packages and the engines.
 
     Returns:
-        `ready` (a recipe can be built and served here) and `why`, `machine`, `driver` (or None) and `no_gpu` (why
-        there is none), `parts` and `engines`, as `Part` and `EngineState` describe them.
+        `ready` (a recipe can be built and served here) and `why`, `machine`, `int8` (the instruction set that it
+        runs on, None when it is not x86-64, and a warning or None), `driver` (or None) and `no_gpu` (why there is
+        none), `parts` and `engines`, as `Part` and `EngineState` describe them.
     """
     driver, no_gpu = read_driver()
     parts = find_parts()
@@ -69,6 +75,7 @@ def examine() -> dict[str, Any]:
         "ready": bool(usable) and not lacking,
         "why": why,
         "machine": {**here, "disk_free_bytes": shutil.disk_usage(Path.cwd()).free},
+        "int8": {"isa": instruction_set(), "warning": _INEXACT if not is_exact(instruction_set()) else None},
         "driver": dataclasses.asdict(driver) if driver else None,
         "no_gpu": no_gpu or None,
         "parts": [dataclasses.asdict(part) for part in parts.values()],
@@ -163,6 +170,7 @@ def _machine_lines(found: Mapping[str, Any]) -> list[str]:
         f"{here['cpu']}, {here['cores']} cores, {_gib(here['ram_bytes'])} of memory, "
         f"{_gib(here['disk_free_bytes'])} of disk free, {here['os']}",
         f"flags: {' '.join(here['flags']) or 'none of those that matter'}",
+        *([f"int8: {found['int8']['warning']}"] if found["int8"]["warning"] else []),
     ]
     if driver is None:
         return [*lines, f"GPU: {found['no_gpu']}"]

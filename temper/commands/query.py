@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from builder.isa import UNKNOWN, instruction_set, why_inexact
 from client.client import Client
 from client.errors import ImageError, NonFiniteOutput
 from client.images import Prediction, load_image, top_k
@@ -48,16 +49,18 @@ def query_command(
         if len(info.output_shape) != 1:
             shape = list(info.output_shape)
             raise QueryError(f"model {model}: {info.output_name} is {shape}, expected one score per class")
+        warning = why_inexact(UNKNOWN if url else instruction_set(), info.int8_weight_bits)
+        if warning is not None:
+            echo(f"warning: {model}: {warning}", err=True)
         sent: queue.SimpleQueue[list[Path]] = queue.SimpleQueue()
         batches = _batches(files, image_size(info), sent, failed)
         for logits in _answers(client.stream(model, batches), sent):
             for path, best in zip(sent.get(), top_k(logits, info.labels, top), strict=True):
-                answers.append(
-                    {
-                        "image": os.fsencode(path).decode(errors="backslashreplace"),
-                        "predictions": [vars(one) for one in best],
-                    }
-                )
+                answer: dict[str, Any] = {
+                    "image": os.fsencode(path).decode(errors="backslashreplace"),
+                    "predictions": [vars(one) for one in best],
+                }
+                answers.append({**answer, "warning": warning} if warning else answer)
                 if not as_json:
                     echo(_text(path, best))
     if as_json:

@@ -5,6 +5,9 @@ from typing import Any
 
 from temper.report import text
 
+_MIN_AGREEMENT = 0.99
+"""Served int8 below this share of the exact arithmetic's answers is worth a sentence."""
+
 
 def answers(report: Mapping[str, Any]) -> list[str]:
     """One sentence per comparison; with a single variant, one sentence that describes it.
@@ -53,9 +56,13 @@ def _described(variant: Mapping[str, Any]) -> str:
 
 
 def faults(report: Mapping[str, Any]) -> list[str]:
-    """One sentence for all that went wrong behind a figure: deaths, answers that were no scores, retries."""
+    """One sentence for all that went wrong behind a figure.
+
+    Deaths, answers that were no scores, retries, and int8 answers that depend on the CPU.
+    """
     found = [f"{death}." for death in report.get("deaths", [])]
     for variant in report["variants"]:
+        found += _int8_faults(variant)
         measured = [("accuracy", variant["accuracy"])] if variant.get("accuracy") else []
         measured += [(row["attack"], row) for row in variant.get("robustness", [])]
         for name, figures in measured:
@@ -68,4 +75,16 @@ def faults(report: Mapping[str, Any]) -> list[str]:
             if retries := figures.get("retries"):
                 kinds = ", ".join(f"{count:,} {kind}" for kind, count in retries.items())
                 found.append(f"{variant['name']}, {name}: requests were sent again: {kinds}.")
+    return found
+
+
+def _int8_faults(variant: Mapping[str, Any]) -> list[str]:
+    int8 = variant.get("int8") or {}
+    found = [f"{variant['name']}: {int8['warning']}."] if int8.get("warning") else []
+    exact = int8.get("exact")
+    if exact and exact["agreement"] < _MIN_AGREEMENT:
+        found.append(
+            f"{variant['name']}: the served int8 gives the answer of the graph's exact arithmetic on only "
+            f"{text.percent(exact['agreement'])} of {exact['num_images']:,} test images."
+        )
     return found

@@ -145,8 +145,26 @@ def compression(report: Report) -> str:
                 f"of {done['num_residual_adds']} residual Adds; the same answer as float32 on "
                 f"{text.percent(done['agreement'])} of {done['num_images']} test images."
             )
+            words += "".join(f" {sentence}" for sentence in _int8(variant.get("int8")))
             parts.append(f"<p><b>{escape(variant['name'])}</b>: {escape(words)}</p>")
     return "".join(parts)
+
+
+def _int8(int8: Mapping[str, Any] | None) -> Iterator[str]:
+    """How many bits the weights have and why, where it was verified and served, and how exact it is as served."""
+    if int8 is None:
+        return
+    chosen = int8["reduce_range"]
+    asked = "auto: " if chosen["asked"] == "auto" else ""
+    yield f"Weights of {int8['weight_bits']} bits (reduce_range: {asked}{chosen['why']})."
+    if int8["serving_isa"]:
+        yield f"Verified on {int8['verified_isa']}, served on {int8['serving_isa']}."
+    if exact := int8["exact"]:
+        yield (
+            f"As served: the answer of the graph's exact arithmetic on {text.percent(exact['agreement'])} of "
+            f"{exact['num_images']} test images, the logits {text.percent(exact['relative_rms'])} of their spread "
+            "apart (rms)."
+        )
 
 
 def steps(report: Report) -> str:

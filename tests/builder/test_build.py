@@ -19,6 +19,7 @@ from builder.cast import CastConfig
 from builder.data import DataConfig
 from builder.engines import EngineConfig
 from builder.errors import DataError, EngineError, ModelError
+from builder.isa import instruction_set
 from builder.model import ModelConfig
 from builder.quantize import QuantizeConfig
 from builder.serving import ServingConfig
@@ -88,6 +89,12 @@ class Workshop:
         return [view.label for view in self.views if not view.reused]
 
 
+def parameter_of(built: Built, name: str) -> str:
+    """What config.pbtxt says of a parameter, as text; empty when it does not."""
+    config = (built.path.parent / "config.pbtxt").read_text()
+    return config.partition(f'key: "{name}"')[2].partition("}")[0]
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     workshop = Workshop(tmp_path_factory.mktemp("build"))
@@ -106,6 +113,11 @@ def test_build_publishes_every_variant(workshop: Workshop) -> None:
     assert figures["weights"]["accuracy"] == 1.0
     assert figures["quantize"]["against_float32"]["agreement"] == 1.0
     assert figures["quantize"]["audit"]["num_conv"] == 20
+    # Decided by a measurement at AVX2, so alike on every machine.
+    asked, used = (figures["quantize"]["reduce_range"][key] for key in ("asked", "used"))
+    assert (asked, figures["quantize"]["weight_bits"]) == ("auto", 7 if used else 8)
+    assert f'"{figures["quantize"]["weight_bits"]}"' in parameter_of(int8, "int8_weight_bits")
+    assert parameter_of(fp32, "int8_weight_bits") == ""
     assert np.load(fp32.test_images, mmap_mode="r").shape == (6, 32, 32, 3)
     assert np.load(fp32.test_labels).tolist() == [0, 0, 0, 1, 1, 1]
 
@@ -122,6 +134,7 @@ def test_card_says_where_it_comes_from(workshop: Workshop) -> None:
     assert [stage["name"] for stage in card["stages"]] == ["data", "weights", "export", "quantize", "engine"]
     assert card["stages"][-1]["digest"] == int8.digest
     assert card["stages"][-1]["figures"]["precision_hint"] == "f32"
+    assert card["stages"][-1]["figures"]["isa"] == instruction_set()
 
 
 def test_every_precision_is_built_and_published(workshop: Workshop) -> None:
@@ -186,6 +199,7 @@ def test_tensorrt_engine_gets_half_precision_where_it_is_not_quantised(workshop:
     (int8,) = workshop.build(INT8, engine=EngineConfig(kind="tensorrt-rtx"))
     assert [stage.name for stage in int8.stages] == ["data", "weights", "export", "quantize", "cast", "engine"]
     assert int8.stages[-2].figures["precision"] == "fp16"
+    assert int8.stages[-3].figures["weight_bits"] == 8  # a GPU does not saturate
     assert sorted(path.name for path in int8.path.iterdir()) == [
         "SHA256SUMS",
         "card.json",

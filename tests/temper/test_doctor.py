@@ -88,9 +88,22 @@ def test_what_is_missing_comes_with_its_command(found: dict[str, Any]) -> None:
 def test_json_is_what_was_found(capsys: pytest.CaptureFixture[str]) -> None:
     doctor_command(as_json=True)
     told = json.loads(capsys.readouterr().out)
-    assert list(told) == ["ready", "why", "machine", "driver", "no_gpu", "parts", "engines"]
+    assert list(told) == ["ready", "why", "machine", "int8", "driver", "no_gpu", "parts", "engines"]
     assert told["machine"]["disk_free_bytes"] > 0
     assert "gpu" not in told["machine"]
+
+
+@pytest.mark.parametrize(
+    ("isa", "warns"), [("avx2", True), ("avx512", True), ("avx512_vnni", False), (None, False)]
+)
+def test_cpu_on_which_int8_saturates_is_told(
+    isa: str | None, warns: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "instruction_set", lambda: isa)
+    doctor_command(as_json=False)
+    assert ("int8: this CPU has neither VNNI nor AMX" in capsys.readouterr().out) == warns
+    found = examine()["int8"]
+    assert (found["isa"], found["warning"] is not None) == (isa, warns)
 
 
 def test_table_names_every_part_and_engine(capsys: pytest.CaptureFixture[str], found: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builder.isa import why_inexact
 from temper.report import figures, write_report
 from temper.report.answer import answers, faults
 from temper.report.gallery import amplified_difference, write_gallery
@@ -99,6 +100,34 @@ def test_page_tells_what_went_wrong_behind_the_figures(report: Report, tmp_path:
     checker, _ = check_page(report, tmp_path)
     words = " ".join(checker.words)
     assert all(sentence in words for sentence in [*sentences, "1,234 (40.0 %)", "2 deadline"])
+
+
+def test_page_says_how_exact_int8_is(report: Report, tmp_path: Path) -> None:
+    words = " ".join(check_page(report, tmp_path)[0].words)
+    for sentence in (
+        "Weights of 7 bits (reduce_range: auto: at AVX2 8-bit weights change the answer to 7.5 %).",
+        "Verified on avx512_vnni, served on avx2.",
+        "exact arithmetic on 99.8 % of 450 test images, the logits 0.6 % of their spread apart (rms).",
+    ):
+        assert sentence in words
+    assert faults(report) == []
+
+
+def test_int8_that_depends_on_the_cpu_is_a_fault(report: Report, tmp_path: Path) -> None:
+    report["variants"][1]["int8"] |= {
+        "warning": why_inexact("avx2", 8),
+        "exact": {"agreement": 0.925, "relative_rms": 0.78, "num_images": 40},
+    }
+    first, second = faults(report)
+    assert first.startswith(
+        "int8: the serving CPU has neither VNNI nor AMX (only avx2), so int8 weights of 8 bits"
+    )
+    assert second.startswith(
+        "int8: the served int8 gives the answer of the graph's exact arithmetic on only 92.5 %"
+    )
+    words = " ".join(check_page(report, tmp_path)[0].words)
+    assert first in words
+    assert second in words
 
 
 def test_page_escapes_names(report: Report, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from builder.isa import instruction_set, why_inexact
 from temper.cli import cli
 from temper.progress import Display
 from temper.recipe import load_recipe
@@ -73,6 +74,13 @@ def test_report_has_the_promised_keys(first: Result, report: dict[str, Any]) -> 
             assert row["num_queries"] <= row["num_images"] * row["max_queries"]
     assert report["variants"][1]["size_bytes"] < report["variants"][0]["size_bytes"] / 3
     assert report["variants"][1]["calibration"]["num_calibration"] == 32
+    assert report["variants"][0]["int8"] is None
+    int8 = report["variants"][1]["int8"]
+    assert (int8["verified_isa"], int8["serving_isa"]) == (instruction_set(), instruction_set())
+    assert int8["exact"]["num_images"] == 60
+    assert int8["exact"]["agreement"] >= 0.95
+    assert int8["weight_bits"] == (7 if int8["reduce_range"]["used"] else 8)
+    assert int8["warning"] == why_inexact(instruction_set(), int8["weight_bits"])
 
 
 def test_report_compares_on_the_same_images(report: dict[str, Any]) -> None:

@@ -80,8 +80,8 @@ class Runner:
         if entry.parameters.get("int8_weight_bits") == "8" and _saturates():
             instance.log(
                 f"{entry.file}: this CPU has neither VNNI nor AMX, so int8 weights of 8 bits saturate and answers "
-                f"may differ from other CPUs' (verified on: {entry.figures.get('isa', 'unknown')}); build it again "
-                "with reduce_range = true"
+                f"may differ from other CPUs' (verified on: {entry.figures.get('isa', 'unknown')}); build it "
+                "again with reduce_range = true"
             )
 
     def infer(self, batches: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.float32]]:
