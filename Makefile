@@ -7,13 +7,17 @@ READY := $(VENV)/.ready
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 UV_VERSION := 0.11.2
 
-.PHONY: setup demo test test-fast lint lock clean engines gpu gpu-pack
+.PHONY: setup demo test test-avx2 test-fast lint lock clean engines gpu gpu-pack
 
 demo: $(READY)  ## finetune, quantise, serve, measure and attack a ResNet-18 on digits
 	$(BIN)/temper run recipes/digits.toml
 
 test: $(READY)  ## every test that this machine can run
 	$(BIN)/python -m pytest -q
+
+# Int8 once more, as on a CPU without VNNI: the variables are explained in builder/isa.py.
+test-avx2: $(READY)  ## the int8 tests, with OpenVINO held to AVX2
+	ONEDNN_MAX_CPU_ISA=AVX2 OV_CPU_MAX_ISA=AVX2 $(BIN)/python -m pytest -q -m int8
 
 test-fast: $(READY)  ## without a tritonserver and without the slow ones
 	$(BIN)/python -m pytest -q -m "not server and not slow"
@@ -48,5 +52,5 @@ gpu-pack: $(READY)  ## what `make gpu` needs on a machine without network
 clean:  ## runs and caches, but neither the environment nor what was published
 	rm -rf runs .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 
-bench-%: $(READY)  ## one of the measurements of benchmarks/: serving, load, attack, startup, engines, compression, stress, exits, overload
+bench-%: $(READY)  ## one of the measurements of benchmarks/: serving, load, attack, startup, engines, compression, int8, stress, exits, overload
 	$(BIN)/python -m benchmarks.$* $(ARGS)

@@ -1,4 +1,4 @@
-"""int8 as served on a CPU without VNNI: log, `query` and the agreement stage tell weights of 8 and 7 bits apart."""
+"""int8 as served without VNNI: log, `query` and the agreement stage tell weights of 8 bits from those of 7."""
 
 from __future__ import annotations
 
