@@ -116,14 +116,14 @@ class Measurements:
         """
         num_images = min(_MAX_EXACT, len(self.test_images()[0]))
 
-        def make(folder: Path, stage: Stage) -> dict[str, Any]:
-            del folder
+        def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
+            del folder, stage
             from builder.export import compare_logits, run_onnx
             from client.client import Client
 
             images = np.array(self.test_images()[0][:num_images])
             exact = run_onnx(graph.path / "model.onnx", images)
-            with Client(self._url(stage)) as client:
+            with Client(url) as client:
                 try:
                     served = client.infer(
                         target.model, images, version=str(target.version), timeout_s=_EXACT_LIMIT_S
