@@ -23,7 +23,8 @@ class Stubs:
         """Watch the children of a process."""
         self._grace_s = _LOADING_GRACE_S
         self._server = server
-        self._names: dict[int, str] = {}
+        self.names: dict[int, str] = {}
+        """The instance of every stub that was seen, by process id."""
         self._dead_since: dict[int, float] = {}
 
     def serving(self) -> None:
@@ -38,13 +39,18 @@ class Stubs:
             if fields and fields[0] == "Z":
                 dead[pid] = self._dead_since.get(pid, time.monotonic())
                 if time.monotonic() - dead[pid] >= self._grace_s:
-                    return {"status": _exit_status(int(fields[49])), "instance": self._names.get(pid, "")}
-            elif pid not in self._names:
+                    return {"status": _exit_status(int(fields[49])), "instance": self.names.get(pid, "")}
+            elif pid not in self.names:
                 words = read_file(f"/proc/{pid}/cmdline").split(b"\0")
                 if words[0].endswith(_STUB) and len(words) > 8:
-                    self._names[pid] = words[8].decode(errors="replace")
+                    self.names[pid] = words[8].decode(errors="replace")
         self._dead_since = dead
         return None
+
+
+def has_dead_stub(server: int) -> bool:
+    """Whether one of the stubs of a tritonserver has died; what is asked of its instance fails."""
+    return any(read_stat(pid)[:1] == ["Z"] for pid in _children(server))
 
 
 def _exit_status(status: int) -> int:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from temper._stubs import has_dead_stub
 from temper._supervise import keep_log, remove_traces
 from temper.control import Key, open_control
 from temper.death import describe_death, is_ending
@@ -116,8 +117,10 @@ class TritonServer:
             assert process.stdout is not None
             told = select.poll()
             told.register(process.stdout, select.POLLIN)
-            if not is_ending(self.pid) and not told.poll(0):
-                return None
+            while not is_ending(self.pid) and not told.poll(0):
+                if not has_dead_stub(self.pid):
+                    return None
+                time.sleep(_POLL_S)  # the supervisor is about to end it
             report = json.loads(process.stdout.readline() or "{}")
             self.log = Path(report["log"]) if report else self.keep_log()
             self._death = describe_death(report, self.log)
