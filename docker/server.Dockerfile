@@ -10,7 +10,8 @@ RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir -r /tmp/re
     && install -d -m 0700 -o 1000 -g 1000 /var/cache/temper
 
 # Owned by root: the server cannot change the code that it runs.
-COPY --chown=0:0 --chmod=0555 docker/serve.sh /usr/local/bin/temper-serve
+COPY --chown=0:0 --chmod=0555 docker/serve.py /opt/temper/serve.py
+COPY --chown=0:0 temper/_launch.py temper/_stubs.py /opt/temper/temper/
 COPY --chown=0:0 backends/temper /opt/tritonserver/backends/temper
 COPY --chown=0:0 backends/temper_mean /opt/tritonserver/backends/temper_mean
 
@@ -21,7 +22,8 @@ VOLUME ["/var/cache/temper"]
 # The image's triton-server, by number, so that Kubernetes sees that it is not root.
 USER 1000:1000
 EXPOSE 8000 8001 8002
-# Alive, not ready: one model that does not load is no reason to restart those that are served.
+# Alive, not ready: one model that does not load is no reason to restart those that are served. Where a stub has died
+# the server would be called alive as well: serve.py ends the container then.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/v2/health/live', timeout=4)"]
-CMD ["temper-serve"]
+    CMD ["python3", "/opt/temper/serve.py", "--check"]
+CMD ["python3", "/opt/temper/serve.py"]

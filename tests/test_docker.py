@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import importlib.util
+import json
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
 from builder.engines.containers import expected_tensorrt
+from temper.runtime import environment, find_runtime, lay_out_backends
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
 DOCKERFILES = ("server.Dockerfile", "builder.Dockerfile")
 # Options of tritonserver that came after the embedded release (2.51); the others are looked up in its --help.
 LATER_OPTIONS = {"--allow-client-shm", "--http-max-input-size", "--grpc-max-response-pool-size"}
+
+
+def load_command() -> ModuleType:
+    """The image's command, which is no module of a package."""
+    spec = importlib.util.spec_from_file_location("serve", DOCKER / "serve.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+serve = load_command()
 
 
 def tool(name: str) -> str:
@@ -133,13 +155,13 @@ def test_compose_serves_read_only_on_loopback_with_a_gpu() -> None:
 def test_builder_publishes_where_the_server_reads(recipe: str) -> None:
     command = services()["builder"]["command"]
     repository = command[command.index("--repository") + 1]
-    assert f"TEMPER_REPOSITORY:-{repository}" in (DOCKER / "serve.sh").read_text()
+    assert f'"TEMPER_REPOSITORY", "{repository}"' in (DOCKER / "serve.py").read_text().replace("'", '"')
     assert (ROOT / "recipes" / f"{recipe}.toml").is_file()
     assert f"RECIPE:-{recipe}" in command[1]
 
 
-# The start script, with a program in tritonserver's place that prints what it was given: the release that the
-# script is for is not on this machine.
+# The image's command, with a program in tritonserver's place that prints what it was given: the release that the
+# command is for is not on this machine.
 
 
 def started(folder: Path, *options: str, **environment: str) -> list[str]:
@@ -147,13 +169,14 @@ def started(folder: Path, *options: str, **environment: str) -> list[str]:
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
     done = subprocess.run(
-        ["sh", str(DOCKER / "serve.sh"), *options],
+        [sys.executable, str(DOCKER / "serve.py"), *options],
         env={"PATH": f"{folder}:{os.environ['PATH']}", **environment},
         capture_output=True,
         text=True,
         check=True,
     )
-    return done.stdout.splitlines()
+    assert done.stdout == ""
+    return done.stderr.splitlines()
 
 
 def test_server_is_started_closed(tmp_path: Path) -> None:
@@ -182,22 +205,22 @@ def test_server_is_opened_by_what_it_is_told(tmp_path: Path) -> None:
     assert "--allow-client-shm=true" in given
     assert "--grpc-restricted-protocol=model-repository,trace,logging:admin-key=s3cret" in given
     assert "--backend-config=tensorrt,version-compatible=true" in given
-    assert given[-1] == "--log-verbose=1"
+    assert given[-3] == "--log-verbose=1"
 
 
 def test_key_that_cannot_be_read_does_not_open_the_server(tmp_path: Path) -> None:
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(subprocess.CalledProcessError) as failed:
         started(tmp_path, TEMPER_ADMIN_KEY_FILE=str(tmp_path / "gone"))
+    reason = f"{tmp_path / 'gone'}: No such file or directory"
+    assert failed.value.stderr == f"temper: TEMPER_ADMIN_KEY_FILE: {reason}\n"
 
 
 @pytest.mark.server
 def test_options_are_tritonservers_own(tmp_path: Path) -> None:
-    from temper.server import _environment, _find_runtime
-
-    runtime = _find_runtime()
+    runtime = find_runtime()
     done = subprocess.run(
         [str(runtime / "bin" / "tritonserver"), "--help"],
-        env=_environment(runtime),
+        env=environment(runtime),
         capture_output=True,
         text=True,
     )
@@ -205,6 +228,91 @@ def test_options_are_tritonservers_own(tmp_path: Path) -> None:
     assert len(known) > 50
     used = {option.partition("=")[0] for option in started(tmp_path, TEMPER_VERSION_COMPATIBLE="true")}
     assert used - known == LATER_OPTIONS
+
+
+# The image's command on the embedded tritonserver, without the options that came later.
+
+SUPERVISE = "import json, os, sys, serve; sys.exit(serve.supervise(*json.loads(os.environ['ORDER'])))"
+
+
+@pytest.fixture
+def container(toy_repository: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The command's process, under way, and the address of its HTTP endpoint."""
+    key = tmp_path / "key"
+    key.write_text("s3cret\n")
+    plain, _ = serve.options({"TEMPER_REPOSITORY": str(toy_repository)})
+    _, hidden = serve.options({"TEMPER_ADMIN_KEY_FILE": str(key)})
+    runtime = find_runtime()
+    lay_out_backends(runtime, tmp_path / "backends")
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        ports = [probe.getsockname()[1] for probe in probes]
+    command = [
+        str(runtime / "bin" / "tritonserver"),
+        *(option for option in plain if option.partition("=")[0] not in LATER_OPTIONS),
+        f"--backend-directory={tmp_path / 'backends'}",
+        *(f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
+        *(f"--{name}-address=127.0.0.1" for name in ("http", "grpc", "metrics")),
+    ]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISE],
+            env={**environment(runtime), "PYTHONPATH": str(DOCKER), "ORDER": json.dumps([command, hidden])},
+            stderr=log,
+        )
+    try:
+        yield process, f"http://127.0.0.1:{ports[0]}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def status(url: str, **headers: str) -> int:
+    """The status of a request with an empty body; 0 when nothing answers."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, b"", headers)) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def children(pid: int) -> list[int]:
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for child in " ".join(texts).split()]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("victim", "number", "expected"),
+    [("stub", signal.SIGKILL, 1), ("server", signal.SIGKILL, 137), ("container", signal.SIGTERM, 0)],
+)
+def test_container_ends_with_its_server_or_a_stub(
+    container: tuple[subprocess.Popen[bytes], str],
+    tmp_path: Path,
+    until: Callable[..., None],
+    victim: str,
+    number: signal.Signals,
+    expected: int,
+) -> None:
+    process, url = container
+    until(lambda: status(f"{url}/v2/repository/index", **{"admin-key": "s3cret"}) == 200)
+    assert status(f"{url}/v2/repository/index") == 403
+    (server,) = children(process.pid)
+    stubs = children(server)
+    assert len(stubs) == 2
+    for pid in (process.pid, server, *stubs):
+        assert b"s3cret" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    os.kill({"stub": stubs[0], "server": server, "container": process.pid}[victim], number)
+    process.wait()
+    log = (tmp_path / "log").read_text()
+    assert process.returncode == expected, log
+    assert ("temper: the stub of toy_fp32_0_" in log) == (victim == "stub")
+    assert "s3cret" not in log
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (server, *stubs)))
 
 
 def test_readme_is_short_and_its_command_names_a_file() -> None:

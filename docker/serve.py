@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""Starts tritonserver with everything closed that serving does not need; ends when it, or one of its stubs, does.
+
+Further options are passed on. What it can be told, in the environment:
+
+TEMPER_REPOSITORY           the model repository; /models/repository
+TEMPER_ADMIN_KEY_FILE       file with the key of the restricted calls; without it nobody can make them
+TEMPER_CLIENT_SHM           true: clients may send images through shared memory
+TEMPER_VERSION_COMPATIBLE   true: plans that were built version compatible may run the host code they carry
+
+The key is in no command line and in no log. A stub, the process of one model instance, that dies stays dead, and
+its instance fails every request while the server calls itself live: whoever runs the container must start it anew.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from temper._launch import launch
+from temper._stubs import Stubs, read_stat
+
+_POLL_S = 0.5
+# More than --exit-timeout-secs: requests in flight are answered.
+_GRACE_S = 40.0
+
+
+def options(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Returns tritonserver's options, and those that hold the key.
+
+    Raises:
+        OSError: The file of the key cannot be read.
+    """
+    shared_memory = environment.get("TEMPER_CLIENT_SHM", "false")
+    key_file = environment.get("TEMPER_ADMIN_KEY_FILE")
+    key = Path(key_file).read_text(encoding="utf-8").strip() if key_file else secrets.token_hex(32)
+    closed = [] if shared_memory == "true" else ["shared-memory"]
+    restricted = ",".join([*closed, "model-repository", "trace", "logging"])
+    plans = environment.get("TEMPER_VERSION_COMPATIBLE") == "true"
+    # No polling and no loading by request: a repository that changes is served by a new container. One model that
+    # does not load leaves the others served, and /v2/health/ready says no.
+    plain = [
+        f"--model-repository={environment.get('TEMPER_REPOSITORY', '/models/repository')}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--exit-on-error=false",
+        "--strict-readiness=true",
+        "--exit-timeout-secs=30",
+        "--allow-sagemaker=false",
+        "--allow-vertex-ai=false",
+        "--http-max-input-size=67108864",
+        "--grpc-max-response-pool-size=1024",
+        f"--allow-client-shm={shared_memory}",
+        *(["--backend-config=tensorrt,version-compatible=true"] if plans else []),
+    ]
+    return plain, [
+        f"--grpc-restricted-protocol={restricted}:admin-key={key}",
+        f"--http-restricted-api={restricted}:admin-key={key}",
+    ]
+
+
+def supervise(command: Sequence[str], hidden: Sequence[str]) -> int:
+    """Runs tritonserver until it ends or a stub dies, and returns the exit status.
+
+    Args:
+        command: The program and its options.
+        hidden: Further options, which no other user can read.
+    """
+    process = launch(list(command), list(hidden), dict(os.environ), os.getcwd())
+    told: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        told.append(number)
+        process.terminate()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, forward)
+    dead = _watch(process, _health_url(command), told)
+    if dead is not None:
+        sys.stderr.write(f"temper: the stub of {dead} died; ending, to be started again\n")
+        process.terminate()
+        try:
+            process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        return 1
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def _watch(process: subprocess.Popen[bytes], health: str, told: Sequence[int]) -> str | None:
+    """Waits for the end of tritonserver, or of a stub; returns the instance of that stub.
+
+    A Triton from before 25.12 leaves a dead stub as a zombie; a later one forgets it as soon as it is asked for
+    anything, so the stubs that run when all models are loaded are remembered.
+    """
+    stubs = Stubs(process.pid)
+    loaded: dict[int, str] | None = None
+    while True:
+        try:
+            process.wait(_POLL_S)
+            return None
+        except subprocess.TimeoutExpired:
+            pass
+        dead = stubs.look()
+        gone = [dead["instance"]] if dead else []
+        gone += [name for pid, name in (loaded or {}).items() if not _runs(pid, process.pid)]
+        # While it ends, it takes its stubs down by itself.
+        if gone and not told:
+            return str(gone[0])
+        if loaded is None and _is_live(health):
+            loaded = {pid: name for pid, name in stubs.names.items() if _runs(pid, process.pid)}
+
+
+def _runs(pid: int, parent: int) -> bool:
+    fields = read_stat(pid)
+    return bool(fields) and fields[0] != "Z" and fields[1] == str(parent)
+
+
+def _health_url(command: Sequence[str]) -> str:
+    ports = [option.partition("=")[2] for option in command if option.startswith("--http-port=")]
+    return f"http://127.0.0.1:{(ports or ['8000'])[-1]}/v2/health/live"
+
+
+def _is_live(health: str) -> bool:
+    # Without the environment's proxies: they know nothing of this loopback.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(health, timeout=4):
+            return True
+    except OSError:
+        return False
+
+
+def main() -> None:
+    """The image's command; with `--check` its health check."""
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(0 if _is_live(_health_url([])) else 1)
+    try:
+        plain, hidden = options(os.environ)
+    except OSError as error:
+        sys.exit(f"temper: TEMPER_ADMIN_KEY_FILE: {error.filename}: {error.strerror}")
+    sys.exit(supervise(["tritonserver", *plain, *sys.argv[1:]], hidden))
+
+
+if __name__ == "__main__":
+    main()
