@@ -14,7 +14,7 @@ from builder.audit import audit_qdq
 from builder.errors import QuantizeError
 from builder.export import compare_logits, run_onnx
 from builder.isa import AVX2_ONLY, MAX_SAFE_WEIGHT
-from builder.saturation import run_openvino, settle_range, weight_bits
+from builder.saturation import is_worth_reducing, run_openvino, settle_range, weight_bits
 
 if TYPE_CHECKING:
     from builder.sample import Sample
@@ -74,6 +74,26 @@ def test_auto_reduces_what_saturates_and_nothing_else(
     assert " of 64 images " in info["why"]
     used, info = settle_range("auto", toy_reduced, images, toy_onnx)
     assert (used, info["asked"], info["used"]) == (False, "auto", False)
+
+
+@pytest.mark.parametrize(
+    ("full", "reduced", "worth"),
+    [  # (changed, rms)
+        ((0.0, 0.2), (0.0, 0.02), True),
+        ((0.0, 0.03), (0.0, 0.02), False),  # rounding moves as much
+        ((0.0, 0.009), (0.0, 0.001), False),  # neither matters
+        ((0.02, 0.03), (0.0, 0.02), True),  # the logits say no, the answers yes
+        ((0.02, 0.009), (0.01, 0.009), True),
+        ((0.02, 0.009), (0.02, 0.009), False),  # nothing to gain
+        ((0.01, 0.03), (0.0, 0.02), False),  # as much as is promised
+        ((0.0, 0.2), (0.02, 0.02), True),
+    ],
+)
+def test_decision_weighs_logits_and_answers(
+    full: tuple[float, float], reduced: tuple[float, float], worth: bool
+) -> None:
+    measured = [{"changed": changed, "rms": rms} for changed, rms in (full, reduced)]
+    assert is_worth_reducing(*measured) == worth
 
 
 @pytest.mark.parametrize("asked", [True, False])
