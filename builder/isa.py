@@ -21,15 +21,21 @@ AVX2_ONLY = {"ONEDNN_MAX_CPU_ISA": "AVX2", "OV_CPU_MAX_ISA": "AVX2"}
 Two variables for two parts of OpenVINO 2026.4: oneDNN reads the first, the plugin's own kernels the second, and
 they must say the same. Both are read once, when OpenVINO is loaded."""
 
-# /proc/cpuinfo's flag, our name, and the caps of oneDNN that leave it in use.
+# /proc/cpuinfo's flag, our name, and the caps of oneDNN that leave it in use; the plugin's openvino_runner.py,
+# which imports nothing of ours, has the same caps.
 _AMX = ("AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16", "AVX10_1_512_AMX", "AVX10_1_512_AMX_FP16")
 _AVX512_VNNI = ("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512", *_AMX)
+_AVX2_VNNI = ("AVX2_VNNI", "AVX2_VNNI_2")
+_AVX512 = ("AVX512_CORE", *_AVX512_VNNI)
+_AVX2 = ("AVX2", *_AVX2_VNNI, *_AVX512)
 _LEVELS = (
     ("amx_int8", "amx", _AMX),
     ("avx512_vnni", "avx512_vnni", _AVX512_VNNI),
-    ("avx_vnni", "avx_vnni", ("AVX2_VNNI", "AVX2_VNNI_2")),
-    ("avx512bw", "avx512", ("AVX512_CORE", *_AVX512_VNNI)),
-    ("avx2", "avx2", ("AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", *_AVX512_VNNI)),
+    ("avx_vnni", "avx_vnni", _AVX2_VNNI),
+    ("avx512bw", "avx512", _AVX512),
+    ("avx2", "avx2", _AVX2),
+    ("avx", "avx", ("AVX", *_AVX2)),
+    ("sse2", "sse", ("SSE41", "AVX", *_AVX2)),  # every x86-64 CPU has it
 )
 _EXACT = ("amx", "avx512_vnni", "avx_vnni")
 
@@ -37,18 +43,18 @@ _EXACT = ("amx", "avx512_vnni", "avx_vnni")
 def instruction_set(
     flags: Collection[str] | None = None, environment: Mapping[str, str] | None = None
 ) -> str | None:
-    """Returns the best instruction set that int8 runs on here: `amx`, `avx512_vnni`, `avx_vnni`, `avx512`, `avx2`.
+    """Returns the best instruction set that int8 runs on here.
 
     Args:
         flags: The CPU's, as /proc/cpuinfo names them; None reads them.
         environment: May cap it, as `AVX2_ONLY` does; None is this process's.
 
     Returns:
-        Its name; None on a CPU that has none of them, such as one that is not x86-64.
+        `amx`, `avx512_vnni`, `avx_vnni`, `avx512`, `avx2`, `avx` or `sse`; None where the CPU is not x86-64.
     """
     flags = _read_flags() if flags is None else flags
     environment = os.environ if environment is None else environment
-    cap = environment.get("ONEDNN_MAX_CPU_ISA", environment.get("DNNL_MAX_CPU_ISA", "")).upper()
+    cap = (environment.get("ONEDNN_MAX_CPU_ISA") or environment.get("DNNL_MAX_CPU_ISA") or "").upper()
     if not any(cap in caps for _, _, caps in _LEVELS):
         cap = ""  # ALL, DEFAULT, or not a name that oneDNN knows
     return next((name for flag, name, caps in _LEVELS if flag in flags and (not cap or cap in caps)), None)

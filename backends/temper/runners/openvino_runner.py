@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,15 @@ from artifact import ArtifactError, Entry
 
 _TRITON_TYPE = {"u8": "TYPE_UINT8", "f32": "TYPE_FP32"}
 _PRECISIONS = ("f32", "bf16", "f16")
-# Without them int8 products are added with saturation at 16 bits. The second are caps of oneDNN's that hide them.
-_INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni")
-_CAPS = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+# The flags of CPUs whose int8 products are not added with saturation at 16 bits, and the caps of oneDNN that leave
+# them in use, or none of them: as in builder/isa.py, which says more.
+_AMX = ("AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16", "AVX10_1_512_AMX", "AVX10_1_512_AMX_FP16")
+_EXACT = {
+    "amx_int8": _AMX,
+    "avx512_vnni": ("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512", *_AMX),
+    "avx_vnni": ("AVX2_VNNI", "AVX2_VNNI_2"),
+}
+_INEXACT_CAPS = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
 
 
 @functools.cache
@@ -77,7 +82,7 @@ class Runner:
         self._buffer = np.empty((instance.max_batch, height, width, channels), np.uint8)
         ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.description = f"OpenVINO {ov.__version__.split('-')[0]}, {ran}, {threads} threads"
-        if entry.parameters.get("int8_weight_bits") == "8" and _saturates():
+        if entry.parameters.get("int8_weight_bits") == "8" and saturates(_read_flags(), os.environ):
             instance.log(
                 f"{entry.file}: this CPU has neither VNNI nor AMX, so int8 weights of 8 bits saturate and answers "
                 f"may differ from other CPUs' (verified on: {entry.figures.get('isa', 'unknown')}); build it "
@@ -115,17 +120,26 @@ class Runner:
         """Nothing to give back: OpenVINO frees its memory with this object."""
 
 
-def _saturates() -> bool:
-    """Whether this is an x86-64 CPU whose int8 products are added with saturation at 16 bits."""
-    if platform.machine() != "x86_64":
+def saturates(flags: Collection[str], environment: Mapping[str, str]) -> bool:
+    """Whether int8 products are added with saturation: on x86-64 without VNNI or AMX, or where a cap hides them.
+
+    Args:
+        flags: The CPU's, as /proc/cpuinfo names them.
+        environment: May cap the instruction set.
+    """
+    if "sse2" not in flags:  # not x86-64
         return False
-    if os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper() in _CAPS:
-        return True
+    cap = (environment.get("ONEDNN_MAX_CPU_ISA") or environment.get("DNNL_MAX_CPU_ISA") or "").upper()
+    is_capped = cap in _INEXACT_CAPS or any(cap in caps for caps in _EXACT.values())
+    return not any(flag in flags and (not is_capped or cap in caps) for flag, caps in _EXACT.items())
+
+
+def _read_flags() -> set[str]:
     try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return False
-    return flags.isdisjoint(_INT8_FLAGS)
+        return set()
+    return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
 
 
 def _read(core: Any, entry: Entry) -> Any:
