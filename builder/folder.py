@@ -3,7 +3,7 @@
 Two layouts are read. One folder per class, split by `test_fraction`; or `train/` beside `test/` or `val/`, under
 any of their usual names, each with a folder per class. With both, `test/` tests and `val/` is not used; a `test/`
 that holds none of the training classes, as of a competition, is passed over; without either the test images are
-drawn from `train/`.
+drawn from `train/`. A split among the class folders, by its name or by the folders in it, is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,8 @@ _ROLES: dict[str, Role] = {
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
 }
-# `training_set`, `test-images` and the like.
-_SUFFIX = re.compile(r"[ _-]?(set|split|data|images)$")
+# `training_set`, `test-images`, `val2017` and the like.
+_SUFFIX = re.compile(r"([ _-]?(set|split|data|images))?[ _-]?\d*$")
 _EXPECTED = "expected a sub-folder of images per class, or train/ beside val/ or test/ with such folders"
 # What is decoded at most to name the broken images all at once; a folder of millions would take hours.
 _MAX_CHECKED = 20_000
@@ -67,25 +68,23 @@ def open_folder(root: Path) -> Folder:
 
 
 def fingerprint_folder(root: Path) -> str:
-    """Returns a digest of every image's path, size and time of change below a folder, and of the folders' names.
+    """Returns a digest of what `open_folder` finds: the classes, and path, size and time of change of every image.
 
-    What is left out of a folder is not in it: a .DS_Store trains no new model.
+    What is not used is not in it: a .DS_Store, or a `val/` beside a `test/`, trains no new model.
 
     Raises:
-        DataError: The folder is missing.
+        DataError: As `open_folder`.
     """
-    digest = hashlib.sha256()
-    try:
-        digest.update(repr([path.name for path in list_folders(root).paths]).encode())
-        for path in list_images(root).paths:
-            try:
-                status = path.stat()
-                state = f"{status.st_size}\0{status.st_mtime_ns}"
-            except OSError as error:
-                state = str(error.errno)
-            digest.update(os.fsencode(path.relative_to(root)) + f"\0{state}\n".encode())
-    except FolderError as error:
-        raise DataError(f"data {error}; {_EXPECTED}") from error
+    found = open_folder(root)
+    roles = [found.split["train"], found.split["test"]]
+    digest = hashlib.sha256(repr([found.class_names, roles, len(found.train)]).encode())
+    for path, _ in found.train + (found.test or []):
+        try:
+            status = path.stat()
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError as error:
+            state = str(error.errno)
+        digest.update(os.fsencode(path.relative_to(root)) + f"\0{state}\n".encode())
     return digest.hexdigest()
 
 
@@ -145,8 +144,6 @@ def _open(root: Path) -> Folder:
         return _open_split(root, training[0], others, splits, top.left_out)
     if splits and len(roles) == len(top.paths):
         raise _unclear(root, f"{_names(list(splits))} hold class folders, but there is no train/")
-    if _are_splits([folder.name for folder in top.paths]):
-        raise _unclear(root, f"{_names(top.paths)} are named like splits of the data, not like classes")
     names, files, left_out = _list_classes(root)
     split = {"train": ".", "test": "drawn from every class", "unused": {}}
     return Folder(class_names=names, train=files, test=None, split=split, left_out=left_out)
@@ -208,12 +205,16 @@ def _list_classes(
 ) -> tuple[list[str], list[tuple[Path, int]], list[LeftOut]]:
     """Lists one folder per class; with `names`, those of another split, whose labels it takes."""
     listing = list_folders(folder)
+    if names is None:
+        _check_names(folder, listing.paths)
     labels = {name: label for label, name in enumerate(names or [path.name for path in listing.paths])}
     files: list[tuple[Path, int]] = []
     left_out, empty = list(listing.left_out), []
     for path in listing.paths:
         images = list_images(path)
         left_out += images.left_out
+        if names is None:
+            _check_inside(folder, path, images.paths, labels)
         # An empty folder of a test split may be no class.
         files += [(image, labels[path.name]) for image in images.paths]
         if not images.paths:
@@ -239,16 +240,36 @@ def _role(name: str) -> Role | None:
     return _ROLES.get(_SUFFIX.sub("", name.lower()))
 
 
-def _are_splits(names: list[str]) -> bool:
-    """Whether folders are named like splits and not like classes, as train and valid or seg_train and seg_test."""
-    told = [{_ROLES.get(word) for word in re.split(r"[^a-z]+", name.lower())} - {None} for name in names]
-    whole = {_role(name) for name in names}
-    found = set[Role | None]().union(*told)
-    return {"train", "test"} <= whole or {"train", "val"} <= whole or (all(told) and len(found) > 1)
+def _check_names(folder: Path, classes: list[Path]) -> None:
+    """Refuses folders named like splits among the classes, as valid, or seg_train beside seg_test."""
+    found = [path for path in classes if _role(path.name)]
+    if [path.name.lower() for path in found] == ["train"]:  # a vehicle
+        found = []
+    # By the rest of the name: test_tube and train_station are of no one data set.
+    stems: dict[tuple[str, ...], dict[Path, set[Role]]] = defaultdict(dict)
+    for path in classes:
+        words = {word: _role(word) for word in re.findall(r"[^\W\d_]+", path.name.lower())}
+        if roles := {role for role in words.values() if role}:
+            stems[tuple(word for word, role in words.items() if not role)][path] = roles
+    for told in stems.values():
+        if len(told) > 1 and len(set[Role]().union(*told.values())) > 1:
+            found += [path for path in told if path not in found]
+    if found and len(classes) > 1:
+        what = f"got {_names(sorted(found))} among the classes, which is how splits of the data are named"
+        raise _unclear(folder, what, "; rename what is a class")
 
 
-def _unclear(root: Path, what: str) -> DataError:
-    return DataError(f"data {show(root)}: {what}; {_EXPECTED}")
+def _check_inside(folder: Path, path: Path, images: list[Path], labels: dict[str, int]) -> None:
+    """Refuses a folder among the classes that holds some of them itself, as a split does under any name."""
+    inside = {image.parent.name for image in images if image.parent != path}
+    shared = sorted(inside & labels.keys() - {path.name})
+    if len(shared) > 1:
+        what = f"got {show(path.name)}/ among the classes, which holds classes itself ({name_few(shared)})"
+        raise _unclear(folder, what)
+
+
+def _unclear(root: Path, what: str, hint: str = "") -> DataError:
+    return DataError(f"data {show(root)}: {what}; {_EXPECTED}{hint}")
 
 
 def _names(folders: list[Path]) -> str:

@@ -258,7 +258,7 @@ def test_changed_images_are_seen(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path)
     for path in (tmp_path / "images" / "dark").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"Found no valid file for the classes dark"):
+    with pytest.raises(DataError, match=r"no images of 1 of 2 classes: dark"):
         workshop.build(FP32)
 
 

@@ -49,7 +49,7 @@ TRAIN = classes("train/", "ant", "bee")
     [
         *(("train", name) for name in ("test", "testing", "val", "valid", "validation", "dev", "eval")),
         *[("Train", "Val"), ("TRAIN", "TEST"), ("Training", "Testing"), ("training_set", "test_set")],
-        ("train-images", "Validation images"),
+        *[("train-images", "Validation images"), ("train2017", "val2017")],
     ],
 )
 def test_usual_names_of_splits_are_known(tmp_path: Path, train: str, test: str) -> None:
@@ -67,6 +67,9 @@ LAYOUTS = [
     ("flat", classes("", "ant", "bee"), (6, 2), "6 train, 2 test images"),
     ("a class called train", classes("", "train", "bus", "car"), (9, 3), "9 train, 3 test images"),
     ("classes that begin so", classes("", "train_car", "train_station"), (6, 2), "6 train, 2 test images"),
+    ("of several splits", classes("", "test_tube", "train_station"), (6, 2), "6 train, 2 test images"),
+    ("a class of a split", classes("train/", "train", "bus"), (6, 2), "drawn from every class of train/ tests"),
+    ("folders in classes", classes("", "ant/red", "bee/red", "red/ant"), (9, 3), "9 train, 3 test images"),
     (
         "test beside val",
         [*TRAIN, *classes("val/", "ant", "bee", num=2), *classes("test/", "ant", "bee", num=3)],
@@ -167,16 +170,42 @@ REFUSED = [
         [*classes("train/train/", "ant", "bee"), *classes("val/", "ant", "bee")],
         r"images/train: got 1 classes \(train\), .*; .*/train/train holds 2 folders",
     ),
-    ("splits without classes", ["train/0.png", "valid/0.png"], "train/, valid/ are named like splits of the data"),
+    ("splits without classes", ["train/0.png", "valid/0.png"], "got train/, valid/ among the classes"),
     (
         "splits without classes beside another",
         ["train/0.png", "train/1.png", "test/0.png", "test/1.png", "more/0.png"],
-        "more/, test/, train/ are named like splits of the data, not like classes",
+        "got test/, train/ among the classes",
+    ),
+    (
+        "test without classes beside the classes",
+        [*classes("", "ant", "bee"), "test/0.png", "test/1.png"],
+        "got test/ among the classes, which is how splits of the data are named; "
+        "expected a sub-folder of images per class, or train/ beside .*; rename what is a class",
+    ),
+    *[
+        (
+            f"{name} beside the classes",
+            [*classes("", "ant", "bee"), *classes(f"{name}/", "ant", "bee")],
+            f"got {name}/ among the classes",
+        )
+        for name in ("val", "test", "Validation", "test1", "holdout")
+    ],
+    ("several of one split", classes("", "valid", "dev"), "got dev/, valid/ among the classes"),
+    ("two of training", classes("", "train", "training"), "got train/, training/ among the classes"),
+    (
+        "val among the classes of train",
+        [*classes("train/", "ant", "bee", "val"), *classes("test/", "ant", "bee")],
+        "images/train: got val/ among the classes",
+    ),
+    (
+        "both one folder deeper",
+        classes("train/train/", "ant", "bee") + classes("train/val/", "ant", "bee"),
+        "images/train: got train/, val/ among the classes",
     ),
     (
         "unknown names of splits",
-        classes("seg_train/", "ant", "bee") + classes("seg_test/", "ant", "bee"),
-        "seg_test/, seg_train/ are named like splits of the data, not like classes",
+        classes("seg_train/", "ant", "bee") + classes("seg_test/", "ant", "bee") + classes("", "seg_pred"),
+        "got seg_test/, seg_train/ among the classes",
     ),
     (
         "no train",
@@ -266,7 +295,7 @@ def test_changed_folder_is_a_new_input(tmp_path: Path) -> None:
         lambda: fill(root, "ant/new.png"),
         lambda: os.utime(root / "ant/new.png", (1, 1)),
         lambda: (root / "ant/link.png").symlink_to("nothing"),
-        lambda: fill(root, "cat/"),
+        lambda: fill(root, "cat/0.png", "cat/1.png"),
         lambda: fill(root, os.fsdecode(b"ant/\xff.png")),
     ]
     for number, change in enumerate(changes, start=2):
@@ -274,6 +303,22 @@ def test_changed_folder_is_a_new_input(tmp_path: Path) -> None:
         seen.add(fingerprint_data(config))
         assert len(seen) == number
     assert fingerprint_data(DataConfig()) is None
+
+
+def test_what_is_not_used_is_no_new_input(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", *TRAIN, *classes("test/", "ant", "bee"))
+    config = DataConfig(source="folder", path=str(root), image_size=32)
+    before = fingerprint_data(config)
+    fill(root, *classes("val/", "ant", "bee"), "docs/0.png", "test/cat/")
+    assert fingerprint_data(config) == before
+    (root / "test").rename(root / "old")  # now val/ tests
+    assert fingerprint_data(config) != before
+
+
+def test_empty_class_is_refused_when_all_is_to_be_reused_too(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", *TRAIN, *classes("test/", "ant", "bee"), "train/cat/")
+    with pytest.raises(DataError, match=r"images/train: no images of 1 of 3 classes: cat; remove the folders"):
+        fingerprint_data(DataConfig(source="folder", path=str(root), image_size=32))
 
 
 def test_files_that_cannot_be_used_are_named_all_at_once(tmp_path: Path) -> None:
