@@ -38,7 +38,7 @@ def main() -> None:
         shutil.copytree(resnet50_repository() / "resnet50_int8", repository / "resnet50_int8")
     perf_analyzer()
     results: dict[str, Any] = {}
-    with TritonServer(repository) as server:
+    with TritonServer(repository, only_published=False) as server:
         for model in options.models:
             for concurrency in (1, 16, 64):
                 contenders = {

@@ -74,7 +74,9 @@ def _measure(client: Path, seconds: float, without: list[str]) -> dict[str, Any]
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
-            TritonServer(_repository(Path(folder)), log_file=Path(folder) / "tritonserver.log") as server,
+            TritonServer(
+                _repository(Path(folder)), log_file=Path(folder) / "tritonserver.log", only_published=False
+            ) as server,
         ):
             drivers = [_start(client, server.grpc_url, seed, seconds, without) for seed in range(2)]
             while any(one.poll() is None for one in drivers):

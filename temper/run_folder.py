@@ -14,7 +14,7 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from temper._supervise import remove_traces
@@ -59,8 +59,12 @@ def make_run_folder() -> tuple[Path, int]:
     return folder, descriptor
 
 
-def lay_out_view(repository: Path, models: Iterable[str] | None, view: Path) -> dict[str, str]:
+def lay_out_view(
+    repository: Path, models: Iterable[str] | None, left_out: Container[str], view: Path
+) -> dict[str, str]:
     """Makes links to the models that are served: the named ones, with what ensembles are made of, or all.
+
+    Those that are left out get no link.
 
     Returns:
         The models that cannot be served, with the reason.
@@ -69,7 +73,7 @@ def lay_out_view(repository: Path, models: Iterable[str] | None, view: Path) -> 
     if models is None:
         models = [path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith(".")]
     refused: dict[str, str] = {}
-    todo = list(models)
+    todo = [model for model in models if model not in left_out]
     while todo:
         model = todo.pop()
         if not _PLAIN_NAME.fullmatch(model):

@@ -32,6 +32,7 @@ from temper.ports import LOOPBACK, listens, take_ports
 from temper.run_folder import BACKENDS, LOG, VIEW, lay_out_view, make_run_folder
 from temper.runtime import environment, find_runtime, lay_out_backends
 from temper.temporary import explain, is_trouble
+from temper.verify import find_changed
 
 _POLL_S = 0.05
 _SUPERVISE = "import sys; sys.path.insert(0, sys.argv[1]); from temper._supervise import main; main()"
@@ -53,11 +54,13 @@ class TritonServer:
         metrics_port: Port of the Prometheus endpoint.
         ready_timeout_s: How long loading may go on without a word in the server's log.
         strict: Raise when a model fails to load. False leaves the others served, as `failed` tells.
+        only_published: Check before every start that the models are what was published; what is not counts as one
+            that fails to load, and the server never sees it. False is for models written by hand.
         extra_args: Further tritonserver options, verbatim.
 
     Raises:
-        ServerError: The server cannot be started here, a port is taken, or a model does not load; the
-            message holds Triton's reason and the log's path.
+        ServerError: The server cannot be started here, a port is taken, or a model is not what was published or
+            does not load; the message holds the reason.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class TritonServer:
         metrics_port: int | None = None,
         ready_timeout_s: float = 300.0,
         strict: bool = True,
+        only_published: bool = True,
         extra_args: Sequence[str] = (),
     ) -> None:
         """Keep the options; `start` or the context manager starts the process."""
@@ -78,6 +82,7 @@ class TritonServer:
         self.models = None if models is None else tuple(models)
         self.ready_timeout_s = ready_timeout_s
         self.strict = strict
+        self.only_published = only_published
         self.extra_args = tuple(extra_args)
         self.failed: dict[str, str] = {}
         self.pid = 0
@@ -148,8 +153,9 @@ class TritonServer:
                 f"model repository {self.repository}: no such folder; publish a model first with `temper build`"
             )
         self._check_models_exist()
+        changed = self._find_changed()
         try:
-            self._start()
+            self._start(changed)
             self._wait_ready()
         except BaseException:
             self.stop()
@@ -191,14 +197,27 @@ class TritonServer:
                     f"model {model!r} is not in {self.repository}; it holds: {', '.join(known) or 'no model'}"
                 )
 
-    def _start(self) -> None:
+    def _find_changed(self) -> dict[str, str]:
+        """Why models may not be given to the server: the plugin never sees one that names another backend."""
+        if not self.only_published:
+            return {}
+        changed = find_changed(self.repository, self.models)
+        lines = "; ".join(f"model {model}: {reason}" for model, reason in changed.items())
+        if changed and self.strict:
+            raise ServerError(lines)
+        wanted = self.models or [path.name for path in self.repository.iterdir() if path.is_dir()]
+        if changed.keys() >= set(wanted):
+            raise ServerError(f"no model of {self.repository} is what was published: {lines}")
+        return changed
+
+    def _start(self, changed: dict[str, str]) -> None:
         runtime = find_runtime()
         self._folder, lock = make_run_folder()
         try:
             self.log = self.log_file or self._folder / LOG
             self.log.parent.mkdir(parents=True, exist_ok=True)
             lay_out_backends(runtime, self._folder / BACKENDS)
-            self._refused = lay_out_view(self.repository, self.models, self._folder / VIEW)
+            self._refused = changed | lay_out_view(self.repository, self.models, changed, self._folder / VIEW)
             self._take_ports()
             self._launch(runtime, lock)
         except OSError as error:

@@ -343,7 +343,7 @@ def test_images_in_shared_memory_are_those_that_are_answered(server: TritonServe
 @pytest.mark.server
 def test_model_that_computes_nothing_answers_every_batch(tmp_path: Path) -> None:
     model = write_null(tmp_path / "repository", 2, 32, 8, on_gpu=False)
-    with TritonServer(tmp_path / "repository") as server, Client(server.grpc_url) as client:
+    with TritonServer(tmp_path / "repository", only_published=False) as server, Client(server.grpc_url) as client:
         for batch in (1, 8):
             answer = client.infer(model, networks.make_images(batch, 32))
             assert answer.shape == (batch, networks.NUM_CLASSES)

@@ -93,7 +93,15 @@ def serve(
     before, begin = device.memory_used_bytes(), time.monotonic()
     log = context.work / "logs" / f"{model}.log"
     pools = () if context.device == "cpu" else _POOLS
-    with TritonServer(repository, models=[model], ready_timeout_s=300, log_file=log, extra_args=pools) as server:
+    server = TritonServer(
+        repository,
+        models=[model],
+        ready_timeout_s=300,
+        log_file=log,
+        extra_args=pools,
+        only_published=precision is not None,
+    )
+    with server:
         results.put(name, {"ready_s": round(time.monotonic() - begin, 1), "gpu_mib": device.used_mib(before)})
         with Client(server.grpc_url) as client:
             info = client.model_info(model)

@@ -11,7 +11,6 @@ from temper.endpoint import start_again
 from temper.errors import ServerError
 from temper.server import TritonServer
 from temper.terminal import echo
-from temper.verify import find_changed
 
 _POLL_S = 0.2
 _STABLE_S = 60.0
@@ -40,14 +39,6 @@ def serve_command(
     """
     if repository.is_dir() and not any(repository.glob("*/config.pbtxt")):
         raise ServerError(f"{repository}: holds no model; build one with `temper build`")
-    changed = find_changed(repository, models)
-    for model, reason in changed.items():
-        echo(f"not loaded: {model}: {reason}", err=True)
-    if changed:
-        wanted = models or [path.name for path in repository.iterdir() if path.is_dir()]
-        models = [model for model in wanted if model not in changed]
-        if not models:
-            raise ServerError(f"no model of {repository} is what was published")
     server = TritonServer(
         repository,
         models=models,

@@ -94,7 +94,10 @@ def test_config_is_completed_from_the_artifact(
     config = toy_repository / "toy_fp32" / "config.pbtxt"
     config.write_text('name: "toy_fp32"\nbackend: "temper"\n')
     accept_config(config.parent)
-    with TritonServer(toy_repository) as server, triton.InferenceServerClient(server.grpc_url) as client:
+    with (
+        TritonServer(toy_repository, only_published=False) as server,
+        triton.InferenceServerClient(server.grpc_url) as client,
+    ):
         completed = client.get_model_config("toy_fp32").config
         assert completed.max_batch_size == 32
         assert completed.HasField("dynamic_batching")
@@ -238,7 +241,10 @@ def refusals(
         spoil(repository / name / "1")
         if name in ACCEPTED:
             accept_config(repository / name)
-    with TritonServer(repository, strict=False) as server, triton.InferenceServerClient(server.grpc_url) as client:
+    with (
+        TritonServer(repository, strict=False, only_published=False) as server,
+        triton.InferenceServerClient(server.grpc_url) as client,
+    ):
         assert _infer(client, np.zeros((1, 32, 32, 3), np.uint8), "good").shape == (1, 10)
         return server.failed
 

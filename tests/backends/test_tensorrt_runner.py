@@ -422,7 +422,7 @@ def refusals(
         spoil(version)
         if name != "corrupted":
             accept_config(version.parent)
-    with TritonServer(repository, strict=False) as server:
+    with TritonServer(repository, strict=False, only_published=False) as server:
         assert _infer(server, np.zeros((1, 32, 32, 3), np.uint8), "good").shape == (1, 10)
         return {
             model: reason.replace("Internal: TritonModelException: ", "")
@@ -507,7 +507,9 @@ def gpu_server(
     no_engine = folder / "model.rtx"
     no_engine.write_bytes(b"no engine" * 100)
     _publish(repository, "no_engine", no_engine, card=card)
-    with share_server(request, TritonServer(repository, strict=False, log_file=folder / "log")) as server:
+    with share_server(
+        request, TritonServer(repository, strict=False, only_published=False, log_file=folder / "log")
+    ) as server:
         yield server
 
 

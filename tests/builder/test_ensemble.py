@@ -174,7 +174,8 @@ def served(
     shutil.rmtree(repository / "gone")
     # Triton loads an ensemble's members with it.
     models = ["pair", "narrow", "bounded", "orphan"]
-    server = TritonServer(repository, models=models, log_file=folder / "tritonserver.log", strict=False)
+    log = folder / "tritonserver.log"
+    server = TritonServer(repository, models=models, log_file=log, strict=False, only_published=False)
     with share_server(request, server) as running:
         yield running
 

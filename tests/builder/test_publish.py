@@ -14,6 +14,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from backends.temper import artifact
 from builder.errors import PublishError
 from builder.publish import Published, publish
 from builder.serving import ServingConfig
@@ -256,6 +257,26 @@ def test_only_the_newest_versions_are_kept(tmp_path: Path) -> None:
     assert {path.name for path in model.iterdir()} - {"config.pbtxt"} == {"7", "10", "12"}
     assert check_repository(tmp_path / "repository") == [("m_int8", 12, "engine 12")]
     assert [path.name for path in (tmp_path / ".repository-work").iterdir()] == ["lock"]
+
+
+def test_version_whose_config_is_just_being_replaced_is_right(tmp_path: Path) -> None:
+    """Triton reads config.pbtxt long before the plugin looks at it."""
+    first = publish_bytes(tmp_path)
+    read = {"parameters": {"engine": {"string_value": "openvino"}}, "output": [{"label_filename": "1/labels.txt"}]}
+    second = publish_bytes(tmp_path, b"engine 2")
+    assert artifact.verify(first.path, read).file == first.path / "model.onnx"
+    config = first.path.parent / "config.pbtxt"
+    for changed in (config, second.path / "config.pbtxt", second.path / "SHA256SUMS"):
+        content = changed.read_bytes()
+        changed.write_bytes(
+            content.replace(b"count: 2", b"count: 9") if changed != second.path / "SHA256SUMS" else b""
+        )
+        with pytest.raises(
+            artifact.ArtifactError, match="config.pbtxt: is not the one that was published with ver"
+        ):
+            artifact.verify(first.path, read)
+        changed.write_bytes(content)
+    assert artifact.verify(first.path, read)
 
 
 @pytest.mark.parametrize("link", [".repository-work", ".repository-work/lock"])

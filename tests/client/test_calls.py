@@ -38,7 +38,9 @@ def slow(
 ) -> Iterator[TritonServer]:
     """A server with a model that takes as many hundredths of a second as an image says."""
     log = tmp_path_factory.mktemp("slow") / "tritonserver.log"
-    with share_server(request, TritonServer(MODELS, models=["slow"], log_file=log)) as running:
+    with share_server(
+        request, TritonServer(MODELS, models=["slow"], log_file=log, only_published=False)
+    ) as running:
         yield running
 
 

@@ -70,7 +70,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     write_model(repository, "faulty", 1, labels="red green blue", max_batch=8)
     write_model(repository, "narrow", 1, labels="red green blue", max_batch=1, queue=2)
     write_model(repository, "promoted", 1, labels="red green blue", max_batch=8)
-    with PollingServer(repository, log_file=folder / "tritonserver.log") as running:
+    with PollingServer(repository, log_file=folder / "tritonserver.log", only_published=False) as running:
         yield running
 
 

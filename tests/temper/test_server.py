@@ -167,18 +167,27 @@ def test_server_refuses_an_unknown_model(toy_repository: Path) -> None:
         TritonServer(toy_repository, models=["toy_int4"]).start()
 
 
-def test_server_serves_the_others_when_one_model_is_broken(toy_repository: Path) -> None:
+@pytest.mark.parametrize(
+    ("only_published", "reason"),
+    [
+        (True, "/config.pbtxt: got name 'broken' and versions [], expected 'broken' and one version"),
+        (False, "/1/SHA256SUMS cannot be read"),
+    ],
+)
+def test_server_serves_the_others_when_one_model_is_broken(
+    toy_repository: Path, only_published: bool, reason: str
+) -> None:
     broken = toy_repository / "broken"
     (broken / "1").mkdir(parents=True)
     (broken / "config.pbtxt").write_text('name: "broken"\nbackend: "temper"\nmax_batch_size: 4\n')
-    with TritonServer(toy_repository, strict=False) as server:
+    with TritonServer(toy_repository, strict=False, only_published=only_published) as server:
         # The user's path, not that of a link.
-        assert f"{broken}/1/SHA256SUMS cannot be read" in server.failed["broken"]
+        assert f"{broken}{reason}" in server.failed["broken"]
         assert list(server.failed) == ["broken"]
         with triton.InferenceServerClient(server.grpc_url) as client:
             assert client.is_model_ready("toy_fp32")
-    with pytest.raises(ServerError, match="tritonserver could not load broken: .*SHA256SUMS cannot be read"):
-        TritonServer(toy_repository).start()
+    with pytest.raises(ServerError, match=f"broken: .*{re.escape(reason)}"):
+        TritonServer(toy_repository, only_published=only_published).start()
 
 
 @pytest.mark.parametrize("asked", [True, False], ids=["log asked for", "no log asked for"])
@@ -204,6 +213,15 @@ def test_server_that_died_says_how_and_starts_again_at_the_same_address(
         assert "Signal (11) received" in Path(found[1]).read_text()
         if asked:
             assert found[1] == str(log)
+        config = toy_repository / "toy_fp32" / "config.pbtxt"
+        published = config.read_text()
+        config.write_text(published.replace('"temper"', '"python"'))
+        with pytest.raises(
+            ServerError, match="^model toy_fp32: .*got the backend 'python', which temper never pub"
+        ):
+            server.restart()
+        assert not server.alive
+        config.write_text(published)
         server.restart()
         assert server.alive
         assert server.death() is None

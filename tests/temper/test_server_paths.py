@@ -63,7 +63,7 @@ def test_failure_in_an_odd_repository_names_it(toy_repository: Path, tmp_path: P
     shutil.copytree(toy_repository, repository)
     (repository / "toy_fp32" / "1" / "SHA256SUMS").unlink()
     shutil.copytree(toy_repository / "toy_fp32", repository / "a b; touch x")
-    with TritonServer(repository, strict=False) as server:
+    with TritonServer(repository, strict=False, only_published=False) as server:
         assert f"{repository}/toy_fp32/1/SHA256SUMS" in server.failed["toy_fp32"]
         assert server.failed["a b; touch x"].startswith("its name may hold letters, digits and ")
 
