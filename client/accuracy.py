@@ -32,6 +32,8 @@ class AccuracyResult:
     """the same figures by class index, for the classes that occur"""
     correct: BoolArray
     """bool [num_images], in the order of the images; compare two variants with `client.stats.compare_paired`"""
+    answers: Int64Array
+    """int64 [num_images], the class answered; -1 where the answer was no score"""
 
     errors: dict[str, int] = field(default_factory=dict)
     """images whose answer was no score, by kind ("nonfinite_output"); each counts as wrong"""
@@ -39,7 +41,7 @@ class AccuracyResult:
     """requests that were sent again, by the kind of error that made it necessary"""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as a JSON object, without the vector."""
+        """Return the figures as a JSON object, without the vectors."""
         return {
             "errors": self.errors,
             "retries": self.retries,
@@ -134,8 +136,7 @@ async def evaluate(
     if batch_size < 1 or concurrency < 1:
         raise ValueError(f"batch_size, concurrency: got {batch_size}, {concurrency}, expected at least 1")
     wanted = all_labels[chosen]
-    correct = np.zeros(len(chosen), dtype=np.bool_)
-    judged = np.zeros(len(chosen), dtype=np.bool_)
+    answers: Int64Array = np.full(len(chosen), -1, dtype=np.int64)
     starts = iter(range(0, len(chosen), batch_size))
     num_done = 0
 
@@ -144,14 +145,13 @@ async def evaluate(
         for start in todo:
             part = slice(start, start + batch_size)
             scores = check_scores(await infer(np.array(images[chosen[part]])), wanted[part])
-            judged[part] = finite_rows(scores)
-            correct[part] = judged[part] & (scores.argmax(axis=1) == wanted[part])
+            answers[part] = np.where(finite_rows(scores), scores.argmax(axis=1), -1)
             num_done += len(scores)
             if progress:
                 progress(num_done, len(chosen))
 
     await gather_or_cancel(worker(starts) for _ in range(concurrency))
-    num_broken = int((~judged).sum())
+    correct, num_broken = answers == wanted, int((answers < 0).sum())
     if num_broken == len(chosen):
         raise NonFiniteOutput(
             f"not one answer to {len(chosen)} images is free of NaN and infinities; check the engine of this model"
@@ -160,6 +160,7 @@ async def evaluate(
         **proportion(correct),
         per_class=proportion_per_class(correct, wanted),
         correct=correct,
+        answers=answers,
         errors={NonFiniteOutput.kind: num_broken} if num_broken else {},
     )
 

@@ -20,7 +20,7 @@ from client.robustness.base import AttackConfig
 from client.scores import Int64Array, UInt8Array
 
 FILE_NAME = "finished.jsonl"
-FORMAT = 2
+FORMAT = 3
 """Raised when the lines change, or what they mean."""
 
 
@@ -117,7 +117,12 @@ def checkpoint_path(folder: Path, header: dict[str, Any]) -> Path:
 
 
 def build_header(
-    config: AttackConfig, images: UInt8Array, labels: Int64Array, indices: Int64Array, endpoint: str
+    config: AttackConfig,
+    images: UInt8Array,
+    labels: Int64Array,
+    indices: Int64Array,
+    answers: Int64Array,
+    endpoint: str,
 ) -> dict[str, Any]:
     """Return what an attack's outcome depends on; batch size and concurrency are not among it.
 
@@ -126,6 +131,8 @@ def build_header(
         images: uint8 [N, H, W, 3].
         labels: int64 [N].
         indices: which of them are attacked; these are read whole.
+        answers: int64 [n], the endpoint's classes of those before the attack: they tell it from another one that
+            was put in its place, under its name.
         endpoint: name of what is attacked.
     """
     header = {key: value for key, value in asdict(config).items() if key not in ("batch_size", "concurrency")}
@@ -136,6 +143,7 @@ def build_header(
         "format": FORMAT,
         **header,
         "endpoint": endpoint,
+        "answers": hashlib.sha256(answers.tobytes()).hexdigest(),
         "images": list(images.shape),
         "digest": digest.hexdigest(),
     }

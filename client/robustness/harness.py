@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,16 +123,14 @@ async def attack_endpoint(
         gallery: how many fooled images to keep as examples.
         checkpoint: file of finished images.
         checkpoints: folder of such files, each in use until its attack is done.
-        endpoint: name of what is attacked; a checkpoint is refused when it names another.
+        endpoint: name of what is attacked; a checkpoint is refused when it names another, or was written for one
+            that answered the images themselves otherwise.
         say: called with one line when the attack goes on from a checkpoint, or can keep none.
     """
     truth = check_labels(images, labels)
     indices = choose_images(len(images), config)
     log = None
-    if checkpoint or checkpoints:
-        header = build_header(config, images, truth, indices, endpoint)
-        log = _open_checkpoint(checkpoint, checkpoints, header, say or _quiet)
-    with log or nullcontext():
+    with ExitStack() as stack:
         num_finished = 0
         try:
             clean = await evaluate(
@@ -143,6 +141,10 @@ async def attack_endpoint(
                 batch_size=config.batch_size,
                 concurrency=config.concurrency,
             )
+            if checkpoint or checkpoints:
+                header = build_header(config, images, truth, indices, clean.answers, endpoint)
+                log = _open_checkpoint(checkpoint, checkpoints, header, say or _quiet)
+                stack.enter_context(log or nullcontext())
             right = indices[clean.correct]
             judge = Judge(config, images, truth, right, gallery=gallery, checkpoint=log, progress=progress)
             start = time.perf_counter()

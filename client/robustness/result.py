@@ -133,6 +133,8 @@ def build_result(
 ) -> AttackResult:
     """Work out the figures from the vectors of one attack, all [n] in the order of `indices`.
 
+    What was noted of images that were not right before the attack does not count.
+
     Args:
         config: the attack.
         indices: the images' indices in the data set.
@@ -146,6 +148,7 @@ def build_result(
         num_queries_now: queries that this run sent.
         duration_s: seconds that they took.
     """
+    fooled_at, broken_at, queries = (np.where(correct, noted, 0) for noted in (fooled_at, broken_at, queries))
     lost_at = np.maximum(fooled_at, broken_at)  # at most one of them is set
     survived = correct & (lost_at == 0)
     counted = Counter(errors)

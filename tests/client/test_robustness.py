@@ -11,6 +11,7 @@ import pytest
 
 from client.errors import ServerUnavailable
 from client.robustness import AttackConfig, AttackResult, attack_endpoint
+from client.robustness.result import build_result
 
 Digits = Any  # the fixture's class in conftest.py
 FAMILIES = ("square", "noise", "art-square")
@@ -142,6 +143,23 @@ async def test_curve_falls_from_clean_to_robust_accuracy(digits: Digits) -> None
     assert values == sorted(values, reverse=True) and len(set(values)) > 5
     fooled = result.queries[result.correct & ~result.survived]
     assert result.queries_to_success == {"median": np.median(fooled), "mean": pytest.approx(fooled.mean())}
+
+
+def test_what_was_noted_of_an_image_that_was_wrong_before_does_not_count() -> None:
+    vectors = {"fooled_at": [2, 3, 0, 0], "broken_at": [0, 0, 4, 0], "queries": [2, 3, 4, 60]}
+    result = build_result(
+        config("noise"),
+        indices=np.arange(4),
+        labels=np.zeros(4, np.int64),
+        correct=np.array([True, False, False, False]),
+        errors={},
+        gallery=[],
+        num_queries_now=69,
+        duration_s=1.0,
+        **{name: np.array(values) for name, values in vectors.items()},
+    )
+    assert [result.curve[0]["accuracy"], result.curve[-1]["accuracy"]] == [0.25, 0.0]
+    assert (result.num_queries, result.errors, result.queries_to_success) == (2, {}, {"median": 2, "mean": 2})
 
 
 async def test_progress_ends_at_the_whole_budget_and_never_goes_back(digits: Digits) -> None:
