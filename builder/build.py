@@ -386,7 +386,7 @@ class _Build:
                 graph_sha256=sha256_file(chain.graph.path / GRAPH_FILE) if bound else None,
             )
             view.reused = published.reused
-            view.note = f"{published.model} version {published.version}"
+            view.note = published.note
         return Built(
             variant=chain.variant.name,
             model=published.model,
@@ -426,7 +426,7 @@ class _Build:
                 serving=self.serving,
             )
             view.reused = published.reused
-            view.note = f"{published.model} version {published.version}"
+            view.note = published.note
         return Built(
             variant=variant.name,
             model=published.model,

@@ -63,9 +63,9 @@ def replace_file(path: Path, content: bytes, *, work: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Holds an exclusive lock on `path` (made when missing); waits while another process holds it.
 
-    The kernel drops the lock when its holder dies, so a kill leaves nothing to clean.
+    The kernel drops the lock when its holder dies, so a kill leaves nothing to clean. A link is not followed.
     """
-    with path.open("ab") as file:
+    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666), "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -6,6 +6,7 @@ holds one plan for each, all from the same graph, and the server chooses (Triton
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -79,14 +80,21 @@ def carried_plans(version: Path, graph_sha256: str | None, own: Sequence[str]) -
         The plans, each found to be as it was published.
 
     Raises:
-        PublishError: A plan is missing, or was changed since it was published.
+        PublishError: A plan is missing, or it or the card was changed since it was published.
     """
     try:
-        card = json.loads((version / "card.json").read_bytes())
+        content = (version / "card.json").read_bytes()
+        card = json.loads(content)
     except (OSError, ValueError, RecursionError):
         return []  # no version of ours, or not whole: nothing to take over
     if graph_sha256 is None or not isinstance(card, dict) or card.get("graph_sha256") != graph_sha256:
         return []
+    digests = _read_digests(version / "SHA256SUMS")
+    if digests.get("card.json") != hashlib.sha256(content).hexdigest():
+        raise PublishError(
+            f"{version / 'card.json'}: is not what was published (SHA256SUMS has another SHA-256), so no plan is "
+            f"taken over; remove the folder {version} and publish again"
+        )
     try:
         plans = [_listed_plan(version, listed) for listed in card["plans"]]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -96,12 +104,22 @@ def carried_plans(version: Path, graph_sha256: str | None, own: Sequence[str]) -
         ) from error
     kept = [plan for plan in plans if plan.name not in own]
     for plan in kept:
-        if not plan.source.is_file() or sha256_file(plan.source) != plan.sha256:
+        # The card's own digest of it is for its readers: with SHA256SUMS everything is compared.
+        if not plan.source.is_file() or not sha256_file(plan.source) == plan.sha256 == digests.get(plan.name):
             raise PublishError(
-                f"{plan.source}: is not what was published (card.json has another SHA-256), so it is not taken "
+                f"{plan.source}: is not what was published (SHA256SUMS has another SHA-256), so it is not taken "
                 f"over; remove the folder {version} and publish again"
             )
     return kept
+
+
+def _read_digests(path: Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file that SHA256SUMS names; none when it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def _listed_plan(version: Path, listed: Mapping[str, Any]) -> Plan:

@@ -36,6 +36,7 @@ CARD_FILE = "card.json"
 DIGESTS_FILE = "SHA256SUMS"
 
 _WORK_PREFIX = "publish-"
+_WORK = re.compile(_WORK_PREFIX + "[a-z0-9_]{8}")  # as mkdtemp fills it up
 _LOCK = "lock"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
@@ -52,6 +53,13 @@ class Published:
     """The version's folder."""
     reused: bool
     """True when the repository already served exactly this."""
+    stuck: tuple[str, ...] = ()
+    """Older versions that were to be removed and could not be, each with the reason; they do no harm."""
+
+    @property
+    def note(self) -> str:
+        """Says in one line what was published."""
+        return "; ".join([f"{self.model} version {self.version}", *self.stuck])
 
 
 @dataclass(frozen=True)
@@ -131,11 +139,13 @@ def publish(
         The version served from now on.
 
     Raises:
-        PublishError: The name, the labels or the compute capability are wrong, a plan to be kept was changed
-            since it was published, or the repository cannot be written.
+        PublishError: The name, the labels or the compute capability are wrong, an ONNX file keeps weights in
+            another one, a plan to be kept was changed since it was published, or the repository cannot be written.
     """
     check_names(model, labels, num_classes)
     plan = _read_plan(engine_file, compute_capability, card)
+    if parameters.get("engine") == "openvino":
+        _check_whole(engine_file)
     entry = Entry(
         plans=(plan,),
         labels=render_labels(labels),
@@ -194,6 +204,27 @@ def _read_plan(engine_file: Path, compute_capability: str | None, card: Mapping[
         raise PublishError(f"engine {engine_file}: cannot be read: {describe_os_error(error)}") from error
 
 
+def _check_whole(onnx_file: Path) -> None:
+    """Refuses weights outside of the ONNX file, which would be published without a digest, or not at all."""
+    from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]  # ships none
+    from onnx import ModelProto, TensorProto
+
+    def is_whole(message: Message) -> bool:
+        if isinstance(message, TensorProto) and (message.external_data or message.data_location):
+            return False
+        fields = (value for field, value in message.ListFields() if field.message_type is not None)
+        return all(
+            is_whole(each) for value in fields for each in ([value] if isinstance(value, Message) else value)
+        )
+
+    try:
+        model = ModelProto.FromString(onnx_file.read_bytes())
+    except DecodeError:
+        return  # the server says what it is instead
+    if not is_whole(model):
+        raise PublishError(f"engine {onnx_file}: keeps weights in another file; export one file")
+
+
 def check_names(model: str, labels: Sequence[str], num_classes: int) -> None:
     """Checks a model's name, and that there is one printable label per class.
 
@@ -245,8 +276,8 @@ def _work_root(repository: Path) -> Path:
 
 def _remove_leftovers(work_root: Path) -> None:
     """Removes what killed publishers left, and nothing else; the lock is ours, so nobody is using it."""
-    for path in work_root.glob(f"{_WORK_PREFIX}*"):
-        if path.is_dir() and not path.is_symlink():
+    for path in work_root.iterdir():
+        if _WORK.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -277,8 +308,10 @@ def _add_version(model: Path, entry: Entry, work: Path) -> Published:
     if not _same_content(model / CONFIG_FILE, texts[CONFIG_FILE]):
         replace_file(model / CONFIG_FILE, texts[CONFIG_FILE], work=work)
         reused = False
-    _prune(model, entry.config.serving.keep_versions, {version, before}, work)
-    return Published(model=entry.model, version=version, path=model / str(version), reused=reused)
+    stuck = _prune(model, entry.config.serving.keep_versions, {version, before}, work)
+    return Published(
+        model=entry.model, version=version, path=model / str(version), reused=reused, stuck=tuple(stuck)
+    )
 
 
 def _versions(model: Path) -> list[int]:
@@ -294,16 +327,22 @@ def _served_version(model: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def _prune(model: Path, keep: int, served: set[int | None], work: Path) -> None:
+def _prune(model: Path, keep: int, served: set[int | None], work: Path) -> list[str]:
     """Removes all but the newest versions, those that are or were served until now, and what is not ours.
 
-    A version leaves the repository in one rename; what a kill leaves of it is in the work folder.
+    A version leaves the repository in one rename; what a kill leaves of it is in the work folder. The new one is
+    served already, so a version that cannot be removed is no error; it is returned, with the reason.
     """
+    stuck = []
     for version in sorted(_versions(model))[:-keep]:
         folder = model / str(version)
         if version not in served and (folder / DIGESTS_FILE).is_file() and not folder.is_symlink():
-            os.rename(folder, work / f"old-{version}")
-            fsync_path(model)
+            try:
+                os.rename(folder, work / f"old-{version}")
+                fsync_path(model)
+            except OSError as error:
+                stuck.append(f"the old version {version} cannot be removed ({error.strerror})")
+    return stuck
 
 
 def _completed(entry: Entry, newest: Path | None) -> Entry:
@@ -350,7 +389,10 @@ def _write_version(folder: Path, entry: Entry, texts: Mapping[str, bytes]) -> No
 
 
 def _holds(version: Path, entry: Entry, texts: Mapping[str, bytes]) -> bool:
-    """Returns True when the version's files are whole and hold the same."""
+    """Returns True when the version's files are whole and hold the same, with no other beside them."""
+    names = {*texts, *(plan.name for plan in entry.plans)}
+    if not version.is_dir() or {path.name for path in version.iterdir()} != names:
+        return False
     return all(_same_content(version / name, content) for name, content in texts.items()) and all(
         (version / plan.name).is_file() and sha256_file(version / plan.name) == plan.sha256 for plan in entry.plans
     )

@@ -205,8 +205,8 @@ class TritonServer:
         lines = "; ".join(f"model {model}: {reason}" for model, reason in changed.items())
         if changed and self.strict:
             raise ServerError(lines)
-        wanted = self.models or [path.name for path in self.repository.iterdir() if path.is_dir()]
-        if changed.keys() >= set(wanted):
+        names = {path.name for path in self.repository.iterdir() if path.is_dir() and path.name[0] != "."}
+        if changed.keys() >= (names if self.models is None else set(self.models)):
             raise ServerError(f"no model of {self.repository} is what was published: {lines}")
         return changed
 

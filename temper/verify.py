@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.temper import artifact
+from backends.temper.external_data import WEIGHTS_OUTSIDE, keeps_weights_outside
 from temper.errors import TemperError
 
 _BACKENDS = ("temper", "temper_mean", "tensorrt", "ensemble")
@@ -37,12 +38,15 @@ class Verdict:
     """What is wrong; None when it is what was published."""
 
 
-def verify_repository(repository: Path, models: Sequence[str] | None = None) -> list[Verdict]:
-    """Checks the served version of every model.
+def verify_repository(
+    repository: Path, models: Sequence[str] | None = None, *, only_served: bool = False
+) -> list[Verdict]:
+    """Checks every version of every model, the served one with its config.pbtxt and all that this names.
 
     Args:
         repository: The model repository.
         models: Those to check, with the members of ensembles among them; all when not given.
+        only_served: Leave out the versions that no server loads.
 
     Returns:
         One verdict per model, by name.
@@ -58,7 +62,7 @@ def verify_repository(repository: Path, models: Sequence[str] | None = None) -> 
     wanted = list(folders if models is None else models)
     for model in wanted:
         if model not in found:
-            found[model], members = _check(folders.get(model, repository / model))
+            found[model], members = _check(folders.get(model, repository / model), only_served)
             wanted += members
     return [_with_members(found[model], repository, found) for model in sorted(found)]
 
@@ -75,11 +79,13 @@ def find_changed(repository: Path, models: Sequence[str] | None = None) -> dict[
     """
     if not repository.is_dir():
         return {}
-    present = None if models is None else sorted({path.name for path in repository.iterdir()} & set(models))
-    return {one.model: one.reason for one in verify_repository(repository, present) if one.reason is not None}
+    names = {path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    present = sorted(names if models is None else names & set(models))
+    verdicts = verify_repository(repository, present, only_served=True)
+    return {one.model: one.reason for one in verdicts if one.reason is not None}
 
 
-def _check(folder: Path) -> tuple[Verdict, list[str]]:
+def _check(folder: Path, only_served: bool) -> tuple[Verdict, list[str]]:
     """Checks one model; returns its members as well."""
     version: int | None = None
     backend: str | None = None
@@ -95,9 +101,13 @@ def _check(folder: Path) -> tuple[Verdict, list[str]]:
         if unknown:
             raise VerifyError(f"{folder / unknown[0]}: nobody published it; remove it")
         if backend in ("temper", "tensorrt"):
-            artifact.verify(folder / str(version), config)
+            entry = artifact.verify(folder / str(version), config)
+            if entry.engine == "openvino" and keeps_weights_outside(entry.read()):
+                raise VerifyError(f"{entry.file}: {WEIGHTS_OUTSIDE}")
         else:
             artifact.verify_files(folder / str(version), config)
+        if not only_served:
+            _check_unserved(folder, version)
         members = list(_members(config))
     except (artifact.ArtifactError, VerifyError) as error:
         return Verdict(model=folder.name, version=version, backend=backend, reason=str(error)), []
@@ -105,6 +115,12 @@ def _check(folder: Path) -> tuple[Verdict, list[str]]:
         reason = f"{error.filename}: cannot be read: {error.strerror}"
         return Verdict(model=folder.name, version=version, backend=backend, reason=reason), []
     return Verdict(model=folder.name, version=version, backend=backend, reason=None), members
+
+
+def _check_unserved(folder: Path, served: int) -> None:
+    """Checks the versions to which one may go back."""
+    for version in sorted({int(path.name) for path in folder.iterdir() if path.name.isdecimal()} - {served}):
+        artifact.verify_sums(folder / str(version))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -25,8 +25,6 @@ _DEFAULT_MAX_BATCH = 32
 _CHUNK_BYTES = 1 << 20
 _VERSION = re.compile(rb"specific\s*\{\s*versions:\s*(\d{1,18})\s*\}")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")
-# How ONNX begins the name of a file beside it (TensorProto.external_data, key "location").
-_EXTERNAL_DATA = b"\x0a\x08location"
 
 
 class ArtifactError(Exception):
@@ -145,9 +143,9 @@ def verify(folder: Path, config: Mapping[str, Any]) -> Entry:
     name = parameters.get("file", "model.onnx")
     digests = verify_files(folder, config)
     file_of_capability = dict(config.get("cc_model_filenames") or {})
-    for engine in file_of_capability.values() or [name]:
-        if engine not in digests:
-            raise ArtifactError(f"{folder / SUMS} has no digest of {engine}; publish this version again")
+    for file in file_of_capability.values() or [name]:
+        if file not in digests:
+            raise ArtifactError(f"{folder / SUMS} has no digest of {file}; publish this version again")
     return Entry(
         file=folder / name,
         engine=parameters.get("engine", "openvino"),
@@ -159,11 +157,32 @@ def verify(folder: Path, config: Mapping[str, Any]) -> Entry:
 
 
 def verify_files(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Check that a version holds the files that SHA256SUMS names and no others, and that config.pbtxt is its own.
+    """Check a version's files, as `verify_sums` does, and that config.pbtxt is its own.
 
     Args:
         folder: `<repository>/<model>/<version>`.
         config: config.pbtxt, as Triton's JSON gives it: its class names must be a file of this version.
+
+    Returns:
+        SHA-256 of every file.
+
+    Raises:
+        ArtifactError: As from `verify_sums`, or config.pbtxt is another one.
+    """
+    digests = verify_sums(folder)
+    _check_config(folder, digests)
+    for tensor in config.get("output", ()):
+        labels = tensor.get("label_filename") or ""
+        if labels and labels not in {f"{folder.name}/{name}" for name in digests}:
+            raise ArtifactError(
+                f"{folder.parent / CONFIG}: takes its class names from {labels}, expected a file of {folder}; "
+                "publish this version again"
+            )
+    return digests
+
+
+def verify_sums(folder: Path) -> dict[str, str]:
+    """Check that a version holds the files that SHA256SUMS names, as it names them, and no others.
 
     Returns:
         SHA-256 of every file.
@@ -177,21 +196,9 @@ def verify_files(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         if not path.is_file():
             raise ArtifactError(f"{path} is named in {SUMS} but missing; publish this version again")
         _check_digest(path, _sha256(path), digest)
-        if path.suffix == ".onnx" and _EXTERNAL_DATA in path.read_bytes():
-            raise ArtifactError(
-                f"{path}: keeps weights in another file, which has no digest; export one file and publish again"
-            )
     unknown = sorted({path.name for path in folder.iterdir()} - {*digests, SUMS})
     if unknown:
         raise ArtifactError(f"{folder / unknown[0]}: is not named in {SUMS}, so nobody published it; remove it")
-    _check_config(folder, digests)
-    for tensor in config.get("output", ()):
-        labels = tensor.get("label_filename") or ""
-        if labels and labels not in {f"{folder.name}/{name}" for name in digests}:
-            raise ArtifactError(
-                f"{folder.parent / CONFIG}: takes its class names from {labels}, expected a file of {folder}; "
-                "publish this version again"
-            )
     return digests
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import text_format
+from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
 from backends.temper import artifact
@@ -94,6 +97,20 @@ def test_config_says_what_the_wire_is(tmp_path: Path) -> None:
     assert parameters == {"engine": "openvino", "precision_hint": "f32", "file": "model.onnx"}
 
 
+@pytest.mark.parametrize("name", ["graph.onnx", "graph.bin"])
+def test_weights_in_another_file_are_refused(tmp_path: Path, name: str) -> None:
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    weights.data_location = TensorProto.EXTERNAL
+    node = helper.make_node("Constant", [], ["y"], value=weights)
+    inner = helper.make_graph([node], "inner", [], [])
+    branch = helper.make_node("If", ["x"], ["z"], then_branch=inner)
+    engine = tmp_path / name
+    engine.write_bytes(helper.make_model(helper.make_graph([branch], "g", [], [])).SerializeToString())
+    with pytest.raises(PublishError, match=f"engine .*{name}: keeps weights in another file; export one file"):
+        publish_bytes(tmp_path, engine_file=engine)
+    assert not (tmp_path / "repository").exists()
+
+
 # A plan per compute capability.
 
 GRAPH = "a" * 64
@@ -158,9 +175,29 @@ def test_changed_plan_is_not_taken_over(tmp_path: Path, change: bytes | None) ->
     assert not (tmp_path / "repository" / "m_int8" / "2").exists()
 
 
+def test_changed_plan_with_its_digest_in_the_card_is_not_taken_over(tmp_path: Path) -> None:
+    version = publish_plan(tmp_path, "9.0", b"for 9.0").path
+    digest = hashlib.sha256((version / "model_sm90.plan").read_bytes()).hexdigest()
+    (version / "model_sm90.plan").write_bytes(b"tampered")
+    card = (version / "card.json").read_text()
+    assert digest in card
+    (version / "card.json").write_text(card.replace(digest, hashlib.sha256(b"tampered").hexdigest()))
+    with pytest.raises(
+        PublishError, match=r"card.json: is not what was published .SHA256SUMS has another SHA-256"
+    ):
+        publish_plan(tmp_path, "8.9", b"for 8.9")
+    sums = (version / "SHA256SUMS").read_text()
+    now = hashlib.sha256((version / "card.json").read_bytes()).hexdigest()
+    (version / "SHA256SUMS").write_text(re.sub("[0-9a-f]{64}(?=  card.json)", now, sums))
+    with pytest.raises(PublishError, match=r"model_sm90.plan: is not what was published .SHA256SUMS has another"):
+        publish_plan(tmp_path, "8.9", b"for 8.9")
+
+
 def test_edited_list_of_plans_is_one_line(tmp_path: Path) -> None:
     path = publish_plan(tmp_path, "9.0", b"for 9.0").path / "card.json"
     path.write_text(json.dumps({"graph_sha256": GRAPH, "plans": [7]}))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (path.parent / "SHA256SUMS").write_text(f"{digest}  card.json\n")
     with pytest.raises(
         PublishError, match="got a list of plans that is none .*; remove the folder .*/1 and publish"
     ):
@@ -213,6 +250,15 @@ def test_change_of_config_alone_is_a_new_version(tmp_path: Path) -> None:
     assert (published.version, published.reused) == (2, False)
     check_repository(tmp_path / "repository")
     assert read_config(tmp_path / "repository" / "m_int8").instance_group[0].count == 4
+
+
+@pytest.mark.parametrize("stray", [".DS_Store", "model.py"])
+def test_version_with_a_file_of_nobody_is_not_reused(tmp_path: Path, stray: str) -> None:
+    """The plugin refuses it."""
+    first = publish_bytes(tmp_path)
+    (first.path / stray).write_bytes(b"")
+    second = publish_bytes(tmp_path)
+    assert (second.version, second.reused) == (2, False)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", *ALWAYS])
@@ -279,6 +325,40 @@ def test_version_whose_config_is_just_being_replaced_is_right(tmp_path: Path) ->
     assert artifact.verify(first.path, read)
 
 
+def test_old_version_that_cannot_be_removed_is_no_error(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from pathlib import Path
+        from tests_publish import check_repository, publish_bytes
+        from builder.serving import ServingConfig
+
+        folder = Path(sys.argv[1])
+        for number in (3, 4):
+            done = publish_bytes(folder, f"engine {number}".encode(), serving=ServingConfig(keep_versions=1))
+            print(done.note)
+        print(check_repository(folder / "repository"))
+    """
+    for number in (1, 2):
+        old = publish_bytes(tmp_path, f"engine {number}".encode())
+    mounts = f'mount --bind {old.path.parent / "1"} {old.path.parent / "1"} && exec "$@"'
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounts, "sh"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this system lets nobody mount a folder")
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        env=_with_this_module(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    why = "the old version 1 cannot be removed (Device or resource busy)"
+    assert done.stdout.splitlines() == [
+        f"m_int8 version 3; {why}",
+        f"m_int8 version 4; {why}",
+        "[('m_int8', 4, 'engine 4')]",
+    ], done.stderr
+    assert sorted(path.name for path in old.path.parent.iterdir()) == ["1", "3", "4", "config.pbtxt"]
+
+
 @pytest.mark.parametrize("link", [".repository-work", ".repository-work/lock"])
 def test_link_in_the_place_of_the_work_folder_is_refused(tmp_path: Path, link: str) -> None:
     target = tmp_path / "mine"
@@ -298,13 +378,20 @@ def test_files_of_others_in_the_work_folder_stay(tmp_path: Path) -> None:
     (work / "notes").mkdir(parents=True)
     (work / "notes" / "thesis.txt").write_text("years of work")
     (work / "letter.txt").write_text("dear")
-    (work / "publish-left").mkdir()
+    (work / "publish-notes").mkdir()
+    Path(tempfile.mkdtemp(prefix="publish-", dir=work), "of a killed one").touch()
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "thesis.txt").write_text("years of work")
     (work / "publish-link").symlink_to(outside)
     publish_bytes(tmp_path)
-    assert sorted(path.name for path in work.iterdir()) == ["letter.txt", "lock", "notes", "publish-link"]
+    assert sorted(path.name for path in work.iterdir()) == [
+        "letter.txt",
+        "lock",
+        "notes",
+        "publish-link",
+        "publish-notes",
+    ]
     assert (work / "notes" / "thesis.txt").exists()
     assert (outside / "thesis.txt").exists()
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from builder.ensemble import publish_ensemble
 from builder.publish import publish
 from temper.cli import cli
+from temper.verify import find_changed
 
 LABELS = ["cat", "dog"]
 SHAPE = {"image_size": 32, "num_classes": 2, "max_batch": 8}
@@ -154,6 +155,27 @@ def test_serve_is_given_only_what_was_published(repository: Path) -> None:
     head = f"error: no model of {repository} is what was published: model a: "
     assert line.startswith(f"{head}{repository}/a/1/card.json: SHA-256 is ")
     assert all(f"; model {model}: " in line for model in ("b", "pair", "pair_mean"))
+
+
+@pytest.mark.parametrize("change", ["engine", "digests", "beside"])
+def test_version_that_is_not_served_is_verified_too(repository: Path, tmp_path: Path, change: str) -> None:
+    """One may go back to it; the served one is what was published meanwhile, and is served."""
+    engine = tmp_path / "model.onnx"
+    engine.write_bytes(b"better engine")
+    settings = {"model": "a", "engine_file": engine, "labels": LABELS, "card": {}, "in_ensemble": True}
+    publish(repository, parameters={"engine": "openvino"}, **settings, **SHAPE)  # type: ignore[arg-type]
+    assert "a: version 2 (temper) is what was published" in verify(repository).output
+    old = repository / "a" / "1"
+    if change == "engine":
+        (old / "model.onnx").write_bytes(b"other")
+    elif change == "digests":
+        (old / "SHA256SUMS").unlink()
+    else:
+        (old / "model.py").write_text("")
+    result = verify(repository)
+    assert result.exit_code == 1
+    assert f"a: {old}" in result.output
+    assert find_changed(repository) == {}
 
 
 def test_missing_member_is_named(repository: Path) -> None:

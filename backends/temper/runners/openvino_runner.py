@@ -14,6 +14,7 @@ import openvino as ov  # type: ignore[import-untyped]  # ships no types
 
 import runners
 from artifact import ArtifactError, Entry
+from external_data import WEIGHTS_OUTSIDE, keeps_weights_outside
 
 _TRITON_TYPE = {"u8": "TYPE_UINT8", "f32": "TYPE_FP32"}
 _PRECISIONS = ("f32", "bf16", "f16")
@@ -143,9 +144,12 @@ def _read_flags() -> set[str]:
 
 
 def _read(core: Any, entry: Entry) -> Any:
+    # Not by its path: exactly these bytes were verified.
+    content = entry.read()
+    if keeps_weights_outside(content):
+        raise ArtifactError(f"{entry.file}: {WEIGHTS_OUTSIDE}")
     try:
-        # Not by its path: exactly these bytes were verified, and nothing beside the file is read.
-        return core.read_model(entry.read())
+        return core.read_model(content)
     except RuntimeError as error:
         raise ArtifactError(f"{entry.file}: OpenVINO cannot read it: {_last_line(error)}") from error
 
