@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
 """Starts tritonserver with everything closed that serving does not need; ends when it, or one of its stubs, does.
 
-Further options are passed on. What it can be told, in the environment:
+Further options are passed on, but for those that the health check depends on. What it can be told, in the
+environment:
 
 TEMPER_REPOSITORY           the model repository; /models/repository
-TEMPER_ADMIN_KEY_FILE       file with the key of the restricted calls; without it nobody can make them
+TEMPER_ADMIN_KEY_FILE       file with the key of the restricted calls: 16 or more letters, digits, - and _; without
+                            it the key is random and nobody is told
 TEMPER_CLIENT_SHM           true: clients may send images through shared memory
 TEMPER_VERSION_COMPATIBLE   true: plans that were built version compatible may run the host code they carry
 
-The key is in no command line and in no log. A stub, the process of one model instance, that dies stays dead, and
-its instance fails every request while the server calls itself live: whoever runs the container must start it anew.
+The key is in no command line and in no log: where it cannot be kept out, the server does not start with one that
+it was told. A stub, the process of one model instance, that dies stays dead, and its instance fails every request
+while the server calls itself live: whoever runs the container must start it anew.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -23,23 +27,26 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from temper._launch import launch
+from temper._launch import CannotHideError, launch
 from temper._stubs import Stubs, read_stat
 
 _POLL_S = 0.5
 # More than --exit-timeout-secs: requests in flight are answered.
 _GRACE_S = 40.0
+_HEALTH = "http://127.0.0.1:8000/v2/health/live"
+# What would move that.
+_FIXED = ("--allow-http", "--http-address", "--http-port")
 
 
 def options(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Returns tritonserver's options, and those that hold the key.
 
     Raises:
-        OSError: The file of the key cannot be read.
+        ValueError: The file of the key cannot be read, or holds none.
     """
     shared_memory = environment.get("TEMPER_CLIENT_SHM", "false")
     key_file = environment.get("TEMPER_ADMIN_KEY_FILE")
-    key = Path(key_file).read_text(encoding="utf-8").strip() if key_file else secrets.token_hex(32)
+    key = _read_key(key_file) if key_file else secrets.token_hex(32)
     closed = [] if shared_memory == "true" else ["shared-memory"]
     restricted = ",".join([*closed, "model-repository", "trace", "logging"])
     plans = environment.get("TEMPER_VERSION_COMPATIBLE") == "true"
@@ -65,14 +72,29 @@ def options(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
     ]
 
 
-def supervise(command: Sequence[str], hidden: Sequence[str]) -> int:
+def _read_key(file: str) -> str:
+    try:
+        content = Path(file).read_bytes().decode("ascii", errors="replace").strip()
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from error
+    # What neither Triton's option nor a header takes for anything else.
+    if not re.fullmatch(r"[A-Za-z0-9_-]{16,}", content):
+        raise ValueError(
+            f"{file}: its {len(content)} characters are no key, expected 16 or more letters, digits, - and _; "
+            "`openssl rand -hex 32` makes one"
+        )
+    return content
+
+
+def supervise(command: Sequence[str], hidden: Sequence[str], health: str = _HEALTH) -> int:
     """Runs tritonserver until it ends or a stub dies, and returns the exit status.
 
     Args:
         command: The program and its options.
         hidden: Further options, which no other user can read.
+        health: Answers as soon as the models are loaded.
     """
-    process = launch(list(command), list(hidden), dict(os.environ), os.getcwd())
+    process = _launch(list(command), list(hidden))
     told: list[int] = []
 
     def forward(number: int, frame: object) -> None:
@@ -81,7 +103,7 @@ def supervise(command: Sequence[str], hidden: Sequence[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
-    dead = _watch(process, _health_url(command), told)
+    dead = _watch(process, health, told)
     if dead is not None:
         sys.stderr.write(f"temper: the stub of {dead} died; ending, to be started again\n")
         process.terminate()
@@ -92,6 +114,20 @@ def supervise(command: Sequence[str], hidden: Sequence[str]) -> int:
             process.wait()
         return 1
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def _launch(command: list[str], hidden: list[str]) -> subprocess.Popen[bytes]:
+    environment, folder = dict(os.environ), os.getcwd()
+    try:
+        return launch(command, hidden, environment, folder)
+    except CannotHideError as error:
+        if environment.get("TEMPER_ADMIN_KEY_FILE"):
+            sys.exit(
+                f"temper: TEMPER_ADMIN_KEY_FILE: tritonserver's command line would show the key, as ptrace fails "
+                f"here ({error}); allow ptrace in the container's seccomp profile, or start it without a key"
+            )
+    sys.stderr.write("temper: ptrace fails here: other users of this container can read the random key\n")
+    return launch([*command, *hidden], [], environment, folder)
 
 
 def _watch(process: subprocess.Popen[bytes], health: str, told: Sequence[int]) -> str | None:
@@ -123,11 +159,6 @@ def _runs(pid: int, parent: int) -> bool:
     return bool(fields) and fields[0] != "Z" and fields[1] == str(parent)
 
 
-def _health_url(command: Sequence[str]) -> str:
-    ports = [option.partition("=")[2] for option in command if option.startswith("--http-port=")]
-    return f"http://127.0.0.1:{(ports or ['8000'])[-1]}/v2/health/live"
-
-
 def _is_live(health: str) -> bool:
     # Without the environment's proxies: they know nothing of this loopback.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -141,11 +172,19 @@ def _is_live(health: str) -> bool:
 def main() -> None:
     """The image's command; with `--check` its health check."""
     if sys.argv[1:] == ["--check"]:
-        sys.exit(0 if _is_live(_health_url([])) else 1)
+        sys.exit(0 if _is_live(_HEALTH) else 1)
+    for option in sys.argv[1:]:
+        name = option.partition("=")[0]
+        # Triton takes an option's beginning, too.
+        if len(name) > 2 and any(fixed.startswith(name) for fixed in _FIXED):
+            sys.exit(
+                f"temper: {option}: not passed on, as the health check asks {_HEALTH}; "
+                "publish the container's port 8000 elsewhere instead"
+            )
     try:
         plain, hidden = options(os.environ)
-    except OSError as error:
-        sys.exit(f"temper: TEMPER_ADMIN_KEY_FILE: {error.filename}: {error.strerror}")
+    except ValueError as error:
+        sys.exit(f"temper: TEMPER_ADMIN_KEY_FILE: {error}")
     sys.exit(supervise(["tritonserver", *plain, *sys.argv[1:]], hidden))
 
 

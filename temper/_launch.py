@@ -5,7 +5,6 @@ Part of the supervisor: only the standard library.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import platform
@@ -28,6 +27,10 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 _libc.ptrace.restype = ctypes.c_long
 
 
+class CannotHideError(OSError):
+    """The kernel forbids to trace one's own child, so the secret arguments would be in the command line."""
+
+
 def launch(
     command: list[str], secrets: list[str], environment: dict[str, str], folder: str
 ) -> subprocess.Popen[bytes]:
@@ -36,40 +39,38 @@ def launch(
     Everybody may read a command line, in /proc/PID/cmdline, and Triton takes its key nowhere else. So a secret
     argument is put into the environment, which only the user can read; the process is held where it begins, and
     the pointer to a stand-in among its arguments is turned to the secret: it is in no command line at any time.
-    Where the kernel forbids to trace one's own child (a strict seccomp or Yama) it is in the command line after
-    all, for other users of the same machine and process namespace to read; the log says so.
+
+    Raises:
+        CannotHideError: The kernel forbids to trace one's own child (a strict seccomp or Yama); nothing runs.
+        OSError: The command cannot be started.
     """
     hidden = {f"TEMPER_ARGUMENT_{number}": secret for number, secret in enumerate(secrets)}
     stand_ins = [f"--temper-argument-{number}" for number in range(len(secrets))]
     parent = os.getpid()
 
-    def run(arguments: list[str], extra: dict[str, str], trace: bool) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*command, *arguments],
+    try:
+        process = subprocess.Popen(
+            [*command, *stand_ins],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
-            env={**environment, **extra},
+            env={**environment, **hidden},
             cwd=folder,
             umask=0o077,
             process_group=0,
-            preexec_fn=lambda: _prepare(parent, trace),
+            preexec_fn=lambda: _prepare(parent, bool(secrets)),
         )
-
+    except subprocess.SubprocessError as error:  # all that Python says of a failure in `_prepare`
+        raise CannotHideError("the kernel forbids it") from error
     if secrets:
-        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-            process = run(stand_ins, hidden, trace=True)
-            try:
-                os.waitpid(process.pid, 0)
-                _turn_pointers(process.pid, stand_ins, list(hidden))
-                if _libc.ptrace(_PTRACE_DETACH, process.pid, None, None) != 0:
-                    raise OSError(ctypes.get_errno(), "ptrace")
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
-            return process
-        sys.stderr.write("temper: ptrace is forbidden here: other users can read the key of restricted calls\n")
-    return run(secrets, {}, trace=False)
+        try:
+            _put_in(process.pid, stand_ins, list(hidden))
+        except BaseException as error:
+            process.kill()
+            process.wait()
+            if isinstance(error, OSError):
+                raise CannotHideError(str(error)) from error
+            raise
+    return process
 
 
 def _prepare(parent: int, trace: bool) -> None:
@@ -84,16 +85,26 @@ def _prepare(parent: int, trace: bool) -> None:
         raise OSError(ctypes.get_errno(), "ptrace")
 
 
+def _put_in(pid: int, stand_ins: list[str], variables: list[str]) -> None:
+    """Wait until the process is held, turn its pointers and let it go."""
+    os.waitpid(pid, 0)
+    try:
+        _turn_pointers(pid, stand_ins, variables)
+    except (LookupError, ValueError) as error:
+        raise OSError(f"process {pid} is gone, or its stack is not what Linux makes") from error
+    if _libc.ptrace(_PTRACE_DETACH, pid, None, None) != 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
+
+
 def _turn_pointers(pid: int, stand_ins: list[str], variables: list[str]) -> None:
     """Let the stand-ins among a held process's arguments point to the values of variables.
 
     At the beginning of a program its stack holds, upwards, the pointers, the arguments and the environment.
     """
     arguments_at, environment_at, end = (int(read_stat(pid)[index]) for index in (45, 47, 48))
-    mapped = next(
-        line for line in read_file(f"/proc/{pid}/maps").decode().splitlines() if line.endswith("[stack]")
-    )
-    stack_at = int(mapped.split("-")[0], 16)
+    maps = read_file(f"/proc/{pid}/maps").decode().splitlines()
+    mapped = [line for line in maps if line.endswith("[stack]")]
+    stack_at = int(mapped[0].split("-")[0], 16)
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
         stack = os.pread(memory.fileno(), end - stack_at, stack_at)
         for stand_in, variable in zip(stand_ins, variables, strict=True):

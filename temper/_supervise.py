@@ -3,9 +3,10 @@
 Started by `temper.server` with isolated Python and no packages: what it imports needs the standard library only.
 Standard input is a pipe held by the parent: its first line is the order, in JSON (`command`, `secrets`, `folder`,
 `environment`, `log`); a second line says that the server serves. The pipe closes when the parent ends, whatever
-ended it, so no server is left behind. The first line on standard output is the server's process id; a second one,
-in JSON, comes only when it ended by itself: `status` (negative: the signal's number), of the stub of `instance`
-where that one died, and `log`, which is moved out of the run folder that is removed.
+ended it, so no server is left behind. Standard output is JSON, too: the first line is `pid`, the server's, and
+`hidden`, whether its secrets are in no command line; a second one comes only when it ended by itself: `status`
+(negative: the signal's number), of the stub of `instance` where that one died, and `log`, which is moved out of
+the run folder that is removed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import threading
 import time
 from typing import Any
 
-from temper._launch import SIGNALS, launch
+from temper._launch import SIGNALS, CannotHideError, launch
 from temper._stubs import Stubs, read_file, read_stat
 
 _GRACE_S = 15
@@ -37,8 +38,8 @@ def main() -> None:
     order: dict[str, Any] = json.loads(_read_line() or "{}")
     if not order:
         return
-    process = launch(order["command"], order["secrets"], order["environment"], order["folder"])
-    _write(str(process.pid))
+    process, hidden = _launch(order["command"], order["secrets"], order["environment"], order["folder"])
+    _write(json.dumps({"pid": process.pid, "hidden": hidden}))
     report = _watch(process)
     if report is not None:
         _write(json.dumps({**report, "log": keep_log(order["log"], order["folder"])}))
@@ -50,6 +51,16 @@ def main() -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     remove_traces(order["folder"])
+
+
+def _launch(
+    command: list[str], secrets: list[str], environment: dict[str, str], folder: str
+) -> tuple[subprocess.Popen[bytes], bool]:
+    """Start the server, with its secrets in the command line where they cannot be hidden; say whether they are."""
+    try:
+        return launch(command, secrets, environment, folder), True
+    except CannotHideError:
+        return launch([*command, *secrets], [], environment, folder), False
 
 
 def keep_log(log: str, folder: str) -> str:

@@ -32,10 +32,15 @@ from temper.ports import LOOPBACK, listens, take_ports
 from temper.run_folder import BACKENDS, LOG, VIEW, lay_out_view, make_run_folder
 from temper.runtime import environment, find_runtime, lay_out_backends
 from temper.temporary import explain, is_trouble
+from temper.terminal import echo
 from temper.verify import find_changed
 
 _POLL_S = 0.05
 _SUPERVISE = "import sys; sys.path.insert(0, sys.argv[1]); from temper._supervise import main; main()"
+_KEY_VISIBLE = (
+    "warning: the kernel forbids ptrace here, so other users of this machine can read the embedded server's key "
+    "in its command line; with it they can change its log, its trace and its shared memory"
+)
 # Longer than the supervisor gives tritonserver.
 _STOP_S = 30.0
 
@@ -261,7 +266,10 @@ class TritonServer:
             os.close(log)
         self._tell(json.dumps(order))
         assert self._process.stdout is not None
-        self.pid = int(self._process.stdout.readline() or 0)
+        begun = json.loads(self._process.stdout.readline() or "{}")
+        self.pid = begun.get("pid", 0)
+        if not begun.get("hidden", True):
+            echo(_KEY_VISIBLE, err=True)
 
     def _tell(self, line: str) -> None:
         """Write to the supervisor; one that is gone shows as a death."""

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -60,6 +62,26 @@ def until() -> Until:
             time.sleep(0.05)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def ask_http() -> Callable[..., tuple[int, str]]:
+    """Sends a request past every proxy; returns its status, 0 when nothing answers, and what came back."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask(method: str, url: str, body: bytes = b"", **headers: str) -> tuple[int, str]:
+        try:
+            with opener.open(
+                urllib.request.Request(url, body or None, headers, method=method), timeout=60
+            ) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    return ask
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,6 @@ import socket
 import subprocess
 import sys
 import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -164,12 +162,22 @@ def test_builder_publishes_where_the_server_reads(recipe: str) -> None:
 # command is for is not on this machine.
 
 
-def started(folder: Path, *options: str, **environment: str) -> list[str]:
+KEY = "0123456789_s3cret-KEY"
+# The command where a seccomp profile forbids ptrace.
+NO_PTRACE = """
+import runpy, sys, temper._launch
+temper._launch._libc.ptrace = lambda *_: -1
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def started(folder: Path, *options: str, ptrace: bool = True, **environment: str) -> list[str]:
     program = folder / "tritonserver"
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, str(DOCKER / "serve.py"), *options],
+        [sys.executable, *(() if ptrace else ("-c", NO_PTRACE)), str(DOCKER / "serve.py"), *options],
         env={"PATH": f"{folder}:{os.environ['PATH']}", **environment},
         capture_output=True,
         text=True,
@@ -192,7 +200,7 @@ def test_server_is_started_closed(tmp_path: Path) -> None:
 
 def test_server_is_opened_by_what_it_is_told(tmp_path: Path) -> None:
     key = tmp_path / "key"
-    key.write_text("s3cret\n")
+    key.write_text(f"{KEY}\n")
     given = started(
         tmp_path,
         "--log-verbose=1",
@@ -203,16 +211,90 @@ def test_server_is_opened_by_what_it_is_told(tmp_path: Path) -> None:
     )
     assert "--model-repository=/elsewhere" in given
     assert "--allow-client-shm=true" in given
-    assert "--grpc-restricted-protocol=model-repository,trace,logging:admin-key=s3cret" in given
+    assert f"--grpc-restricted-protocol=model-repository,trace,logging:admin-key={KEY}" in given
     assert "--backend-config=tensorrt,version-compatible=true" in given
     assert given[-3] == "--log-verbose=1"
 
 
-def test_key_that_cannot_be_read_does_not_open_the_server(tmp_path: Path) -> None:
+def refused(folder: Path, *options: str, ptrace: bool = True, **environment: str) -> str:
+    """The one line of a command that does not start the server."""
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        started(tmp_path, TEMPER_ADMIN_KEY_FILE=str(tmp_path / "gone"))
-    reason = f"{tmp_path / 'gone'}: No such file or directory"
-    assert failed.value.stderr == f"temper: TEMPER_ADMIN_KEY_FILE: {reason}\n"
+        started(folder, *options, ptrace=ptrace, **environment)
+    (line,) = failed.value.stderr.splitlines()
+    return str(line)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        (b"", "its 0 characters are no key, expected 16 or more letters, digits, - and _"),
+        (b" \n\t\n", "its 0 characters are no key"),
+        (b"s3cret", "its 6 characters are no key"),
+        (b"0123456789\n0123456789", "its 21 characters are no key"),
+        (b"0123456789,0123456789", "its 21 characters are no key"),
+        (b"0123456789=0123456789", "its 21 characters are no key"),
+        (b"0123456789\xff0123456789", "its 21 characters are no key"),
+    ],
+)
+def test_key_that_is_none_does_not_open_the_server(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    key = tmp_path / "key"
+    if content is not None:
+        key.write_bytes(content)
+    line = refused(tmp_path, TEMPER_ADMIN_KEY_FILE=str(key))
+    assert line.startswith(f"temper: TEMPER_ADMIN_KEY_FILE: {key}: {reason}")
+
+
+def test_key_that_cannot_be_hidden_does_not_open_the_server(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(KEY)
+    line = refused(tmp_path, ptrace=False, TEMPER_ADMIN_KEY_FILE=str(key))
+    assert line.startswith(
+        "temper: TEMPER_ADMIN_KEY_FILE: tritonserver's command line would show the key, as ptrace"
+    )
+    first, *given = started(tmp_path, ptrace=False)
+    assert first == "temper: ptrace fails here: other users of this container can read the random key"
+    assert len(given) == len(started(tmp_path))
+
+
+@pytest.mark.parametrize("option", ["--http-port=9000", "--allow-http=false", "--http-address", "--http-po=9000"])
+def test_option_that_moves_the_health_check_is_refused(tmp_path: Path, option: str) -> None:
+    assert refused(tmp_path, "--log-verbose=1", option).startswith(
+        f"temper: {option}: not passed on, as the health "
+    )
+
+
+# As a Triton from 25.12 on: it reaps its stubs.
+REAPS = """
+import signal, subprocess
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+stub = ["/opt/triton_python_backend_stub", *"600 1 2 3 4 5 6 7".split()]
+print(subprocess.Popen(stub, executable="/bin/sleep").pid, flush=True)
+signal.pause()
+"""
+
+
+def test_stub_that_its_server_forgets_is_missed(
+    monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", REAPS], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        stub = int(server.stdout.readline())
+        runs, asked = serve._runs, list[int]()
+
+        def runs_and_dies(pid: int, parent: int) -> bool:
+            asked.append(pid)
+            if len(asked) == 2:  # the first time was when all models were loaded
+                os.kill(stub, signal.SIGKILL)
+                until(lambda: not Path(f"/proc/{stub}").exists())
+            return bool(runs(pid, parent))
+
+        monkeypatch.setattr(serve, "_runs", runs_and_dies)
+        monkeypatch.setattr(serve, "_is_live", lambda health: True)
+        try:
+            assert serve._watch(server, "", []) == "7"
+        finally:
+            server.kill()
 
 
 @pytest.mark.server
@@ -232,6 +314,7 @@ def test_options_are_tritonservers_own(tmp_path: Path) -> None:
 
 # The image's command on the embedded tritonserver, without the options that came later.
 
+SHARED_MEMORY = f"temper-docker-test-{os.getpid()}-"
 SUPERVISE = "import json, os, sys, serve; sys.exit(serve.supervise(*json.loads(os.environ['ORDER'])))"
 
 
@@ -239,7 +322,7 @@ SUPERVISE = "import json, os, sys, serve; sys.exit(serve.supervise(*json.loads(o
 def container(toy_repository: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The command's process, under way, and the address of its HTTP endpoint."""
     key = tmp_path / "key"
-    key.write_text("s3cret\n")
+    key.write_text(f"{KEY}\n")
     plain, _ = serve.options({"TEMPER_REPOSITORY": str(toy_repository)})
     _, hidden = serve.options({"TEMPER_ADMIN_KEY_FILE": str(key)})
     runtime = find_runtime()
@@ -253,13 +336,15 @@ def container(toy_repository: Path, tmp_path: Path) -> Iterator[tuple[subprocess
         str(runtime / "bin" / "tritonserver"),
         *(option for option in plain if option.partition("=")[0] not in LATER_OPTIONS),
         f"--backend-directory={tmp_path / 'backends'}",
+        f"--backend-config=python,shm-region-prefix-name={SHARED_MEMORY}",
         *(f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
         *(f"--{name}-address=127.0.0.1" for name in ("http", "grpc", "metrics")),
     ]
+    order = [command, hidden, f"http://127.0.0.1:{ports[0]}/v2/health/live"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", SUPERVISE],
-            env={**environment(runtime), "PYTHONPATH": str(DOCKER), "ORDER": json.dumps([command, hidden])},
+            env={**environment(runtime), "PYTHONPATH": str(DOCKER), "ORDER": json.dumps(order)},
             stderr=log,
         )
     try:
@@ -267,17 +352,8 @@ def container(toy_repository: Path, tmp_path: Path) -> Iterator[tuple[subprocess
     finally:
         process.kill()
         process.wait()
-
-
-def status(url: str, **headers: str) -> int:
-    """The status of a request with an empty body; 0 when nothing answers."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, b"", headers)) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
+        for region in Path("/dev/shm").glob(f"{SHARED_MEMORY}*"):
+            region.unlink()
 
 
 def children(pid: int) -> list[int]:
@@ -294,24 +370,26 @@ def test_container_ends_with_its_server_or_a_stub(
     container: tuple[subprocess.Popen[bytes], str],
     tmp_path: Path,
     until: Callable[..., None],
+    ask_http: Callable[..., tuple[int, str]],
     victim: str,
     number: signal.Signals,
     expected: int,
 ) -> None:
     process, url = container
-    until(lambda: status(f"{url}/v2/repository/index", **{"admin-key": "s3cret"}) == 200)
-    assert status(f"{url}/v2/repository/index") == 403
+    index = ("POST", f"{url}/v2/repository/index", b"{}")
+    until(lambda: ask_http(*index, **{"admin-key": KEY})[0] == 200)
+    assert ask_http(*index)[0] == 403
     (server,) = children(process.pid)
     stubs = children(server)
     assert len(stubs) == 2
     for pid in (process.pid, server, *stubs):
-        assert b"s3cret" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert KEY.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
     os.kill({"stub": stubs[0], "server": server, "container": process.pid}[victim], number)
     process.wait()
     log = (tmp_path / "log").read_text()
     assert process.returncode == expected, log
     assert ("temper: the stub of toy_fp32_0_" in log) == (victim == "stub")
-    assert "s3cret" not in log
+    assert KEY not in log
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (server, *stubs)))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import urllib.error
-import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from temper.server import _SUPERVISE as SUPERVISE
 from temper.server import TritonServer
 
 pytestmark = pytest.mark.server
+
+AskHttp = Callable[..., tuple[int, str]]
 
 REGION = {"name": "stolen", "key": "/stolen", "byte_size": 64}
 RESTRICTED: dict[str, dict[str, Any]] = {
@@ -58,17 +60,6 @@ def call(server: TritonServer, method: str, fields: dict[str, Any], headers: dic
         return getattr(service, method)(request, metadata=list((headers or {}).items()), timeout=60)
 
 
-def ask_http(server: TritonServer, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, str]:
-    request = urllib.request.Request(f"http://{server.http_url}/{path}", body or None, headers, method=method)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
 def attack(marker: Path) -> tuple[str, str]:
     """A model's config and code, which writes a file where it runs."""
     tensor = [{"name": "x", "data_type": "TYPE_FP32", "dims": [1]}]
@@ -79,15 +70,16 @@ def attack(marker: Path) -> tuple[str, str]:
 
 @pytest.mark.parametrize("model", ["toy_fp32", "evil"])
 def test_load_with_files_from_a_web_page_runs_nothing(
-    http_server: TritonServer, tmp_path: Path, model: str
+    http_server: TritonServer, ask_http: AskHttp, tmp_path: Path, model: str
 ) -> None:
     config, code = attack(tmp_path / "ran")
     files = {"config": config, "file:1/model.py": base64.b64encode(code.encode()).decode()}
     body = json.dumps({"parameters": files}).encode()
     page = {"Content-Type": "text/plain", "Origin": "http://evil.example"}
-    status, text = ask_http(http_server, "POST", f"v2/repository/models/{model}/load", body, **page)
+    url = f"http://{http_server.http_url}/v2/repository/models/{model}"
+    status, text = ask_http("POST", f"{url}/load", body, **page)
     assert (status >= 400, "not allowed" in text) == (True, True), text
-    status, text = ask_http(http_server, "POST", f"v2/repository/models/{model}/unload", b"{}", **page)
+    status, text = ask_http("POST", f"{url}/unload", b"{}", **page)
     assert (status >= 400, "not allowed" in text) == (True, True), text
     assert not (tmp_path / "ran").exists()
     assert call(http_server, "ModelReady", {"name": "toy_fp32"}).ready
@@ -128,8 +120,11 @@ def test_what_clients_need_is_open(server: TritonServer, method: str, fields: di
 
 
 @pytest.mark.parametrize(("method", "path"), RESTRICTED_HTTP, ids=[path for _, path in RESTRICTED_HTTP])
-def test_restricted_call_needs_the_key_over_http(http_server: TritonServer, method: str, path: str) -> None:
-    status, text = ask_http(http_server, method, path, b"{}" if method == "POST" else b"")
+def test_restricted_call_needs_the_key_over_http(
+    http_server: TritonServer, ask_http: AskHttp, method: str, path: str
+) -> None:
+    body = b"{}" if method == "POST" else b""
+    status, text = ask_http(method, f"http://{http_server.http_url}/{path}", body)
     assert (status, "restricted" in text) == (403, True), text
 
 
@@ -152,6 +147,26 @@ def test_key_is_in_no_command_line_and_in_no_log(http_server: TritonServer) -> N
     assert key not in repr(http_server.key)
     # Where the key is instead, only this user reads.
     assert Path(f"/proc/{http_server.pid}/environ").stat().st_mode & 0o077 == 0
+
+
+def test_key_that_cannot_be_hidden_is_said_to_be_seen(
+    toy_repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As where a seccomp profile forbids ptrace.
+    forbid = (
+        "import temper._launch; temper._launch._libc.ptrace = lambda *_: -1; from temper._supervise import main"
+    )
+    monkeypatch.setattr(
+        "temper.server._SUPERVISE", SUPERVISE.replace("from temper._supervise import main", forbid)
+    )
+    with TritonServer(toy_repository) as server:
+        assert capsys.readouterr().err.startswith(
+            "warning: the kernel forbids ptrace here, so other users of this "
+        )
+        (key,) = server.key.grpc_headers.values()
+        assert key.encode() in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+        with pytest.raises(grpc.RpcError, match="This protocol is restricted"):
+            call(server, "LogSettings", {})
 
 
 def test_other_users_read_neither_files_nor_shared_memory(http_server: TritonServer) -> None:
