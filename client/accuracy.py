@@ -11,8 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from client.errors import NonFiniteOutput
-from client.retry import RetryingInfer, RetryPolicy
-from client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels, check_scores, finite_rows
+from client.retry import RetryPolicy, open_model
+from client.scores import (
+    Float32Array,
+    Infer,
+    Int64Array,
+    Progress,
+    UInt8Array,
+    check_labels,
+    check_scores,
+    finite_rows,
+)
 from client.stats import BoolArray, Proportion, proportion, proportion_per_class
 
 
@@ -87,16 +96,10 @@ def evaluate_accuracy(
         ValueError: images, labels, batch_size or concurrency are not as described.
         ClientError: the server failed, or not one of its answers was a score.
     """
-    # Here, because `evaluate` and the attacks' configuration need no gRPC.
-    from client.aio import AsyncClient
-
     checked = check_labels(images, labels)
 
     async def run() -> AccuracyResult:
-        async with AsyncClient(url, timeout_s=timeout_s) as client:
-            # All answers come from one version, whatever is promoted meanwhile.
-            pinned = (await client.model_info(model, version)).version
-            infer = RetryingInfer(lambda batch: client.infer(model, batch, version=pinned), retry)
+        async with open_model(url, model, version=version, timeout_s=timeout_s, retry=retry) as (_, infer):
             result = await evaluate(
                 infer,
                 images,
@@ -106,6 +109,33 @@ def evaluate_accuracy(
                 progress=progress,
             )
             return replace(result, retries=dict(infer.retries))
+
+    return asyncio.run(run())
+
+
+def read_scores(
+    url: str, model: str, images: UInt8Array, *, version: str = "", timeout_s: float = 30.0
+) -> tuple[Float32Array, dict[str, int]]:
+    """Ask a model for its scores, one request at a time. Not for use inside a running event loop.
+
+    Args:
+        url: host and port of the gRPC endpoint.
+        model: name of the served model.
+        images: uint8 [N, H, W, 3].
+        version: version of the model; "" is the newest one, and all answers are its.
+        timeout_s: deadline of one request in seconds.
+
+    Returns:
+        float32 [N, classes], with NaN and infinities where those were answered, and how many requests were sent
+        again, by the kind of error that made it necessary.
+
+    Raises:
+        ClientError: the server failed.
+    """
+
+    async def run() -> tuple[Float32Array, dict[str, int]]:
+        async with open_model(url, model, version=version, timeout_s=timeout_s, retry=None) as (_, infer):
+            return await infer(images), dict(infer.retries)
 
     return asyncio.run(run())
 

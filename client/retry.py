@@ -2,6 +2,7 @@
 
 A measurement of hours must not end with one broken connection, and must not keep a server down by asking: one
 request at a time is tried again, after waits that double, and all tries together are a small share of the answers.
+A server that sheds load is asked one thing at a time for a while.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+
+import numpy as np
 
 from client.errors import (
     ClientError,
@@ -20,9 +25,12 @@ from client.errors import (
     Overloaded,
     ServerUnavailable,
 )
+from client.model import ModelInfo
 from client.scores import Float32Array, Infer, UInt8Array
 
 _TRANSIENT = (ServerUnavailable, DeadlineExceeded, Overloaded)
+# Answers before a server that shed a request is asked several things at once again; a few more are shed then.
+_ALONE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +59,27 @@ class RetryingInfer:
 
     An answer with NaN or an infinity is returned as it is, for the caller to judge row by row.
 
+    Args:
+        infer: The endpoint.
+        policy: How requests that failed are sent again.
+        max_batch: Images of one request; more are asked for one request after the other. None sends all at once.
+
     Attributes:
         retries: Requests that were sent again, by the kind of error that made it necessary.
     """
 
-    def __init__(self, infer: Infer, policy: RetryPolicy | None = None) -> None:
+    def __init__(self, infer: Infer, policy: RetryPolicy | None = None, *, max_batch: int | None = None) -> None:
         """Wrap an endpoint."""
         self.retries: Counter[str] = Counter()
         self._infer = infer
         self._policy = policy or RetryPolicy()
+        self._max_batch = max_batch
         self._turn = asyncio.Lock()
         self._num_answered = 0
         self._in_flight = 0
         self._most_in_flight = 0
         self._last_answer = 0.0
+        self._alone_until = 0  # of `_num_answered`
 
     async def __call__(self, images: UInt8Array) -> Float32Array:
         """Return the endpoint's scores for uint8 [N, H, W, 3].
@@ -72,9 +87,18 @@ class RetryingInfer:
         Raises:
             ClientError: The fault is none that passes, or it did not pass.
         """
+        step = self._max_batch or len(images)
+        if len(images) <= step:
+            return await self._answer(images)
+        return np.concatenate([await self._answer(images[at : at + step]) for at in range(0, len(images), step)])
+
+    async def _answer(self, images: UInt8Array) -> Float32Array:
         self._in_flight += 1
         self._most_in_flight = max(self._most_in_flight, self._in_flight)
         try:
+            if self._num_answered < self._alone_until:
+                async with self._turn:
+                    return await self._ask(images)
             return await self._ask(images)
         except ClientError as error:
             return await self._ask_again(images, error)
@@ -88,6 +112,9 @@ class RetryingInfer:
             if error.scores is None:
                 raise
             answer = error.scores
+        except Overloaded:
+            self._alone_until = self._num_answered + _ALONE
+            raise
         self._num_answered += 1
         self._last_answer = time.monotonic()
         return answer
@@ -114,6 +141,34 @@ class RetryingInfer:
 
     def _budget(self) -> float:
         return 4 * max(8, self._most_in_flight) + self._policy.budget_share * self._num_answered
+
+
+@asynccontextmanager
+async def open_model(
+    url: str, model: str, *, version: str, timeout_s: float, retry: RetryPolicy | None
+) -> AsyncIterator[tuple[ModelInfo, RetryingInfer]]:
+    """Connect to one version of a model, which alone answers whatever is promoted meanwhile.
+
+    Args:
+        url: host and port of the gRPC endpoint.
+        model: name of the served model.
+        version: version of the model; "" is the newest one.
+        timeout_s: deadline of one request in seconds.
+        retry: how requests that failed are sent again; `RetryPolicy()` when not given.
+
+    Yields:
+        What the server says of the model, and the model.
+    """
+    # Here, because the seam itself needs no gRPC.
+    from client.aio import AsyncClient
+
+    async with AsyncClient(url, timeout_s=timeout_s) as client:
+        info = await client.model_info(model, version)
+
+        async def ask(images: UInt8Array) -> Float32Array:
+            return await client.infer(model, images, version=info.version)
+
+        yield info, RetryingInfer(ask, retry, max_batch=max(1, info.max_batch_size))
 
 
 def _passes(error: ClientError) -> bool:

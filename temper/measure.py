@@ -14,7 +14,7 @@ import numpy as np
 from builder.artifacts import Artifact, Store
 from builder.data import LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
 from builder.names import read_labels
-from client.errors import ClientError, NonFiniteOutput
+from client.errors import ClientError
 from temper.endpoint import Endpoint
 from temper.errors import WorkflowError
 from temper.machine import machine_id
@@ -36,7 +36,7 @@ _FORMAT = 2
 _GALLERY_SIZE = 8
 _MAX_EXACT = 500
 _EXACT_LIMIT_S = 600.0
-"""For all images together: only a hang takes so long."""
+"""For one request: only a hang takes so long."""
 
 
 class LoadStopped(WorkflowError):  # noqa: N818 - says what happened
@@ -112,27 +112,24 @@ class Measurements:
     def agreement(self, target: Subject, graph: Artifact) -> Artifact:
         """How far the served answers are from the exact arithmetic of the graph that the engine was made from.
 
-        On the first test images, at most 500; `info` is that of `compare_logits`.
+        On the first test images, at most 500; `info` is that of `compare_logits`, and how many requests
+        were sent again.
         """
         num_images = min(_MAX_EXACT, len(self.test_images()[0]))
 
         def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
             del folder, stage
             from builder.export import compare_logits, run_onnx
-            from client.client import Client
+            from client.accuracy import read_scores
 
             images = np.array(self.test_images()[0][:num_images])
             exact = run_onnx(graph.path / "model.onnx", images)
-            with Client(url) as client:
-                try:
-                    served = client.infer(
-                        target.model, images, version=str(target.version), timeout_s=_EXACT_LIMIT_S
-                    )
-                except NonFiniteOutput as error:
-                    assert error.scores is not None
-                    # The accuracy counts them; here they are as wrong as any other.
-                    served = np.nan_to_num(error.scores, nan=0.0, posinf=0.0, neginf=0.0)
-            return compare_logits(exact, served)
+            served, retries = read_scores(
+                url, target.model, images, version=str(target.version), timeout_s=_EXACT_LIMIT_S
+            )
+            # The accuracy counts answers that are no numbers; here they are as wrong as any other.
+            served = np.nan_to_num(served, nan=0.0, posinf=0.0, neginf=0.0)
+            return {**compare_logits(exact, served), "retries": retries}
 
         config = {"graph": graph.digest, "num_images": num_images}
         return self._run("agreement", target, config, make, _note_agreement)

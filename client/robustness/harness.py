@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from client.accuracy import evaluate
 from client.errors import ClientError
-from client.retry import RetryingInfer, RetryPolicy
+from client.retry import RetryPolicy, open_model
 from client.robustness.base import Attack, AttackConfig, Slots
 from client.robustness.checkpoint import Checkpoint, build_header, checkpoint_path
 from client.robustness.judge import Judge
@@ -74,14 +74,9 @@ def attack(
         ValueError: images or labels are not as described, or the checkpoint belongs to another attack.
         ClientError: the server failed; the message says how many images were finished.
     """
-    # Here, because a recipe reads `AttackConfig` without gRPC.
-    from client.aio import AsyncClient
 
     async def run() -> AttackResult:
-        async with AsyncClient(url, timeout_s=timeout_s) as client:
-            # All answers come from one version, whatever is promoted meanwhile.
-            pinned = (await client.model_info(model, version)).version
-            infer = RetryingInfer(lambda batch: client.infer(model, batch, version=pinned), retry)
+        async with open_model(url, model, version=version, timeout_s=timeout_s, retry=retry) as (info, infer):
             result = await attack_endpoint(
                 infer,
                 images,
@@ -91,7 +86,7 @@ def attack(
                 gallery=gallery,
                 checkpoint=checkpoint,
                 checkpoints=checkpoints,
-                endpoint=f"{model}:{pinned}:{identity}",
+                endpoint=f"{model}:{info.version}:{identity}",
                 say=say,
             )
             return replace(result, retries=dict(infer.retries))

@@ -162,19 +162,23 @@ def test_full_queue_is_named_and_what_is_shed_is_reported(served: TritonServer) 
     slow = images(1)
     slow[0, 0, 0, 0] = 252  # 0.3 s each, of which the queue holds two
     failed: list[Exception] = []
+    deadline = time.monotonic() + LIMIT_S
 
     def ask() -> None:
-        with Client(served.grpc_url) as client:
+        while not failed and time.monotonic() < deadline:
             try:
                 client.infer("narrow", slow)
             except Overloaded as error:
                 failed.append(error)
 
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT_S)
+    with Client(served.grpc_url) as client:
+        client.model_info("narrow")
+        # Each asks again until one is refused: sooner or later more than three are on the way.
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT_S)
     assert failed
     assert all("the server sheds load: " in str(error) and "send less at once" in str(error) for error in failed)
     config = LoadConfig(duration_s=2.0, warmup_s=0.0, num_processes=1)
@@ -186,6 +190,14 @@ def test_full_queue_is_named_and_what_is_shed_is_reported(served: TritonServer) 
     shown = CliRunner().invoke(cli, options)
     assert shown.exit_code == 0
     assert "shed: refused by the server because of its load" in shown.stdout
+
+
+def test_measurement_fits_into_a_short_queue(served: TritonServer) -> None:
+    """A batch is more requests than the queue holds, and takes them one after the other."""
+    slow = images(8)
+    slow[:, 0, 0, 0] = 252
+    result = evaluate_accuracy(served.grpc_url, "narrow", slow, np.ones(8, int))
+    assert (result.num_images, result.value, result.errors) == (8, 1.0, {})
 
 
 def test_load_whose_window_is_too_short_says_what_to_change(served: TritonServer, tmp_path: Path) -> None:
@@ -265,15 +277,29 @@ def test_measurements_across_a_promotion_fail_by_name(served: TritonServer, prom
         attack(served.grpc_url, "promoted", pixels, labels, config, once)
 
 
+def answered(served: TritonServer) -> int:
+    with Client(served.grpc_url) as client:
+        return client.statistics("promoted").num_success
+
+
 @pytest.mark.parametrize("rate", [(), ("--rate", "50")])
 def test_load_across_a_promotion_says_so_and_fails(
     served: TritonServer, promote: Callable[..., str], rate: tuple[str, ...]
 ) -> None:
-    timer = threading.Timer(1.5, promote)
-    timer.start()
+    before = answered(served)
+
+    def promote_under_load() -> None:
+        # Before the load comes the question for labels.
+        deadline = time.monotonic() + LIMIT_S
+        while answered(served) < before + 10 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        promote()
+
+    promoting = threading.Thread(target=promote_under_load)
+    promoting.start()
     options = ["load", "--url", served.grpc_url, "--model", "promoted", "--duration", "20", *rate]
     result = CliRunner().invoke(cli, [*options, *([] if rate else ["--concurrency", "2,4"])])
-    timer.join()
+    promoting.join()
     assert result.exit_code == 1
     error = result.stderr.splitlines()[-1]
     assert error.startswith("error: model promoted: version ") and " was replaced by " in error
