@@ -6,7 +6,6 @@ split.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,17 +185,11 @@ def _draw(source: Source, config: DataConfig) -> tuple[NDArray[np.int64], NDArra
 def _write_images(
     path: Path, source: Source, indices: NDArray[np.int64], progress: Progress | None, done: int, total: int
 ) -> None:
-    import numpy as np
-    from numpy.lib.format import open_memmap
+    from imaging.store import create_images
 
     size = source.image_size
     try:
-        images = open_memmap(  # type: ignore[no-untyped-call]  # numpy 1.26 has no types here
-            path, mode="w+", dtype=np.uint8, shape=(len(indices), size, size, 3)
-        )
-        # A full disk must be an error here; written through a memory map it would be a SIGBUS.
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        images = create_images(path, len(indices), size, size)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     for position, index in enumerate(indices):

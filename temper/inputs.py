@@ -16,6 +16,7 @@ from imaging.errors import FolderError, ImageError, show
 from imaging.folder import Listing, describe_left_out, list_folders, list_images, name_few, say_left_out
 from imaging.formats import SUFFIXES
 from imaging.read import read_image
+from imaging.store import create_images
 from temper.errors import TemperError
 
 Images = npt.NDArray[np.uint8]
@@ -182,6 +183,7 @@ def load_tree(folder: Path, info: ModelInfo, work: Path, progress: Progress | No
 
     Raises:
         InputError: There are no class folders, they are not the model's classes, or files cannot be decoded.
+        OSError: `work` has no room for them.
     """
     if not folder.is_dir():
         raise InputError(
@@ -202,8 +204,7 @@ def load_tree(folder: Path, info: ModelInfo, work: Path, progress: Progress | No
         files += listing.paths
         labels += [index] * len(listing.paths)
         left_out += listing.left_out
-    shape = (len(files), *image_size(info), 3)
-    images: Images = np.memmap(work / "images.uint8", dtype=np.uint8, mode="w+", shape=shape)
+    images = create_images(work / "images.npy", len(files), *image_size(info))
     _decode(files, images, progress)
     described = describe_left_out(left_out, folder)
     return Tree(images=images, labels=np.array(labels, dtype=np.int64), left_out=described)

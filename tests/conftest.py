@@ -50,6 +50,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(reason)
 
 
+Mount = Callable[[Path, str], list[str]]
+
+
+@pytest.fixture(scope="session")
+def mount() -> Mount:
+    """Gives what to write before a command so that a folder is a file system of its own there, in memory.
+
+    It needs no root, as it is of the command's own name space, and goes with the command.
+    """
+
+    def words(folder: Path, options: str) -> list[str]:
+        script = f'mount -t tmpfs -o {options} none "$0" && exec "$@"'
+        before = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(folder)]
+        probe = subprocess.run([*before, "true"], capture_output=True, text=True, check=False)
+        if probe.returncode != 0:
+            pytest.skip(f"no file system may be mounted here: {probe.stderr.strip()}")
+        return before
+
+    return words
+
+
 Until = Callable[[Callable[[], object]], None]
 
 

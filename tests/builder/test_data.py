@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,23 @@ def read(folder: Path, name: str) -> np.ndarray[Any, Any]:
 def prepare(config: DataConfig, folder: Path) -> dict[str, Any]:
     folder.mkdir()
     return prepare_data(config, folder)
+
+
+def test_full_disk_is_one_line(tmp_path: Path, mount: Callable[[Path, str], list[str]]) -> None:
+    program = """
+        import sys
+        from pathlib import Path
+        from builder.data import DataConfig, prepare_data
+        from builder.errors import DataError
+
+        try:
+            prepare_data(DataConfig(image_size=64), Path(sys.argv[1]))
+        except DataError as error:
+            print(error)
+    """
+    command = [*mount(tmp_path, "size=1m"), sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/test_images.npy: cannot be written: No space left on device\n"
 
 
 def test_digits_are_split_without_overlap(tmp_path: Path) -> None:

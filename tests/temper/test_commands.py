@@ -245,6 +245,23 @@ def test_attack_folder_tree(server: TritonServer, tree: Path, tmp_path: Path) ->
     assert again.stdout.splitlines()[1:3] == result.stdout.splitlines()[1:3]
 
 
+def test_attack_without_room_for_the_images_names_the_temporary_folder(
+    server: TritonServer, tree: Path, tmp_path: Path, mount: Callable[[Path, str], list[str]]
+) -> None:
+    """A write into a mapped file beyond the room there is would end the process by SIGBUS."""
+    command = [sys.executable, "-m", "temper.cli", "attack", "--images", str(tree), "--model", MODEL]
+    done = subprocess.run(
+        [*mount(tmp_path, "size=32k"), *command, "--url", server.grpc_url],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 1, done.stderr
+    assert "No space left on device; the temporary folder is " in done.stderr.splitlines()[-1]
+    assert f"{tmp_path} (0 MiB free): make room, or point TMPDIR" in done.stderr.splitlines()[-1]
+
+
 def test_attack_arrays_json(server: TritonServer, sample: Sample, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", sample.images[:20])
     np.save(tmp_path / "y.npy", sample.labels[:20])

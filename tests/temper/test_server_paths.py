@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from temper.errors import ServerError
 from temper.server import TritonServer
 
 pytestmark = pytest.mark.server
+
+Mount = Callable[[Path, str], list[str]]
 
 ROOT = Path(__file__).parents[2]
 # What a shell, or a decoder that knows only ASCII, stumbles over; the last byte is no UTF-8.
@@ -87,16 +89,11 @@ def test_temporary_folder_beyond_ascii_is_refused_by_name(
     ],
 )
 def test_temporary_folder_that_cannot_be_used_is_named(
-    toy_repository: Path, image: Path, tmp_path: Path, options: str, line: str
+    toy_repository: Path, image: Path, tmp_path: Path, mount: Mount, options: str, line: str
 ) -> None:
     folder = tmp_path / "mounted"
     folder.mkdir()
-    mount = f'mount -t tmpfs -o {options} none "$0" && exec "$@"'
-    mounted = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, str(folder)]
-    probe = subprocess.run([*mounted, "true"], capture_output=True, text=True, check=False)
-    if probe.returncode != 0:
-        pytest.skip(f"no file system may be mounted here: {probe.stderr.strip()}")
-    done = query(image, toy_repository, before=mounted, TMPDIR=str(folder))
+    done = query(image, toy_repository, before=mount(folder, options), TMPDIR=str(folder))
     if not line:
         assert done.returncode == 0, done.stderr
         return
