@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from builder.isa import UNKNOWN, instruction_set, why_inexact
 from client.client import Client
-from client.errors import ImageError, NonFiniteOutput
+from client.errors import ClientError, ImageError, NonFiniteOutput
 from client.images import Prediction, load_image, top_k
 from imaging.errors import show
 from imaging.folder import NUM_NAMED
@@ -37,38 +37,52 @@ def query_command(
     """Streams the images to the server and prints the labels with their probabilities.
 
     Raises:
-        QueryError: Files that cannot be decoded, one line each, after the answers to the others; or the model
-            is no classifier.
+        QueryError: Files that cannot be decoded, one line each, after the answers to the others; the server
+            failed or died, after the answers until then; or the model is no classifier.
     """
     files = find_images(images, lambda line: echo(line, err=True))
-    endpoint = Endpoint(url, repository, models=[model])
-    answers: list[dict[str, Any]] = []
     failed: list[str] = []
-    with endpoint, Client(endpoint.url()) as client:
-        info = client.model_info(model)
-        if len(info.output_shape) != 1:
-            shape = list(info.output_shape)
-            raise QueryError(f"model {model}: {info.output_name} is {shape}, expected one score per class")
-        warning = why_inexact(UNKNOWN if url else instruction_set(), info.int8_weight_bits)
-        if warning is not None:
-            echo(f"warning: {model}: {warning}", err=True)
-        sent: queue.SimpleQueue[list[Path]] = queue.SimpleQueue()
-        batches = _batches(files, image_size(info), sent, failed)
-        for logits in _answers(client.stream(model, batches), sent):
-            for path, best in zip(sent.get(), top_k(logits, info.labels, top), strict=True):
-                answer: dict[str, Any] = {
-                    "image": os.fsencode(path).decode(errors="backslashreplace"),
-                    "predictions": [vars(one) for one in best],
-                }
-                answers.append({**answer, "warning": warning} if warning else answer)
-                if not as_json:
-                    echo(_text(path, best))
-    if as_json:
-        echo(json.dumps(answers, indent=2, ensure_ascii=False, allow_nan=False))
+    with Endpoint(url, repository, models=[model]) as endpoint:
+        try:
+            with Client(endpoint.url()) as client:
+                info = client.model_info(model)
+                if len(info.output_shape) != 1:
+                    shape = list(info.output_shape)
+                    raise QueryError(f"model {model}: {info.output_name} is {shape}, expected one score per class")
+                warning = why_inexact(UNKNOWN if url else instruction_set(), info.int8_weight_bits)
+                if warning is not None:
+                    echo(f"warning: {model}: {warning}", err=True)
+                sent: queue.SimpleQueue[list[Path]] = queue.SimpleQueue()
+                stream = client.stream(model, _batches(files, image_size(info), sent, failed))
+                rows = (
+                    row
+                    for logits in _answers(stream, sent)
+                    for row in zip(sent.get(), top_k(logits, info.labels, top), strict=True)
+                )
+                _print(rows, warning, as_json=as_json)
+        except ClientError as error:
+            raise QueryError(endpoint.why(error)) from error
     if failed:
         more = len(failed) - NUM_NAMED
         rest = [f"{more:,} more of the {len(files):,} images cannot be used"] if more > 0 else []
         raise QueryError("\n".join(failed[:NUM_NAMED] + rest))
+
+
+def _print(rows: Iterable[tuple[Path, list[Prediction]]], warning: str | None, *, as_json: bool) -> None:
+    """Prints the answers; as JSON all at once, also when something ends them."""
+    answers: list[dict[str, Any]] = []
+    try:
+        for path, best in rows:
+            answer: dict[str, Any] = {
+                "image": os.fsencode(path).decode(errors="backslashreplace"),
+                "predictions": [vars(one) for one in best],
+            }
+            answers.append({**answer, "warning": warning} if warning else answer)
+            if not as_json:
+                echo(_text(path, best))
+    finally:
+        if as_json:
+            echo(json.dumps(answers, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _answers(answers: Iterator[Logits], sent: queue.SimpleQueue[list[Path]]) -> Iterator[Logits]:

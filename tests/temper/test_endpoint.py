@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
+from client.images import top_k
 from temper.cli import cli
+from temper.server import TritonServer
 
 if TYPE_CHECKING:
     from builder.sample import Sample
@@ -84,6 +87,37 @@ def test_load_ends_with_the_second_death(toy_repository: Path, doom: Doom) -> No
     assert found and "Signal (11) received" in Path(found[1]).read_text()
 
 
+def test_query_prints_what_was_answered_before_a_death(
+    toy_repository: Path,
+    sample: Sample,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., None],
+) -> None:
+    for index, pixels in enumerate(sample.images[:400]):
+        Image.fromarray(pixels).save(tmp_path / f"{index:03}.png")
+    start, print_labels, servers = TritonServer.start, top_k, list[TritonServer]()
+
+    def start_known(server: TritonServer) -> TritonServer:
+        servers.append(start(server))
+        return server
+
+    def kill_and_print(*args: object) -> object:
+        if servers:
+            pid = servers.pop().pid
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: not Path(f"/proc/{pid}").exists())
+        return print_labels(*args)  # type: ignore[arg-type]  # what it was called with
+
+    monkeypatch.setattr(TritonServer, "start", start_known)
+    monkeypatch.setattr("temper.commands.query.top_k", kill_and_print)
+    result = run("query", toy_repository, "--json", *sorted(tmp_path.glob("*.png")))
+    assert result.exit_code == 1, result.output
+    answered = [Path(one["image"]).name for one in json.loads(result.stdout)]
+    assert 8 <= len(answered) < 400 and answered == [f"{index:03}.png" for index in range(len(answered))]
+    assert re.fullmatch(rf"error: {DEATH.format('SIGKILL')}: .*", result.stderr.splitlines()[-1])
+
+
 @pytest.mark.parametrize("stub", [False, True], ids=["server", "stub"])
 def test_attack_goes_on_from_its_checkpoint(
     toy_repository: Path, sample: Sample, tmp_path: Path, doom: Doom, stub: bool
@@ -105,22 +139,22 @@ def test_attack_goes_on_from_its_checkpoint(
 
 
 def test_serve_starts_a_server_again_but_not_twice_in_a_minute(toy_repository: Path, tmp_path: Path) -> None:
-    log = tmp_path / "server.log"
     process = subprocess.Popen(
-        [sys.executable, "-m", "temper.cli", "serve", "--repository", toy_repository, "--log-file", log],
+        [sys.executable, "-m", "temper.cli", "serve", "--repository", toy_repository],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)},
     )
     assert process.stdout is not None and process.stderr is not None
     with process:
-        while (line := process.stdout.readline()) and not line.startswith("models"):
-            pass
-        lines = []
+        lines, logs = [], []
         for number in (signal.SIGSEGV, signal.SIGKILL):
+            # Each life has a log of its own.
+            logs.append(next(line for line in process.stdout if line.startswith("log ")))
             os.kill(server_of(process.pid), number)
             lines.append(next(line.strip() for line in process.stderr if "died" in line))
     assert process.returncode == 1
+    assert logs[0] != logs[1]
     assert "Signal (11) received" in log_of(lines[0], "SIGSEGV", "; started again")
     assert re.fullmatch(rf"error: {DEATH.format('SIGKILL')}, \d+ s after it was started again", lines[1])
