@@ -10,10 +10,15 @@ from typing import Any
 # Nobody changes the models of an embedded server (`--model-control-mode=none`); these may not be called either.
 _RESTRICTED = "shared-memory,trace,logging"
 _NAME = "temper-key"
+# Only a server that hangs takes as long: a call that expires can crash a Triton of this age.
+_TIMEOUT_S = 60.0
 
 
 class Key:
-    """What the restricted calls ask for: random, of one start, known to this process and the server only."""
+    """What the restricted calls ask for: random, of one start.
+
+    It is known to this process and the server only, where the kernel lets it be hidden (`temper._launch`).
+    """
 
     def __init__(self) -> None:
         """Draw a new one."""
@@ -41,21 +46,21 @@ class Control:
         """Whether it answers."""
         from tritonclient.grpc import service_pb2  # type: ignore[import-untyped]  # no stubs
 
-        answer = self._ask(self._service.ServerLive, service_pb2.ServerLiveRequest(), timeout_s=2)
+        answer = self._ask(self._service.ServerLive, service_pb2.ServerLiveRequest())
         return answer is not None and bool(answer.live)
 
     def index(self) -> dict[str, tuple[str, str]] | None:
-        """State and reason of every model; None from a server that is too busy."""
+        """State and reason of every model; None from a server that does not answer."""
         from tritonclient.grpc import service_pb2
 
-        answer = self._ask(self._service.RepositoryIndex, service_pb2.RepositoryIndexRequest(), timeout_s=10)
+        answer = self._ask(self._service.RepositoryIndex, service_pb2.RepositoryIndexRequest())
         return None if answer is None else {model.name: (model.state, model.reason) for model in answer.models}
 
-    def _ask(self, method: Any, request: Any, timeout_s: float) -> Any:
+    def _ask(self, method: Any, request: Any) -> Any:
         import grpc  # type: ignore[import-untyped]  # no stubs
 
         try:
-            return method(request, timeout=timeout_s)
+            return method(request, timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 return None

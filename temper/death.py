@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from temper._stubs import read_stat
+
 
 def is_ending(pid: int) -> bool:
     """Whether a process has begun to end: the kernel marks it before it closes the process's connections."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return True
-    return fields[0] in "ZX" or bool(int(fields[6]) & 0x4)  # PF_EXITING
+    fields = read_stat(pid)
+    return not fields or fields[0] in "ZX" or bool(int(fields[6]) & 0x4)  # PF_EXITING
 
 
-def describe_death(report: Mapping[str, Any], log: Path) -> str:
-    """One line from what the supervisor reported; it reports nothing when it was killed itself."""
+def describe_death(report: Mapping[str, Any] | None, log: Path) -> str:
+    """One line from what the supervisor reported: nothing when it was killed itself, None when it is stopped."""
+    if report is None:
+        return f"tritonserver or a model instance died, and its supervisor does not say how; its log is in {log}"
     if not report:
         return f"tritonserver ended with its supervisor, which was killed; its log is in {log}"
     status = report["status"]

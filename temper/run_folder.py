@@ -20,6 +20,7 @@ from pathlib import Path
 from temper._supervise import remove_traces
 from temper.errors import ServerError
 from temper.temporary import explain
+from temper.verify import VerifyError, ensemble_members, model_names, read_config
 
 BACKENDS = "backends"
 VIEW = "repository-view"
@@ -71,7 +72,7 @@ def lay_out_view(
     """
     view.mkdir()
     if models is None:
-        models = [path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        models = model_names(repository)
     refused: dict[str, str] = {}
     todo = [model for model in models if model not in left_out]
     while todo:
@@ -80,20 +81,9 @@ def lay_out_view(
             refused[model] = "its name may hold letters, digits and . _ + - only; publish it under another name"
         elif not (view / model).is_symlink() and (repository / model).is_dir():
             (view / model).symlink_to(repository / model)
-            todo.extend(_members(repository / model / "config.pbtxt"))
+            with contextlib.suppress(VerifyError, OSError):  # Triton says what is wrong with its config
+                todo.extend(ensemble_members(read_config(repository / model)))
     return refused
-
-
-def _members(config: Path) -> list[str]:
-    """The models that an ensemble is made of; none of any other model, or of one whose config is unreadable."""
-    from google.protobuf import text_format  # type: ignore[import-untyped]  # no stubs
-    from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]  # no stubs
-
-    try:
-        parsed = text_format.Parse(config.read_bytes(), model_config_pb2.ModelConfig(), allow_unknown_field=True)
-    except (OSError, ValueError, text_format.ParseError):
-        return []  # Triton says what is wrong with it
-    return [step.model_name for step in parsed.ensemble_scheduling.step]
 
 
 def _sweep(parent: Path) -> None:

@@ -33,7 +33,7 @@ from temper.run_folder import BACKENDS, LOG, VIEW, lay_out_view, make_run_folder
 from temper.runtime import environment, find_runtime, lay_out_backends
 from temper.temporary import explain, is_trouble
 from temper.terminal import echo
-from temper.verify import find_changed
+from temper.verify import find_changed, model_names
 
 _POLL_S = 0.05
 _SUPERVISE = "import sys; sys.path.insert(0, sys.argv[1]); from temper._supervise import main; main()"
@@ -41,6 +41,8 @@ _KEY_VISIBLE = (
     "warning: the kernel forbids ptrace here, so other users of this machine can read the embedded server's key "
     "in its command line; with it they can change its log, its trace and its shared memory"
 )
+# Longer than the supervisor waits with its report, also while models load; only one that is stopped takes it.
+_REPORT_S = 60.0
 # Longer than the supervisor gives tritonserver.
 _STOP_S = 30.0
 
@@ -98,6 +100,7 @@ class TritonServer:
         self._process: subprocess.Popen[str] | None = None
         self._death: str | None = None
         self._refused: dict[str, str] = {}
+        self._log_start = 0
         self._asking = threading.Lock()
 
     def __enter__(self) -> TritonServer:
@@ -127,11 +130,13 @@ class TritonServer:
             assert process.stdout is not None
             told = select.poll()
             told.register(process.stdout, select.POLLIN)
-            while not is_ending(self.pid) and not told.poll(0):
-                if not has_dead_stub(self.pid):
+            limit = time.monotonic() + _REPORT_S
+            # The supervisor ends a server whose stub is dead.
+            while not told.poll(0) and time.monotonic() < limit:
+                if not is_ending(self.pid) and not has_dead_stub(self.pid):
                     return None
-                time.sleep(_POLL_S)  # the supervisor is about to end it
-            report = json.loads(process.stdout.readline() or "{}")
+                time.sleep(_POLL_S)
+            report = json.loads(process.stdout.readline() or "{}") if told.poll(0) else None
             self.log = Path(report["log"]) if report else self.keep_log()
             self._death = describe_death(report, self.log)
             return self._death
@@ -182,8 +187,8 @@ class TritonServer:
                 process.kill()
                 process.wait()
             process.stdout.close()
-            # Only a supervisor that was killed has left any of this to do.
-            if self.pid:
+            # Only a supervisor that was killed has left this to do; else the number may be another group's by now.
+            if self.pid and process.returncode != 0:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
         if self._folder is not None:
@@ -191,12 +196,12 @@ class TritonServer:
             self._folder = None
 
     def _check_models_exist(self) -> None:
-        if self.models is None and not any(self.repository.glob("*/*/")):
+        known = model_names(self.repository)
+        if self.models is None and not known:
             raise ServerError(
                 f"model repository {self.repository} holds no model; publish one with `temper build`"
             )
         for model in self.models or ():
-            known = sorted(entry.name for entry in self.repository.iterdir() if entry.is_dir())
             if model not in known:
                 raise ServerError(
                     f"model {model!r} is not in {self.repository}; it holds: {', '.join(known) or 'no model'}"
@@ -210,8 +215,7 @@ class TritonServer:
         lines = "; ".join(f"model {model}: {reason}" for model, reason in changed.items())
         if changed and self.strict:
             raise ServerError(lines)
-        names = {path.name for path in self.repository.iterdir() if path.is_dir() and path.name[0] != "."}
-        if changed.keys() >= (names if self.models is None else set(self.models)):
+        if changed.keys() >= set(model_names(self.repository) if self.models is None else self.models):
             raise ServerError(f"no model of {self.repository} is what was published: {lines}")
         return changed
 
@@ -252,6 +256,7 @@ class TritonServer:
         }
         # What a model or an engine writes into its log is nobody else's.
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._log_start = os.fstat(log).st_size
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _SUPERVISE, str(Path(__file__).resolve().parents[1])],
@@ -340,7 +345,11 @@ class TritonServer:
 
     def _gave_up(self) -> bool:
         """Whether Triton has tried every model and says that some did not load."""
-        return "failed to load all models" in self.log.read_text(errors="replace")
+        return "failed to load all models" in self._logged()
+
+    def _logged(self) -> str:
+        """What this life of the server wrote into its log, to which it was appended."""
+        return self.log.read_bytes()[self._log_start :].decode(errors="replace")
 
     def _check_alive(self, patience: _Patience) -> None:
         if not self.alive:
@@ -353,7 +362,7 @@ class TritonServer:
         time.sleep(_POLL_S)
 
     def _last_error(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
+        lines = self._logged().splitlines()
         # Triton logs this error on every machine without a GPU.
         lines = [line for line in lines if "CudaDriverHelper" not in line]
         errors = [line for line in lines if line.startswith(("E", "error"))]

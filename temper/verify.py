@@ -38,6 +38,18 @@ class Verdict:
     """What is wrong; None when it is what was published."""
 
 
+def model_names(repository: Path) -> list[str]:
+    """The models of a repository, by name: every folder that is not hidden.
+
+    Raises:
+        VerifyError: There is no such folder, or it cannot be read.
+    """
+    try:
+        return sorted(path.name for path in repository.iterdir() if path.is_dir() and path.name[0] != ".")
+    except OSError as error:
+        raise VerifyError(f"model repository {repository}: cannot be read: {error.strerror}") from error
+
+
 def verify_repository(
     repository: Path, models: Sequence[str] | None = None, *, only_served: bool = False
 ) -> list[Verdict]:
@@ -54,15 +66,11 @@ def verify_repository(
     Raises:
         VerifyError: There is no such folder, or it cannot be read.
     """
-    try:
-        folders = {path.name: path for path in repository.iterdir() if path.is_dir()}
-    except OSError as error:
-        raise VerifyError(f"model repository {repository}: cannot be read: {error.strerror}") from error
     found: dict[str, Verdict] = {}
-    wanted = list(folders if models is None else models)
+    wanted = model_names(repository) if models is None else list(models)
     for model in wanted:
         if model not in found:
-            found[model], members = _check(folders.get(model, repository / model), only_served)
+            found[model], members = _check(repository / model, only_served)
             wanted += members
     return [_with_members(found[model], repository, found) for model in sorted(found)]
 
@@ -79,8 +87,8 @@ def find_changed(repository: Path, models: Sequence[str] | None = None) -> dict[
     """
     if not repository.is_dir():
         return {}
-    names = {path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    present = sorted(names if models is None else names & set(models))
+    names = model_names(repository)
+    present = names if models is None else sorted(set(names) & set(models))
     verdicts = verify_repository(repository, present, only_served=True)
     return {one.model: one.reason for one in verdicts if one.reason is not None}
 
@@ -90,7 +98,7 @@ def _check(folder: Path, only_served: bool) -> tuple[Verdict, list[str]]:
     version: int | None = None
     backend: str | None = None
     try:
-        config = _read_config(folder)
+        config = read_config(folder)
         backend = config.get("backend") or config.get("platform")
         version = _served_version(folder, config)
         if backend not in _BACKENDS:
@@ -108,7 +116,7 @@ def _check(folder: Path, only_served: bool) -> tuple[Verdict, list[str]]:
             artifact.verify_files(folder / str(version), config)
         if not only_served:
             _check_unserved(folder, version)
-        members = list(_members(config))
+        members = list(ensemble_members(config))
     except (artifact.ArtifactError, VerifyError) as error:
         return Verdict(model=folder.name, version=version, backend=backend, reason=str(error)), []
     except OSError as error:
@@ -123,8 +131,12 @@ def _check_unserved(folder: Path, served: int) -> None:
         artifact.verify_sums(folder / str(version))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Reads config.pbtxt into the JSON that Triton makes of it."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads a model's config.pbtxt into the JSON that Triton makes of it.
+
+    Raises:
+        VerifyError: There is none, or it is no config.
+    """
     from google.protobuf import json_format, text_format  # type: ignore[import-untyped]  # ships none
     from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # ships none
 
@@ -150,7 +162,8 @@ def _served_version(folder: Path, config: dict[str, Any]) -> int:
     return int(versions[0])
 
 
-def _members(config: dict[str, Any]) -> Iterator[str]:
+def ensemble_members(config: dict[str, Any]) -> Iterator[str]:
+    """The models that an ensemble is made of; none of any other model."""
     for step in config.get("ensemble_scheduling", {}).get("step", []):
         yield step["model_name"]
 
@@ -159,7 +172,7 @@ def _with_members(verdict: Verdict, repository: Path, found: dict[str, Verdict])
     """An ensemble is as good as its members."""
     if verdict.reason is not None or verdict.backend != "ensemble":
         return verdict
-    for member in _members(_read_config(repository / verdict.model)):
+    for member in ensemble_members(read_config(repository / verdict.model)):
         if found[member].reason is not None:
             return Verdict(
                 model=verdict.model,

@@ -11,6 +11,7 @@ from temper.endpoint import start_again
 from temper.errors import ServerError
 from temper.server import TritonServer
 from temper.terminal import echo
+from temper.verify import model_names
 
 _POLL_S = 0.2
 _STABLE_S = 60.0
@@ -37,8 +38,6 @@ def serve_command(
     Raises:
         ServerError: The server cannot be started, loads no model at all, or died just after it was started again.
     """
-    if repository.is_dir() and not any(repository.glob("*/config.pbtxt")):
-        raise ServerError(f"{repository}: holds no model; build one with `temper build`")
     server = TritonServer(
         repository,
         models=models,
@@ -70,6 +69,8 @@ def _keep_up(server: TritonServer) -> None:
         if up_s < _STABLE_S:
             raise ServerError(f"{server.death()}, {up_s:.0f} s after it was started again")
         echo(start_again(server), err=True)
+        if server.log_file is None:
+            echo(f"log      {server.log}")
         _ready_models(server)
         begun = time.monotonic()
 
@@ -82,9 +83,7 @@ def _ready_models(server: TritonServer) -> list[str]:
     """
     for model, reason in server.failed.items():
         echo(f"not loaded: {model}: {' '.join(reason.split())[:400]}", err=True)
-    wanted = server.models
-    if wanted is None:
-        wanted = tuple(path.name for path in server.repository.iterdir() if (path / "config.pbtxt").is_file())
+    wanted = model_names(server.repository) if server.models is None else server.models
     ready = sorted(model for model in wanted if model not in server.failed)
     if not ready:
         raise ServerError(f"no model of {server.repository} was loaded; see {server.keep_log()}")

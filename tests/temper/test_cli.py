@@ -192,7 +192,7 @@ def test_no_server(command: str, tmp_path: Path) -> None:
 
 def test_serve_an_empty_repository(tmp_path: Path) -> None:
     result = invoke("serve", "--repository", tmp_path, "--log-file", tmp_path / "log" / "server.log")
-    check_failed(result, f"{tmp_path}: holds no model; build one with `temper build`")
+    check_failed(result, f"model repository {tmp_path} holds no model; publish one with `temper build`")
 
 
 def test_unexpected_error_saves_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

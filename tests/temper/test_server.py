@@ -43,7 +43,11 @@ def _traces(folder: Path) -> list[Path]:
     return [*folder.parent.glob(folder.name), *Path("/dev/shm").glob(f"{folder.name}-*")]
 
 
-def test_server_ends_with_its_stubs_when_the_context_closes(toy_repository: Path, until: Until) -> None:
+def test_server_ends_with_its_stubs_when_the_context_closes(
+    toy_repository: Path, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    # A group that has ended by itself may be another's by now.
+    monkeypatch.setattr("temper.server.os.killpg", lambda *_: pytest.fail("killed a group"))
     with TritonServer(toy_repository) as server:
         pids = [server.pid, *_stubs_of(server.pid)]
         folder = server.log.parent
@@ -143,6 +147,23 @@ def test_server_whose_stub_was_killed_is_ended_and_names_the_instance(toy_reposi
     assert not _traces(folder)
 
 
+def test_death_is_known_although_the_supervisor_is_stopped(
+    toy_repository: Path, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    monkeypatch.setattr("temper.server._REPORT_S", 0.5)
+    monkeypatch.setattr("temper.server._STOP_S", 0.5)
+    with TritonServer(toy_repository) as server:
+        pids, folder = [server.pid, *_stubs_of(server.pid)], server.log.parent
+        os.kill(_supervisor_of(server), signal.SIGSTOP)
+        os.kill(pids[1], signal.SIGKILL)
+        until(server.death)
+        death = server.death() or ""
+        assert death.startswith("tritonserver or a model instance died, and its supervisor does not say how; ")
+        Path(death.rpartition(" ")[2]).unlink()
+    until(lambda: _gone(pids))
+    assert not _traces(folder)
+
+
 def test_server_refuses_a_port_in_use(toy_repository: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -234,6 +255,11 @@ def test_server_that_died_says_how_and_starts_again_at_the_same_address(
 
 def test_server_log_survives_where_it_was_asked_for(toy_repository: Path, tmp_path: Path) -> None:
     log = tmp_path / "logs" / "server.log"
+    log.parent.mkdir()
+    log.write_text("error: failed to load all models, a life ago\n")
+    with pytest.raises(ServerError, match="died|ended") as failed:
+        TritonServer(toy_repository, log_file=log, extra_args=["--no-such-option"]).start()
+    assert "a life ago" not in str(failed.value)
     with (
         TritonServer(toy_repository, log_file=log) as server,
         triton.InferenceServerClient(server.grpc_url) as client,
@@ -241,4 +267,6 @@ def test_server_log_survives_where_it_was_asked_for(toy_repository: Path, tmp_pa
         image = triton.InferInput("image", [1, 32, 32, 3], "UINT8")
         image.set_data_from_numpy(np.zeros((1, 32, 32, 3), np.uint8))
         assert client.infer("toy_fp32", [image]).as_numpy("logits").shape == (1, 10)
+        assert not server._gave_up()
+    assert "a life ago" in log.read_text()
     assert "OpenVINO" in log.read_text()

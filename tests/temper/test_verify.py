@@ -38,6 +38,7 @@ def repository(tmp_path: Path) -> Path:
         )
     publish_ensemble(root, model="pair", members=["a", "b"], labels=LABELS, card={}, **SHAPE)
     (root / "README.md").write_text("not a model")
+    (root / ".hidden").mkdir()
     return root
 
 
