@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """Starts tritonserver with everything closed that serving does not need; ends when it, or one of its stubs, does.
 
-Further options are passed on, but for those that the health check depends on. What it can be told, in the
+Nothing is started on a repository of which a model is not what was published: Triton would run whatever backend a
+config.pbtxt names, and the plugin sees none but its own.
+
+Further options are passed on, but for those that this and the health check depend on. What it can be told, in the
 environment:
 
 TEMPER_REPOSITORY           the model repository; /models/repository
@@ -27,6 +30,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from backends.temper import artifact
 from temper._launch import CannotHideError, launch
 from temper._stubs import Stubs, read_stat
 
@@ -36,6 +40,8 @@ _GRACE_S = 40.0
 _HEALTH = "http://127.0.0.1:8000/v2/health/live"
 # What would move that.
 _FIXED = ("--allow-http", "--http-address", "--http-port")
+# What would serve one that was not looked at.
+_REPOSITORY = ("--model-repository", "--model-store")
 
 
 def options(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -84,6 +90,17 @@ def _read_key(file: str) -> str:
             "`openssl rand -hex 32` makes one"
         )
     return content
+
+
+def find_changed(repository: Path) -> list[str]:
+    """Returns a line for each model that is not what was published; no repository is tritonserver's to name."""
+    lines = []
+    for model in sorted(path for path in repository.glob("*") if path.is_dir()):
+        try:
+            artifact.verify_entry(model)
+        except (artifact.ArtifactError, OSError) as error:
+            lines.append(f"temper: model {model.name} is not what was published: {error}")
+    return lines
 
 
 def supervise(command: Sequence[str], hidden: Sequence[str], health: str = _HEALTH) -> int:
@@ -181,10 +198,15 @@ def main() -> None:
                 f"temper: {option}: not passed on, as the health check asks {_HEALTH}; "
                 "publish the container's port 8000 elsewhere instead"
             )
+        if len(name) > 2 and any(other.startswith(name) for other in _REPOSITORY):
+            sys.exit(f"temper: {option}: not passed on; name the one repository in TEMPER_REPOSITORY")
     try:
         plain, hidden = options(os.environ)
     except ValueError as error:
         sys.exit(f"temper: TEMPER_ADMIN_KEY_FILE: {error}")
+    (repository,) = (one.partition("=")[2] for one in plain if one.startswith("--model-repository="))
+    if lines := find_changed(Path(repository)):
+        sys.exit("\n".join(lines))
     sys.exit(supervise(["tritonserver", *plain, *sys.argv[1:]], hidden))
 
 

@@ -6,7 +6,6 @@ TensorRT backend or its ensemble scheduler runs, and before a server reads a con
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from backends.temper.external_data import WEIGHTS_OUTSIDE, keeps_weights_outside
 from temper.errors import TemperError
 
 _BACKENDS = ("temper", "temper_mean", "tensorrt", "ensemble")
-# Beside the versions; an older temper kept the class names there.
-_OURS = re.compile(r"config\.pbtxt|[1-9][0-9]*|labels(\.[0-9]+)?\.txt")
 
 
 class VerifyError(TemperError):
@@ -105,9 +102,7 @@ def _check(folder: Path, only_served: bool) -> tuple[Verdict, list[str]]:
             raise VerifyError(
                 f"{folder / artifact.CONFIG}: got the backend {backend!r}, which temper never publishes"
             )
-        unknown = sorted(path.name for path in folder.iterdir() if not _OURS.fullmatch(path.name))
-        if unknown:
-            raise VerifyError(f"{folder / unknown[0]}: nobody published it; remove it")
+        artifact.check_beside(folder)
         if backend in ("temper", "tensorrt"):
             entry = artifact.verify(folder / str(version), config)
             if entry.engine == "openvino" and keeps_weights_outside(entry.read()):

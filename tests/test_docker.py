@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ import pytest
 import yaml
 
 from builder.engines.containers import expected_tensorrt
+from builder.ensemble import publish_ensemble
+from builder.publish import publish
 from temper.runtime import environment, find_runtime, lay_out_backends
 
 ROOT = Path(__file__).parents[1]
@@ -264,6 +267,12 @@ def test_option_that_moves_the_health_check_is_refused(tmp_path: Path, option: s
     )
 
 
+@pytest.mark.parametrize("option", ["--model-repository=/x", "--model-store", "--model-rep=/x"])
+def test_option_that_names_another_repository_is_refused(tmp_path: Path, option: str) -> None:
+    line = f"temper: {option}: not passed on; name the one repository in TEMPER_REPOSITORY"
+    assert refused(tmp_path, option) == line
+
+
 # As a Triton from 25.12 on: it reaps its stubs.
 REAPS = """
 import signal, subprocess
@@ -295,6 +304,78 @@ def test_stub_that_its_server_forgets_is_missed(
             assert serve._watch(server, "", []) == "7"
         finally:
             server.kill()
+
+
+@pytest.fixture
+def entries(tmp_path: Path) -> Path:
+    """One entry of every kind; nothing here parses their engines."""
+    root = tmp_path / "repository"
+    labels, shape = ["cat", "dog"], {"image_size": 32, "num_classes": 2, "max_batch": 8}
+    for model, backend in (("plugin", "temper"), ("native", "tensorrt")):
+        (tmp_path / "model.plan").write_bytes(b"engine")
+        publish(
+            root,
+            model=model,
+            engine_file=tmp_path / "model.plan",
+            labels=labels,
+            card={},
+            parameters={"engine": "tensorrt"},
+            server_backend=backend,  # type: ignore[arg-type]  # one of them
+            in_ensemble=True,
+            **shape,  # type: ignore[arg-type]  # integers
+        )
+    publish_ensemble(root, model="pair", members=["plugin", "native"], labels=labels, card={}, **shape)
+    return root
+
+
+def replace(name: str, old: str, new: str) -> Callable[[Path], object]:
+    def change(model: Path) -> None:
+        text = (model / name).read_text()
+        assert old in text
+        (model / name).write_text(text.replace(old, new))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "reason"),
+    [
+        ("plugin", replace("config.pbtxt", '"temper"', '"python"'), "config.pbtxt: is not the one that was publ"),
+        ("native", replace("1/labels.txt", "cat", "cow"), "1/labels.txt: SHA-256 is "),
+        ("native", replace("config.pbtxt", "1/labels", "../labels"), "config.pbtxt: is not the one that was publ"),
+        ("pair", replace("1/labels.txt", "cat", "cow"), "1/labels.txt: SHA-256 is "),
+        ("pair_mean", lambda model: (model / "1" / "model.py").touch(), "1/model.py: is not named in SHA256SUMS"),
+        ("pair", lambda model: (model / "model.py").touch(), "model.py: nobody published it; remove it"),
+        ("native", lambda model: (model / "config.pbtxt").unlink(), "config.pbtxt cannot be read (No such file"),
+        ("pair", replace("config.pbtxt", "versions: 1", ""), "config.pbtxt: names no version"),
+    ],
+)
+def test_server_is_not_started_on_what_was_changed(
+    entries: Path, tmp_path: Path, model: str, change: Callable[[Path], object], reason: str
+) -> None:
+    assert f"--model-repository={entries}" in started(tmp_path, TEMPER_REPOSITORY=str(entries))
+    change(entries / model)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        started(tmp_path, TEMPER_REPOSITORY=str(entries))
+    (line,) = failed.value.stderr.splitlines()
+    assert failed.value.returncode == 1
+    assert line.startswith(f"temper: model {model} is not what was published: {entries / model}/{reason}")
+
+
+def test_command_needs_no_more_than_the_image_holds(tmp_path: Path) -> None:
+    """What the Dockerfile copies, laid out as there, on a Python without this environment."""
+    for *sources, target in instructions("server.Dockerfile", "COPY"):
+        if target.startswith("/opt/temper/"):
+            folder = tmp_path / target.strip("/")
+            folder = folder if target.endswith("/") else folder.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            for source in sources:
+                shutil.copy(ROOT / source, folder)
+    command = [sys.executable, "-S", "-E", str(tmp_path / "opt" / "temper" / "serve.py")]
+    done = subprocess.run(
+        command, env={"TEMPER_ADMIN_KEY_FILE": str(tmp_path / "gone")}, capture_output=True, text=True
+    )
+    assert done.stderr.startswith("temper: TEMPER_ADMIN_KEY_FILE: "), done.stderr
 
 
 @pytest.mark.server

@@ -24,6 +24,8 @@ CONFIG = "config.pbtxt"
 _DEFAULT_MAX_BATCH = 32
 _CHUNK_BYTES = 1 << 20
 _VERSION = re.compile(rb"specific\s*\{\s*versions:\s*(\d{1,18})\s*\}")
+# Beside the versions; an older temper kept the class names there.
+_BESIDE = re.compile(r"config\.pbtxt|[1-9][0-9]*|labels(\.[0-9]+)?\.txt")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")
 
 
@@ -154,6 +156,38 @@ def verify(folder: Path, config: Mapping[str, Any]) -> Entry:
         file_of_capability=file_of_capability,
         card=_read_card(folder / CARD) if CARD in digests else {},
     )
+
+
+def verify_entry(model: Path) -> None:
+    """Check the version that a model's config.pbtxt names, whatever runs it, before a server reads that.
+
+    Args:
+        model: `<repository>/<model>`.
+
+    Raises:
+        ArtifactError: As from `verify_files`; or config.pbtxt names no version; or there is a file of nobody's.
+    """
+    check_beside(model)
+    path = model / CONFIG
+    try:
+        version = served_version(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); publish this model again") from error
+    if version is None:
+        raise ArtifactError(f"{path}: names no version, so `temper build` did not publish it; publish it again")
+    # A published config.pbtxt names its own class names, and that it is a published one is found by its digest.
+    verify_files(model / str(version), {})
+
+
+def check_beside(model: Path) -> None:
+    """Refuse what lies beside a model's versions and was not published.
+
+    Raises:
+        ArtifactError: It names the first such file.
+    """
+    unknown = sorted(path.name for path in model.iterdir() if not _BESIDE.fullmatch(path.name))
+    if unknown:
+        raise ArtifactError(f"{model / unknown[0]}: nobody published it; remove it")
 
 
 def verify_files(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from temper.server import TritonServer
 if TYPE_CHECKING:
     from builder.sample import Sample
 
+ROOT = Path(__file__).parents[2]
 NATIVE = TritonConfig(
     name="m",
     image_size=64,
@@ -39,6 +41,16 @@ def read(config: TritonConfig) -> Any:
 
 def parameters(message: Any) -> dict[str, str]:
     return {key: value.string_value for key, value in message.parameters.items()}
+
+
+def test_readme_names_every_parameter_that_is_written_or_read() -> None:
+    sources = [*(ROOT / "builder").rglob("*.py"), *(ROOT / "backends" / "temper").rglob("*.py")]
+    text = "\n".join(path.read_text() for path in sources)
+    known = set(re.findall(r'\bparameters(?:\[|\.get\()"(\w+)"', text))
+    known |= set(re.findall(r'"(\w+)": ', " ".join(re.findall(r"\bparameters\s*=\s*(\{.*?\})", text))))
+    assert known >= {"engine", "file", "max_batch", "int8_weight_bits", "threads"}
+    readme = (ROOT / "model_repository" / "README.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)) == known
 
 
 def test_native_entry_is_for_tritons_own_backend() -> None:
