@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from client import protocol, wire
 from client.aio_streaming import Batches, Stream
-from client.calls import AsyncCalls
+from client.calls import AsyncCalls, closed
 from client.client import MAX_IN_FLIGHT
 from client.errors import (
     ClientError,
@@ -45,6 +45,7 @@ class AsyncClient:
         self.url = wire.check_url(url)
         self.timeout_s = timeout_s
         self._opened: AsyncCalls | None = None
+        self._closed = False
         self._infos: dict[tuple[str, str], ModelInfo] = {}
 
     def __repr__(self) -> str:
@@ -65,7 +66,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connection; what is on the way has a few seconds to finish before it is cancelled."""
         if self._opened is not None:
-            opened, self._opened = self._opened, None
+            opened, self._opened, self._closed = self._opened, None, True
             await opened.close()
 
     async def server_ready(self, *, timeout_s: float | None = None) -> bool:
@@ -78,9 +79,10 @@ class AsyncClient:
     async def model_info(self, model: str, version: str = "") -> ModelInfo:
         """Learn a model's names, shapes, types and labels; see `Client.model_info`."""
         key = (model, version)
-        if key not in self._infos:
-            self._infos[key] = await self._learn(model, version)
-        return self._infos[key]
+        info = self._infos.get(key)
+        if info is None:
+            info = self._infos[key] = await self._learn(model, version)
+        return info
 
     async def versions(self, model: str) -> tuple[str, ...]:
         """Return the versions of a model that are served, oldest first; none when it is not served at all.
@@ -109,7 +111,7 @@ class AsyncClient:
                 raise await self._explain(model, version, error) from error
             except ClientError as error:
                 again = number < protocol.MAX_CALLS and protocol.tells_of_change(error, version)
-                if not again or not await self._changed(info, version):
+                if not again or await self._changed(info, version) is None:
                     raise
         raise AssertionError("the last call returns or raises")
 
@@ -153,9 +155,10 @@ class AsyncClient:
             while (logits := await stream.next_batch(limit_s)) is not None:
                 yield logits
         except (VersionChanged, ServerError) as error:
-            if not await self._changed(info, version):
+            found = await self._changed(info, version)
+            if found is None:
                 raise
-            raise protocol.version_changed(info, self._infos[model, version]) from error
+            raise protocol.version_changed(info, found) from error
         finally:
             stream.stop()
 
@@ -167,31 +170,43 @@ class AsyncClient:
     @property
     def _calls(self) -> AsyncCalls:
         if self._opened is None:
+            if self._closed:
+                raise closed(self.url)
             raise RuntimeError("AsyncClient is not open: use it as `async with AsyncClient(url) as client:`")
         return self._opened
 
     async def _learn(self, model: str, version: str) -> ModelInfo:
-        pb = wire.pb
-        try:
-            metadata = await self._call("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version))
-            # Everything else is asked of that one version, so that it fits together while another is promoted.
-            learned = version or protocol.newest_version(metadata)
-            answer = await self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=learned))
-            info = protocol.model_info(model, learned, metadata, answer.config)
-            request = protocol.label_request(info, learned)
-            if request is None:
-                return info
-            return protocol.with_labels(info, await self._calls.call("ModelInfer", request, self.timeout_s))
-        except ModelNotFound as error:
-            raise await self._explain(model, version, error) from error
+        """Learn one version; another one, if that is replaced meanwhile and none was asked for."""
+        for number in range(1, protocol.MAX_CALLS + 1):
+            learned = version
+            try:
+                request = wire.pb.ModelMetadataRequest(name=model, version=version)
+                metadata = await self._call("ModelMetadata", request)
+                learned = version or protocol.newest_version(metadata)
+                return await self._learn_version(model, learned, metadata)
+            except ModelNotFound as error:
+                again = number < protocol.MAX_CALLS and learned and not version
+                if not again or await self.versions(model) in ((), protocol.served_versions(metadata)):
+                    raise await self._explain(model, version, error) from error
+        raise AssertionError("the last call returns or raises")
 
-    async def _changed(self, info: ModelInfo, version: str) -> bool:
-        """Learn a model again; tell whether it is another one than `info` says."""
+    async def _learn_version(self, model: str, version: str, metadata: Any) -> ModelInfo:
+        """Ask all else of that one version, so that it fits together while another is promoted."""
+        answer = await self._call("ModelConfig", wire.pb.ModelConfigRequest(name=model, version=version))
+        info = protocol.model_info(model, version, metadata, answer.config)
+        request = protocol.label_request(info, version)
+        if request is None:
+            return info
+        return protocol.with_labels(info, await self._calls.call("ModelInfer", request, self.timeout_s))
+
+    async def _changed(self, info: ModelInfo, version: str) -> ModelInfo | None:
+        """Learn a model again; return it if it is another one than `info` says."""
         self._infos.pop((info.name, version), None)
         try:
-            return await self.model_info(info.name, version) != info
+            found = await self.model_info(info.name, version)
         except ClientError:
-            return False  # the error that made us ask says more
+            return None  # the error that made us ask says more
+        return found if found != info else None
 
     async def _explain(self, model: str, version: str, error: ModelNotFound) -> ModelNotFound:
         if version and (others := await self.versions(model)):

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from client import protocol, wire
-from client.calls import AsyncCalls
+from client.calls import AsyncCalls, closed
 from client.model import ModelInfo
-from client.streaming import check_response, late
+from client.streaming import check_response
 
 Batches = Iterable[npt.NDArray[Any]] | AsyncIterable[npt.NDArray[Any]]
 _POLL_S = 0.05
@@ -48,6 +48,7 @@ class Stream:
         self._info, self._version, self._url = info, version, url
         self._window = asyncio.Semaphore(max_in_flight)
         self._stopped = False
+        self._closed = False
         self._exhausted = False
         self._error: Exception | None = None
         # (request id, number of images, last piece of its batch, when it was sent), oldest first.
@@ -55,12 +56,18 @@ class Stream:
         self._read: deque[Any] = deque()
         self._early: dict[str, Any] = {}
         self._news = asyncio.Event()
-        calls.open_stream(self._requests(batches), self._read_all, self.stop)
+        calls.open_stream(self._requests(batches), self._read_all, self.close)
 
     def stop(self) -> None:
         """Send no further request; the stream ends with the answers to those that were sent."""
         self._stopped = True
         self._window.release()
+
+    def close(self) -> None:
+        """Stop, and tell the caller that the client was closed."""
+        self._closed = True
+        self.stop()
+        self._news.set()
 
     async def next_batch(self, timeout_s: float) -> npt.NDArray[np.float32] | None:
         """Return the next batch's logits, None at the end."""
@@ -98,6 +105,8 @@ class Stream:
     async def _next_answer(self, timeout_s: float) -> Any:
         """Return the oldest request's answer, None at the end."""
         while True:
+            if self._closed:
+                raise closed(self._url)
             if self._error is not None:
                 raise self._error
             if self._sent and self._sent[0][0] in self._early:
@@ -118,7 +127,7 @@ class Stream:
                 await self._news.wait()
         except TimeoutError:
             if self._sent and time.monotonic() - self._sent[0][3] > timeout_s:
-                raise late(self._url, timeout_s) from None
+                raise wire.deadline_exceeded(self._url, timeout_s) from None
 
     async def _read_all(self, call: AsyncIterable[Any]) -> None:
         async for response in wire.aread_stream(call, self._url):

@@ -30,8 +30,8 @@ _JOIN_S = 0.5
 class Ending(Protocol):
     """A stream as `Calls` sees it."""
 
-    def stop(self) -> None:
-        """Send no further request; the stream then ends with its last answer."""
+    def close(self) -> None:
+        """Send no further request, and tell whoever reads it that the client was closed."""
 
     def join(self, timeout_s: float) -> bool:
         """Wait for its end; tell whether it, and each thread of its own, has ended."""
@@ -51,13 +51,20 @@ class Calls:
         # gRPC's threads that read the events of streams: one at a time serves all that are open.
         self._events: set[threading.Thread] = set()
         self._lock = threading.Lock()
+        self._closed = False
 
     def start(self, method: str, request: Any, limit_s: float) -> futures.Future[Any]:
-        """Send a request; `cancel` of what is returned takes it back only if it was not sent yet."""
-        if method not in self._methods:
-            self._methods[method] = wire.method(self._channel, method)
-        call = self._pool.submit(wire.attempt, self._methods[method], request, limit_s, self._url)
-        self._unanswered.add(call)
+        """Send a request; `cancel` of what is returned takes it back only if it was not sent yet.
+
+        Raises:
+            ServerUnavailable: The client is closed.
+        """
+        with self._lock:
+            self._check_open()
+            if method not in self._methods:
+                self._methods[method] = wire.method(self._channel, method)
+            call = self._pool.submit(wire.attempt, self._methods[method], request, limit_s, self._url)
+            self._unanswered.add(call)
         call.add_done_callback(self._unanswered.discard)
         return call
 
@@ -79,7 +86,7 @@ class Calls:
         except futures.CancelledError:
             answer = closed(self._url)
         if isinstance(answer, ClientError):
-            raise answer
+            raise closed(self._url) if self._closed and answer.code == "CANCELLED" else answer
         return answer
 
     def call(self, method: str, request: Any, limit_s: float) -> Any:
@@ -92,13 +99,25 @@ class Calls:
             call.cancel()
 
     def open_stream(self, requests: Iterator[bytes]) -> Any:
-        """Open a gRPC stream, which ends when the requests do; `add` whoever reads it."""
-        return wire.open_stream(self._channel, requests, self._note_events)
+        """Open a gRPC stream, which ends when the requests do; `add` whoever reads it.
+
+        Raises:
+            ServerUnavailable: The client is closed.
+        """
+        with self._lock:
+            self._check_open()
+            return wire.open_stream(self._channel, requests, self._note_events)
 
     def add(self, stream: Ending) -> None:
         """Take care of a stream's end."""
         with self._lock:
             self._streams = [one for one in self._streams if not one.join(0.0)] + [stream]
+            if self._closed:
+                stream.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed(self._url)
 
     def _note_events(self) -> None:
         with self._lock:
@@ -107,11 +126,13 @@ class Calls:
     def close(self) -> None:
         """Let what is on the way finish, cancel what does not, and close the channel; no thread stays."""
         deadline = time.monotonic() + CLOSE_S
+        with self._lock:
+            self._closed = True
+            streams = list(self._streams)
         self._pool.shutdown(wait=False, cancel_futures=True)
-        streams = list(self._streams)
         try:
             for stream in streams:
-                stream.stop()
+                stream.close()
             futures.wait(list(self._unanswered), CLOSE_S)
             for stream in streams:
                 stream.join(max(0.0, deadline - time.monotonic()))
@@ -136,19 +157,21 @@ class AsyncCalls:
         self._running: set[asyncio.Task[Any]] = set()
         self._left: set[asyncio.Task[Any]] = set()
         self._streams: set[Callable[[], None]] = set()
+        self._closed = False
 
     async def start(self, method: str, request: Any, deadline: float, limit_s: float) -> asyncio.Task[Any]:
         """Send a request, as soon as fewer than `MAX_CALLS` are left alone; `wait` or `leave` what is returned.
 
         Raises:
             DeadlineExceeded: There was no such moment before the deadline (`time.monotonic`).
+            ServerUnavailable: The client is closed.
         """
         while len(self._left) >= MAX_CALLS:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise wire.deadline_exceeded(self._url, limit_s)
             await asyncio.wait(self._left, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        if self._channel is None:
+        if self._closed:
             raise closed(self._url)
         if method not in self._methods:
             self._methods[method] = wire.method(self._channel, method)
@@ -158,18 +181,23 @@ class AsyncCalls:
         self,
         requests: AsyncIterator[bytes],
         read: Callable[[Any], Coroutine[Any, Any, None]],
-        stop: Callable[[], None],
+        close: Callable[[], None],
     ) -> None:
         """Open a gRPC stream and take care of its end.
 
         Args:
             requests: The stream is half-closed when they end.
             read: Reads the call to its end, in a task of its own.
-            stop: Makes the requests end.
+            close: Makes the requests end, and tells the caller.
+
+        Raises:
+            ServerUnavailable: The client is closed.
         """
-        self._streams.add(stop)
+        if self._closed:
+            raise closed(self._url)
+        self._streams.add(close)
         reading = self._run(read(wire.open_stream(self._channel, requests)))
-        reading.add_done_callback(lambda _: self._streams.discard(stop))
+        reading.add_done_callback(lambda _: self._streams.discard(close))
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(coroutine)
@@ -187,7 +215,7 @@ class AsyncCalls:
             raise closed(self._url)
         answer = call.result()
         if isinstance(answer, ClientError):
-            raise answer
+            raise closed(self._url) if self._closed and answer.code == "CANCELLED" else answer
         return answer
 
     def leave(self, call: asyncio.Task[Any]) -> None:
@@ -207,8 +235,9 @@ class AsyncCalls:
 
     async def close(self) -> None:
         """Let what is on the way finish, cancel what does not, and close the channel; no task stays."""
-        for stop in list(self._streams):
-            stop()
+        self._closed = True
+        for end_stream in list(self._streams):
+            end_stream()
         try:
             if self._running:
                 await asyncio.wait(self._running, timeout=CLOSE_S)
@@ -220,9 +249,9 @@ class AsyncCalls:
             for task in self._running:
                 task.cancel()
             if self._running:
-                await asyncio.wait(self._running)
+                await asyncio.wait(self._running, timeout=_JOIN_S)
 
 
 def closed(url: str) -> ServerUnavailable:
-    """Return the error of a call that the client's `close` ended."""
-    return ServerUnavailable(f"{url}: the client was closed before the answer came")
+    """Return the error of a call or stream that the client's `close` ended, or that came after it."""
+    return ServerUnavailable(f"{url}: the client is closed; make another one to ask on")

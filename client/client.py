@@ -32,6 +32,7 @@ class Client:
     """A connection to the gRPC endpoint of a Triton server; use it as a context manager.
 
     Safe to use from several threads. The first call connects, so making one never fails on a server that is away.
+    Calls after `close`, and those that it cuts, raise ServerUnavailable.
     A deadline is kept by waiting no longer: the call itself is let finish and its answer dropped (see `calls.py`).
 
     Args:
@@ -94,9 +95,10 @@ class Client:
             ServerUnavailable: Nothing answers.
         """
         key = (model, version)
-        if key not in self._infos:
-            self._infos[key] = self._learn(model, version)
-        return self._infos[key]
+        info = self._infos.get(key)
+        if info is None:
+            info = self._infos[key] = self._learn(model, version)
+        return info
 
     def versions(self, model: str) -> tuple[str, ...]:
         """Return the versions of a model that are served, oldest first; none when it is not served at all.
@@ -146,7 +148,7 @@ class Client:
                 raise self._explain(model, version, error) from error
             except ClientError as error:
                 again = number < protocol.MAX_CALLS and protocol.tells_of_change(error, version)
-                if not again or not self._changed(info, version):
+                if not again or self._changed(info, version) is None:
                     raise
         raise AssertionError("the last call returns or raises")
 
@@ -207,9 +209,10 @@ class Client:
         try:
             yield from stream.answers(limit_s)
         except (VersionChanged, ServerError) as error:
-            if not self._changed(info, version):
+            found = self._changed(info, version)
+            if found is None:
                 raise
-            raise protocol.version_changed(info, self._infos[model, version]) from error
+            raise protocol.version_changed(info, found) from error
 
     def statistics(self, model: str, version: str = "") -> ServerStatistics:
         """Read Triton's own counters of a model; the difference of two tells what happened in between.
@@ -222,27 +225,37 @@ class Client:
         return protocol.statistics(self._call("ModelStatistics", request))
 
     def _learn(self, model: str, version: str) -> ModelInfo:
-        pb = wire.pb
-        try:
-            metadata = self._call("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version))
-            # Everything else is asked of that one version, so that it fits together while another is promoted.
-            learned = version or protocol.newest_version(metadata)
-            answer = self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=learned))
-            info = protocol.model_info(model, learned, metadata, answer.config)
-            request = protocol.label_request(info, learned)
-            if request is None:
-                return info
-            return protocol.with_labels(info, self._calls.call("ModelInfer", request, self.timeout_s))
-        except ModelNotFound as error:
-            raise self._explain(model, version, error) from error
+        """Learn one version; another one, if that is replaced meanwhile and none was asked for."""
+        for number in range(1, protocol.MAX_CALLS + 1):
+            learned = version
+            try:
+                request = wire.pb.ModelMetadataRequest(name=model, version=version)
+                metadata = self._call("ModelMetadata", request)
+                learned = version or protocol.newest_version(metadata)
+                return self._learn_version(model, learned, metadata)
+            except ModelNotFound as error:
+                again = number < protocol.MAX_CALLS and learned and not version
+                if not again or self.versions(model) in ((), protocol.served_versions(metadata)):
+                    raise self._explain(model, version, error) from error
+        raise AssertionError("the last call returns or raises")
 
-    def _changed(self, info: ModelInfo, version: str) -> bool:
-        """Learn a model again; tell whether it is another one than `info` says."""
+    def _learn_version(self, model: str, version: str, metadata: Any) -> ModelInfo:
+        """Ask all else of that one version, so that it fits together while another is promoted."""
+        answer = self._call("ModelConfig", wire.pb.ModelConfigRequest(name=model, version=version))
+        info = protocol.model_info(model, version, metadata, answer.config)
+        request = protocol.label_request(info, version)
+        if request is None:
+            return info
+        return protocol.with_labels(info, self._calls.call("ModelInfer", request, self.timeout_s))
+
+    def _changed(self, info: ModelInfo, version: str) -> ModelInfo | None:
+        """Learn a model again; return it if it is another one than `info` says."""
         self._infos.pop((info.name, version), None)
         try:
-            return self.model_info(info.name, version) != info
+            found = self.model_info(info.name, version)
         except ClientError:
-            return False  # the error that made us ask says more
+            return None  # the error that made us ask says more
+        return found if found != info else None
 
     def _explain(self, model: str, version: str, error: ModelNotFound) -> ModelNotFound:
         if version and (others := self.versions(model)):

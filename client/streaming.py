@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from client import protocol, wire
-from client.calls import Calls
-from client.errors import ClientError, DeadlineExceeded, ServerUnavailable
+from client.calls import Calls, closed
+from client.errors import ClientError, ServerUnavailable
 from client.model import ModelInfo
 
 _POLL_S = 0.05
@@ -98,6 +98,7 @@ class Stream:
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight: got {max_in_flight}, expected at least 1")
         self._url = url
+        self._closed = False
         self._sender = _Sender(info, batches, version, max_in_flight)
         self._read: queue.SimpleQueue[Any] = queue.SimpleQueue()
         call = calls.open_stream(iter(self._sender))
@@ -109,6 +110,11 @@ class Stream:
     def stop(self) -> None:
         """Send no further request; the stream ends with the answers to those that were sent."""
         self._sender.stop()
+
+    def close(self) -> None:
+        """Stop, and tell the caller that the client was closed."""
+        self._closed = True
+        self.stop()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for its end; tell whether both of its threads have ended."""
@@ -141,6 +147,8 @@ class Stream:
         """Return the oldest request's answer, None at the end; answers that overtook it wait in `early`."""
         sender = self._sender
         while True:
+            if self._closed:
+                raise closed(self._url)
             if sender.error is not None:
                 raise sender.error
             if sender.sent and sender.sent[0][0] in early:
@@ -151,11 +159,13 @@ class Stream:
                 response = self._read.get(timeout=_POLL_S)
             except queue.Empty:
                 if sender.sent and time.monotonic() - sender.sent[0][3] > timeout_s:
-                    raise DeadlineExceeded(
-                        f"{self._url}: no answer on the stream within {timeout_s:g} s"
-                    ) from None
+                    raise wire.deadline_exceeded(self._url, timeout_s) from None
                 continue
-            if sender.error is not None or (response is None and sender.exhausted and not sender.sent):
+            if (
+                self._closed
+                or sender.error is not None
+                or (response is None and sender.exhausted and not sender.sent)
+            ):
                 continue  # the batches ended, or failed, while we waited: the checks above say how
             answer = check_response(response, len(sender.sent), self._url)
             early[answer.id] = answer
@@ -166,11 +176,6 @@ class Stream:
                 self._read.put(response)
         # A server that is gone takes no further request, so the sender need not wait for room either.
         self.stop()
-
-
-def late(url: str, timeout_s: float) -> DeadlineExceeded:
-    """Return the error of a stream's answer that did not come in time."""
-    return DeadlineExceeded(f"{url}: no answer on the stream within {timeout_s:g} s")
 
 
 def check_response(response: Any, num_unanswered: int, url: str) -> Any:

@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,16 @@ import numpy.typing as npt
 import pytest
 
 import client.calls
-from client import AsyncClient, Client, DeadlineExceeded, InvalidRequest, Overloaded, ServerError
+from client import (
+    AsyncClient,
+    Client,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelInfo,
+    Overloaded,
+    ServerError,
+    ServerUnavailable,
+)
 from client.load import LoadConfig, run_closed_loop, run_open_loop
 from client.streaming import check_response
 from client.wire import pb
@@ -273,6 +282,7 @@ def test_close_ends_what_is_never_answered(
     monkeypatch: pytest.MonkeyPatch, nothing_left: None, twin: bool
 ) -> None:
     monkeypatch.setattr(client.calls, "CLOSE_S", 0.2)
+    monkeypatch.setattr(client.wire, "LET_FINISH_S", 3600.0)  # the call's own end is not what ends it
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"127.0.0.1:{silent.getsockname()[1]}"
         if twin:
@@ -286,12 +296,115 @@ def test_close_ends_what_is_never_answered(
 def test_close_ends_a_stream_whose_batches_hang(slow: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.calls, "CLOSE_S", 0.2)
     hold = threading.Event()
+    before, sender = set(threading.enumerate()), []
 
     def stuck() -> Iterator[Any]:
+        sender.append(threading.current_thread())
         yield images(0)
-        hold.wait(60)
+        hold.wait()
 
     try:
         assert run(slow.grpc_url, lambda one: next(iter(one.stream("slow", stuck())))) is None
+        # Only the thread that the caller's own iterator holds is left.
+        assert [thread for thread in threading.enumerate() if thread not in before] == sender
     finally:
         hold.set()
+    sender[0].join(60)
+    assert not sender[0].is_alive()
+
+
+@pytest.mark.server
+def test_close_ends_an_async_stream_whose_batches_hang(
+    slow: TritonServer, monkeypatch: pytest.MonkeyPatch, nothing_left: None
+) -> None:
+    monkeypatch.setattr(client.calls, "CLOSE_S", 0.2)
+    cut = []
+
+    async def stuck() -> AsyncIterator[Any]:
+        yield images(0)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cut.append(True)
+            raise
+
+    assert arun(slow.grpc_url, lambda one: anext(one.stream("slow", stuck()))) is None
+    assert cut == [True]
+
+
+SLOW = ModelInfo(
+    name="slow",
+    version="1",
+    input_name="image",
+    image_shape=(1,),
+    output_name="counts",
+    num_classes=2,
+    max_batch_size=0,
+    input_dtype="UINT8",
+    output_dtype="FP32",
+    output_shape=(2,),
+)
+CALLS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "versions": (lambda c: c.versions("slow"), lambda c: c.versions("slow")),
+    "infer": (lambda c: c.infer("slow", np.zeros((1, 1), np.uint8)),) * 2,
+    "stream": (lambda c: next(c.stream("slow", endless())), lambda c: anext(c.stream("slow", endless()))),
+}
+
+
+@pytest.fixture
+def silent_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Connects, and says nothing."""
+    monkeypatch.setattr(client.calls, "CLOSE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield f"127.0.0.1:{silent.getsockname()[1]}"
+
+
+CLOSED = r"127\.0\.0\.1:\d+: the client is closed"
+
+
+@pytest.mark.parametrize("use", [row[0] for row in CALLS.values()], ids=CALLS)
+def test_call_on_a_closed_client_says_so(
+    silent_url: str, until: Callable[[Callable[[], object]], None], nothing_left: None, use: Callable[[Any], Any]
+) -> None:
+    one, told = Client(silent_url, timeout_s=600.0), []
+    one._infos["slow", ""] = SLOW
+
+    def ask() -> None:
+        try:
+            use(one)
+        except ServerUnavailable as error:
+            told.append(str(error))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    until(lambda: one._calls._unanswered or one._calls._streams)
+    one.close()  # under the call
+    asking.join(60)
+    ask()
+    assert len(told) == 2 and all(re.match(CLOSED, line) for line in told)
+
+
+@pytest.mark.parametrize("use", [row[1] for row in CALLS.values()], ids=CALLS)
+def test_call_on_a_closed_async_client_says_so(
+    silent_url: str, nothing_left: None, use: Callable[[Any], Any]
+) -> None:
+    told = []
+
+    async def ask(one: AsyncClient) -> None:
+        try:
+            await use(one)
+        except ServerUnavailable as error:
+            told.append(str(error))
+
+    async def main() -> None:
+        async with AsyncClient(silent_url, timeout_s=600.0) as one:
+            one._infos["slow", ""] = SLOW
+            asking = asyncio.ensure_future(ask(one))
+            while not one._calls._running:
+                await asyncio.sleep(0)
+            await one.close()  # under the call
+            await asyncio.wait_for(asking, 60)
+            await ask(one)
+
+    asyncio.run(main())
+    assert len(told) == 2 and all(re.match(CLOSED, line) for line in told)
