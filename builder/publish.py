@@ -7,7 +7,8 @@ version to serve (`version_policy { specific }`); then config.pbtxt is replaced,
 version at once. A crash between the two leaves the old version served; the next publish goes on from there.
 
 A version's folder holds all that belongs to it, its labels and a copy of its config.pbtxt included, and SHA256SUMS
-names every file. So whatever config.pbtxt is in place, its digest is in the version that it serves.
+names every file. So whatever config.pbtxt is in place, its digest is in the version that it serves. The
+model's own labels.txt is a copy for people and their tools, as the layout promises it; Triton reads the version's.
 """
 
 from __future__ import annotations
@@ -286,7 +287,8 @@ def _add_model(repository: Path, entry: Entry, work: Path) -> Published:
     folder = work / entry.model
     texts = _render_texts(entry, 1)
     _write_version(folder / "1", entry, texts)
-    (folder / CONFIG_FILE).write_bytes(texts[CONFIG_FILE])
+    for name in (CONFIG_FILE, LABELS_FILE):
+        (folder / name).write_bytes(texts[name])
     fsync_tree(folder)
     os.rename(folder, repository / entry.model)
     fsync_path(repository)
@@ -308,6 +310,8 @@ def _add_version(model: Path, entry: Entry, work: Path) -> Published:
     if not _same_content(model / CONFIG_FILE, texts[CONFIG_FILE]):
         replace_file(model / CONFIG_FILE, texts[CONFIG_FILE], work=work)
         reused = False
+    if not _same_content(model / LABELS_FILE, entry.labels):
+        replace_file(model / LABELS_FILE, entry.labels, work=work)
     stuck = _prune(model, entry.config.serving.keep_versions, {version, before}, work)
     return Published(
         model=entry.model, version=version, path=model / str(version), reused=reused, stuck=tuple(stuck)
