@@ -146,7 +146,7 @@ def _settle_range(
     probe = dst.with_suffix(".probe.onnx")
     try:
         export_quantized(copy.deepcopy(quantized).cpu().eval(), context, probe)
-        return settle_range("auto", probe, context.held_out[0])
+        return settle_range("auto", probe, context.held_out[0], progress=context.progress)
     finally:
         probe.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,17 +78,21 @@ def reduce_weights(graph: Path, source: Path | None = None) -> None:
 
 
 def clip_weights(model: onnx.ModelProto) -> None:
-    """Cuts int8 weights off at -64 and 64; the scales stay, for a network that was trained with 7 bits."""
+    """Cuts int8 weights off at -64 and 63, as their training with 7 bits did; the scales stay."""
     import numpy as np
     from onnx import numpy_helper
 
     for _, weight, _ in _weights(model):
-        clipped = np.clip(numpy_helper.to_array(weight), -MAX_SAFE_WEIGHT, MAX_SAFE_WEIGHT)
+        clipped = np.clip(numpy_helper.to_array(weight), -MAX_SAFE_WEIGHT, MAX_SAFE_WEIGHT - 1)
         weight.CopyFrom(numpy_helper.from_array(clipped, weight.name))
 
 
 def settle_range(
-    asked: object, graph: Path, images: NDArray[Any], source: Path | None = None
+    asked: object,
+    graph: Path,
+    images: NDArray[Any],
+    source: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[bool, dict[str, Any]]:
     """Decides whether a graph's weights must have 7 bits, by measuring when it is asked to.
 
@@ -97,6 +101,7 @@ def settle_range(
         graph: The quantised graph, with 8-bit weights; it is not changed.
         images: Calibration images, uint8 [N, S, S, 3]; the first 256 are used.
         source: As for `reduce_weights`.
+        progress: Called with (runs of a graph done, runs in all) while it is measured.
 
     Returns:
         Whether to reduce, and as JSON: asked, used, why, and when it was measured `full` and `reduced`, each with
@@ -107,13 +112,15 @@ def settle_range(
         QuantizeError: OpenVINO cannot be held to AVX2, or does not run the graph.
     """
     if asked != "auto":
-        return bool(asked), {"asked": asked, "used": bool(asked), "why": "asked for in the recipe"}
-    images = images[:NUM_IMAGES]
+        why = "asked for in the recipe" if asked else "8 bits asked for, or an engine that no CPU runs"
+        return bool(asked), {"asked": asked, "used": bool(asked), "why": why}
+    images, report = images[:NUM_IMAGES], progress or _ignore
     with tempfile.TemporaryDirectory(prefix="range-", dir=graph.parent) as folder:
         candidate = Path(folder) / "reduced.onnx"
         shutil.copyfile(graph, candidate)
         reduce_weights(candidate, source)
-        full, reduced = (measure(each, images) for each in (graph, candidate))
+        full = measure(graph, images, lambda done, total: report(done, 2 * total))
+        reduced = measure(candidate, images, lambda done, total: report(total + done, 2 * total))
     used = is_worth_reducing(full, reduced)
     why = (
         f"at AVX2, without VNNI, 8-bit weights change the answer to {100 * full['changed']:.1f} % of "
@@ -134,12 +141,15 @@ def is_worth_reducing(full: Mapping[str, float], reduced: Mapping[str, float]) -
     )
 
 
-def measure(graph: Path, images: NDArray[Any]) -> dict[str, float | int]:
+def measure(
+    graph: Path, images: NDArray[Any], progress: Callable[[int, int], None] | None = None
+) -> dict[str, float | int]:
     """Returns how far OpenVINO's answers at AVX2 are from the graph's exact arithmetic.
 
     Args:
         graph: The quantised graph.
         images: uint8 [N, S, S, 3].
+        progress: Called with (runs of the graph done, runs in all).
 
     Returns:
         num_images, changed, rms; see `settle_range`.
@@ -149,7 +159,12 @@ def measure(graph: Path, images: NDArray[Any]) -> dict[str, float | int]:
     """
     from builder.export import compare_logits, run_onnx
 
-    figures = compare_logits(run_onnx(graph, images), run_openvino(graph, images, AVX2_ONLY))
+    report = progress or _ignore
+    report(0, 2)
+    exact = run_onnx(graph, images)
+    report(1, 2)
+    figures = compare_logits(exact, run_openvino(graph, images, AVX2_ONLY))
+    report(2, 2)
     return {
         "num_images": figures["num_images"],
         "changed": 1 - figures["agreement"],
@@ -158,7 +173,7 @@ def measure(graph: Path, images: NDArray[Any]) -> dict[str, float | int]:
 
 
 def run_openvino(graph: Path, images: NDArray[Any], environment: dict[str, str]) -> NDArray[Any]:
-    """Runs a graph in OpenVINO in a process of its own.
+    """Runs a graph in OpenVINO in a process of its own, which reads and writes beside the graph.
 
     Args:
         graph: The ONNX file.
@@ -173,7 +188,7 @@ def run_openvino(graph: Path, images: NDArray[Any], environment: dict[str, str])
     """
     import numpy as np
 
-    with tempfile.TemporaryDirectory(prefix="openvino-") as folder:
+    with tempfile.TemporaryDirectory(prefix="openvino-", dir=graph.parent) as folder:
         source, target = Path(folder) / "images.npy", Path(folder) / "logits.npy"
         np.save(source, images)
         # -P: this file's folder has modules with common names.
@@ -191,6 +206,10 @@ def run_openvino(graph: Path, images: NDArray[Any], environment: dict[str, str])
             )
         logits: NDArray[Any] = np.load(target)
     return logits
+
+
+def _ignore(done: int, total: int) -> None:
+    """Nobody wants to know the progress."""
 
 
 def _load(graph: Path | bytes) -> onnx.ModelProto:

@@ -172,7 +172,7 @@ def quantize_graph(
 
     info = quantize(config)
     if config.precision == "int8":
-        reduce, range_info = settle_range(config.reduce_range, target, calibration, source)
+        reduce, range_info = settle_range(config.reduce_range, target, calibration, source, progress)
         if reduce and config.reduce_range == "auto":
             if config.max_loss is None:
                 reduce_weights(target, source)

@@ -90,6 +90,25 @@ def test_graph_computes_what_pytorch_computes(sample: Sample, tmp_path: Path) ->
     assert np.abs(actual - expected).mean() < 0.01 * np.abs(expected).max()
 
 
+def test_weights_that_outgrew_their_range_are_published_as_trained(sample: Sample, tmp_path: Path) -> None:
+    context = make_context(sample, tmp_path)
+    quantized, _ = quantize_network(sample.model, context, torch.device("cpu"), weight_bits=7)
+    first: Any = quantized.get_submodule("conv1")
+    with torch.no_grad():
+        first.weight[:8] *= 1.5
+    export_quantized(quantized, context, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    integers, scales = next(
+        (constants[node.input[0]], constants[node.input[1]])
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    )
+    trained = first.weight_quantizer(first.weight).detach().numpy() / scales.reshape(-1, 1, 1, 1)
+    assert (integers == np.rint(trained)).all()
+    assert (integers.min(), integers.max()) == (-64, 63)
+
+
 @pytest.mark.int8
 @pytest.mark.slow
 def test_reduced_range_is_trained_and_published(sample: Sample, tmp_path: Path) -> None:

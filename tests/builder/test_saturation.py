@@ -66,9 +66,11 @@ def test_reduced_weights_answer_alike_on_every_instruction_set(
 def test_auto_reduces_what_saturates_and_nothing_else(
     sample: Sample, toy_int8: Path, toy_reduced: Path, toy_onnx: Path
 ) -> None:
-    images = sample.calibration[:64]
-    used, info = settle_range("auto", toy_int8, images, toy_onnx)
+    images, steps = sample.calibration[:64], []
+    used, info = settle_range("auto", toy_int8, images, toy_onnx, lambda *step: steps.append(step))
     assert used
+    assert steps == [(0, 4), (1, 4), (2, 4), (2, 4), (3, 4), (4, 4)]
+    assert not list(toy_int8.parent.glob("*-*"))  # nothing is left of what was written beside the graph
     assert info["full"]["changed"] > 0.02 >= info["reduced"]["changed"]
     assert info["why"].startswith("at AVX2, without VNNI, 8-bit weights change the answer to ")
     assert " of 64 images " in info["why"]
@@ -96,11 +98,14 @@ def test_decision_weighs_logits_and_answers(
     assert is_worth_reducing(*measured) == worth
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_asked_for_range_is_not_measured(sample: Sample, toy_int8: Path, asked: bool) -> None:
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [(True, "asked for in the recipe"), (False, "8 bits asked for, or an engine that no CPU runs")],
+)
+def test_asked_for_range_is_not_measured(sample: Sample, toy_int8: Path, asked: bool, why: str) -> None:
     used, info = settle_range(asked, toy_int8, sample.calibration)
     assert used is asked
-    assert info == {"asked": asked, "used": asked, "why": "asked for in the recipe"}
+    assert info == {"asked": asked, "used": asked, "why": why}
 
 
 def test_graph_that_openvino_refuses_is_one_line(sample: Sample, tmp_path: Path) -> None:
