@@ -297,8 +297,11 @@ class _Build:
     def _quantize(self, chain: _Chain, config: QuantizeConfig) -> _Done:
         data, original, network, graph = chain.data, chain.original, chain.network, chain.graph
         trained = config.method == "qat"
-        if chain.kind != "openvino" and config.reduce_range == "auto":
-            config = replace(config, reduce_range=False)  # only CPUs saturate
+        if config.reduce_range == "auto" and (chain.kind != "openvino" or config.precision != "int8"):
+            config = replace(config, reduce_range=False)  # only int8 saturates, and only on CPUs
+        key: object = config
+        if config.reduce_range == "auto":  # OpenVINO's answers decide
+            key = {"quantize": config, "openvino": _package_version("openvino")}
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from builder.stages import quantize_graph, train_quantized
@@ -310,7 +313,7 @@ class _Build:
         return self._stage(
             "quantize",
             f"{chain.variant.name}: {'train in' if trained else 'quantise to'} {config.precision}",
-            config,
+            key,
             [data, original, network, graph] if trained else [data, graph],
             make,
             lambda info: f"agrees with float32 on {100 * info['against_float32']['agreement']:.1f} %",
@@ -400,6 +403,7 @@ class _Build:
             digest=engine.digest,
             stages=[each.report for each in chain.done],
             snapshots=chain.snapshots,
+            weight_bits=chain.weight_bits,
         )
 
     def _publish_ensemble(self, variant: VariantConfig, members: list[Built]) -> Built:
@@ -438,6 +442,7 @@ class _Build:
             reused=published.reused,
             data=first.data,
             digest=hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
+            weight_bits=max((one.weight_bits for one in members if one.weight_bits is not None), default=None),
         )
 
     def _parameters(self, chain: _Chain) -> dict[str, str]:

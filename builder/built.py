@@ -71,6 +71,8 @@ class Built:
     """Every stage, in order."""
     snapshots: list[Snapshot] = field(default_factory=list)
     """The graph before any step, then after each."""
+    weight_bits: int | None = None
+    """Bits that its int8 weights use, 7 or 8, of an ensemble the most of its members'; None when not int8."""
 
     @property
     def test_images(self) -> Path:

@@ -58,8 +58,8 @@ def publish_ensemble(
     check_names(model, labels, num_classes)
     if len(set(members)) < 2 or len(set(members)) != len(members):
         raise PublishError(f"ensemble {model}: got the members {list(members)}, expected two or more, each once")
-    for member in members:
-        _check_member(repository, model, member, (image_size, num_classes, max_batch))
+    wanted = (image_size, num_classes, max_batch)
+    weight_bits = max(_check_member(repository, model, member, wanted) for member in members)
     text = render_labels(labels)
     ensemble = TritonConfig(
         name=model,
@@ -67,18 +67,24 @@ def publish_ensemble(
         image_size=image_size,
         num_classes=num_classes,
         max_batch=max_batch,
+        # A client asks the ensemble, and int8 saturates in any of its members.
+        parameters={"int8_weight_bits": weight_bits} if weight_bits else {},
         members=tuple(members),
         serving=serving or ServingConfig(),
         in_ensemble=True,
     )
-    mean = replace(ensemble, name=mean_name(model), server_backend="temper_mean")
+    mean = replace(ensemble, name=mean_name(model), server_backend="temper_mean", parameters={})
     about = {"members": list(members), **card}
     publish_entry(repository, Entry(plans=(), labels=text, card={"model": mean.name, **about}, config=mean))
     return publish_entry(repository, Entry(plans=(), labels=text, card={"model": model, **about}, config=ensemble))
 
 
-def _check_member(repository: Path, model: str, member: str, wanted: tuple[int, int, int]) -> None:
-    """Compares a member's config.pbtxt with the ensemble's; Triton's own words for it name no member."""
+def _check_member(repository: Path, model: str, member: str, wanted: tuple[int, int, int]) -> str:
+    """Compares a member's config.pbtxt with the ensemble's; Triton's own words for it name no member.
+
+    Returns:
+        The bits of its int8 weights, "7" or "8"; empty when it is not int8 or no CPU runs it.
+    """
     from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
     from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # ships none
 
@@ -108,3 +114,5 @@ def _check_member(repository: Path, model: str, member: str, wanted: tuple[int, 
             f"ensemble {model}: its member {member} bounds its queue by number, and tritonserver dies when a step "
             "of an ensemble is refused so; publish it again with in_ensemble"
         )
+    bits: str = config.parameters["int8_weight_bits"].string_value
+    return bits

@@ -141,7 +141,7 @@ class _Run:
             self.accuracies[target.name] = self.measurements.accuracy(target)
             add_accuracy(row, self.accuracies[target.name], names)
         for row, target, one in zip(self.report["variants"], self.targets, self.built, strict=True):
-            if row["int8"] is not None:
+            if row["int8"] is not None and one.snapshots:  # an ensemble has no graph
                 row["int8"]["exact"] = self.measurements.agreement(target, one.snapshots[-1].graph).info
         for row, target in pairs:
             self._load(row, target)
@@ -221,17 +221,16 @@ def _new_row(built: Built, isa: str | None) -> Row:
 
 def _int8(built: Built, isa: str | None) -> Row | None:
     """What decides whether int8 answers depend on the CPU: the weights' bits and the serving instruction set."""
-    stages = {stage.name: stage.figures for stage in built.stages}
-    quantized = stages.get("quantize")
-    if quantized is None or quantized["precision"] != "int8":
+    if built.weight_bits is None:
         return None
+    stages = {stage.name: stage.figures for stage in built.stages}  # none for an ensemble
     on_cpu = built.engine == "openvino"
     return {
-        "weight_bits": quantized["weight_bits"],
-        "reduce_range": quantized["reduce_range"],
-        "verified_isa": stages["engine"].get("isa"),
+        "weight_bits": built.weight_bits,
+        "reduce_range": stages.get("quantize", {}).get("reduce_range"),
+        "verified_isa": stages.get("engine", {}).get("isa"),
         "serving_isa": isa if on_cpu else None,
-        "warning": why_inexact(isa, quantized["weight_bits"]) if on_cpu else None,
+        "warning": why_inexact(isa, built.weight_bits) if on_cpu else None,
         "exact": None,
     }
 

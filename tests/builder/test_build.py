@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builder import build, sensitivity, stages
 from builder.artifacts import Store
 from builder.build import build_variants
 from builder.built import Built
 from builder.cast import CastConfig
 from builder.data import DataConfig
 from builder.engines import EngineConfig
-from builder.errors import DataError, EngineError, ModelError
+from builder.errors import DataError, EngineError, ModelError, QuantizeError
 from builder.isa import instruction_set
 from builder.model import ModelConfig
 from builder.quantize import QuantizeConfig
+from builder.saturation import weight_bits
 from builder.serving import ServingConfig
 from builder.train import TrainConfig
 from builder.variant import CompressStage, VariantConfig
@@ -151,6 +154,74 @@ def test_every_precision_is_built_and_published(workshop: Workshop) -> None:
     assert stem["name"] == "/model/conv1/Conv"
 
 
+@pytest.mark.parametrize(
+    ("kind", "precision", "asked", "handed"),
+    [
+        ("openvino", "int8", "auto", "auto"),
+        ("openvino", "int8", True, True),
+        ("openvino", "fp8", "auto", False),
+        ("tensorrt", "int8", "auto", False),
+        ("tensorrt", "int8", True, True),
+        ("tensorrt-rtx", "int8", "auto", False),
+    ],
+)
+def test_range_is_measured_only_where_a_cpu_runs_int8(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, kind: str, precision: Any, asked: Any, handed: object
+) -> None:
+    seen = []
+
+    def stop(config: QuantizeConfig, *_: object) -> None:
+        seen.append(config)
+        raise QuantizeError("seen enough")
+
+    monkeypatch.setattr("builder.engines.pick_engine", lambda _: (kind, "for this test"))
+    monkeypatch.setattr("builder.stages.quantize_graph", stop)
+    config = QuantizeConfig(precision=precision, reduce_range=asked, max_loss=99.0)  # of no other test
+    with pytest.raises(QuantizeError, match="seen enough"):
+        workshop.build(VariantConfig(name="int8", compress=(CompressStage(quantize=config),)))
+    assert seen == [dataclasses.replace(config, reduce_range=handed)]
+
+
+@pytest.mark.parametrize("max_loss", [None, 100.0])
+@pytest.mark.parametrize("saturates", [True, False])
+def test_what_saturates_is_quantised_to_7_bits(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool, max_loss: float | None
+) -> None:
+    found = iter([{"changed": 0.5 * saturates, "rms": 0.5 * saturates}, {"changed": 0.0, "rms": 0.0}])
+    searched, search = [], sensitivity.quantize_within
+
+    def spy(*arguments: Any) -> dict[str, Any]:
+        searched.append(arguments[3].reduce_range)
+        return search(*arguments)
+
+    monkeypatch.setattr("builder.saturation.measure", lambda *_: next(found))
+    monkeypatch.setattr("builder.sensitivity.quantize_within", spy)
+    (fp32,) = workshop.build(FP32)
+    config = QuantizeConfig(method="max", keep_high=("/model/fc/Gemm",), max_loss=max_loss)
+    info = stages.quantize_graph(config, fp32.data, fp32.snapshots[0].graph, tmp_path, lambda *_: None)
+    assert info["weight_bits"] == weight_bits(tmp_path / "model.onnx") == (7 if saturates else 8)
+    assert (info["reduce_range"]["asked"], info["reduce_range"]["used"]) == ("auto", saturates)
+    assert info["kept_high"] == ["/model/fc/Gemm"]
+    # Other weights lose something else, so the search for the layers to keep is done again.
+    assert searched == ([] if max_loss is None else ["auto", True] if saturates else ["auto"])
+
+
+def test_measured_range_belongs_to_its_openvino(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(asked: Any, precision: Any = "int8") -> VariantConfig:
+        config = QuantizeConfig(precision=precision, method="max", reduce_range=asked)
+        return VariantConfig(name="other", compress=(CompressStage(quantize=config),))
+
+    monkeypatch.setattr("builder.saturation.measure", lambda *_: {"changed": 0.0, "rms": 0.0})
+    version = build._package_version
+    workshop.build(of(asked=False), of("auto"), of("auto", "fp8"))
+    monkeypatch.setattr(build, "_package_version", lambda name: "0" if name == "openvino" else version(name))
+    made = {}
+    for name, variant in {"asked": of(asked=False), "auto": of("auto"), "fp8": of(False, "fp8")}.items():
+        workshop.build(variant)
+        made[name] = [label for label in workshop.made() if "quantise" in label]
+    assert made == {"asked": [], "auto": ["other: quantise to int8"], "fp8": []}
+
+
 def test_other_serving_rebuilds_nothing(workshop: Workshop) -> None:
     (one,) = workshop.build(INT8, serving=ServingConfig(max_queue=7, queue_timeout_ms=500))
     assert workshop.made() == ["int8: publish"]
@@ -181,6 +252,9 @@ def test_ensemble_follows_its_members(workshop: Workshop) -> None:
     fp32, int8, both = workshop.build(FP32, INT8, pair)
     assert (both.model, both.version, both.stages, both.snapshots) == ("toy_pair", 1, [], [])
     assert both.size_bytes == fp32.size_bytes + int8.size_bytes
+    bits = str(int8.weight_bits)
+    assert (fp32.weight_bits, both.weight_bits, bits in ("7", "8")) == (None, int8.weight_bits, True)
+    assert f'"{bits}"' in parameter_of(both, "int8_weight_bits")
     assert both.engine_why == "the mean of the logits of fp32, int8"
     card = json.loads((both.path / "card.json").read_text())
     assert card["member_digests"] == {"toy_fp32": fp32.digest, "toy_int8": int8.digest}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from builder.artifacts import Artifact, Store
 from builder.data import TEST_IMAGES_FILE, TEST_LABELS_FILE
+from builder.ensemble import publish_ensemble
 from builder.isa import AVX2_ONLY
 from builder.publish import publish
 from builder.serving import ServingConfig
@@ -31,7 +32,7 @@ pytestmark = [pytest.mark.server, pytest.mark.int8]
 
 @pytest.fixture(scope="module")
 def folder(sample: Sample, toy_int8: Path, toy_reduced: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with the sample model in int8, over the full range and over the reduced one, and an image."""
+    """A repository with the sample in int8, over the full range, the reduced one and both, and an image."""
     folder = tmp_path_factory.mktemp("int8")
     for bits, graph in (("8", toy_int8), ("7", toy_reduced)):
         publish(
@@ -45,7 +46,18 @@ def folder(sample: Sample, toy_int8: Path, toy_reduced: Path, tmp_path_factory: 
             max_batch=32,
             serving=ServingConfig(max_queue=1, queue_timeout_ms=500),
             parameters={"engine": "openvino", "int8_weight_bits": bits},
+            in_ensemble=True,
         )
+    publish_ensemble(
+        folder / "model_repository",
+        model="toy_pair",
+        members=["toy_8", "toy_7"],
+        labels=sample.class_names,
+        card={},
+        image_size=32,
+        num_classes=10,
+        max_batch=32,
+    )
     Image.fromarray(sample.images[0]).save(folder / "image.png")
     return folder
 
@@ -98,7 +110,7 @@ def query(folder: Path, *options: str) -> tuple[Result, list[dict[str, Any]]]:
     return result, json.loads(result.stdout)
 
 
-@pytest.mark.parametrize(("model", "warns"), [("toy_8", True), ("toy_7", False)])
+@pytest.mark.parametrize(("model", "warns"), [("toy_8", True), ("toy_7", False), ("toy_pair", True)])
 def test_query_says_that_it_does_not_know_the_servers_cpu(
     old_server: TritonServer, folder: Path, model: str, warns: bool
 ) -> None:

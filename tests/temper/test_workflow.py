@@ -131,6 +131,9 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     fp32, int8, both = report["variants"]
     assert (both["model"], both["stages"], both["calibration"]) == ("quick_pair", [], None)
     assert both["size_bytes"] == fp32["size_bytes"] + int8["size_bytes"]
+    told = ("weight_bits", "serving_isa", "warning")
+    assert fp32["int8"] is None
+    assert {key: both["int8"][key] for key in told} == {key: int8["int8"][key] for key in told}
     assert both["accuracy"]["num_images"] == 60
     assert all(run["completed"] > 0 for run in both["load"])
     assert [attack["attack"] for attack in both["robustness"]] == ["noise", "square"]
