@@ -138,8 +138,10 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     assert all(run["completed"] > 0 for run in both["load"])
     assert [attack["attack"] for attack in both["robustness"]] == ["noise", "square"]
     reused = [stage["stage"] for stage in report["stages"] if stage["reused"]]
-    assert {"finetune", "fp32: accuracy", "int8: accuracy"} <= set(reused)
-    assert "pair: accuracy" not in reused
+    assert "finetune" in reused
+    assert all(step["reused"] for row in (fp32, int8) for step in row["build"])
+    # Members of an ensemble are published with another queue, so they are measured again.
+    assert not {"fp32: accuracy", "int8: accuracy", "pair: accuracy"} & set(reused)
     run_cli(quick_recipe, home)  # the report of this file's other tests
 
 
