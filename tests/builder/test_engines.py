@@ -262,7 +262,7 @@ def test_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"min_batch": 2}, r"min_batch: got 2, expected 1, as a request may come alone"),
         ({"opt_batch": 64}, r"opt_batch: got 64, expected 1 \(min_batch\) to 32 \(max_batch\)"),
         ({"precision_hint": "f16"}, r"precision_hint: got 'f16', expected 'f32' or 'bf16'"),
-        ({"num_instances": 0}, r"num_instances: got 0, expected at least 1"),
+        ({"num_instances": 0}, r"num_instances: got 0, expected 1 to 256"),
         ({"max_reformats": -1}, r"max_reformats: got -1, expected 0 or more"),
         ({"frontend": "onnxruntime"}, r"frontend: got 'onnxruntime', expected 'onnx' or 'torch-tensorrt'"),
         ({"server_backend": "onnx"}, r"server_backend: got 'onnx', expected 'temper' or 'tensorrt'"),
