@@ -59,7 +59,7 @@ def test_without_a_gpu_it_says_so_and_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "engines,speed"], "got speed, expected some of install, probe, engines, served, tests, table"),
+        (["--only", "engines,speed"], "got speed, expected some of install, probe, tests, served, engines,"),
         (["--arch", "vgg16"], "--arch: got vgg16, expected some of resnet50, resnet18, resnet101"),
         (["--batch", "0"], "--batch: got 0, expected 1 or more"),
     ],
@@ -103,7 +103,9 @@ def test_no_time_is_said_and_loses_nothing(tmp_path: Path) -> None:
     folders = ["--out", tmp_path / "out", "--work", tmp_path / "work"]
     done = run(*folders, "--device", "cpu", "--only", "engines,table", "--limit-s", "1")
     assert done.returncode == 0
-    assert done.stdout.startswith("engines: not run: no time left; run again to go on\n")
+    first, second, _ = done.stdout.split("\n", 2)
+    assert first.startswith("engines, table: at most ")
+    assert second == "engines: not run: no time left; run again to go on"
     assert "**In process**: not measured" in done.stdout
 
 
@@ -395,7 +397,9 @@ def load_row(model: str, transport: str, ips: float) -> dict[str, Any]:
     cores = {"client": 1.5, "tritonserver": 2.0, "stubs": 0.5}
     about = {"model": model, "transport": transport, "batch": 128, "concurrency": 4, "error": None}
     server = {"batch_size": 128.0}
-    return about | {"ips": ips, "p50_ms": 3.0, "p99_ms": 4.0, "cores": cores, "server": server}
+    memory = {"before": {"gpu": 9, "host": 3}, "after": {"gpu": 9, "host": 4}}
+    about |= {"ips": ips, "p50_ms": 3.0, "p99_ms": 4.0, "cores": cores, "server": server}
+    return about | {"memory_mib": memory}
 
 
 def write_made_up_results(folder: Path) -> None:
@@ -420,15 +424,21 @@ def write_made_up_results(folder: Path) -> None:
         "c": load_row("resnet50 int8 x2", "grpc", 1000.0),
         "d": load_row("null x2", "grpc", 1100.0),
         "e": {"error": "the server died"},
+        "f": load_row("stand-in null x2", "cuda", 123_456.0),
+        "g": load_row("stand-in null x4", "cuda", 99_000.0),
     }
     row = {"agreement": 1.0, "max_abs_diff": 0.01, "max_abs_logit": 9.0, "plugin": "TensorRT-RTX on a card"}
     gpu = {"name": "NVIDIA Invented", "memory_bytes": 80 << 30, "compute_capability": "9.9", "driver": "999.1"}
-    probe = {"gpu": gpu, "machine": {"cpu": "A CPU", "cores": 16}, "rows": {"tensorrt-rtx": row | {"error": None}}}
+    in_process = {"128": {"buffers": figures(9e6, 2e5), "plugin": figures(9e6, 5e4)}}
+    stand_in = {"error": None, "plugin": "TensorRT 0.0.0.stand-in", "equal": True, "in_process": in_process}
+    rows = {"tensorrt-rtx": row | {"error": None}, "stand-in": stand_in}
+    probe = {"gpu": gpu, "machine": {"cpu": "A CPU", "cores": 16}, "rows": rows}
     contents = {
         "probe": probe | {"versions": {"torch": "9.9"}, "date": "2000-01-01", "commit": "abc"},
         "engines": {"rounds": 3, "rows": {"resnet50 128": engine_row}, "state": "complete", "reason": None},
         "served": {"rows": served, "state": "complete", "reason": None},
         "tests": {"rows": {"pytest": {"counts": {"passed": 9, "skipped": 1, "deselected": 40}, "error": None}}},
+        "sanitizer": {"rows": {"memcheck": {"error": None}, "initcheck": {"error": "status 1"}}},
     }
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -448,10 +458,14 @@ def test_table_has_the_figures_that_were_asked_for(tmp_path: Path) -> None:
         "| resnet50 | 128 | int8 plugin |  | 3,000 | 1.00 | 2.00 |  |",
         "| resnet50 | 128 | fp16 | not measured: EngineError: refused | | | | |",
         "| resnet50 | int8 | 26.0 | 7.5 | 53 int8 | 97 % | 0.25 of 9 |",
-        "| resnet50 int8 x2 | grpc | 128 | 4 | 1,000 | 0.25 | 3.00 | 4.00 | 128 | 1.5 | 2.0 | 0.5 |",
-        "| null x2 | grpc | 128 | 4 | 1,100 |  | 3.00 | 4.00 | 128 | 1.5 | 2.0 | 0.5 |",
+        "| resnet50 int8 x2 | grpc | 128 | 4 | 1,000 | 0.25 | 3.00 | 4.00 | 128 | 1.5 | 2.0 | 0.5 | 9, 9 | 3, 4 |",
+        "| null x2 | grpc | 128 | 4 | 1,100 |  | 3.00 | 4.00 | 128 | 1.5 | 2.0 | 0.5 | 9, 9 | 3, 4 |",
         "- e: not measured: the server died",
         "**`pytest -m gpu`**: 9 passed, 1 skipped.",
+        "| 128 | 9,000,000/s | 200,000/s | 50,000/s |",
+        "| plugin without a network, over CUDA shared memory | >= 100,000/s | 123,456/s (stand-in null x2) |",
+        "| plugin without a network, over gRPC uint8 | >= 20,000/s | not measured |",
+        "**compute-sanitizer** over the plugin on the stand-in: memcheck: clean, initcheck: status 1.",
     ):
         assert line in lines, line
     assert lines[0].startswith("**Machine**: NVIDIA Invented (80 GiB, compute capability 9.9), driver 999.1")

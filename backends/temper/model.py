@@ -11,6 +11,8 @@ inside Triton and imports nothing of ours: only numpy and the runtime of the eng
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
 
     from runners.dlpack import Images
 
+# After an engine's last answer: for the answer to leave this process.
+_GRACE_S = 1.0
 # Triton's own parameter for python backends: "no" hands GPU tensors over as they are.
 _FORCE_CPU = "FORCE_CPU_ONLY_INPUT_TENSORS"
 
 
 class TritonPythonModel:
     """One instance of a model: an engine, and the buffers that one inference at a time needs."""
+
+    _ending = False
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
@@ -112,6 +118,8 @@ class TritonPythonModel:
             answers = []
             for index in good:
                 responses[index] = failed
+            if isinstance(error, runners.LostError):
+                self._end_soon(str(error))
         for index, logits in zip(good, answers, strict=False):
             responses[index] = pb_utils.InferenceResponse([pb_utils.Tensor(self._output, logits)])
         return responses
@@ -119,6 +127,13 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Give the engine's memory back, before Triton ends this process."""
         self._runner.close()
+
+    def _end_soon(self, reason: str) -> None:
+        """End this process, as it would answer nothing but errors for ever; whoever watches it starts it again."""
+        if not self._ending:
+            self._ending = True
+            pb_utils.Logger.log_error(f"this process ends, as its GPU context is lost: {reason}")
+            threading.Timer(_GRACE_S, os._exit, [1]).start()
 
     def _refuse(self, batch: Images) -> Any:
         height, width, channels = self._shape

@@ -28,8 +28,8 @@ _GRACE_S = 5.0
 # A row that ends the process is left out the next time; so often is a part begun again.
 _ATTEMPTS = 5
 # Of the time that is left, so that the parts after it get some; the last one gets all.
-_SHARES = {"probe": 0.4, "engines": 0.6, "served": 0.7}
-_NEED_GPU = ("probe", "engines", "served", "tests")
+_SHARES = {"probe": 0.3, "tests": 0.35, "served": 0.5, "engines": 0.6}
+_NEED_GPU = ("probe", "engines", "served", "tests", "sanitizer")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason and set(parts) & set(_NEED_GPU) and context.device != "cpu":
         print(f"no NVIDIA GPU: {reason}; run this on a machine with one (make gpu-pack makes what it needs)")
         return 1
+    print(
+        f"{', '.join(parts)}: at most {context.left_s:.0f} s; every part keeps its results as it goes on",
+        flush=True,
+    )
     states = {}
     for part in parts:
         if part == "table":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import standin
 from benchmarks.gpu.context import IMAGE_SIZE, ROOT, Context
 from benchmarks.gpu.networks import NUM_CLASSES, make_graph, make_images
 from benchmarks.gpu.skeletons import SUFFIX, read_skeleton
@@ -40,9 +42,9 @@ def build(context: Context, kind: str, arch: str, precision: str) -> dict[str, A
 
     Args:
         context: Settings.
-        kind: `tensorrt`, `tensorrt-rtx`, or `openvino`, on which the tests run this.
-        arch: One of context.ARCHS.
-        precision: One of context.PRECISIONS.
+        kind: `tensorrt`, `tensorrt-rtx`, `stand-in`, or `openvino`, on which the tests run this.
+        arch: One of context.ARCHS; the stand-in has no network.
+        precision: One of context.PRECISIONS, likewise.
 
     Returns:
         path of the engine, and the builder's figures.
@@ -50,13 +52,22 @@ def build(context: Context, kind: str, arch: str, precision: str) -> dict[str, A
     Raises:
         BuilderError: The engine cannot be built.
     """
-    from builder.engines import EngineConfig, build_engine
-
     batches = sorted(context.batches or BATCHES)
     name = f"{arch}-{precision}-{context.image_size}-{'-'.join(map(str, batches))}"
     folder = context.work / "engines" / kind / name
     about = folder / "engine.json"
+    if kind == standin.NAME:
+        info = standin.write_engine(
+            folder,
+            (context.image_size, context.image_size, 3),
+            NUM_CLASSES,
+            max_batch=batches[-1],
+            opt_batch=_opt_batch(batches),
+        )
+        return info | {"path": str(folder / info["file"])}
     if not about.exists():
+        from builder.engines import EngineConfig, build_engine
+
         folder.mkdir(parents=True, exist_ok=True)
         config = EngineConfig(kind=kind, opt_batch=_opt_batch(batches), max_batch=batches[-1])  # type: ignore[arg-type]  # a kind
         graph = find_graph(context, arch, precision)
@@ -107,12 +118,17 @@ def publish_engine(
         image_size=context.image_size,
         num_classes=NUM_CLASSES,
         max_batch=batches[-1],
-        parameters={"engine": kind},
+        parameters={"engine": _engine(kind)},
         num_instances=num_instances,
         opt_batch=_opt_batch(batches),
         graph_batches=tuple(batches),
     )
     return {"repository": str(repository), "model": model, "version": str(published.path), **built}
+
+
+def _engine(kind: str) -> str:
+    """The plugin's name of a kind: it takes the stand-in for TensorRT."""
+    return "tensorrt" if kind == standin.NAME else kind
 
 
 def _opt_batch(batches: list[int]) -> int:
@@ -132,7 +148,7 @@ def open_runner(published: dict[str, Any], kind: str, context: Context) -> Any:
     import runners  # type: ignore[import-not-found,unused-ignore]
 
     batches = sorted(context.batches or BATCHES)
-    parameters = {"engine": kind, "file": published["file"], "graph_batches": ",".join(map(str, batches))}
+    parameters = {"engine": _engine(kind), "file": published["file"], "graph_batches": ",".join(map(str, batches))}
     given = {"parameters": {name: {"string_value": value} for name, value in parameters.items()}}
     size = context.image_size
     instance = runners.Instance(
@@ -145,7 +161,8 @@ def open_runner(published: dict[str, Any], kind: str, context: Context) -> Any:
         device=0,
         log=lambda line: print(line, file=sys.stderr),
     )
-    return runners.load(kind).Runner(artifact.verify(Path(published["version"]), given), instance)
+    with standin.importable() if kind == standin.NAME else contextlib.nullcontext():
+        return runners.load(_engine(kind)).Runner(artifact.verify(Path(published["version"]), given), instance)
 
 
 class EngineContender:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import standin
 from benchmarks.gpu import device
 from benchmarks.gpu.context import IMAGE_SIZE, Context, Results
 from benchmarks.gpu.networks import build_network, make_images, serve
@@ -30,6 +31,8 @@ def run(context: Context, results: Results) -> None:
         results.end("complete")
         return
     rows = results.content["rows"]
+    if context.device != "cpu":
+        results.put(standin.NAME, try_stand_in(context))
     results.end(
         "complete", "no engine runs here: " + "; ".join(f"{kind}: {rows[kind]['error']}" for kind in kinds)
     )
@@ -68,6 +71,38 @@ def try_kind(context: Context, kind: str) -> dict[str, Any]:
         return row | compare(answer, images, context.device)
     except Exception as error:
         return row | {"error": str(error)}
+    finally:
+        runner.close()
+
+
+def try_stand_in(context: Context) -> dict[str, Any]:
+    """Run the plugin in this process on the stand-in: are its answers right, and how fast are its buffers?
+
+    Returns:
+        plugin, equal (whether every answer is right to the bit), in_process: by batch, of timing.measure for the
+        runner's own buffers and for the plugin's whole `infer`.
+    """
+    from benchmarks.gpu.engine import BATCHES, EngineContender, PluginContender, open_runner, publish_engine
+    from benchmarks.gpu.timing import measure
+
+    try:
+        runner = open_runner(publish_engine(context, standin.NAME, standin.NAME, "null"), standin.NAME, context)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    try:
+        row: dict[str, Any] = {"error": None, "plugin": runner.description, "equal": True, "in_process": {}}
+        for batch in context.batches or BATCHES:
+            images = make_images(batch, context.image_size)
+            (answer,) = runner.infer([images])
+            expected = standin.expected_logits(images, answer.shape[1])
+            row["equal"] &= bool((answer.view(np.uint32) == expected.view(np.uint32)).all())
+            row["in_process"][batch] = {
+                "buffers": measure(EngineContender(runner, batch, context.image_size), context.seconds),
+                "plugin": measure(PluginContender(runner, batch, context.image_size), context.seconds),
+            }
+        return row
+    except Exception as error:
+        return row | {"error": f"{type(error).__name__}: {error}"}
     finally:
         runner.close()
 

@@ -59,6 +59,16 @@ def read_parents() -> dict[int, int]:
     return {pid: int(fields[1]) for pid, fields in _stats()}
 
 
+def resident_bytes(pid: int) -> int:
+    """A process's memory that is its own (not shared with others); 0 when it has ended."""
+    try:
+        size, resident, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[:3])
+    except OSError:
+        return 0
+    del size
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _stats() -> list[tuple[int, list[str]]]:
     """Each process, and the fields of its /proc/<pid>/stat from the state on (proc(5))."""
     found = []

@@ -1,11 +1,14 @@
 """Part `served`: the same engines behind tritonserver and the plugin, over gRPC and over shared memory.
 
+Where no library runs engines, the plugin's stand-in for TensorRT (benchmarks/standin) takes their place.
+
 Beside each of them a model that computes nothing, in the same number of instances: what Triton, its Python backend
 and the transport deliver at most, whatever the engine. Processor use says which process is at its limit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -13,19 +16,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import standin
 from benchmarks.gpu import device
 from benchmarks.gpu.context import ARCHS, PRECISIONS, Context, Results, read
 from benchmarks.gpu.engine import publish_engine
 from benchmarks.gpu.load import run_load
 from benchmarks.gpu.networks import NUM_CLASSES, make_images
+from benchmarks.gpu.processor import read_parents, resident_bytes
 from benchmarks.gpu.shared_memory import TRANSPORTS, requests
 
 BATCH = 128
 """The figure to reach is at this batch; it is the largest that Triton puts together here."""
 INSTANCES = (2, 4)
 # Images per request, requests in flight: whole batches, and single images that Triton has to gather.
-_LOADS = ((BATCH, 1), (BATCH, 4), (BATCH, 8), (8, 64), (1, 256))
-_WARMUP_S, _DURATION_S = 0.5, 2.0
+_LOADS = ((BATCH, 8), (BATCH, 1), (BATCH, 4), (8, 64), (1, 256))
+_WARMUP_S, _DURATION_S = 0.5, 1.5
+# Long enough for a million images where the ceiling is 100,000 a second.
+_SOAK_S = 12.0
 _MODEL_S = 30.0
 # Room for all batches in flight: by default 64 MiB and 256, with 18 in a batch of 128.
 _POOLS = ("--cuda-memory-pool-byte-size=0:1073741824", "--pinned-memory-pool-byte-size=1073741824")
@@ -37,6 +44,9 @@ def run(context: Context, results: Results) -> None:
     probe = read(context, "probe") or {}
     kind = probe.get("kind")
     reason = None if kind else f"no engine was served: {probe.get('reason') or 'probe did not run'}"
+    stand_in = probe.get("rows", {}).get(standin.NAME, {"error": "not tried"})
+    if kind is None and stand_in["error"] is None:
+        kind = standin.NAME
     results.begin(kind=kind, warmup_s=_WARMUP_S, duration_s=_DURATION_S, transports=TRANSPORTS)
     for arch, precision, instances in _models(context, kind):
         name = f"{arch} {precision} x{instances}" if precision else f"null x{instances}"
@@ -56,6 +66,10 @@ def run(context: Context, results: Results) -> None:
 def _models(context: Context, kind: str | None) -> Iterator[tuple[str, str | None, int]]:
     """Network, precision (None: the model that computes nothing) and instances."""
     archs, precisions = context.archs or ARCHS, context.precisions or PRECISIONS
+    if kind == standin.NAME:
+        yield from ((standin.NAME, "null", instances) for instances in (2, 4, 1))
+        yield standin.NAME, None, INSTANCES[0]
+        return
     for instances in INSTANCES:
         if kind:
             yield archs[0], precisions[0], instances
@@ -101,39 +115,51 @@ def serve(
         extra_args=pools,
         only_published=precision is not None,
     )
-    with server:
+    stand_in = standin.plugin(context.work / "stand-in") if kind == standin.NAME else contextlib.nullcontext()
+    with stand_in, server:
         results.put(name, {"ready_s": round(time.monotonic() - begin, 1), "gpu_mib": device.used_mib(before)})
         with Client(server.grpc_url) as client:
             info = client.model_info(model)
         images = make_images(2 * batch, context.image_size)
-        for transport in TRANSPORTS:
+        loads = [(transport, *load, _DURATION_S) for transport in TRANSPORTS for load in _loads(batch)]
+        if instances == INSTANCES[0] and precision is not None:
+            loads.append((TRANSPORTS[-1], batch, 8, _SOAK_S))
+        for transport, size, concurrency, duration_s in loads:
             if transport == "cuda" and context.device == "cpu":
                 continue
-            for size, concurrency in _loads(batch):
-                key = f"{name} {transport} {size}x{concurrency}"
-                if results.has(key):
-                    continue
-                if context.left_s < _WARMUP_S + _DURATION_S + 5:
-                    return False
-                results.attempt(key)
-                headers = server.key.grpc_headers
-                with requests(server.grpc_url, transport, info, images, size, headers) as messages:
-                    row = run_load(
-                        server.grpc_url,
-                        info,
-                        messages,
-                        batch=size,
-                        concurrency=concurrency,
-                        num_processes=max(1, min(8, len(os.sched_getaffinity(0)) // 2)),
-                        warmup_s=_WARMUP_S,
-                        duration_s=_DURATION_S,
-                        server_pid=server.pid,
-                    )
-                    about = {"model": name, "transport": transport, "batch": size, "concurrency": concurrency}
-                    failed = row["interrupted"] or (f"errors: {row['errors']}" if row["errors"] else None)
-                    results.put(key, about | row | {"error": failed})
-                print(f"{key}: {row['ips']:.0f}/s, cores {row['cores']}", file=sys.stderr, flush=True)
+            key = f"{name} {transport} {size}x{concurrency}" + (" soak" if duration_s == _SOAK_S else "")
+            if results.has(key):
+                continue
+            if context.left_s < _WARMUP_S + duration_s + 5:
+                return False
+            results.attempt(key)
+            before = _memory(server.pid)
+            headers = server.key.grpc_headers
+            with requests(server.grpc_url, transport, info, images, size, headers) as messages:
+                row = run_load(
+                    server.grpc_url,
+                    info,
+                    messages,
+                    batch=size,
+                    concurrency=concurrency,
+                    num_processes=max(1, min(8, len(os.sched_getaffinity(0)) // 2)),
+                    warmup_s=_WARMUP_S,
+                    duration_s=duration_s,
+                    server_pid=server.pid,
+                )
+            memory = {"before": before, "after": _memory(server.pid)}
+            about = {"model": name, "transport": transport, "batch": size, "concurrency": concurrency}
+            failed = row["interrupted"] or (f"errors: {row['errors']}" if row["errors"] else None)
+            results.put(key, about | row | {"memory_mib": memory, "error": failed})
+            print(f"{key}: {row['ips']:.0f}/s, cores {row['cores']}", file=sys.stderr, flush=True)
     return True
+
+
+def _memory(server_pid: int) -> dict[str, int]:
+    """MiB in use: of the GPU by everybody, and resident of tritonserver and of its stubs."""
+    gpu = device.memory_used_bytes() or 0
+    pids = [server_pid, *(pid for pid, parent in read_parents().items() if parent == server_pid)]
+    return {"gpu": gpu >> 20, "host": sum(map(resident_bytes, pids)) >> 20}
 
 
 def _loads(batch: int) -> list[tuple[int, int]]:

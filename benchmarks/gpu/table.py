@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import standin
 from benchmarks.gpu.context import read_file
 
 _UNMEASURED = "not measured"
@@ -19,16 +20,18 @@ def render(folder: Path) -> str:
     Args:
         folder: Holds `probe.json`, `engines.json`, `served.json`, `tests.json`, or some of them.
     """
-    probe, engines, served, tests = (
-        read_file(folder / f"{part}.json") or {} for part in ("probe", "engines", "served", "tests")
+    probe, engines, served, tests, sanitizer = (
+        read_file(folder / f"{part}.json") or {} for part in ("probe", "engines", "served", "tests", "sanitizer")
     )
     sections = [
         _machine(probe),
+        _stand_in(probe),
         _figures(engines, served),
         _in_process(engines),
         _builds(engines),
         _served(engines, served),
         _tests(tests),
+        _sanitizer(sanitizer),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
@@ -53,6 +56,8 @@ def _machine(probe: Mapping[str, Any]) -> list[str]:
         "",
     ]
     for kind, row in probe.get("rows", {}).items():
+        if kind == standin.NAME:
+            continue
         if row.get("error") is None:
             lines.append(
                 f"- {kind} runs ({row.get('plugin') or kind}); against PyTorch float32 the labels agree on "
@@ -69,6 +74,27 @@ def _machine(probe: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _stand_in(probe: Mapping[str, Any]) -> list[str]:
+    """The plugin in one process on the stand-in: what its buffers and copies deliver at most."""
+    row = probe.get("rows", {}).get(standin.NAME)
+    if row is None:
+        return []
+    if row["error"] is not None:
+        return [f"**Plugin on the stand-in, in process**: {_UNMEASURED} ({row['error']})."]
+    equal = "every answer right to the bit" if row["equal"] else "WRONG ANSWERS"
+    lines = [f"**Plugin on the stand-in, in process** ({row['plugin']}; {equal}; no network is computed)", ""]
+    lines += ["| batch | GPU alone | from pinned memory | from a request's memory |", "| --- | --- | --- | --- |"]
+    for batch, measured in row["in_process"].items():
+        buffers, plugin = measured["buffers"], measured["plugin"]
+        lines.append(
+            f"| {batch} | {buffers['device_ips']:,.0f}/s | {buffers['ips']:,.0f}/s | {plugin['ips']:,.0f}/s |"
+        )
+    return lines
+
+
+_CEILINGS = (("cuda", 100_000), ("system", None), ("grpc", 20_000))
+
+
 def _figures(engines: Mapping[str, Any], served: Mapping[str, Any]) -> list[str]:
     """The figures that were asked for, each with its limit."""
     lines = ["| figure, ResNet-50, batch 128 | asked | measured |", "| --- | --- | --- |"]
@@ -79,6 +105,15 @@ def _figures(engines: Mapping[str, Any], served: Mapping[str, Any]) -> list[str]
             shown = _UNMEASURED if best is None else f"{best[0]:.2f} ({best[1]})"
             asked = f">= {limit}" if base == "ips" else ""
             lines.append(f"| served over {_NAMES[transport]} / {words} | {asked} | {shown} |")
+    for transport, limit in _CEILINGS:
+        found = [
+            (row["ips"], row["model"])
+            for row in _loads(served)
+            if row["model"].startswith(standin.NAME) and (row["transport"], row["batch"]) == (transport, 128)
+        ]
+        shown = f"{max(found)[0]:,.0f}/s ({max(found)[1]})" if found else _UNMEASURED
+        asked = f">= {limit:,}/s" if limit else ""
+        lines.append(f"| plugin without a network, over {_NAMES[transport]} | {asked} | {shown} |")
     row = engines.get("rows", {}).get("resnet50 128", {}).get("contenders", {})
     for base in (_COMPILED, _EAGER):
         for figure, words in (("device_ips", "GPU alone"), ("ips", "with transfers")):
@@ -163,7 +198,7 @@ def _builds(engines: Mapping[str, Any]) -> list[str]:
 
 _SERVED_HEAD = (
     *("model", "over", "images a request", "in flight", "images/s", "share", "p50 ms", "p99 ms", "batch formed"),
-    *("cores: client", "tritonserver", "stubs"),
+    *("cores: client", "tritonserver", "stubs", "GPU MiB before, after", "host MiB before, after"),
 )
 
 
@@ -181,6 +216,8 @@ def _served(engines: Mapping[str, Any], served: Mapping[str, Any]) -> list[str]:
         cells = [row["model"], row["transport"], row["batch"], row["concurrency"], f"{row['ips']:,.0f}", share]
         cells += [f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}", "" if batch is None else f"{batch:.0f}"]
         cells += [cores.get(name, "") for name in ("client", "tritonserver", "stubs")]
+        memory = row.get("memory_mib") or {"before": {}, "after": {}}
+        cells += [f"{memory['before'].get(who, '')}, {memory['after'].get(who, '')}" for who in ("gpu", "host")]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     failed = {key: row["error"] for key, row in served["rows"].items() if row.get("error")}
     return lines + ([""] if failed else []) + [f"- {key}: {_UNMEASURED}: {why}" for key, why in failed.items()]
@@ -194,6 +231,14 @@ def _tests(tests: Mapping[str, Any]) -> list[str]:
         f"{number} {what}" for what, number in row.get("counts", {}).items() if what != "deselected"
     )
     return [f"**`pytest -m gpu`**: {counts or row.get('error')}."]
+
+
+def _sanitizer(sanitizer: Mapping[str, Any]) -> list[str]:
+    rows = sanitizer.get("rows", {})
+    if not rows:
+        return [f"**compute-sanitizer**: {_UNMEASURED}{_why(sanitizer)}."]
+    said = ", ".join(f"{tool}: {row['error'] or 'clean'}" for tool, row in rows.items())
+    return [f"**compute-sanitizer** over the plugin on the stand-in: {said}{_unfinished(sanitizer)}."]
 
 
 def _why(part: Mapping[str, Any]) -> str:

@@ -29,6 +29,10 @@ class RunnerError(Exception):
     """An inference failed in the engine."""
 
 
+class LostError(RunnerError):
+    """And so will every later one in this process: only a new process can answer again."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSignature:
     """Name, Triton type and shape of a tensor, without the batch dimension."""

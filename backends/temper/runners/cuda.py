@@ -123,6 +123,11 @@ def _release(version: int) -> tuple[int, int]:
     return version // 1000, version % 1000 // 10
 
 
+def is_lost() -> bool:
+    """Tell whether a kernel's fault has ended CUDA's context: every call of this process fails from then on."""
+    return bool(runtime.cudaFree(0)[0] != _SUCCESS)
+
+
 class DeviceBuffer:
     """Zeroed memory on the GPU, owned by this object until `close`."""
 

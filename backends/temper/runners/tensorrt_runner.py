@@ -134,7 +134,7 @@ class Runner:
             FP32 [n_i, classes] per batch. The arrays view the output buffer, which the next call overwrites.
 
         Raises:
-            RunnerError: The engine or the driver failed; the next call may succeed.
+            RunnerError: The engine or the driver failed; the next call may succeed, but for a LostError.
         """
         num_images = sum(map(len, batches))
         if num_images > len(self._images.array):
@@ -149,7 +149,8 @@ class Runner:
         except (cuda.CudaError, runners.RunnerError) as error:
             with contextlib.suppress(cuda.CudaError):
                 self._stream.synchronize()  # nothing of this batch may still be running when the next one comes
-            raise runners.RunnerError(f"a batch of {num_images} failed: {_explain(error)}") from error
+            kind = runners.LostError if cuda.is_lost() else runners.RunnerError
+            raise kind(f"a batch of {num_images} failed: {_explain(error)}") from error
         return list(np.split(logits, np.cumsum([len(batch) for batch in batches])[:-1]))
 
     def close(self) -> None:

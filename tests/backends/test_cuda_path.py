@@ -1,0 +1,276 @@
+"""The plugin's CUDA calls on a real GPU without TensorRT: the stand-in of benchmarks/standin runs as its engine.
+
+Its answers are the images' own first bytes, so every comparison is to the bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+
+import artifact
+import runners
+from benchmarks import standin
+from benchmarks.gpu.networks import make_images
+from builder.publish import publish
+from runners import cuda
+from temper.server import TritonServer
+
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+
+SIZE, CLASSES, MAX_BATCH, FAULT = 32, 10, 16, 5
+"""A batch of FAULT images is not padded to a prepared size, and ends the context of the model `faulty`."""
+GRAPHS = "1,8,16"
+
+
+def _publish(repository: Path, model: str, *, num_instances: int = 1, graphs: str = GRAPHS, **more: Any) -> Path:
+    about = standin.write_engine(
+        repository.parent / f"engine_{model}", (SIZE, SIZE, 3), CLASSES, max_batch=MAX_BATCH, opt_batch=8, **more
+    )
+    published = publish(
+        repository,
+        model=model,
+        engine_file=repository.parent / f"engine_{model}" / about["file"],
+        labels=[str(number) for number in range(CLASSES)],
+        card={"recipe": "stand-in", "stages": [{"name": "engine", "figures": about}]},
+        image_size=SIZE,
+        num_classes=CLASSES,
+        max_batch=MAX_BATCH,
+        parameters={"engine": "tensorrt"},
+        num_instances=num_instances,
+        opt_batch=8,
+        graph_batches=tuple(int(size) for size in graphs.split(",") if size),
+    )
+    return published.path
+
+
+def _expect(answer: NDArray[np.float32], images: NDArray[np.uint8]) -> None:
+    expected = standin.expected_logits(images, CLASSES)
+    np.testing.assert_array_equal(np.ascontiguousarray(answer).view(np.uint32), expected.view(np.uint32))
+
+
+# In this process.
+
+
+@pytest.fixture
+def make_runner(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Makes runners on the stand-in, and closes them."""
+    made: list[Any] = []
+
+    def make(*, graphs: str = GRAPHS, **more: Any) -> Any:
+        version = _publish(tmp_path / "repository", f"model{len(made)}", graphs=graphs, **more)
+        given = {"engine": "tensorrt", "file": standin.ENGINE_FILE, "graph_batches": graphs}
+        entry = artifact.verify(version, {"parameters": {key: {"string_value": it} for key, it in given.items()}})
+        signature = runners.Signature(
+            input=runners.TensorSignature(name="image", data_type="TYPE_UINT8", dims=[SIZE, SIZE, 3]),
+            output=runners.TensorSignature(name="logits", data_type="TYPE_FP32", dims=[CLASSES]),
+        )
+        instance = runners.Instance(
+            signature=signature, max_batch=MAX_BATCH, num_instances=1, device=0, log=lambda line: None
+        )
+        made.append(runners.load("tensorrt").Runner(entry, instance))
+        return made[-1]
+
+    with standin.importable():
+        yield make
+    for runner in made:
+        runner.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [GRAPHS, ""])
+@pytest.mark.parametrize("work_bytes", [0, 1 << 20])
+def test_every_batch_is_answered_with_and_without_graphs(
+    make_runner: Callable[..., Any], graphs: str, work_bytes: int
+) -> None:
+    """Small batches after large ones too: what a padded batch held before reaches no answer."""
+    runner = make_runner(graphs=graphs, work_bytes=work_bytes)
+    assert "stand-in" in runner.description
+    assert runner.description.endswith(f"batches of {graphs.replace(',', ', ')}" if graphs else "no batch")
+    images = make_images(MAX_BATCH, SIZE)
+    for batch in [*range(MAX_BATCH, 0, -1), *range(1, MAX_BATCH + 1)]:
+        (answer,) = runner.infer([images[:batch]])
+        _expect(answer, images[:batch])
+
+
+@pytest.mark.gpu
+def test_batches_on_host_and_gpu_are_one_inference(make_runner: Callable[..., Any]) -> None:
+    import torch
+
+    from runners.dlpack import DeviceTensor
+
+    runner, images = make_runner(), make_images(9, SIZE)
+    on_gpu = torch.from_numpy(images[2:6]).cuda()
+    torch.cuda.synchronize()
+    answers = runner.infer([images[:2], DeviceTensor(on_gpu.__dlpack__()), images[6:]])
+    assert [len(answer) for answer in answers] == [2, 4, 3]
+    _expect(np.concatenate(answers), images)
+
+
+@pytest.mark.gpu
+def test_refused_batch_leaves_the_runner_usable(make_runner: Callable[..., Any]) -> None:
+    """The library refuses a batch beyond the profile, and the runner is made to ask for one."""
+    runner, images = make_runner(), make_images(MAX_BATCH, SIZE)
+    prepared, runner._prepared = runner._prepared, [MAX_BATCH + 1]
+    with pytest.raises(
+        runners.RunnerError, match=rf"a batch of {MAX_BATCH} failed: stand-in: image: got"
+    ) as caught:
+        runner.infer([images])
+    assert not isinstance(caught.value, runners.LostError)
+    runner._prepared = prepared
+    (answer,) = runner.infer([images[:3]])
+    _expect(answer, images[:3])
+
+
+@pytest.mark.gpu
+def test_closed_runners_give_the_memory_back(make_runner: Callable[..., Any], tmp_path: Path) -> None:
+    make_runner().infer([make_images(1, SIZE)])  # CUDA's own memory comes with the first
+    before, _ = cuda.free_memory()
+    runner = make_runner(work_bytes=4 << 20)
+    assert cuda.free_memory()[0] < before - (64 << 20)
+    runner.close()
+    runner.close = lambda: None
+    assert cuda.free_memory()[0] >= before - (4 << 20)
+
+
+@pytest.mark.gpu
+def test_engine_larger_than_the_gpu_is_one_line_with_the_bytes(make_runner: Callable[..., Any]) -> None:
+    cuda.open_device(0)
+    _, total = cuda.free_memory()
+    with pytest.raises(artifact.ArtifactError, match=r"memory is exhausted: \d+ MiB of \d+ are free, .* need \d+"):
+        make_runner(work_bytes=total // MAX_BATCH)
+
+
+# In a real tritonserver.
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "graphs": {},
+    "no_graphs": {"graphs": ""},
+    "working": {"work_bytes": 1 << 20},
+    "instances": {"num_instances": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def server(
+    request: pytest.FixtureRequest,
+    share_server: Callable[..., AbstractContextManager[TritonServer]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[TritonServer]:
+    """A server whose plugin finds the stand-in, with a model of every kind."""
+    folder = tmp_path_factory.mktemp("cuda_path")
+    for model, more in MODELS.items():
+        _publish(folder / "repository", model, **more)
+    with (
+        standin.plugin(folder / "backends"),
+        share_server(request, TritonServer(folder / "repository", log_file=folder / "log")) as running,
+    ):
+        yield running
+
+
+def _wire(server: TritonServer, images: NDArray[np.uint8], client: Any) -> Iterator[Any]:
+    image = triton.InferInput("image", list(images.shape), "UINT8")
+    image.set_data_from_numpy(images)
+    yield image
+
+
+def _system(server: TritonServer, images: NDArray[np.uint8], client: Any) -> Iterator[Any]:
+    from tritonclient.utils import shared_memory as shared
+
+    headers, name = server.key.grpc_headers, "temper_cuda_path"
+    region = shared.create_shared_memory_region(name, name, images.nbytes)
+    shared.set_shared_memory_region(region, [images])
+    client.register_system_shared_memory(name, name, images.nbytes, headers=headers)
+    image = triton.InferInput("image", list(images.shape), "UINT8")
+    image.set_shared_memory(name, images.nbytes)
+    yield image
+    client.unregister_system_shared_memory(name, headers=headers)
+    shared.destroy_shared_memory_region(region)
+
+
+def _cuda(server: TritonServer, images: NDArray[np.uint8], client: Any) -> Iterator[Any]:
+    from tritonclient.utils import cuda_shared_memory as shared
+
+    headers, name = server.key.grpc_headers, "temper_cuda_path"
+    region = shared.create_shared_memory_region(name, images.nbytes, 0)
+    shared.set_shared_memory_region(region, [images])
+    client.register_cuda_shared_memory(name, shared.get_raw_handle(region), 0, images.nbytes, headers=headers)
+    image = triton.InferInput("image", list(images.shape), "UINT8")
+    image.set_shared_memory(name, images.nbytes)
+    yield image
+    client.unregister_cuda_shared_memory(name, headers=headers)
+    shared.destroy_shared_memory_region(region)
+
+
+@pytest.mark.gpu
+@pytest.mark.server
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("transport", [_wire, _system, _cuda])
+def test_served_answers_are_right_to_the_bit(server: TritonServer, transport: Any, model: str) -> None:
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        for batch in (MAX_BATCH, 1, 7, 8, 3):
+            images = np.ascontiguousarray(make_images(MAX_BATCH, SIZE)[-batch:])
+            for image in transport(server, images, client):
+                _expect(client.infer(model, [image]).as_numpy("logits"), images)
+
+
+@pytest.mark.gpu
+@pytest.mark.server
+def test_requests_that_triton_gathers_get_their_own_answers(server: TritonServer) -> None:
+    """Many in flight, from which Triton makes batches of several requests for several instances."""
+    images = make_images(64, SIZE)
+    answers: dict[int, Any] = {}
+
+    def keep(index: int, result: Any, error: Any) -> None:
+        answers[index] = error or result.as_numpy("logits")
+
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        waiting = []
+        for index in range(64):
+            image = triton.InferInput("image", [1, SIZE, SIZE, 3], "UINT8")
+            image.set_data_from_numpy(images[index : index + 1])
+            waiting.append(client.async_infer("instances", [image], partial(keep, index)))
+        for request in waiting:
+            request.get_result()
+    for index in range(64):
+        _expect(answers[index], images[index : index + 1])
+
+
+@pytest.mark.gpu
+@pytest.mark.server
+def test_lost_context_is_answered_and_ends_the_process(tmp_path: Path, until: Callable[..., None]) -> None:
+    """Only a new process can use the GPU again; the server says whose process ended."""
+    _publish(tmp_path / "repository", "faulty", graphs="1,16", fault_batch=FAULT)
+    images = make_images(MAX_BATCH, SIZE)
+    with (
+        standin.plugin(tmp_path / "backends"),
+        TritonServer(tmp_path / "repository", log_file=tmp_path / "log") as server,
+        triton.InferenceServerClient(server.grpc_url) as client,
+    ):
+        for image in _wire(server, images[:3], client):
+            _expect(client.infer("faulty", [image]).as_numpy("logits"), images[:3])
+        for image in _wire(server, images[:FAULT], client):
+            with pytest.raises(
+                triton.InferenceServerException, match=r"a batch of 5 failed: .*(IllegalAddress|700)"
+            ):
+                client.infer("faulty", [image])
+        until(lambda: server.death() is not None)
+        assert "faulty" in str(server.death())
+    assert "this process ends, as its GPU context is lost" in (tmp_path / "log").read_text()
+
+
+def test_stand_in_gives_the_bytes_of_the_images() -> None:
+    images = make_images(3, SIZE)
+    expected = standin.expected_logits(images, CLASSES)
+    assert expected.shape == (3, CLASSES)
+    assert bytes(expected[2]) == ctypes.string_at(np.ascontiguousarray(images[2]).ctypes.data, 4 * CLASSES)
