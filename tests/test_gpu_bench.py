@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import platform
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 from benchmarks.gpu import carried, networks, pack, skeletons, table
 from benchmarks.gpu.context import ROOT, Context, Results, read
 from benchmarks.gpu.gpu_tests import count, find_files
-from benchmarks.gpu.install import is_installed, make_environment
+from benchmarks.gpu.install import make_environment
 from benchmarks.gpu.load import run_load
 from benchmarks.gpu.processor import CpuMeter
 from benchmarks.gpu.served import write_null
@@ -213,24 +215,57 @@ def test_archive_of_a_python_without_libpython_is_refused(tmp_path: Path) -> Non
         pack.archive_python(tmp_path, "3.12", tmp_path / "python.tar.xz")
 
 
+def test_interpreter_is_found_where_pyenv_and_uv_keep_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    monkeypatch.setenv("UV_PYTHON_INSTALL_DIR", str(tmp_path / "uv"))
+    for folder, version in (("pyenv/versions/3.11.7", "3.11"), ("uv/cpython-3.13", "3.13")):
+        (tmp_path / folder / "lib").mkdir(parents=True)
+        (tmp_path / folder / "lib" / f"libpython{version}.so.1.0").touch()
+    assert pack.find_interpreter("3.11") == tmp_path / "pyenv/versions/3.11.7"
+    assert pack.find_interpreter("3.12") is None
+    assert pack.find_interpreter("3.13") == tmp_path / "uv/cpython-3.13"
+
+
 # Installing.
 
 
-def make_wheel(folder: Path, name: str, version: str, source: str) -> Path:
+PYTHON = ".".join(platform.python_version_tuple()[:2])
+
+
+def make_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
     path = folder / f"{name}-{version}-py3-none-any.whl"
     about = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{name}.py", source)
+        for file, content in files.items():
+            wheel.writestr(file, content)
         wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/entry_points.txt", f"[console_scripts]\n{name} = {name}:main\n")
         wheel.writestr(f"{about}/RECORD", "")
     return path
 
 
+def test_archive_holds_only_what_this_python_needs(tmp_path: Path) -> None:
+    server, libraries = "pytriton/tritonserver", "nvidia_pytriton.libs"
+    needed = {f"{server}/bin/tritonserver", f"{server}/python_backend_stubs/{PYTHON}/stub", "tests.py"}
+    needed |= {f"{libraries}/libtritonserver.so", "numpy/py.typed"}
+    useless = {f"{server}/python_backend_stubs/3.8/stub", f"{libraries}/libpython3-4.13.so.1.0"}
+    useless |= {"numpy/core/tests/test_all.py", "numpy/array.pyi"}
+    wheel = make_wheel(tmp_path, "pytriton", "1.0", dict.fromkeys(needed | useless, ""))
+    pack.archive_site([wheel], PYTHON, tmp_path / pack.SITE_ARCHIVE)
+    with tarfile.open(tmp_path / pack.SITE_ARCHIVE) as archive:
+        names = {info.name.removeprefix("site/") for info in archive if info.isfile()}
+    assert {name for name in names if ".dist-info/" not in name} == needed
+
+
 def test_environment_prefers_what_was_carried_and_knows_temper(tmp_path: Path) -> None:
     """A package of this Python that the environment sees as well gives way, as numpy 2 must."""
-    wheels = [make_wheel(tmp_path, name, "99.0", "VERSION = 'carried'") for name in ("iniconfig", "made_here")]
-    interpreter = make_environment(tmp_path / "work", wheels, [])
+    names = ("iniconfig", "made_here")
+    wheels = [make_wheel(tmp_path, name, "99.0", {f"{name}.py": "VERSION = 'carried'"}) for name in names]
+    archive = pack.archive_site(wheels, PYTHON, tmp_path / pack.SITE_ARCHIVE)
+    interpreter = make_environment(tmp_path / "work", archive, [])
     program = (
         "import iniconfig, made_here, numpy, importlib.metadata as m, builder\n"
         "print(iniconfig.VERSION, made_here.VERSION, numpy.__version__, m.version('temper'), builder.__file__)"
@@ -240,10 +275,16 @@ def test_environment_prefers_what_was_carried_and_knows_temper(tmp_path: Path) -
     assert done.stdout.split() == [*expected, str(ROOT / "builder" / "__init__.py")]
 
 
-def test_installed_wheel_is_told_by_its_version() -> None:
-    assert is_installed(Path(f"numpy-{np.__version__}-cp311-cp311-manylinux_2_17_x86_64.whl"))
-    assert not is_installed(Path("numpy-2.5.2-cp312-cp312-manylinux_2_17_x86_64.whl"))
-    assert not is_installed(Path("no_such_project-1.0-py3-none-any.whl"))
+def test_environment_follows_a_newer_archive(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        wheel = make_wheel(tmp_path, name, "1.0", {f"{name}.py": ""})
+        archive = pack.archive_site([wheel], PYTHON, tmp_path / pack.SITE_ARCHIVE)
+        make_environment(tmp_path / "work", archive, [])
+        site = tmp_path / "work" / "site"
+        assert [path.name for path in site.glob("*.py")] == [f"{name}.py"]
+        (site / "kept").touch()
+        make_environment(tmp_path / "work", archive, [])
+        assert (site / "kept").exists()
 
 
 # Networks and their skeletons.

@@ -8,7 +8,8 @@ folder alone would not reach it; and it answers nothing with numpy 2, so the car
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
+import hashlib
+import json
 import os
 import shutil
 import site
@@ -23,13 +24,19 @@ from typing import Any
 from benchmarks.gpu import carried
 from benchmarks.gpu.context import ROOT, Context, Results
 
-_ARCHIVE = "python.tar.xz"
+_SITE, _PYTHON = "site.tar.xz", "python.tar.xz"
+# Of what a machine reads for the first time, torch alone takes long.
+_IMPORTS_S = 60.0
+# What the standard library takes from the system's own libraries.
+_STANDARD = "import bz2, ctypes, hashlib, lzma, zlib"
 _CHECK = """
 import importlib, importlib.util, json
 # Its server is wanted, not its Python part, which asks for more.
 found = {"pytriton": "yes" if importlib.util.find_spec("pytriton") else "no: not installed"}
-for name in ("numpy", "grpc", "tritonclient.grpc", "tensorrt_rtx", "tensorrt", "cuda.bindings.runtime",
-             "torch", "torchvision", "onnx", "pydantic", "temper", "pytest"):
+for name in ("numpy", "grpc", "tritonclient.grpc", "tritonclient.utils.cuda_shared_memory", "tensorrt_rtx",
+             "tensorrt", "cuda.bindings.runtime", "torch", "torchvision", "onnx", "onnxruntime", "pydantic",
+             "rich", "PIL", "sklearn.datasets", "pytest", "pytest_asyncio", "pytest_timeout", "temper",
+             "client.client", "builder.publish", "builder.engines"):
     try:
         found[name] = getattr(importlib.import_module(name), "__version__", "") or "yes"
     except Exception as error:
@@ -50,61 +57,39 @@ def run(context: Context, results: Results) -> None:
         parts = ", ".join(map(str, manifest["missing"]))
         results.end("incomplete", f"of {manifest['num_parts']} parts these are yet to come: {parts}")
         return
-    files = carried.join(manifest, context.work / "carried", context.work / "files")
-    wheels = [path for path in files if path.suffix == ".whl"]
-    needed = [wheel for wheel in wheels if not is_installed(wheel)]
-    libraries = _unpack_python(files, context.work)
-    interpreter = make_environment(context.work, needed, libraries)
-    results.content |= {
-        "interpreter": str(interpreter),
-        "libraries": [str(path) for path in libraries],
-        "installed": [wheel.name for wheel in needed],
-        "skipped": [wheel.name for wheel in wheels if wheel not in needed],
-        "imports": check_imports(interpreter, libraries),
-    }
+    files = {path.name: path for path in carried.join(manifest, context.work / "carried", context.work / "files")}
+    libraries = _unpack_python(files.get(_PYTHON), context.work)
+    interpreter = make_environment(context.work, files[_SITE], libraries)
+    # Before the imports are tried: the other parts can run without the answer.
+    results.content |= {"interpreter": str(interpreter), "libraries": [str(path) for path in libraries]}
+    results.write()
+    results.content["imports"] = check_imports(interpreter, libraries)
     results.end("complete")
 
 
-def is_installed(wheel: Path) -> bool:
-    """Tell whether this Python has a wheel's project in its version already."""
-    name, version = wheel.name.split("-")[:2]
-    try:
-        return importlib.metadata.version(name) == version
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-def make_environment(work: Path, wheels: list[Path], libraries: list[Path]) -> Path:
-    """Make the venv, or take the one that is there from the same wheels.
+def make_environment(work: Path, archive: Path, libraries: list[Path]) -> Path:
+    """Make the venv, or take the one that is there from the same archive.
 
     Args:
         work: Receives `venv`, and `site` with what was carried.
-        wheels: To install.
+        archive: Holds `site`.
         libraries: Of a carried Python, from which the venv is then made; else empty.
 
     Returns:
         The venv's interpreter.
-
-    Raises:
-        SystemExit: pip cannot install a wheel.
     """
     packages, folder = work / "site", work / "venv"
-    marker, content = packages / ".complete", "\n".join(wheel.name for wheel in wheels)
+    marker = packages / ".complete"
+    with archive.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
     if not marker.exists() or marker.read_text() != content:
         shutil.rmtree(packages, ignore_errors=True)
-        packages.mkdir(parents=True)
-        if wheels:
-            options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check"]
-            options += ["--no-warn-conflicts", "--target", str(packages)]
-            command = [sys.executable, "-m", "pip", "install", *options, *map(str, wheels)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode != 0:
-                sys.exit(f"pip cannot install what was carried: {(done.stderr.splitlines() or ['?'])[-1]}")
+        with tarfile.open(archive) as packed:
+            packed.extractall(work, filter="data")
         marker.write_text(content)
     _describe_checkout(packages)
     if libraries:
-        program = next((libraries[0].parent / "bin").iterdir())
-        command = [str(program), "-m", "venv", "--clear", "--without-pip", "--symlinks", str(folder)]
+        command = [str(_program(libraries)), "-m", "venv", "--clear", "--without-pip", "--symlinks", str(folder)]
         subprocess.run(command, check=True, env=environment(folder, libraries))
     else:
         venv.EnvBuilder(clear=True, symlinks=True, with_pip=False).create(folder)
@@ -130,18 +115,19 @@ def environment(folder: Path, libraries: list[Path]) -> dict[str, str]:
 
 def check_imports(interpreter: Path, libraries: list[Path]) -> dict[str, str]:
     """What the environment can import: version, or the error."""
-    import json
-
     command = [str(interpreter), "-c", _CHECK]
     variables = environment(interpreter.parents[1], libraries)
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=ROOT)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=ROOT, timeout=_IMPORTS_S)
+    except subprocess.TimeoutExpired:
+        return {"python": f"no: not done within {_IMPORTS_S:.0f} s"}
     if done.returncode != 0:
         return {"python": f"no: {(done.stderr.splitlines() or ['it ended without a word'])[-1]}"}
     found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def _unpack_python(files: list[Path], work: Path) -> list[Path]:
+def _unpack_python(archive: Path | None, work: Path) -> list[Path]:
     """The carried Python's library folder, where this machine has no libpython for Triton's stub."""
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
     try:
@@ -149,13 +135,24 @@ def _unpack_python(files: list[Path], work: Path) -> list[Path]:
         return []
     except OSError:
         pass
-    archive = next((path for path in files if path.name == _ARCHIVE), None)
     if archive is None or _own_library(name):
         return []
     with tarfile.open(archive) as packed:
         packed.extractall(work, filter="data")
-    library = work / "python" / "lib"
-    return [library] if (library / name).is_file() else []
+    libraries = [work / "python" / "lib"]
+    if not (libraries[0] / name).is_file():
+        return []
+    # Without a server the other parts can still be measured, in this machine's own Python.
+    command = [str(_program(libraries)), "-c", _STANDARD]
+    done = subprocess.run(command, env=environment(work / "venv", libraries), capture_output=True, text=True)
+    if done.returncode != 0:
+        print(f"the carried Python does not run here: {done.stderr.strip()[-300:]}", file=sys.stderr)
+        return []
+    return libraries
+
+
+def _program(libraries: list[Path]) -> Path:
+    return next((libraries[0].parent / "bin").iterdir())
 
 
 def _own_library(name: str) -> bool:

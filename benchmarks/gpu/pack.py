@@ -1,23 +1,30 @@
-"""`make gpu-pack`: everything that `make gpu` needs on a machine without network, in parts of one transfer each.
+"""`make gpu-pack`: everything that `make gpu` needs on a machine without network, in one transfer.
 
-Runs where there is a network and ModelOpt, but no GPU: downloads the wheels for the target's Python, exports and
-quantises the networks, leaves their weights out (skeletons.py), and writes the parts with their manifest.
+Runs where there is a network, but no GPU: downloads the wheels for the target's Python, packs what is needed of
+them as one archive, and writes it in parts with their manifest. TensorRT-RTX has no kernels for some GPUs, the
+H100 among them, so it comes only when asked for, with the networks that it compiles (without their weights, see
+skeletons.py): that takes ModelOpt here, and several parts.
 """
 
 from __future__ import annotations
 
 import argparse
+import lzma
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePath
 
 from benchmarks.gpu import carried, networks, skeletons
 from benchmarks.gpu.context import ARCHS, PRECISIONS, ROOT
 
 FOLDER = ".gpu"
 """Where the parts are looked for and put, in the working tree; git shall ignore it."""
+SITE_ARCHIVE = "site.tar.xz"
 PYTHON_ARCHIVE = "python.tar.xz"
 _PYTHON = "3.12"
 # pip takes a platform by its exact name, so the older ones are listed too.
@@ -49,58 +56,114 @@ _LOCKED = (
 _RTX = ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings")
 # On PyPI as source only, of a few kilobytes; made into wheels here.
 _RTX_SOURCES = ("tensorrt-rtx-cu13", "tensorrt-rtx")
-# Not needed to run, and half of the standard library.
-_LEFT_OUT = ("test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "site-packages", "__pycache__")
+# Of the standard library: not needed to run, and half of it.
+_LEFT_OUT = ("test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data")
+_LEFT_OUT += ("site-packages", "__pycache__", "config-*", "*.a", "_test*", "xxlimited*", "_tkinter*", "nis*")
+# A large part is machine code, which gets smaller with its jumps made absolute.
+_FILTERS = ({"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 9})
 
 
 def main() -> None:
-    """Download, export, cut and write."""
+    """Download, slim, compress and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.pack", description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / FOLDER, help="receives the parts")
     parser.add_argument("--python", default=_PYTHON, help="the target's Python, as 3.12")
     parser.add_argument(
         "--part-mib", type=int, default=carried.PART_BYTES >> 20, help="the most that a part holds"
     )
-    parser.add_argument("--arch", nargs="*", default=ARCHS, choices=ARCHS)
+    parser.add_argument("--tensorrt-rtx", action="store_true", help="TensorRT-RTX and the networks too")
+    parser.add_argument("--arch", nargs="*", default=ARCHS, choices=ARCHS, help="networks for TensorRT-RTX")
     parser.add_argument(
-        "--interpreter", type=Path, help="a shared build of that Python to carry, for a target without libpython"
+        "--interpreter",
+        type=Path,
+        help="a shared build of that Python to carry, for a target without libpython; default: pyenv's or uv's",
     )
     parser.add_argument("--keep", type=Path, help="keeps the downloads and graphs here, for the next time")
     options = parser.parse_args()
+    interpreter = options.interpreter or find_interpreter(options.python)
+    print(_describe(options.python, interpreter, options.arch if options.tensorrt_rtx else None), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         work = options.keep or Path(temporary)
-        files = download(work / f"wheels-{options.python}", options.python)
-        files += make_skeletons(work / "graphs", options.arch)
-        if options.interpreter is not None:
-            files.append(archive_python(options.interpreter, options.python, work / PYTHON_ARCHIVE))
+        files = []
+        if interpreter is not None:
+            files.append(archive_python(interpreter, options.python, Path(temporary) / PYTHON_ARCHIVE))
+        wheels = download(work / f"wheels-{options.python}", options.python, rtx=options.tensorrt_rtx)
+        files.append(archive_site(wheels, options.python, Path(temporary) / SITE_ARCHIVE))
+        if options.tensorrt_rtx:
+            files += make_skeletons(work / "graphs", options.arch)
         manifest = carried.deal_out(files, options.folder, part_bytes=options.part_mib << 20)
     for number in range(1, manifest["num_parts"] + 1):
         pieces = [piece for piece in manifest["pieces"] if piece["part"] == number]
         mib = sum(piece["size_bytes"] for piece in pieces) / (1 << 20)
         print(f"part {number}: {mib:5.1f} MiB, {len(pieces)} pieces, {options.folder / str(number)}")
+    print(f"there, in this tree with {FOLDER}/ in it: python3 -m benchmarks.gpu --limit-s 500")
 
 
-def download(folder: Path, python: str) -> list[Path]:
+def find_interpreter(python: str) -> Path | None:
+    """Returns the newest shared build of a version that pyenv or uv keeps, None without one."""
+    home = Path.home()
+    folders = (
+        Path(os.environ.get("PYENV_ROOT") or home / ".pyenv", "versions"),
+        Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or home / ".local" / "share" / "uv" / "python"),
+    )
+    name = f"libpython{python}.so.1.0"
+    found = [path.parents[1] for folder in folders for path in folder.glob(f"*/lib/{name}")]
+    return max(found, key=lambda path: (path / "lib" / name).stat().st_mtime, default=None)
+
+
+def download(folder: Path, python: str, *, rtx: bool) -> list[Path]:
     """Downloads the wheels, in the locked versions.
 
     Args:
-        folder: Receives them; what is there is kept.
+        folder: Receives them; what is there already is not downloaded again.
         python: The target's version, as "3.12".
+        rtx: TensorRT-RTX too.
 
     Returns:
-        The wheels, the largest first.
+        The wheels, one per project.
     """
     folder.mkdir(parents=True, exist_ok=True)
     locked = read_lock(ROOT / "requirements.lock")
-    version = locked["tensorrt-rtx"]
-    platforms = [f"{name}_x86_64" for name in (*_PLATFORMS, *_OLD_PLATFORMS)]
-    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
-    options += [word for platform in platforms for word in ("--platform", platform)]
-    wanted = [f"{name}=={locked[name]}" for name in _LOCKED] + [f"{name}=={version}" for name in _RTX]
-    _pip("download", *options, "--dest", str(folder), *wanted)
-    sources = [f"{name}=={version}" for name in _RTX_SOURCES]
-    _pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), *sources)
-    return sorted(folder.glob("*.whl"), key=lambda path: -path.stat().st_size)
+    names = (*_LOCKED, *_RTX) if rtx else _LOCKED
+    options = ["--quiet", "--no-deps", *_target(python), "--dest", str(folder)]
+    _pip("download", *options, *(f"{name}=={locked[name]}" for name in names))
+    if rtx:
+        sources = [f"{name}=={locked[name]}" for name in _RTX_SOURCES]
+        _pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), *sources)
+        names += _RTX_SOURCES
+    # The folder may hold other versions, and what another call was for.
+    wanted = {f"{name.replace('-', '_')}-{locked[name]}" for name in names}
+    return sorted(path for path in folder.glob("*.whl") if "-".join(path.name.split("-")[:2]).lower() in wanted)
+
+
+def archive_site(wheels: list[Path], python: str, target: Path) -> Path:
+    """Installs wheels and packs what is needed of them, as `site/`.
+
+    Args:
+        wheels: One per project.
+        python: The target's version, as "3.12".
+        target: The archive to write.
+    """
+    with tempfile.TemporaryDirectory() as staging:
+        options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check"]
+        _pip("install", *options, *_target(python), "--target", staging, *map(str, wheels))
+
+        def choose(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+            return info if _is_needed(PurePath(info.name).relative_to("site"), python) else None
+
+        _archive(Path(staging), "site", target, choose)
+    return target
+
+
+def _is_needed(path: PurePath, python: str) -> bool:
+    """Leaves out tests, types, scripts for another machine, and what serves other versions of Python."""
+    parts = path.parts
+    if {"tests", "__pycache__"} & set(parts) or parts[:1] == ("bin",) or path.suffix in (".pyi", ".a"):
+        return False
+    # The wheel of tritonserver brings a stub for each version, and libpython for the newest of them.
+    if parts[:3] == ("pytriton", "tritonserver", "python_backend_stubs"):
+        return parts[3:4] in ((), (python,))
+    return not (parts[:1] == ("nvidia_pytriton.libs",) and path.name.startswith("libpython"))
 
 
 def read_lock(path: Path) -> dict[str, str]:
@@ -126,9 +189,10 @@ def make_skeletons(folder: Path, archs: tuple[str, ...]) -> list[Path]:
 
 
 def archive_python(prefix: Path, python: str, target: Path) -> Path:
-    """Packs an interpreter, its shared library and the standard library.
+    """Packs an interpreter, its shared library, its headers and the standard library, as `python/`.
 
-    A distribution's Python often comes without libpython, to which Triton's stub is linked.
+    A distribution's Python often comes without libpython, to which Triton's stub is linked. The headers are for
+    torch.compile, which compiles against those of the Python that runs it.
 
     Args:
         prefix: Its folder, with `lib/libpython3.12.so.1.0` in it.
@@ -141,16 +205,42 @@ def archive_python(prefix: Path, python: str, target: Path) -> Path:
     library = prefix / "lib" / f"libpython{python}.so.1.0"
     if not library.is_file():
         sys.exit(f"{prefix}: has no lib/{library.name}; give a build of Python {python} with --enable-shared")
-
-    def choose(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        parts = Path(info.name).parts
-        left_out = any(part in _LEFT_OUT or part.startswith("config-") for part in parts)
-        return None if left_out or info.name.endswith((".a", ".pyc")) else info
-
-    with tarfile.open(target, "w:xz") as archive:
-        for name in (f"bin/python{python}", f"lib/{library.name}", f"lib/python{python}"):
-            archive.add(prefix / name, f"python/{name}", filter=choose)
+    with tempfile.TemporaryDirectory() as staging:
+        copy, leave_out = Path(staging, "python"), shutil.ignore_patterns(*_LEFT_OUT)
+        for name in (f"lib/python{python}", f"include/python{python}"):
+            shutil.copytree(prefix / name, copy / name, ignore=leave_out, symlinks=True)
+        (copy / "bin").mkdir()
+        for name in (f"bin/python{python}", f"lib/{library.name}"):
+            shutil.copy(prefix / name, copy / name)
+        if strip := shutil.which("strip"):
+            for path in (copy / "lib").rglob("*.so*"):
+                subprocess.run([strip, "--strip-unneeded", str(path)], check=True)
+        _archive(copy, "python", target)
     return target
+
+
+def _describe(python: str, interpreter: Path | None, archs: tuple[str, ...] | None) -> str:
+    words = [f"packing {len(_LOCKED)} packages for Python {python}"]
+    words.append(f"{interpreter.name} with libpython" if interpreter else "no libpython (see --interpreter)")
+    words.append("no TensorRT-RTX" if archs is None else f"TensorRT-RTX with {', '.join(archs) or 'no network'}")
+    return "; ".join(words)
+
+
+def _archive(
+    folder: Path,
+    name: str,
+    target: Path,
+    choose: Callable[[tarfile.TarInfo], tarfile.TarInfo | None] | None = None,
+) -> None:
+    with lzma.open(target, "wb", filters=_FILTERS) as packed, tarfile.open(fileobj=packed, mode="w|") as archive:
+        archive.add(folder, name, filter=choose)
+
+
+def _target(python: str) -> list[str]:
+    """Options of pip for another Python than the one that runs it."""
+    platforms = [f"{name}_x86_64" for name in (*_PLATFORMS, *_OLD_PLATFORMS)]
+    options = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
+    return options + [word for platform in platforms for word in ("--platform", platform)]
 
 
 def _pip(*arguments: str) -> None:
