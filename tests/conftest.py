@@ -11,8 +11,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -42,11 +43,21 @@ def why_no_gpu() -> str | None:
     return None if count.value else "the NVIDIA driver shows 0 devices to this process"
 
 
+@cache
+def why_no_engine(kinds: tuple[Literal["tensorrt", "tensorrt-rtx"], ...]) -> str | None:
+    """Why none of these kinds runs on this GPU; None when one of them does, or none is asked for."""
+    from builder.engines import compute_capability, why_not
+
+    reasons = [why_not(kind, compute_capability() or "") for kind in kinds]
+    return "; ".join(filter(None, reasons)) if reasons and all(reasons) else None
+
+
 # Before any fixture: a server for a test that is skipped need not start.
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none."""
-    if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
+    """Skip what needs a GPU where there is none, or where none of the kinds that the mark names runs."""
+    marker = item.get_closest_marker("gpu")
+    if marker and (reason := why_no_gpu() or why_no_engine(marker.args)):
         pytest.skip(reason)
 
 

@@ -541,15 +541,13 @@ def test_part_that_never_ran_has_no_results(context: Context) -> None:
 # With a GPU.
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt", "tensorrt-rtx")
 def test_contenders_on_the_gpu_agree(context: Context, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from benchmarks.gpu.engines import Network
 
-    kind, why = pick_engine(EngineConfig())
-    if kind == "openvino":
-        pytest.skip(why)
+    kind, _ = pick_engine(EngineConfig())
     settings = replace(
         context, device="cuda", kind=kind, batches=(1, 4), precisions=("fp32",), rounds=1, seconds=0.05
     )

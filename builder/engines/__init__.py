@@ -182,7 +182,7 @@ def pick_engine(config: EngineConfig) -> tuple[EngineKind, str]:
         return "openvino", "no NVIDIA GPU found, so the CPU"
     refusals = []
     for kind in ("tensorrt", "tensorrt-rtx"):
-        reason = _why_not(kind, capability)
+        reason = why_not(kind, capability)
         if reason is None:
             return kind, f"a GPU of compute capability {capability}"
         refusals.append(reason)
@@ -190,7 +190,7 @@ def pick_engine(config: EngineConfig) -> tuple[EngineKind, str]:
     return "openvino", f"the CPU, as {' and '.join(refusals)}"
 
 
-def _why_not(kind: Literal["tensorrt", "tensorrt-rtx"], capability: str) -> str | None:
+def why_not(kind: Literal["tensorrt", "tensorrt-rtx"], capability: str) -> str | None:
     """Says why a kind cannot run on the GPU that is here; None when it can."""
     if not _installed(kind):
         return f"{_MODULES[kind]} is not installed"

@@ -523,7 +523,7 @@ GPU_REFUSES = {
 }
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt-rtx")
 @pytest.mark.server
 @pytest.mark.parametrize("model", ["rtx", "no_graphs", "device"])
 def test_answers_equal_onnxruntime_at_every_batch(
@@ -538,7 +538,7 @@ def test_answers_equal_onnxruntime_at_every_batch(
         assert (answer.argmax(1) == expected[:batch].argmax(1)).all()
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt-rtx")
 @pytest.mark.server
 def test_images_in_gpu_memory_are_answered(gpu_server: TritonServer, sample: Sample, toy_onnx: Path) -> None:
     """Over CUDA shared memory, with a model that takes GPU tensors as they are."""
@@ -560,7 +560,7 @@ def test_images_in_gpu_memory_are_answered(gpu_server: TritonServer, sample: Sam
     np.testing.assert_allclose(answer, run_onnx(toy_onnx, images), rtol=2e-2, atol=5e-2)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt-rtx")
 @pytest.mark.server
 @pytest.mark.parametrize("model", GPU_REFUSES)
 def test_engine_that_does_not_fit_is_refused_in_one_line(gpu_server: TritonServer, model: str) -> None:
@@ -568,14 +568,14 @@ def test_engine_that_does_not_fit_is_refused_in_one_line(gpu_server: TritonServe
     assert re.search(GPU_REFUSES[model], reason.splitlines()[0])
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt-rtx")
 @pytest.mark.server
 def test_only_what_does_not_fit_is_refused(gpu_server: TritonServer) -> None:
     assert set(gpu_server.failed) == set(GPU_REFUSES)
     assert _infer(gpu_server, np.zeros((1, 32, 32, 3), np.uint8), "good").shape == (1, 10)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt-rtx")
 @pytest.mark.server
 @pytest.mark.slow
 def test_second_start_takes_the_kernels_of_the_first(
@@ -637,7 +637,7 @@ def make_runner(
         runner.close()
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt-rtx")
 def test_batches_on_host_and_gpu_are_one_inference(
     make_runner: Callable[..., Runner], sample: Sample, toy_onnx: Path
 ) -> None:
@@ -653,7 +653,7 @@ def test_batches_on_host_and_gpu_are_one_inference(
     np.testing.assert_allclose(np.concatenate(answers), run_onnx(toy_onnx, images), rtol=2e-2, atol=5e-2)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt-rtx")
 def test_failed_batch_leaves_the_runner_usable(make_runner: Callable[..., Runner], sample: Sample) -> None:
     """The library itself refuses a batch beyond the profile, and the runner is made to ask for one."""
     runner = make_runner()
@@ -667,7 +667,7 @@ def test_failed_batch_leaves_the_runner_usable(make_runner: Callable[..., Runner
     assert np.isfinite(answer).all()
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt-rtx")
 def test_exhausted_memory_is_one_line_with_the_bytes(make_runner: Callable[..., Runner]) -> None:
     cuda.open_device(0)
     held: list[cuda.DeviceBuffer] = []

@@ -174,11 +174,9 @@ def test_torch_tensorrt_without_a_driver_is_one_line(toy_onnx: Path, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt", "tensorrt-rtx")
 def test_tensorrt_engine_agrees_with_pytorch_on_the_gpu(sample: Sample, toy_onnx: Path, tmp_path: Path) -> None:
-    kind, why = pick_engine(EngineConfig())
-    if kind == "openvino":
-        pytest.skip(why)
+    kind, _ = pick_engine(EngineConfig())
     images = sample.images[:40]
     reference = run_onnx(toy_onnx, images)
     limits = AgreementLimits(min_agreement=1.0, max_logit_diff=0.5)
@@ -188,13 +186,11 @@ def test_tensorrt_engine_agrees_with_pytorch_on_the_gpu(sample: Sample, toy_onnx
     assert sum(info["engine_audit"]["convs"].values()) >= 20
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("tensorrt", "tensorrt-rtx")
 def test_torch_tensorrt_engine_agrees_with_pytorch_on_the_gpu(
     sample: Sample, toy_onnx: Path, tmp_path: Path
 ) -> None:
-    kind, why = pick_engine(EngineConfig())
-    if kind == "openvino":
-        pytest.skip(why)
+    kind, _ = pick_engine(EngineConfig())
     pytest.importorskip("torch_tensorrt")
     images = sample.images[:40]
     info = build_engine(
