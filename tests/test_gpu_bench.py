@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -99,6 +100,79 @@ def test_parts_run_on_a_cpu_and_go_on_where_they_stopped(tmp_path: Path) -> None
     second = json.loads((tmp_path / "out" / "engines.json").read_text())
     assert second["rows"]["resnet18 1"] == row
     assert set(second["rows"]) == {"resnet18 1", "resnet18 2"}
+
+
+@pytest.mark.slow
+def test_without_an_engine_pytorch_is_measured_alone(tmp_path: Path) -> None:
+    settings = "--device cpu --image-size 32 --arch resnet18 --batch 2 --rounds 1 --seconds 0.02".split()
+    settings += ["--out", tmp_path / "out", "--work", tmp_path / "work", "--carried", tmp_path / "none"]
+    done = run(*settings, "--only", "engines,table")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("engines: complete: without engines: probe did not run\n")
+    row = json.loads((tmp_path / "out" / "engines.json").read_text())["rows"]["resnet18 2"]
+    eager = {"torch eager fp16", "torch eager fp16, folded", "torch eager bf16", "torch eager fp32"}
+    compiled = {"torch.compile fp16 default", "torch.compile fp16", "AOTInductor fp16"}
+    assert set(row["contenders"]) == eager | compiled
+    assert set(row["errors"]) == {"int8"}
+    for name in row["contenders"].keys() - {"torch eager fp16"}:
+        agreement = row["agreement"][name]
+        assert agreement["max_abs_diff"] < 0.05 * agreement["max_abs_logit"], name
+    assert row["convolutions"]["fp16 conv2d"]["num_layers"] == 20
+    assert "| resnet18 | 2 | AOTInductor fp16 | " in done.stdout
+    again = run(*settings, "--only", "engines")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr == ""  # nothing is measured twice
+
+
+def test_compiling_has_a_limit_that_no_compiler_can_catch() -> None:
+    from benchmarks.gpu.unaided import TimeUpError, limited
+
+    begin = time.monotonic()
+    with pytest.raises(TimeUpError), limited(1.0), contextlib.suppress(Exception):
+        time.sleep(60)
+    assert time.monotonic() - begin < 30
+
+
+def test_group_that_ended_the_process_is_an_error_of_its_row(context: Context) -> None:
+    from benchmarks.gpu import unaided
+
+    first = Results(context, "engines")
+    first.begin()
+    first.put("resnet18 2", unaided._new_row() | {"contenders": {"torch eager fp16": {}}, "groups": ["plain"]})
+    first.attempt("resnet18 2 ahead of time")
+    first.end("failed", "the process ended with status -11")
+    second = Results(context, "engines")
+    second.begin()
+    unaided._name_crashed(second)
+    row = second.content["rows"]["resnet18 2"]
+    assert list(second.content["rows"]) == ["resnet18 2"]
+    assert row["groups"] == ["plain", "ahead of time"]
+    assert row["errors"]["ahead of time"].endswith("the process ended with status -11")
+
+
+def test_convolutions_are_found_with_their_number() -> None:
+    import torch
+
+    from benchmarks.gpu.convolutions import Layer, find_layers
+
+    images = torch.from_numpy(networks.make_images(1, 32))
+    layers = find_layers(networks.serve(networks.build_network("resnet18")), images)
+    assert sum(layers.values()) == 20
+    first = Layer(inputs=64, outputs=64, kernel=3, stride=1, padding=1, size=8)
+    assert layers[first] == 4
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_every_kernel_runs_on_a_matrix_product() -> None:
+    from torch import nn
+
+    from benchmarks.gpu.convolutions import measure
+
+    kernels = measure(networks.serve(nn.Conv2d(3, 16, 1)), 1, 16, "cpu")
+    assert {name: kernel.get("num_layers", kernel) for name, kernel in kernels.items()} == dict.fromkeys(
+        kernels, 1
+    )
+    assert len(kernels) == 6
 
 
 def test_no_time_is_said_and_loses_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Part `engines`: engines in process against PyTorch, in the same run and in turn."""
+"""Part `engines`: engines in process against PyTorch, in the same run and in turn.
+
+Where no engine runs, it is PyTorch alone: unaided.py.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,12 @@ def run(context: Context, results: Results) -> None:
     """Measure every network and batch, the important ones first, until the time is up."""
     probe = read(context, "probe") or {}
     kind = probe.get("kind")
-    reason = None if kind else f"without engines: {probe.get('reason') or 'probe did not run'}"
     results.begin(kind=kind, rounds=context.rounds, seconds=context.seconds)
+    if kind is None:
+        from benchmarks.gpu import unaided
+
+        unaided.run(context, results, f"without engines: {probe.get('reason') or 'probe did not run'}")
+        return
     longest = _ROW_S
     for arch, batches in _cells(context, results):
         if context.left_s < longest:
@@ -43,7 +50,7 @@ def run(context: Context, results: Results) -> None:
                 longest = max(longest, time.monotonic() - begin)
                 results.put(f"{arch} {batch}", row)
                 print(f"{arch} batch {batch}: {_line(row)}", file=sys.stderr, flush=True)
-    results.end("complete", reason)
+    results.end("complete")
 
 
 def _cells(context: Context, results: Results) -> Iterator[tuple[str, list[int]]]:
@@ -59,7 +66,7 @@ def _cells(context: Context, results: Results) -> Iterator[tuple[str, list[int]]
 class Network:
     """One network's engines and its PyTorch reference, a context manager."""
 
-    def __init__(self, context: Context, kind: str | None, arch: str) -> None:
+    def __init__(self, context: Context, kind: str, arch: str) -> None:
         """Build and load every precision; one that does not is an error in the rows."""
         from benchmarks.gpu.pytorch import Reference
 
@@ -67,11 +74,11 @@ class Network:
         self._runners: dict[str, Any] = {}
         self._about: dict[str, dict[str, Any]] = {}
         self._reference = Reference(arch, context.device)
-        for precision in (context.precisions or PRECISIONS) if kind else ():
+        for precision in context.precisions or PRECISIONS:
             before, begin = device.memory_used_bytes(), time.monotonic()
             try:
-                published = publish_engine(context, str(kind), arch, precision)
-                self._runners[precision] = open_runner(published, str(kind), context)
+                published = publish_engine(context, kind, arch, precision)
+                self._runners[precision] = open_runner(published, kind, context)
                 about = {name: published.get(name) for name in ("size_bytes", "build_s", "engine_audit")}
                 about |= {"gpu_mib": device.used_mib(before), "ready_s": round(time.monotonic() - begin, 1)}
                 self._about[precision] = about
@@ -109,13 +116,13 @@ class Network:
                 errors[name] = f"{type(error).__name__}: {error}".splitlines()[0][:400]
         try:
             measured = interleave(contenders, self._context.rounds, self._context.seconds)
-            agreement = _agreement(contenders)
+            agreed = agreement(contenders)
         finally:
             for contender in contenders.values():
                 contender.close()
         for name, used in memory.items():
             measured[name]["gpu_mib"] = self._about.get(name, {}).get("gpu_mib", used)
-        return {"contenders": measured, "engines": self._about, "agreement": agreement, "errors": errors}
+        return {"contenders": measured, "engines": self._about, "agreement": agreed, "errors": errors}
 
     def _makers(self, batch: int) -> Iterator[tuple[str, Any]]:
         size = self._context.image_size
@@ -128,7 +135,7 @@ class Network:
             yield f"{precision} plugin", lambda runner=runner: PluginContender(runner, batch, size)
 
 
-def _agreement(contenders: dict[str, Any]) -> dict[str, dict[str, float]]:
+def agreement(contenders: dict[str, Any]) -> dict[str, dict[str, float]]:
     """How far each contender's answers are from eager's, on the same images."""
     reference = contenders.get("torch eager fp16")
     if reference is None:

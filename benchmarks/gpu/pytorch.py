@@ -1,11 +1,14 @@
-"""The contenders from PyTorch: eager with channels last, and torch.compile, both fp16, on any of its devices."""
+"""The contenders from PyTorch: eager with channels last, compiled, and compiled ahead of time, on any device."""
 
 from __future__ import annotations
 
+import copy
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.gpu.networks import build_network, make_images, serve
 
@@ -13,12 +16,13 @@ from benchmarks.gpu.networks import build_network, make_images, serve
 class Reference:
     """One network on a device, in half precision unless told otherwise; its contenders share the weights."""
 
-    def __init__(self, arch: str, device: str, dtype: torch.dtype = torch.float16) -> None:
-        """Build it with the weights that the engines hold."""
+    def __init__(self, network: nn.Module | str, device: str, dtype: torch.dtype = torch.float16) -> None:
+        """Build it with the weights that the engines hold, or copy a network that has been built."""
         self.device = device
+        made = build_network(network) if isinstance(network, str) else copy.deepcopy(network)
         # The preprocessing too is in the network, as it is in the engines.
-        network = serve(build_network(arch)).to(device=device, dtype=dtype)
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its types
+        served = serve(made).to(device=device, dtype=dtype)
+        self.network = served.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its types
 
     def eager(self, batch: int, size: int) -> TorchContender:
         """The network as it is."""
@@ -29,6 +33,48 @@ class Reference:
         torch._dynamo.reset()  # else the sizes before count against the limit of recompilations
         module = torch.compile(self.network, mode=mode, dynamic=False)
         return TorchContender(module, batch, size, self.device)
+
+    def ahead_of_time(self, batch: int, size: int, package: Path) -> None:
+        """Compile the network for one batch size by AOTInductor, which writes a package for `load`."""
+        images = torch.from_numpy(make_images(batch, size)).to(self.device)
+        with torch.no_grad():
+            exported = torch.export.export(self.network, (images,))
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(package))
+
+    def load(self, batch: int, size: int, package: Path, *, graphed: bool = False) -> TorchContender:
+        """A package's network, with its kernels in one CUDA graph if wanted."""
+        # The pool of copies that serves several threads cannot be captured.
+        module = torch._inductor.aoti_load_package(str(package), run_single_threaded=graphed)
+        return self.graphed(batch, size, module) if graphed else TorchContender(module, batch, size, self.device)
+
+    def graphed(self, batch: int, size: int, module: Any = None) -> TorchContender:
+        """The network as it is, or a module, with its kernels in one CUDA graph."""
+        images = torch.from_numpy(make_images(batch, size)).to(self.device)
+        return TorchContender(Graphed(module or self.network, images), batch, size, self.device)
+
+
+class Graphed:
+    """A module's kernels as one CUDA graph, which reads and writes the same memory every time."""
+
+    def __init__(self, module: Any, images: torch.Tensor) -> None:
+        """Warm up on a stream of its own, as capturing wants it, and capture."""
+        self._graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode():
+            self._images = images.clone()
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    module(self._images)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph):
+                self._logits = module(self._images)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Copies the images to where the graph reads them; the logits are valid until the next call."""
+        self._images.copy_(images)
+        self._graph.replay()
+        return self._logits
 
 
 class TorchContender:

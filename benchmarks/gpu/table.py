@@ -29,6 +29,8 @@ def render(folder: Path) -> str:
         _figures(engines, served),
         _in_process(engines),
         _builds(engines),
+        _pytorch(engines),
+        _convolutions(engines),
         _served(engines, served),
         _tests(tests),
         _sanitizer(sanitizer),
@@ -194,6 +196,40 @@ def _builds(engines: Mapping[str, Any]) -> list[str]:
         return []
     head = "| network | engine | MB | s until ready | convolutions | labels as PyTorch fp16 | logits differ by |"
     return [head, "| --- | --- | --- | --- | --- | --- | --- |", *lines]
+
+
+def _pytorch(engines: Mapping[str, Any]) -> list[str]:
+    """PyTorch alone: each contender against eager fp16 in the same turns, and how far their answers are apart."""
+    lines: list[str] = []
+    for key, row in sorted(engines.get("rows", {}).items(), key=lambda item: _order(item[0])):
+        for name, it in row.get("contenders", {}).items():
+            beside, agreement = it.get("eager_beside"), row["agreement"].get(name)
+            if beside is None or name == _EAGER:
+                continue
+            gains = [f"{it[figure] / beside[figure]:.2f}" for figure in ("device_ips", "ips")]
+            labels = f"{100 * agreement['labels']:.0f} %" if agreement else ""
+            diff = f"{agreement['max_abs_diff']:.3g} of {agreement['max_abs_logit']:.3g}" if agreement else ""
+            cells = [*key.split(), name, *gains, it["ready_s"], labels, diff]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    if not lines:
+        return []
+    head = ("network", "batch", "contender", f"times {_EAGER}, GPU alone", "with transfers", "s until ready")
+    head += ("labels as eager", "logits differ by")
+    note = "**PyTorch alone**; whatever is compiled or folded has its batch normalisations in the convolutions"
+    return [note, "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *lines]
+
+
+def _convolutions(engines: Mapping[str, Any]) -> list[str]:
+    """A network's convolutions one by one, by kernel."""
+    lines: list[str] = []
+    for key, row in engines.get("rows", {}).items():
+        for name, it in row.get("convolutions", {}).items():
+            shown = f"{it['num_layers']} | {it['ms']:.3f}" if "ms" in it else f" | {_UNMEASURED}: {it['error']}"
+            lines.append(f"| {' | '.join(key.split())} | {name} | {shown} |")
+    if not lines:
+        return []
+    note = "**Convolutions**, each alone, without quantising the activations between them"
+    return [note, "", "| network | batch | kernel | layers | ms, all of them |", "|" + " --- |" * 5, *lines]
 
 
 _SERVED_HEAD = (
