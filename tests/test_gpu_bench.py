@@ -12,13 +12,14 @@ import sys
 import tarfile
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from benchmarks.gpu import carried, networks, pack, skeletons, table
+from benchmarks.gpu import carried, networks, pack, skeletons, table, training
 from benchmarks.gpu.context import ROOT, Context, Results, read
 from benchmarks.gpu.gpu_tests import count, find_files
 from benchmarks.gpu.install import make_environment
@@ -173,6 +174,61 @@ def test_every_kernel_runs_on_a_matrix_product() -> None:
         kernels, 1
     )
     assert len(kernels) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", training._STEPS)
+def test_every_training_step_runs(context: Context, name: str) -> None:
+    context = replace(context, rounds=2, seconds=0.001)
+    row = training._measure(context, "resnet18", 32, 2, training._STEPS[name])
+    assert row["ips"] > 0
+    assert len(row["rounds"]) == 2
+
+
+def test_training_goes_on_after_a_step_that_fails(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(trainer: training.Trainer) -> training.Step:
+        raise RuntimeError("no such kernel\nsecond line")
+
+    monkeypatch.setitem(training._STEPS, "as builder/train.py", refuse)
+    monkeypatch.setattr(training, "_NAMES", (("as builder/train.py", "without waiting for the loss"),))
+    monkeypatch.setattr(training, "_load", lambda *_: {"error": None, "ips": 1.0, "peak_mib": None})
+    results = Results(replace(context, archs=("resnet18",), batches=(2,), seconds=0.001), "training")
+    training.run(results._context, results)
+    rows = results.content["rows"]
+    assert rows["resnet18 32 2 as builder/train.py"] == {"error": "RuntimeError: no such kernel"}
+    assert rows["resnet18 32 2 without waiting for the loss"]["ips"] > 0
+    lines = table.render(context.out).splitlines()
+    failed = "| resnet18 | 32 | 2 | as builder/train.py | not measured: RuntimeError: no such kernel |  |  |  |"
+    assert failed in lines
+    assert "| resnet18 | 32 | 2 | data loader alone | 1 |  |  |  |" in lines
+
+
+def test_attack_stays_near_the_images_and_raises_the_loss() -> None:
+    import torch
+
+    trainer = training.Trainer.create("resnet18", 32, 2, "cpu")
+    images = trainer.attack(2)
+    assert (images - trainer.images).abs().max() <= 8
+    assert (images.min() >= 0, images.max() <= 255) == (True, True)
+    with torch.no_grad():
+        assert trainer.loss(images, None) > trainer.loss(trainer.images, None)
+
+
+def test_training_by_fake_quantisation_has_int8_weights() -> None:
+    trainer = training.Trainer.create("resnet18", 32, 2, "cpu")
+    training._quantised(trainer)
+    first = trainer.state.served.get_submodule("model.layer1.0.conv1")
+    weight = first.weight.detach()
+    assert all(len(output.unique()) <= 255 for output in weight)
+    trainer.step()
+    original = first.parametrizations.weight.original
+    assert trainer.state.optimizer.state[original]["exp_avg"].abs().sum() > 0  # a gradient came through
+
+
+def test_data_loader_delivers_images(context: Context) -> None:
+    context.work.mkdir()
+    row = training._load(replace(context, image_size=64), 2)
+    assert row["ips"] > 0
 
 
 def test_no_time_is_said_and_loses_nothing(tmp_path: Path) -> None:
@@ -590,7 +646,7 @@ def test_table_without_results_holds_no_number(tmp_path: Path) -> None:
     text = table.render(tmp_path)
     measured = [line.split("|")[3].strip() for line in text.splitlines() if line.startswith("| ")][2:]
     assert set(measured) == {"not measured"}
-    for part in ("**Machine**", "**In process**", "**Served**", "**`pytest -m gpu`**"):
+    for part in ("**Machine**", "**In process**", "**Training**", "**Served**", "**`pytest -m gpu`**"):
         assert f"{part}: not measured" in text
 
 
@@ -617,8 +673,6 @@ def test_part_that_never_ran_has_no_results(context: Context) -> None:
 
 @pytest.mark.gpu("tensorrt", "tensorrt-rtx")
 def test_contenders_on_the_gpu_agree(context: Context, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from benchmarks.gpu.engines import Network
 
     kind, _ = pick_engine(EngineConfig())

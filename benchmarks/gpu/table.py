@@ -18,10 +18,11 @@ def render(folder: Path) -> str:
     """Returns the tables of whatever results lie in a folder.
 
     Args:
-        folder: Holds `probe.json`, `engines.json`, `served.json`, `tests.json`, or some of them.
+        folder: Holds `probe.json`, `engines.json`, `training.json`, `served.json`, `tests.json`, or some of them.
     """
-    probe, engines, served, tests, sanitizer = (
-        read_file(folder / f"{part}.json") or {} for part in ("probe", "engines", "served", "tests", "sanitizer")
+    names = ("probe", "engines", "training", "served", "tests", "sanitizer")
+    probe, engines, training, served, tests, sanitizer = (
+        read_file(folder / f"{part}.json") or {} for part in names
     )
     sections = [
         _machine(probe),
@@ -31,6 +32,7 @@ def render(folder: Path) -> str:
         _builds(engines),
         _pytorch(engines),
         _convolutions(engines),
+        _training(training),
         _served(engines, served),
         _tests(tests),
         _sanitizer(sanitizer),
@@ -230,6 +232,25 @@ def _convolutions(engines: Mapping[str, Any]) -> list[str]:
         return []
     note = "**Convolutions**, each alone, without quantising the activations between them"
     return [note, "", "| network | batch | kernel | layers | ms, all of them |", "|" + " --- |" * 5, *lines]
+
+
+def _training(training: Mapping[str, Any]) -> list[str]:
+    rows = training.get("rows", {})
+    if not rows:
+        return [f"**Training**: {_UNMEASURED}{_why(training)}."]
+    lines = [f"**Training** ({training.get('rounds')} rounds, medians){_unfinished(training)}", ""]
+    lines += ["| network | size | batch | step | images/s | ms | spread | GPU MiB at most |"]
+    lines += ["|" + " --- |" * 8]
+    for key, row in rows.items():
+        cells = key.split(maxsplit=3)
+        if row.get("error"):
+            cells += [f"{_UNMEASURED}: {row['error']}", "", "", ""]
+        else:
+            spread = (max(row["rounds"]) - min(row["rounds"])) / row["ips"] if "rounds" in row else None
+            cells += [f"{row['ips']:,.0f}", f"{row['ms']:.1f}" if "ms" in row else ""]
+            cells += ["" if spread is None else f"{100 * spread:.1f} %", str(row["peak_mib"] or "")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 _SERVED_HEAD = (

@@ -7,7 +7,6 @@ has only the time that is left, so that the slowest, `max-autotune`, comes last 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import signal
@@ -28,8 +27,6 @@ from builder.qat import fold_batch_norms
 
 EAGER = "torch eager fp16"
 _BATCHES = (128, 1)
-# Of the time that the part has, which is meant for engines; the other parts can use the rest.
-_SHARE = 0.55
 # A group is not begun with less.
 _LEAST_S = 15.0
 # Measuring takes about so many times `seconds` per contender and round.
@@ -51,7 +48,6 @@ def run(context: Context, results: Results, reason: str) -> None:
         results: Begun; its rows have the form of the part `engines`.
         reason: Why no engine runs.
     """
-    context = dataclasses.replace(context, deadline=time.monotonic() + _SHARE * context.left_s)
     torch.set_float32_matmul_precision("high")  # TensorFloat-32 in the last layer, as in the convolutions
     _name_crashed(results)
     late = False
