@@ -232,8 +232,8 @@ class FakeWeights(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Returns the weights as int8 would hold them."""
         scale = weight.detach().abs().amax((1, 2, 3)).clamp(min=1e-8) / 127
-        zeros = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -127, 127)
+        # Zero points that are integers would be fetched from the GPU, to be checked.
+        return torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros_like(scale), 0, -127, 127)
 
 
 def _fake_inputs(_: nn.Module, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
