@@ -141,7 +141,8 @@ def verify(folder: Path, config: Mapping[str, Any]) -> Entry:
     Raises:
         ArtifactError: A file is not what was published, or the engine has no digest.
     """
-    parameters = {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
+    # A reader of the text form leaves out what is empty, as the batch sizes of "no CUDA graph" are.
+    parameters = {key: str(value.get("string_value", "")) for key, value in config.get("parameters", {}).items()}
     name = parameters.get("file", "model.onnx")
     digests = verify_files(folder, config)
     file_of_capability = dict(config.get("cc_model_filenames") or {})

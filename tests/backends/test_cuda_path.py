@@ -1,11 +1,10 @@
 """The plugin's CUDA calls on a real GPU without TensorRT: the stand-in of benchmarks/standin runs as its engine.
 
-Its answers are the images' own first bytes, so every comparison is to the bit.
+Its answers are made of the images' own first bytes, so every comparison is to the bit.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -273,4 +272,5 @@ def test_stand_in_gives_the_bytes_of_the_images() -> None:
     images = make_images(3, SIZE)
     expected = standin.expected_logits(images, CLASSES)
     assert expected.shape == (3, CLASSES)
-    assert bytes(expected[2]) == ctypes.string_at(np.ascontiguousarray(images[2]).ctypes.data, 4 * CLASSES)
+    assert bytes(expected[2])[::4] == images[2].tobytes()[: 4 * CLASSES : 4]
+    assert np.isfinite(expected).all()

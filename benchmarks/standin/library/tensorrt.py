@@ -1,10 +1,10 @@
 """A stand-in for TensorRT's Python package, for machines with an NVIDIA GPU and without TensorRT. It is no engine.
 
-It has what the plugin uses of the real one, and queues real CUDA work of an engine's size on the stream that it is
-given: each image's first bytes become its logits, unchanged, and so many bytes per image are set and copied on the
-GPU besides. So buffers, streams, graphs, transports and errors are the real ones, and every answer can be checked
-bit for bit; its speed says nothing about TensorRT's, only what the plugin and Triton around it deliver at most.
-Found only where somebody puts this folder on the path: it is in no wheel.
+It has what the plugin uses of the real one, and queues real CUDA work of an engine's size on the stream that it
+is given: each image's first bytes become its logits, but for every fourth, and so many bytes per image are set
+and copied on the GPU besides. So buffers, streams, graphs, transports and errors are the real ones, and every
+answer can be checked bit for bit; its speed says nothing about TensorRT's, only what the plugin and Triton
+around it deliver at most. Found only where somebody puts this folder on the path: it is in no wheel.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cuda.bindings import driver, runtime
 
 __version__ = "0.0.0.stand-in"
 
+_HIGH_BYTE = 0x3F
 _SUCCESS = runtime.cudaError_t.cudaSuccess
 # Writes where nothing is, which ends the context: no later call of the process succeeds.
 _FAULT = b"""
@@ -173,7 +174,9 @@ class IExecutionContext:
             runtime.cudaMemcpy2DAsync(
                 *(target, engine.row_bytes, source, engine.image_bytes, engine.row_bytes, batch),
                 *(_ON_DEVICE, stream),
-            )
+            ),
+            # Every fourth byte, so that what they make is a number: 0.5 to 2.
+            runtime.cudaMemset2DAsync(target + 3, 4, _HIGH_BYTE, 1, engine.row_bytes * batch // 4, stream),
         ]
         if nbytes := engine.work_bytes * batch:
             calls += [
