@@ -58,6 +58,7 @@ class Graphed:
 
     def __init__(self, module: Any, images: torch.Tensor) -> None:
         """Warm up on a stream of its own, as capturing wants it, and capture."""
+        self._module = module  # the graph reads its weights, and keeps nothing alive
         self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

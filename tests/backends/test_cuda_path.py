@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -228,21 +228,16 @@ def test_served_answers_are_right_to_the_bit(server: TritonServer, transport: An
 def test_requests_that_triton_gathers_get_their_own_answers(server: TritonServer) -> None:
     """Many in flight, from which Triton makes batches of several requests for several instances."""
     images = make_images(64, SIZE)
-    answers: dict[int, Any] = {}
-
-    def keep(index: int, result: Any, error: Any) -> None:
-        answers[index] = error or result.as_numpy("logits")
-
+    answers: SimpleQueue[tuple[int, Any, Any]] = SimpleQueue()
     with triton.InferenceServerClient(server.grpc_url) as client:
-        waiting = []
         for index in range(64):
             image = triton.InferInput("image", [1, SIZE, SIZE, 3], "UINT8")
             image.set_data_from_numpy(images[index : index + 1])
-            waiting.append(client.async_infer("instances", [image], partial(keep, index)))
-        for request in waiting:
-            request.get_result()
-    for index in range(64):
-        _expect(answers[index], images[index : index + 1])
+            client.async_infer("instances", [image], lambda *answer, index=index: answers.put((index, *answer)))
+        for _ in range(64):
+            index, result, error = answers.get()
+            assert error is None
+            _expect(result.as_numpy("logits"), images[index : index + 1])
 
 
 @pytest.mark.gpu

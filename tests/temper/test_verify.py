@@ -31,7 +31,8 @@ def repository(tmp_path: Path) -> Path:
             engine_file=engine,
             labels=LABELS,
             card={},
-            parameters={"engine": "openvino"},
+            # Empty, as the batch sizes are that get no CUDA graph: the text form has no value there.
+            parameters={"engine": "openvino", "graph_batches": ""},
             server_backend=backend,  # type: ignore[arg-type]  # one of them
             in_ensemble=True,
             **SHAPE,  # type: ignore[arg-type]  # integers
