@@ -206,12 +206,13 @@ def test_training_goes_on_after_a_step_that_fails(context: Context, monkeypatch:
 def test_attack_stays_near_the_images_and_raises_the_loss() -> None:
     import torch
 
-    trainer = training.Trainer.create("resnet18", 32, 2, "cpu")
+    # Fewer or smaller images leave batch normalisation too little to make a gradient that says anything.
+    trainer = training.Trainer.create("resnet18", 64, 16, "cpu")
     images = trainer.attack(2)
     assert (images - trainer.images).abs().max() <= 8
     assert (images.min() >= 0, images.max() <= 255) == (True, True)
     with torch.no_grad():
-        assert trainer.loss(images, None) > trainer.loss(trainer.images, None)
+        assert trainer.loss(images, None) > trainer.loss(trainer.images, None) + 1
 
 
 def test_training_by_fake_quantisation_has_int8_weights() -> None:
