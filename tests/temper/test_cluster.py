@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -51,19 +52,25 @@ def run(recipe: Recipe, address: str, home: Path, **wanted: float) -> dict[str, 
         )
 
 
+def descendants(pid: int) -> Iterator[int]:
+    """Of this cluster, whatever others run on the machine."""
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in path.read_text().split():
+                yield int(child)
+                yield from descendants(int(child))
+
+
 def kill_worker_once(runs: Path, killed: list[int], ended: threading.Event) -> None:
     """Kills the task's process as soon as it has finished the network's training."""
     while not ended.wait(0.1):
         if list(runs.glob("*/stages/weights-*")):
-            for folder in Path("/proc").glob("[0-9]*"):
-                try:
-                    command = (folder / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                if command.startswith(b"ray::_run"):
-                    os.kill(int(folder.name), signal.SIGKILL)
-                    killed.append(int(folder.name))
-                    return
+            for pid in descendants(os.getpid()):
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_run"):
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
+                        return
 
 
 def test_sweep_survives_the_loss_of_a_worker(recipe: Recipe, address: str, tmp_path: Path) -> None:
