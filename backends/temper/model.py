@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from runners.dlpack import Images
 
-# After an engine's last answer: for the answer to leave this process.
+# For the last answers to leave this process before it ends; nothing tells when Triton has taken them.
 _GRACE_S = 1.0
 # Triton's own parameter for python backends: "no" hands GPU tensors over as they are.
 _FORCE_CPU = "FORCE_CPU_ONLY_INPUT_TENSORS"
@@ -118,7 +118,7 @@ class TritonPythonModel:
             answers = []
             for index in good:
                 responses[index] = failed
-            if isinstance(error, runners.LostError):
+            if isinstance(error, runners.ContextLostError):
                 self._end_soon(str(error))
         for index, logits in zip(good, answers, strict=False):
             responses[index] = pb_utils.InferenceResponse([pb_utils.Tensor(self._output, logits)])
@@ -129,11 +129,16 @@ class TritonPythonModel:
         self._runner.close()
 
     def _end_soon(self, reason: str) -> None:
-        """End this process, as it would answer nothing but errors for ever; whoever watches it starts it again."""
+        """End this process, as it would answer nothing but errors for ever.
+
+        Whoever watches the server (`temper serve`, docker/serve.py) then starts it again with all its models.
+        """
         if not self._ending:
             self._ending = True
             pb_utils.Logger.log_error(f"this process ends, as its GPU context is lost: {reason}")
-            threading.Timer(_GRACE_S, os._exit, [1]).start()
+            timer = threading.Timer(_GRACE_S, os._exit, [1])
+            timer.daemon = True  # an unload does not wait for it
+            timer.start()
 
     def _refuse(self, batch: Images) -> Any:
         height, width, channels = self._shape

@@ -124,7 +124,7 @@ def test_refused_batch_leaves_the_runner_usable(make_runner: Callable[..., Any])
         runners.RunnerError, match=rf"a batch of {MAX_BATCH} failed: stand-in: image: got"
     ) as caught:
         runner.infer([images])
-    assert not isinstance(caught.value, runners.LostError)
+    assert not isinstance(caught.value, runners.ContextLostError)
     runner._prepared = prepared
     (answer,) = runner.infer([images[:3]])
     _expect(answer, images[:3])

@@ -29,8 +29,8 @@ class RunnerError(Exception):
     """An inference failed in the engine."""
 
 
-class LostError(RunnerError):
-    """And so will every later one in this process: only a new process can answer again."""
+class ContextLostError(RunnerError):
+    """The GPU's context ended with an inference: no later one succeeds in this process, only in a new one."""
 
 
 @dataclass(frozen=True, kw_only=True)

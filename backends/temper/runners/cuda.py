@@ -125,6 +125,8 @@ def _release(version: int) -> tuple[int, int]:
 
 def is_lost() -> bool:
     """Tell whether a kernel's fault has ended CUDA's context: every call of this process fails from then on."""
+    runtime.cudaFree(0)  # may still report an earlier error, of which nothing is left after it
+    runtime.cudaGetLastError()
     return bool(runtime.cudaFree(0)[0] != _SUCCESS)
 
 

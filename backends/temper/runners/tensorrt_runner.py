@@ -134,7 +134,7 @@ class Runner:
             FP32 [n_i, classes] per batch. The arrays view the output buffer, which the next call overwrites.
 
         Raises:
-            RunnerError: The engine or the driver failed; the next call may succeed, but for a LostError.
+            RunnerError: The engine or the driver failed; the next call may succeed, but for a ContextLostError.
         """
         num_images = sum(map(len, batches))
         if num_images > len(self._images.array):
@@ -149,8 +149,9 @@ class Runner:
         except (cuda.CudaError, runners.RunnerError) as error:
             with contextlib.suppress(cuda.CudaError):
                 self._stream.synchronize()  # nothing of this batch may still be running when the next one comes
-            kind = runners.LostError if cuda.is_lost() else runners.RunnerError
-            raise kind(f"a batch of {num_images} failed: {_explain(error)}") from error
+            reason = _explain(error)
+            kind = runners.ContextLostError if cuda.is_lost() else runners.RunnerError
+            raise kind(f"a batch of {num_images} failed: {reason}") from error
         return list(np.split(logits, np.cumsum([len(batch) for batch in batches])[:-1]))
 
     def close(self) -> None:
@@ -274,7 +275,7 @@ class Runner:
 
 def _explain(error: Exception) -> str:
     """The error in a line, with what to do where it is the GPU's memory."""
-    if isinstance(error, cuda.CudaError) and error.out_of_memory:
+    if isinstance(error, cuda.CudaError) and error.out_of_memory and not cuda.is_lost():
         free, total = cuda.free_memory()
         return (
             f"the GPU's memory is exhausted: {error}; {free >> 20} MiB of {total >> 20} are free; lower "
