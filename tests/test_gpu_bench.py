@@ -12,17 +12,18 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from benchmarks.gpu import carried, networks, pack, skeletons, table, training
+from benchmarks.gpu import carried, install, networks, pack, skeletons, table, training
 from benchmarks.gpu.context import ROOT, Context, Results, read
 from benchmarks.gpu.gpu_tests import count, find_files
-from benchmarks.gpu.install import make_environment
 from benchmarks.gpu.load import run_load
 from benchmarks.gpu.processor import CpuMeter
 from benchmarks.gpu.served import write_null
@@ -109,7 +110,7 @@ def test_without_an_engine_pytorch_is_measured_alone(tmp_path: Path) -> None:
     settings += ["--out", tmp_path / "out", "--work", tmp_path / "work", "--carried", tmp_path / "none"]
     done = run(*settings, "--only", "engines,table")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("engines: complete: without engines: probe did not run\n")
+    assert done.stdout.splitlines()[1] == "engines: complete: without engines: probe did not run"
     row = json.loads((tmp_path / "out" / "engines.json").read_text())["rows"]["resnet18 2"]
     eager = {"torch eager fp16", "torch eager fp16, folded", "torch eager bf16", "torch eager fp32"}
     compiled = {"torch.compile fp16 default", "torch.compile fp16", "AOTInductor fp16"}
@@ -126,7 +127,7 @@ def test_without_an_engine_pytorch_is_measured_alone(tmp_path: Path) -> None:
 
 
 def test_compiling_has_a_limit_that_no_compiler_can_catch() -> None:
-    from benchmarks.gpu.unaided import TimeUpError, limited
+    from benchmarks.gpu.torch_only import TimeUpError, limited
 
     begin = time.monotonic()
     with pytest.raises(TimeUpError), limited(1.0), contextlib.suppress(Exception):
@@ -135,20 +136,96 @@ def test_compiling_has_a_limit_that_no_compiler_can_catch() -> None:
 
 
 def test_group_that_ended_the_process_is_an_error_of_its_row(context: Context) -> None:
-    from benchmarks.gpu import unaided
+    from benchmarks.gpu import torch_only
 
     first = Results(context, "engines")
     first.begin()
-    first.put("resnet18 2", unaided._new_row() | {"contenders": {"torch eager fp16": {}}, "groups": ["plain"]})
+    first.put("resnet18 2", torch_only._new_row() | {"contenders": {"torch eager fp16": {}}, "groups": ["plain"]})
     first.attempt("resnet18 2 ahead of time")
     first.end("failed", "the process ended with status -11")
     second = Results(context, "engines")
     second.begin()
-    unaided._name_crashed(second)
+    torch_only._name_crashed(second)
     row = second.content["rows"]["resnet18 2"]
     assert list(second.content["rows"]) == ["resnet18 2"]
     assert row["groups"] == ["plain", "ahead of time"]
     assert row["errors"]["ahead of time"].endswith("the process ended with status -11")
+
+
+class FakeContender:
+    """Gives the same logits whatever the images."""
+
+    batch = 2
+
+    def __init__(self, *logits: list[float]) -> None:
+        """A row of logits for each image."""
+        import torch
+
+        self.logits, self.closed = torch.tensor(logits), False
+
+    def time_device(self, count: int) -> float:
+        return count * 1e-3
+
+    def infer(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def measure_fakes(
+    context: Context, monkeypatch: pytest.MonkeyPatch, fakes: dict[str, FakeContender], eager: Callable[..., Any]
+) -> dict[str, Any]:
+    from benchmarks.gpu import torch_only
+
+    monkeypatch.setattr(torch_only, "_networks", lambda arch: (None, None))
+    monkeypatch.setattr(torch_only, "Reference", lambda *_: SimpleNamespace(eager=eager))
+    row = torch_only._new_row()
+    makers = [(name, lambda fake=fake: fake) for name, fake in fakes.items()]
+    settings = replace(context, rounds=1, seconds=0.001)
+    assert torch_only._measure(lambda *_: iter(makers), settings, "resnet18", 2, row)
+    return row
+
+
+def test_contenders_whose_answers_are_wrong_are_errors(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = {
+        "right": FakeContender([0.0, 9.1], [8.9, 0.0]),
+        "tied": FakeContender([0.0, 9.0], [8.8, 8.9]),
+        "not finite": FakeContender([0.0, 9.0], [9.0, float("nan")]),
+        "wrong": FakeContender([9.0, 0.0], [9.0, 0.0]),
+    }
+    eager = FakeContender([0.0, 9.0], [9.0, 8.8])
+    row = measure_fakes(context, monkeypatch, fakes, lambda *_: eager)
+    del row["errors"]["int8"]
+    assert row["errors"] == {
+        "not finite": "its answers were not finite",
+        "wrong": "its labels were eager's for 50 % of the images",
+    }
+    assert set(row["contenders"]) == {"torch eager fp16", "right", "tied"}
+    assert set(row["agreement"]) == {"right", "tied"}
+    assert all(fake.closed for fake in (eager, *fakes.values()))
+
+
+def test_figures_of_the_others_are_kept_without_eager(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    row = measure_fakes(context, monkeypatch, {"other": FakeContender([0.0, 9.0], [9.0, 0.0])}, refuse)
+    assert row["errors"]["torch eager fp16"] == "RuntimeError: out of memory"
+    assert row["contenders"]["other"]["ips"] > 0
+
+
+def test_runner_of_the_stand_in_that_fails_is_closed_and_named(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.gpu import engine, probe
+
+    closed: list[bool] = []
+    # Without a description.
+    runner = SimpleNamespace(close=lambda: closed.append(True))
+    monkeypatch.setattr(engine, "open_runner", lambda *_: runner)
+    assert probe.try_stand_in(context)["error"].startswith("AttributeError: ")
+    assert closed == [True]
 
 
 def test_convolutions_are_found_with_their_number() -> None:
@@ -208,7 +285,7 @@ def test_attack_stays_near_the_images_and_raises_the_loss() -> None:
 
     # Fewer or smaller images leave batch normalisation too little to make a gradient that says anything.
     trainer = training.Trainer.create("resnet18", 64, 16, "cpu")
-    images = trainer.attack(2)
+    images = trainer.attack(2, torch.Generator().manual_seed(0))
     assert (images - trainer.images).abs().max() <= 8
     assert (images.min() >= 0, images.max() <= 255) == (True, True)
     with torch.no_grad():
@@ -232,6 +309,26 @@ def test_data_loader_delivers_images(context: Context) -> None:
     assert row["ips"] > 0
 
 
+def test_batches_that_were_ready_do_not_count(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loader:
+        num_workers, prefetch_factor = 3, 2
+
+        def __iter__(self) -> Iterator[Any]:
+            for number in range(100):
+                time.sleep(0 if number < 6 else 0.005)
+                yield None, [0, 1]
+
+    monkeypatch.setattr(training.train, "_loader", lambda *_: Loader())
+    assert training._load(context, 2)["ips"] <= 2 / 0.005
+
+
+def test_training_measures_every_batch_that_is_asked_for(context: Context) -> None:
+    keys = [key for key, _ in training._plan(replace(context, archs=("resnet18",), batches=(2, 4, 8)))]
+    assert [key for key in keys if key.endswith("builder/train.py")] == [
+        f"resnet18 32 {batch} as builder/train.py" for batch in (2, 4, 8)
+    ]
+
+
 def test_no_time_is_said_and_loses_nothing(tmp_path: Path) -> None:
     folders = ["--out", tmp_path / "out", "--work", tmp_path / "work"]
     done = run(*folders, "--device", "cpu", "--only", "engines,table", "--limit-s", "1")
@@ -253,6 +350,14 @@ def test_results_are_written_row_by_row_to_both_folders(context: Context) -> Non
         content = json.loads((folder / "engines.json").read_text())
         assert (content["state"], content["rows"]) == ("running", {"resnet18 1": {"ips": 1.0}})
     assert Results(context, "engines").has("resnet18 1")
+
+
+def test_figure_that_is_no_number_leaves_the_file_as_it_was(context: Context) -> None:
+    results = Results(context, "engines")
+    results.put("resnet18 1", {"ips": 1.0})
+    with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
+        results.put("resnet18 2", {"ips": float("nan")})
+    assert set(Results(context, "engines").content["rows"]) == {"resnet18 1"}
 
 
 def test_row_that_ended_the_process_is_left_out_and_named(context: Context) -> None:
@@ -322,6 +427,17 @@ def test_damaged_piece_is_refused_by_its_part(files: list[Path], tmp_path: Path)
         carried.collect(tmp_path / "parts", tmp_path / "store")
 
 
+def test_older_pack_ends_in_one_line(files: list[Path], context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(carried, "_FORMAT", 1)
+        carried.deal_out(files, context.carried)
+    results = Results(context, "install")
+    install.run(context, results)
+    manifest = context.carried / "1" / carried.MANIFEST
+    reason = f"{manifest}: made by an older gpu-pack: pack again"
+    assert (results.content["state"], results.content["reason"]) == ("failed", reason)
+
+
 def test_pieces_of_an_earlier_packing_are_dropped(files: list[Path], tmp_path: Path) -> None:
     carried.deal_out(files, tmp_path / "parts", part_bytes=1000, piece_bytes=400)
     carried.collect(tmp_path / "parts", tmp_path / "store")
@@ -341,6 +457,23 @@ def test_every_packed_project_is_locked() -> None:
     assert locked["numpy"].startswith("1.26.")
 
 
+def test_every_project_has_one_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "_pip", lambda *_: None)
+    monkeypatch.setattr(pack, "_LOCKED", ("numpy", "ml-dtypes"))
+    locked = pack.read_lock(ROOT / "requirements.lock")
+    numpy, ml_dtypes = f"numpy-{locked['numpy']}", f"ml_dtypes-{locked['ml-dtypes']}"
+    names = (f"{numpy}-cp312-a.whl", f"{ml_dtypes}-cp312-a.whl", "numpy-0.1-cp312-a.whl")
+    for name in names:
+        (tmp_path / name).touch()
+    assert {path.name for path in pack.download(tmp_path, "3.12", rtx=False)} == set(names[:2])
+    (tmp_path / f"{numpy}-cp312-b.whl").touch()
+    with pytest.raises(SystemExit, match=f"got 2 wheels of {numpy}, expected 1; empty the folder and pack again"):
+        pack.download(tmp_path, "3.12", rtx=False)
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(SystemExit, match=f"got 0 wheels of {ml_dtypes}, expected 1"):
+        pack.download(tmp_path, "3.12", rtx=False)
+
+
 def test_archive_of_a_python_without_libpython_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"has no lib/libpython3.12.so.1.0; give a build .* --enable-shared"):
         pack.archive_python(tmp_path, "3.12", tmp_path / "python.tar.xz")
@@ -351,10 +484,16 @@ def test_interpreter_is_found_where_pyenv_and_uv_keep_theirs(
 ) -> None:
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
     monkeypatch.setenv("UV_PYTHON_INSTALL_DIR", str(tmp_path / "uv"))
-    for folder, version in (("pyenv/versions/3.11.7", "3.11"), ("uv/cpython-3.13", "3.13")):
+    for folder, version in (
+        ("pyenv/versions/3.11.10", "3.11"),
+        ("pyenv/versions/3.11.7", "3.11"),
+        ("pyenv/versions/own", "3.11"),
+        ("uv/cpython-3.11-linux-x86_64-gnu", "3.11"),
+        ("uv/cpython-3.13", "3.13"),
+    ):
         (tmp_path / folder / "lib").mkdir(parents=True)
         (tmp_path / folder / "lib" / f"libpython{version}.so.1.0").touch()
-    assert pack.find_interpreter("3.11") == tmp_path / "pyenv/versions/3.11.7"
+    assert pack.find_interpreter("3.11") == tmp_path / "pyenv/versions/3.11.10"
     assert pack.find_interpreter("3.12") is None
     assert pack.find_interpreter("3.13") == tmp_path / "uv/cpython-3.13"
 
@@ -385,8 +524,8 @@ def test_archive_holds_only_what_this_python_needs(tmp_path: Path) -> None:
     useless = {f"{server}/python_backend_stubs/3.8/stub", f"{libraries}/libpython3-4.13.so.1.0"}
     useless |= {"numpy/core/tests/test_all.py", "numpy/array.pyi"}
     wheel = make_wheel(tmp_path, "pytriton", "1.0", dict.fromkeys(needed | useless, ""))
-    pack.archive_site([wheel], PYTHON, tmp_path / pack.SITE_ARCHIVE)
-    with tarfile.open(tmp_path / pack.SITE_ARCHIVE) as archive:
+    pack.archive_site([wheel], PYTHON, tmp_path / carried.SITE_ARCHIVE)
+    with tarfile.open(tmp_path / carried.SITE_ARCHIVE) as archive:
         names = {info.name.removeprefix("site/") for info in archive if info.isfile()}
     assert {name for name in names if ".dist-info/" not in name} == needed
 
@@ -395,8 +534,8 @@ def test_environment_prefers_what_was_carried_and_knows_temper(tmp_path: Path) -
     """A package of this Python that the environment sees as well gives way, as numpy 2 must."""
     names = ("iniconfig", "made_here")
     wheels = [make_wheel(tmp_path, name, "99.0", {f"{name}.py": "VERSION = 'carried'"}) for name in names]
-    archive = pack.archive_site(wheels, PYTHON, tmp_path / pack.SITE_ARCHIVE)
-    interpreter = make_environment(tmp_path / "work", archive, [])
+    archive = pack.archive_site(wheels, PYTHON, tmp_path / carried.SITE_ARCHIVE)
+    interpreter = install.make_environment(tmp_path / "work", archive, [])
     program = (
         "import iniconfig, made_here, numpy, importlib.metadata as m, builder\n"
         "print(iniconfig.VERSION, made_here.VERSION, numpy.__version__, m.version('temper'), builder.__file__)"
@@ -409,12 +548,12 @@ def test_environment_prefers_what_was_carried_and_knows_temper(tmp_path: Path) -
 def test_environment_follows_a_newer_archive(tmp_path: Path) -> None:
     for name in ("first", "second"):
         wheel = make_wheel(tmp_path, name, "1.0", {f"{name}.py": ""})
-        archive = pack.archive_site([wheel], PYTHON, tmp_path / pack.SITE_ARCHIVE)
-        make_environment(tmp_path / "work", archive, [])
+        archive = pack.archive_site([wheel], PYTHON, tmp_path / carried.SITE_ARCHIVE)
+        install.make_environment(tmp_path / "work", archive, [])
         site = tmp_path / "work" / "site"
         assert [path.name for path in site.glob("*.py")] == [f"{name}.py"]
         (site / "kept").touch()
-        make_environment(tmp_path / "work", archive, [])
+        install.make_environment(tmp_path / "work", archive, [])
         assert (site / "kept").exists()
 
 
@@ -663,6 +802,17 @@ def test_table_repeats_the_librarys_refusal(tmp_path: Path) -> None:
     expected = ["    - loading it: no kernels", "    - built for this very GPU: unsupported"]
     assert lines[start + 1 : start + 3] == expected
     assert f"**Served**: not measured ({reason})." in lines
+
+
+def test_table_names_the_group_in_which_a_process_ended(tmp_path: Path) -> None:
+    """`Results.begin` writes such a row, and it stays when the time is up before the part runs again."""
+    write_made_up_results(tmp_path)
+    engines = json.loads((tmp_path / "engines.json").read_text())
+    engines["rows"]["resnet50 128 ahead of time"] = {"error": "status -11", "crashed": True}
+    (tmp_path / "engines.json").write_text(json.dumps(engines))
+    lines = table.render(tmp_path).splitlines()
+    assert "| resnet50 | 128 | ahead of time | not measured: status -11 | | | | |" in lines
+    assert "| resnet50 | 128 | int8 | 5,000 | 4,000 | 1.00 | 2.00 | 100 |" in lines
 
 
 def test_part_that_never_ran_has_no_results(context: Context) -> None:

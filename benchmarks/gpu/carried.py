@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+SITE_ARCHIVE = "site.tar.xz"
+"""The packages of the other parts, always carried."""
+PYTHON_ARCHIVE = "python.tar.xz"
+"""An interpreter with libpython, if the machine that packed had one."""
 PIECE_BYTES = 15 << 20
 PART_BYTES = 58 << 20
-_FORMAT = 1
+# Raised whenever an older pack would not do for `install`.
+_FORMAT = 2
 _CHUNK = 1 << 20
 
 
@@ -75,14 +80,14 @@ def collect(carried: Path, store: Path) -> dict[str, Any] | None:
         now or before.
 
     Raises:
-        CarriedError: A piece is damaged, or belongs to another packing.
+        CarriedError: A piece is damaged, or all of it was packed by an older gpu-pack.
     """
     found = sorted(carried.rglob(MANIFEST)) or sorted(store.glob(MANIFEST))
     if not found:
         return None
     manifest: dict[str, Any] = json.loads(found[0].read_text())
     if manifest.get("format") != _FORMAT:
-        raise CarriedError(f"{found[0]}: format {manifest.get('format')}, expected {_FORMAT}; pack again")
+        raise CarriedError(f"{found[0]}: made by an older gpu-pack: pack again")
     store.mkdir(parents=True, exist_ok=True)
     kept = store / MANIFEST
     if kept.exists() and json.loads(kept.read_text()) != manifest:

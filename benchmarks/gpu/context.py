@@ -119,8 +119,12 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        """Replace the file, here and in the output folder."""
-        text = json.dumps(self.content, indent=1, default=str) + "\n"
+        """Replace the file, here and in the output folder.
+
+        Raises:
+            ValueError: A figure is not finite; the file stays as it was.
+        """
+        text = json.dumps(self.content, indent=1, default=str, allow_nan=False) + "\n"
         kept = self._context.work / "results" / self.name
         kept.parent.mkdir(parents=True, exist_ok=True)
         self._context.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Part `engines`: engines in process against PyTorch, in the same run and in turn.
 
-Where no engine runs, it is PyTorch alone: unaided.py.
+Where no engine runs, it is PyTorch alone: torch_only.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from benchmarks.gpu.timing import Contender, interleave
 _BATCH_ORDER = (128, 1, 32, 8, 256)
 # A row is not begun without the time of the longest so far, or this at least: engine, compilation and rounds.
 _ROW_S = 60.0
+EAGER = "torch eager fp16"
+# A contender whose labels are eager's for a smaller share of the images is wrong, whatever its speed. As images
+# may be few, a label counts as eager's if eager scores it as its own, but for this share of its largest logit.
+_LEAST_LABELS, _TIE = 0.9, 0.05
 
 
 def run(context: Context, results: Results) -> None:
@@ -30,9 +34,9 @@ def run(context: Context, results: Results) -> None:
     kind = probe.get("kind")
     results.begin(kind=kind, rounds=context.rounds, seconds=context.seconds)
     if kind is None:
-        from benchmarks.gpu import unaided
+        from benchmarks.gpu import torch_only
 
-        unaided.run(context, results, f"without engines: {probe.get('reason') or 'probe did not run'}")
+        torch_only.run(context, results, f"without engines: {probe.get('reason') or 'probe did not run'}")
         return
     longest = _ROW_S
     for arch, batches in _cells(context, results):
@@ -115,18 +119,18 @@ class Network:
             except Exception as error:  # out of memory, or a compiler's own
                 errors[name] = f"{type(error).__name__}: {error}".splitlines()[0][:400]
         try:
+            agreed = agreement(contenders, errors)
             measured = interleave(contenders, self._context.rounds, self._context.seconds)
-            agreed = agreement(contenders)
         finally:
             for contender in contenders.values():
                 contender.close()
-        for name, used in memory.items():
-            measured[name]["gpu_mib"] = self._about.get(name, {}).get("gpu_mib", used)
+        for name, figures in measured.items():
+            figures["gpu_mib"] = self._about.get(name, {}).get("gpu_mib", memory[name])
         return {"contenders": measured, "engines": self._about, "agreement": agreed, "errors": errors}
 
     def _makers(self, batch: int) -> Iterator[tuple[str, Any]]:
         size = self._context.image_size
-        yield "torch eager fp16", lambda: self._reference.eager(batch, size)
+        yield EAGER, lambda: self._reference.eager(batch, size)
         if self._context.compiled:
             mode = "max-autotune" if self._context.device.startswith("cuda") else "default"
             yield "torch.compile fp16", lambda: self._reference.compiled(batch, size, mode)
@@ -135,28 +139,47 @@ class Network:
             yield f"{precision} plugin", lambda runner=runner: PluginContender(runner, batch, size)
 
 
-def agreement(contenders: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """How far each contender's answers are from eager's, on the same images."""
-    reference = contenders.get("torch eager fp16")
-    if reference is None:
-        return {}
-    reference.infer()
-    expected = reference.logits.float().numpy()
-    found = {}
-    for name, contender in contenders.items():
-        if isinstance(contender, PluginContender) or contender is reference:
-            continue
-        if isinstance(contender, EngineContender):
-            answer = contender.logits()
-        else:
-            contender.infer()
-            answer = contender.logits.float().numpy()
-        found[name] = {
-            "labels": float((answer.argmax(1) == expected.argmax(1)).mean()),
-            "max_abs_diff": float(np.abs(answer - expected).max()),
-            "max_abs_logit": float(np.abs(expected).max()),
-        }
+def agreement(contenders: dict[str, Any], errors: dict[str, str]) -> dict[str, dict[str, float]]:
+    """How far each contender's answers are from eager's, on the same images.
+
+    Args:
+        contenders: Eager first, if it runs. One whose answers are wrong is closed and taken out.
+        errors: Receives the reason.
+    """
+    found, expected = {}, None
+    for name in list(contenders):
+        answer = _answer(contenders[name])
+        fault = _fault(answer, expected)
+        if fault is not None:
+            errors[name] = fault
+            contenders.pop(name).close()
+        elif name == EAGER:
+            expected = answer
+        elif expected is not None:
+            found[name] = {
+                "labels": float((answer.argmax(1) == expected.argmax(1)).mean()),
+                "max_abs_diff": float(np.abs(answer - expected).max()),
+                "max_abs_logit": float(np.abs(expected).max()),
+            }
     return found
+
+
+def _answer(contender: Any) -> Any:
+    if isinstance(contender, EngineContender):
+        return contender.logits()
+    contender.infer()
+    return contender.logits.float().numpy()
+
+
+def _fault(answer: Any, expected: Any) -> str | None:
+    """Why a contender's answers are wrong, None where they are not; `expected` is None without eager's."""
+    if not np.isfinite(answer).all():
+        return "its answers were not finite"
+    if expected is None:
+        return None
+    scores = expected[np.arange(len(expected)), answer.argmax(1)]
+    same = float((scores >= expected.max(1) - _TIE * np.abs(expected).max()).mean())
+    return None if same >= _LEAST_LABELS else f"its labels were eager's for {100 * same:.0f} % of the images"
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -24,7 +24,6 @@ from typing import Any
 from benchmarks.gpu import carried
 from benchmarks.gpu.context import ROOT, Context, Results
 
-_SITE, _PYTHON = "site.tar.xz", "python.tar.xz"
 # Of what a machine reads for the first time, torch alone takes long.
 _IMPORTS_S = 60.0
 # What the standard library takes from the system's own libraries.
@@ -48,7 +47,11 @@ print(json.dumps(found))
 def run(context: Context, results: Results) -> None:
     """Collect what came, and install once all of it is here."""
     results.begin(python=sys.version.split()[0])
-    manifest = carried.collect(context.carried, context.work / "carried")
+    try:
+        manifest = carried.collect(context.carried, context.work / "carried")
+    except carried.CarriedError as error:
+        results.end("failed", str(error))
+        return
     if manifest is None:
         results.content |= {"interpreter": sys.executable, "libraries": []}
         results.end("complete", "nothing was carried: the packages of this Python are used")
@@ -58,8 +61,8 @@ def run(context: Context, results: Results) -> None:
         results.end("incomplete", f"of {manifest['num_parts']} parts these are yet to come: {parts}")
         return
     files = {path.name: path for path in carried.join(manifest, context.work / "carried", context.work / "files")}
-    libraries = _unpack_python(files.get(_PYTHON), context.work)
-    interpreter = make_environment(context.work, files[_SITE], libraries)
+    libraries = _unpack_python(files.get(carried.PYTHON_ARCHIVE), context.work)
+    interpreter = make_environment(context.work, files[carried.SITE_ARCHIVE], libraries)
     # Before the imports are tried: the other parts can run without the answer.
     results.content |= {"interpreter": str(interpreter), "libraries": [str(path) for path in libraries]}
     results.write()

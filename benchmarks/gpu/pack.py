@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,6 @@ from benchmarks.gpu.context import ARCHS, PRECISIONS, ROOT
 
 FOLDER = ".gpu"
 """Where the parts are looked for and put, in the working tree; git shall ignore it."""
-SITE_ARCHIVE = "site.tar.xz"
-PYTHON_ARCHIVE = "python.tar.xz"
 _PYTHON = "3.12"
 # pip takes a platform by its exact name, so the older ones are listed too.
 _PLATFORMS = ("manylinux_2_35", "manylinux_2_34", "manylinux_2_28", "manylinux_2_27", "manylinux_2_24")
@@ -86,9 +85,9 @@ def main() -> None:
         work = options.keep or Path(temporary)
         files = []
         if interpreter is not None:
-            files.append(archive_python(interpreter, options.python, Path(temporary) / PYTHON_ARCHIVE))
+            files.append(archive_python(interpreter, options.python, Path(temporary) / carried.PYTHON_ARCHIVE))
         wheels = download(work / f"wheels-{options.python}", options.python, rtx=options.tensorrt_rtx)
-        files.append(archive_site(wheels, options.python, Path(temporary) / SITE_ARCHIVE))
+        files.append(archive_site(wheels, options.python, Path(temporary) / carried.SITE_ARCHIVE))
         if options.tensorrt_rtx:
             files += make_skeletons(work / "graphs", options.arch)
         manifest = carried.deal_out(files, options.folder, part_bytes=options.part_mib << 20)
@@ -108,7 +107,13 @@ def find_interpreter(python: str) -> Path | None:
     )
     name = f"libpython{python}.so.1.0"
     found = [path.parents[1] for folder in folders for path in folder.glob(f"*/lib/{name}")]
-    return max(found, key=lambda path: (path / "lib" / name).stat().st_mtime, default=None)
+    return max(found, key=_version, default=None)
+
+
+def _version(interpreter: Path) -> tuple[int, ...]:
+    """Its folder's name says it, as 3.12.1 or cpython-3.12.1-linux-x86_64-gnu."""
+    found = re.search(r"\d+(\.\d+)*", interpreter.name)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def download(folder: Path, python: str, *, rtx: bool) -> list[Path]:
@@ -121,6 +126,9 @@ def download(folder: Path, python: str, *, rtx: bool) -> list[Path]:
 
     Returns:
         The wheels, one per project.
+
+    Raises:
+        SystemExit: There is none of a project, or more than one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     locked = read_lock(ROOT / "requirements.lock")
@@ -132,8 +140,14 @@ def download(folder: Path, python: str, *, rtx: bool) -> list[Path]:
         _pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), *sources)
         names += _RTX_SOURCES
     # The folder may hold other versions, and what another call was for.
-    wanted = {f"{name.replace('-', '_')}-{locked[name]}" for name in names}
-    return sorted(path for path in folder.glob("*.whl") if "-".join(path.name.split("-")[:2]).lower() in wanted)
+    here = sorted(folder.glob("*.whl"))
+    wheels = []
+    for wanted in sorted(f"{name.replace('-', '_')}-{locked[name]}" for name in names):
+        found = [path for path in here if path.name.lower().startswith(f"{wanted}-")]
+        if len(found) != 1:
+            sys.exit(f"{folder}: got {len(found)} wheels of {wanted}, expected 1; empty the folder and pack again")
+        wheels += found
+    return wheels
 
 
 def archive_site(wheels: list[Path], python: str, target: Path) -> Path:

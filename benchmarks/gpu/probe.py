@@ -89,8 +89,9 @@ def try_stand_in(context: Context) -> dict[str, Any]:
         runner = open_runner(publish_engine(context, standin.NAME, standin.NAME, "null"), standin.NAME, context)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
+    row: dict[str, Any] = {"error": None, "equal": True, "in_process": {}}
     try:
-        row: dict[str, Any] = {"error": None, "plugin": runner.description, "equal": True, "in_process": {}}
+        row["plugin"] = runner.description
         for batch in context.batches or BATCHES:
             images = make_images(batch, context.image_size)
             (answer,) = runner.infer([images])
@@ -111,6 +112,8 @@ def compare(answer: Any, images: Any, on: str) -> dict[str, Any]:
     """The largest difference from PyTorch's float32 logits, the largest of these, the share of equal labels."""
     import torch
 
+    if not np.isfinite(answer).all():
+        return {"error": "its answers were not finite"}
     with torch.inference_mode():
         network = serve(build_network(_ARCH)).to(on)
         expected = network(torch.from_numpy(images).to(on)).cpu().numpy()

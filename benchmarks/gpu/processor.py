@@ -59,8 +59,8 @@ def read_parents() -> dict[int, int]:
     return {pid: int(fields[1]) for pid, fields in _stats()}
 
 
-def resident_bytes(pid: int) -> int:
-    """A process's memory that is its own (not shared with others); 0 when it has ended."""
+def private_bytes(pid: int) -> int:
+    """A process's resident memory but for shared memory and mapped files; 0 when it has ended."""
     try:
         size, resident, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[:3])
     except OSError:

@@ -22,7 +22,7 @@ from benchmarks.gpu.context import ARCHS, PRECISIONS, Context, Results, read
 from benchmarks.gpu.engine import publish_engine
 from benchmarks.gpu.load import run_load
 from benchmarks.gpu.networks import NUM_CLASSES, make_images
-from benchmarks.gpu.processor import read_parents, resident_bytes
+from benchmarks.gpu.processor import private_bytes, read_parents
 from benchmarks.gpu.shared_memory import TRANSPORTS, requests
 
 BATCH = 128
@@ -104,7 +104,7 @@ def serve(
     else:
         published = publish_engine(context, str(kind), arch, precision, num_instances=instances, max_batch=batch)
         repository, model = Path(published["repository"]), published["model"]
-    before, begin = device.memory_used_bytes(), time.monotonic()
+    gpu_before, begin = device.memory_used_bytes(), time.monotonic()
     log = context.work / "logs" / f"{model}.log"
     pools = () if context.device == "cpu" else _POOLS
     server = TritonServer(
@@ -117,7 +117,7 @@ def serve(
     )
     stand_in = standin.plugin(context.work / "stand-in") if kind == standin.NAME else contextlib.nullcontext()
     with stand_in, server:
-        results.put(name, {"ready_s": round(time.monotonic() - begin, 1), "gpu_mib": device.used_mib(before)})
+        results.put(name, {"ready_s": round(time.monotonic() - begin, 1), "gpu_mib": device.used_mib(gpu_before)})
         with Client(server.grpc_url) as client:
             info = client.model_info(model)
         images = make_images(2 * batch, context.image_size)
@@ -156,10 +156,13 @@ def serve(
 
 
 def _memory(server_pid: int) -> dict[str, int]:
-    """MiB in use: of the GPU by everybody, and resident of tritonserver and of its stubs."""
+    """MiB in use: of the GPU by everybody, and of the host by tritonserver and its stubs.
+
+    The host's leave out mapped files and shared memory, in which tensors pass between these and come from clients.
+    """
     gpu = device.memory_used_bytes() or 0
     pids = [server_pid, *(pid for pid, parent in read_parents().items() if parent == server_pid)]
-    return {"gpu": gpu >> 20, "host": sum(map(resident_bytes, pids)) >> 20}
+    return {"gpu": gpu >> 20, "host": sum(map(private_bytes, pids)) >> 20}
 
 
 def _loads(batch: int) -> list[tuple[int, int]]:

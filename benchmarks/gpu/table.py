@@ -158,7 +158,7 @@ def _in_process(engines: Mapping[str, Any]) -> list[str]:
     lines += ["| network | batch | contender | images/s, GPU alone | with transfers | p50 ms | p99 ms | GPU MiB |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for key, row in sorted(rows.items(), key=lambda item: _order(item[0])):
-        arch, batch = key.split()
+        arch, batch, *group = key.split(maxsplit=2)
         for name, it in row.get("contenders", {}).items():
             # The plugin's copy into pinned memory changes nothing on the GPU.
             alone = "" if name.endswith("plugin") else f"{it['device_ips']:,.0f}"
@@ -168,21 +168,22 @@ def _in_process(engines: Mapping[str, Any]) -> list[str]:
                 f"{it['p99_ms']:.2f} | {memory} |"
             )
         lines += [
-            f"| {arch} | {batch} | {name} | {_UNMEASURED}: {why} | | | | |" for name, why in _errors(row).items()
+            f"| {arch} | {batch} | {name} | {_UNMEASURED}: {why} | | | | |"
+            for name, why in _errors(row, *group).items()
         ]
     return lines
 
 
-def _errors(row: Mapping[str, Any]) -> dict[str, str]:
-    """Contenders that failed; all of them when the process ended in this row."""
-    return {"all": row["error"]} if row.get("error") else dict(row["errors"])
+def _errors(row: Mapping[str, Any], name: str = "all") -> dict[str, str]:
+    """Contenders that failed; all of them, or the group of this name, when the process ended in this row."""
+    return {name: row["error"]} if row.get("error") else dict(row["errors"])
 
 
 def _builds(engines: Mapping[str, Any]) -> list[str]:
     """How the engines were built, and how far their answers are from PyTorch's."""
     lines: list[str] = []
     for key, row in sorted(engines.get("rows", {}).items(), key=lambda item: _order(item[0])):
-        arch, batch = key.split()
+        arch, batch = key.split()[:2]
         for precision, about in row.get("engines", {}).items():
             if batch != "128" or "error" in about:
                 continue
@@ -308,5 +309,5 @@ def _unfinished(part: Mapping[str, Any]) -> str:
 
 def _order(key: str) -> tuple[int, str, int]:
     """ResNet-18 before 50 before 101, then by batch."""
-    arch, batch = key.split()
+    arch, batch = key.split()[:2]
     return len(arch), arch, int(batch)

@@ -8,9 +8,12 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks import standin
 from benchmarks.gpu.context import Context
@@ -37,23 +40,40 @@ def main() -> int:
         runner = open_runner(publish_engine(context, standin.NAME, standin.NAME, "null"), standin.NAME, context)
         from runners.dlpack import DeviceTensor  # the plugin's, on the path since `open_runner`
 
-        images = make_images(_BATCHES[-1], _SIZE)
+        images = make_images(_BATCHES[-1] + 1, _SIZE)
         on_gpu = torch.from_numpy(images).cuda()
         torch.cuda.synchronize()
-        wrong = 0
-        for count in (32, 1, 7, 8, 20, 31, 2):
-            host = runner.infer([images[:count]])
-            device = runner.infer([DeviceTensor(on_gpu[:count].__dlpack__())])
-            half = count // 2
-            mixed = runner.infer([images[:half], DeviceTensor(on_gpu[half:count].__dlpack__())]) if half else host
-            expected = standin.expected_logits(images[:count], NUM_CLASSES).view(np.uint32)
-            wrong += sum(
-                not np.array_equal(np.concatenate(each).view(np.uint32), expected)
-                for each in (host, device, mixed)
-            )
+        wrong = count_wrong(runner, images, lambda start, stop: DeviceTensor(on_gpu[start:stop].__dlpack__()))
         runner.close()
     print(f"wrong answers: {wrong}")
     return 1 if wrong else 0
+
+
+def count_wrong(runner: Any, images: npt.NDArray[np.uint8], on_gpu: Callable[[int, int], Any]) -> int:
+    """How many batches a runner answers wrongly, one that it takes and should refuse among them.
+
+    Args:
+        runner: The plugin's.
+        images: uint8 [N, H, W, 3], one more than the runner takes.
+        on_gpu: Gives the images from a number to another where they lie on the GPU.
+    """
+    from runners import RunnerError
+
+    wrong = 0
+    for count in (len(images) - 1, 1, 7, 8, 20, 31, 2):
+        try:
+            runner.infer([images])
+            wrong += 1
+        except RunnerError:
+            pass  # as it should
+        half = count // 2
+        expected = standin.expected_logits(images[:count], NUM_CLASSES).view(np.uint32)
+        mixed = [[images[:half], on_gpu(half, count)]] if half else []
+        for batches in ([images[:count]], [on_gpu(0, count)], *mixed):
+            # At once: the answers lie in a buffer that the next batch overwrites.
+            answer = np.concatenate(runner.infer(batches))
+            wrong += not np.array_equal(answer.view(np.uint32), expected)
+    return wrong
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ Its answers are made of the images' own first bytes, so every comparison is to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 import artifact
 import runners
 from benchmarks import standin
-from benchmarks.gpu.networks import make_images
+from benchmarks.gpu.networks import NUM_CLASSES, make_images
+from benchmarks.gpu.shared_memory import TRANSPORTS, Transport, requests
+from benchmarks.standin.exercise import count_wrong
 from builder.publish import publish
+from client import protocol, wire
+from client.client import Client
+from client.errors import ClientError
 from runners import cuda
 from temper.server import TritonServer
-
-pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 
 SIZE, CLASSES, MAX_BATCH, FAULT = 32, 10, 16, 5
 """A batch of FAULT images is not padded to a prepared size, and ends the context of the model `faulty`."""
@@ -60,23 +63,27 @@ def _expect(answer: NDArray[np.float32], images: NDArray[np.uint8]) -> None:
 # In this process.
 
 
+def _open_runner(repository: Path, model: str, *, graphs: str = GRAPHS, **more: Any) -> Any:
+    version = _publish(repository, model, graphs=graphs, **more)
+    given = {"engine": "tensorrt", "file": standin.ENGINE_FILE, "graph_batches": graphs}
+    entry = artifact.verify(version, {"parameters": {key: {"string_value": it} for key, it in given.items()}})
+    signature = runners.Signature(
+        input=runners.TensorSignature(name="image", data_type="TYPE_UINT8", dims=[SIZE, SIZE, 3]),
+        output=runners.TensorSignature(name="logits", data_type="TYPE_FP32", dims=[CLASSES]),
+    )
+    instance = runners.Instance(
+        signature=signature, max_batch=MAX_BATCH, num_instances=1, device=0, log=lambda line: None
+    )
+    return runners.load("tensorrt").Runner(entry, instance)
+
+
 @pytest.fixture
 def make_runner(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Makes runners on the stand-in, and closes them."""
     made: list[Any] = []
 
-    def make(*, graphs: str = GRAPHS, **more: Any) -> Any:
-        version = _publish(tmp_path / "repository", f"model{len(made)}", graphs=graphs, **more)
-        given = {"engine": "tensorrt", "file": standin.ENGINE_FILE, "graph_batches": graphs}
-        entry = artifact.verify(version, {"parameters": {key: {"string_value": it} for key, it in given.items()}})
-        signature = runners.Signature(
-            input=runners.TensorSignature(name="image", data_type="TYPE_UINT8", dims=[SIZE, SIZE, 3]),
-            output=runners.TensorSignature(name="logits", data_type="TYPE_FP32", dims=[CLASSES]),
-        )
-        instance = runners.Instance(
-            signature=signature, max_batch=MAX_BATCH, num_instances=1, device=0, log=lambda line: None
-        )
-        made.append(runners.load("tensorrt").Runner(entry, instance))
+    def make(**more: Any) -> Any:
+        made.append(_open_runner(tmp_path / "repository", f"model{len(made)}", **more))
         return made[-1]
 
     with standin.importable():
@@ -134,10 +141,8 @@ def test_refused_batch_leaves_the_runner_usable(make_runner: Callable[..., Any])
 def test_closed_runners_give_the_memory_back(make_runner: Callable[..., Any], tmp_path: Path) -> None:
     make_runner().infer([make_images(1, SIZE)])  # CUDA's own memory comes with the first
     before, _ = cuda.free_memory()
-    runner = make_runner(work_bytes=4 << 20)
-    assert cuda.free_memory()[0] < before - (64 << 20)
-    runner.close()
-    runner.close = lambda: None
+    with closing(_open_runner(tmp_path / "repository", "closed", work_bytes=4 << 20)):
+        assert cuda.free_memory()[0] < before - (64 << 20)
     assert cuda.free_memory()[0] >= before - (4 << 20)
 
 
@@ -177,50 +182,18 @@ def server(
         yield running
 
 
-def _wire(server: TritonServer, images: NDArray[np.uint8], client: Any) -> Iterator[Any]:
-    image = triton.InferInput("image", list(images.shape), "UINT8")
-    image.set_data_from_numpy(images)
-    yield image
-
-
-def _system(server: TritonServer, images: NDArray[np.uint8], client: Any) -> Iterator[Any]:
-    from tritonclient.utils import shared_memory as shared
-
-    headers, name = server.key.grpc_headers, "temper_cuda_path"
-    region = shared.create_shared_memory_region(name, name, images.nbytes)
-    shared.set_shared_memory_region(region, [images])
-    client.register_system_shared_memory(name, name, images.nbytes, headers=headers)
-    image = triton.InferInput("image", list(images.shape), "UINT8")
-    image.set_shared_memory(name, images.nbytes)
-    yield image
-    client.unregister_system_shared_memory(name, headers=headers)
-    shared.destroy_shared_memory_region(region)
-
-
-def _cuda(server: TritonServer, images: NDArray[np.uint8], client: Any) -> Iterator[Any]:
-    from tritonclient.utils import cuda_shared_memory as shared
-
-    headers, name = server.key.grpc_headers, "temper_cuda_path"
-    region = shared.create_shared_memory_region(name, images.nbytes, 0)
-    shared.set_shared_memory_region(region, [images])
-    client.register_cuda_shared_memory(name, shared.get_raw_handle(region), 0, images.nbytes, headers=headers)
-    image = triton.InferInput("image", list(images.shape), "UINT8")
-    image.set_shared_memory(name, images.nbytes)
-    yield image
-    client.unregister_cuda_shared_memory(name, headers=headers)
-    shared.destroy_shared_memory_region(region)
-
-
 @pytest.mark.gpu
 @pytest.mark.server
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("transport", [_wire, _system, _cuda])
-def test_served_answers_are_right_to_the_bit(server: TritonServer, transport: Any, model: str) -> None:
-    with triton.InferenceServerClient(server.grpc_url) as client:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_served_answers_are_right_to_the_bit(server: TritonServer, transport: Transport, model: str) -> None:
+    headers = server.key.grpc_headers
+    with Client(server.grpc_url) as client, wire.open_channel(server.grpc_url) as channel:
+        info = client.model_info(model)
         for batch in (MAX_BATCH, 1, 7, 8, 3):
-            images = np.ascontiguousarray(make_images(MAX_BATCH, SIZE)[-batch:])
-            for image in transport(server, images, client):
-                _expect(client.infer(model, [image]).as_numpy("logits"), images)
+            images = make_images(MAX_BATCH, SIZE)[-batch:]
+            with requests(server.grpc_url, transport, info, images, batch, headers) as (message,):
+                _expect(protocol.decode(info, wire.raw_infer(channel)(message), batch), images)
 
 
 @pytest.mark.gpu
@@ -249,15 +222,11 @@ def test_lost_context_is_answered_and_ends_the_process(tmp_path: Path, until: Ca
     with (
         standin.plugin(tmp_path / "backends"),
         TritonServer(tmp_path / "repository", log_file=tmp_path / "log") as server,
-        triton.InferenceServerClient(server.grpc_url) as client,
+        Client(server.grpc_url) as client,
     ):
-        for image in _wire(server, images[:3], client):
-            _expect(client.infer("faulty", [image]).as_numpy("logits"), images[:3])
-        for image in _wire(server, images[:FAULT], client):
-            with pytest.raises(
-                triton.InferenceServerException, match=r"a batch of 5 failed: .*(IllegalAddress|700)"
-            ):
-                client.infer("faulty", [image])
+        _expect(client.infer("faulty", images[:3]), images[:3])
+        with pytest.raises(ClientError, match=r"a batch of 5 failed: .*(IllegalAddress|700)"):
+            client.infer("faulty", images[:FAULT])
         until(lambda: server.death() is not None)
         assert "faulty" in str(server.death())
     assert "this process ends, as its GPU context is lost" in (tmp_path / "log").read_text()
@@ -269,3 +238,34 @@ def test_stand_in_gives_the_bytes_of_the_images() -> None:
     assert expected.shape == (3, CLASSES)
     assert bytes(expected[2])[::4] == images[2].tobytes()[: 4 * CLASSES : 4]
     assert np.isfinite(expected).all()
+
+
+class _FakeRunner:
+    """Answers in one buffer as the plugin does, but takes, or answers wrongly, what it is told to."""
+
+    def __init__(self, *, largest: int, wrong: Callable[[Sequence[Any]], bool] = lambda batches: False) -> None:
+        self._largest, self._wrong = largest, wrong
+        self._buffer = np.zeros((40, NUM_CLASSES), np.float32)
+
+    def infer(self, batches: Sequence[Any]) -> list[NDArray[np.float32]]:
+        images = np.concatenate(batches)
+        if len(images) > self._largest:
+            raise runners.RunnerError("too many images")
+        answer = self._buffer[: len(images)]
+        answer[:] = 0 if self._wrong(batches) else standin.expected_logits(images, NUM_CLASSES)
+        return [answer]
+
+
+@pytest.mark.parametrize(
+    ("runner", "num_wrong"),
+    [
+        (_FakeRunner(largest=32), 0),
+        (_FakeRunner(largest=33), 7),
+        (_FakeRunner(largest=32, wrong=lambda batches: len(batches) == 1), 14),
+        (_FakeRunner(largest=32, wrong=lambda batches: len(batches) == 2), 6),
+    ],
+    ids=["right", "refuses nothing", "whole batches", "mixed batches"],
+)
+def test_every_wrong_answer_to_the_sanitizers_exercise_counts(runner: _FakeRunner, num_wrong: int) -> None:
+    images = make_images(33, 64)
+    assert count_wrong(runner, images, lambda start, stop: images[start:stop]) == num_wrong

@@ -19,13 +19,12 @@ import torch
 
 from benchmarks.gpu import convolutions, device
 from benchmarks.gpu.context import ARCHS, Context, Results
-from benchmarks.gpu.engines import agreement
+from benchmarks.gpu.engines import EAGER, agreement
 from benchmarks.gpu.networks import build_network
 from benchmarks.gpu.pytorch import Reference
 from benchmarks.gpu.timing import Contender, interleave
 from builder.qat import fold_batch_norms
 
-EAGER = "torch eager fp16"
 _BATCHES = (128, 1)
 # A group is not begun with less.
 _LEAST_S = 15.0
@@ -60,7 +59,10 @@ def run(context: Context, results: Results, reason: str) -> None:
             results.end("stopped", f"{reason}; no time left before {key}, {group}; run again to go on")
             return
         results.attempt(f"{key} {group}")
-        late |= not _GROUPS[group](context, arch, batch, row)
+        if _GROUPS[group](context, arch, batch, row):
+            row["groups"].append(group)
+        else:
+            late = True
         results.put(key, row)
         print(f"{key} {group}: {_line(row)}", file=sys.stderr, flush=True)
         if context.device.startswith("cuda"):
@@ -154,12 +156,14 @@ def _measure(
     makers: Callable[[Context, str, int], Makers], context: Context, arch: str, batch: int, row: dict[str, Any]
 ) -> bool:
     """Measures a group's contenders in turn with eager fp16, into the row; False when one took too long."""
-    group = makers.__name__.strip("_").replace("_", " ")
     contenders: dict[str, Contender] = {}
     about: dict[str, dict[str, Any]] = {}
     in_time = True
-    eager = Reference(_networks(arch)[0], context.device)
-    for name, make in [(EAGER, lambda: eager.eager(batch, context.image_size)), *makers(context, arch, batch)]:
+
+    def make_eager() -> Contender:
+        return Reference(_networks(arch)[0], context.device).eager(batch, context.image_size)
+
+    for name, make in [(EAGER, make_eager), *makers(context, arch, batch)]:
         before, begin = device.memory_used_bytes(), time.monotonic()
         row["errors"].pop(name, None)
         limit_s = context.left_s - _LENGTHS * context.seconds * context.rounds * (len(contenders) + 1)
@@ -176,25 +180,22 @@ def _measure(
         except Exception as error:  # out of memory, or a compiler's own
             row["errors"][name] = f"{type(error).__name__}: {error}".splitlines()[0][:400]
     try:
+        row["agreement"] |= agreement(contenders, row["errors"])
         measured = interleave(contenders, context.rounds, context.seconds)
-        row["agreement"] |= agreement(contenders)
     finally:
         for contender in contenders.values():
             contender.close()
         gc.collect()
+    beside = {figure: measured[EAGER][figure] for figure in ("device_ips", "ips")} if EAGER in measured else None
     for name, figures in measured.items():
         if name != EAGER or EAGER not in row["contenders"]:
-            beside = {figure: measured[EAGER][figure] for figure in ("device_ips", "ips")}
             row["contenders"][name] = figures | about[name] | {"eager_beside": beside}
-    if in_time:
-        row["groups"].append(group)
     return in_time
 
 
 def _convolutions(context: Context, arch: str, batch: int, row: dict[str, Any]) -> bool:
     network = Reference(_networks(arch)[1], context.device).network
     row["convolutions"] = convolutions.measure(network, batch, context.image_size, context.device)
-    row["groups"].append("convolutions")
     return True
 
 
