@@ -12,8 +12,13 @@ UV_VERSION := 0.11.2
 demo: $(READY)  ## finetune, quantise, serve, measure and attack a ResNet-18 on digits
 	$(BIN)/temper run recipes/digits.toml
 
+# Several files at once: a third of the time is spent waiting for servers. One thread each, as those of small networks
+# wait for one another whenever something else wants the core. A process of tests takes up to 3 GB.
+TEST_PROCESSES ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
+
 test: $(READY)  ## every test that this machine can run
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # Int8 once more, as on a CPU without VNNI: the variables are explained in builder/isa.py. Where AVX2 is all that there
 # is, that is what `make test` does.
@@ -22,11 +27,11 @@ test-avx2: $(READY)  ## the int8 tests, with OpenVINO held to AVX2
 	@if [ "$(BEST_ISA)" = avx2 ]; then \
 		echo "test-avx2: left out: AVX2 is the best of this CPU, so 'make test' runs the int8 tests at it"; \
 	else \
-		ONEDNN_MAX_CPU_ISA=AVX2 OV_CPU_MAX_ISA=AVX2 $(BIN)/python -m pytest -q -m int8; \
+		ONEDNN_MAX_CPU_ISA=AVX2 OV_CPU_MAX_ISA=AVX2 $(PYTEST) -m int8; \
 	fi
 
 test-fast: $(READY)  ## without a tritonserver and without the slow ones
-	$(BIN)/python -m pytest -q -m "not server and not slow"
+	$(PYTEST) -m "not server and not slow"
 
 # No cache: what ruff remembers of an import outlives a package that came or went.
 lint: $(READY)  ## format, lint and types
