@@ -63,7 +63,7 @@ def run_closed_loop(
     if concurrency < 1:
         raise ValueError(f"concurrency: got {concurrency}, expected at least 1")
     config = config or LoadConfig()
-    with Client(url, timeout_s=config.timeout_s) as client:
+    with Client(url) as client:
         run = _prepare(client, model, version, images, config)
         return run.start(concurrency, 0.0, progress)
 
@@ -87,7 +87,7 @@ def run_open_loop(
     if not (rate_rps > 0 and math.isfinite(rate_rps)):
         raise ValueError(f"rate_rps: got {rate_rps}, expected requests per second above 0")
     config = config or LoadConfig()
-    with Client(url, timeout_s=config.timeout_s) as client:
+    with Client(url) as client:
         run = _prepare(client, model, version, images, config)
         return run.start(0, rate_rps, progress)
 
@@ -111,7 +111,7 @@ def measure(
     num_open = len(config.rates_rps) or int(bool(config.open_loop_fraction and config.concurrencies))
     total_ms = one_ms * (len(config.concurrencies) + num_open)
     results: list[LoadResult] = []
-    with Client(url, timeout_s=config.timeout_s) as client:
+    with Client(url) as client:
         run = _prepare(client, model, version, images, config)
         for concurrency, rate_rps in _runs(config, results):
             done_ms = one_ms * len(results)

@@ -123,9 +123,16 @@ def test_async_twin_gives_the_same_answers(server: TritonServer, client: Client,
 
 
 def test_statistics_count_what_was_sent(
-    client: Client, sample: Sample, until: Callable[[Callable[[], object]], None]
+    toy_repository: Path, sample: Sample, until: Callable[[Callable[[], object]], None]
 ) -> None:
-    client.model_info("toy_fp32")
+    """On a server of its own: of a shared one the requests of the tests before may be counted only now."""
+    with TritonServer(toy_repository) as running, Client(running.grpc_url) as client:
+        _check_statistics(client, sample, until)
+
+
+def _check_statistics(client: Client, sample: Sample, until: Callable[[Callable[[], object]], None]) -> None:
+    client.model_info("toy_fp32")  # asks for the labels, with one image
+    until(lambda: client.statistics("toy_fp32").num_inferences == 1)
     before = client.statistics("toy_fp32")
     client.infer("toy_fp32", sample.images[:40])
     # Triton counts a request a moment after it answered it.
