@@ -12,8 +12,8 @@ UV_VERSION := 0.11.2
 demo: $(READY)  ## finetune, quantise, serve, measure and attack a ResNet-18 on digits
 	$(BIN)/temper run recipes/digits.toml
 
-# Several files at once: a third of the time is spent waiting for servers. One thread each, as those of small networks
-# wait for one another whenever something else wants the core. A process of tests takes up to 3 GB.
+# Several files at once, as many tests only wait for a server. One thread each, as those of small networks wait for one
+# another whenever something else wants the core. A process of tests takes up to 5 GB.
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 

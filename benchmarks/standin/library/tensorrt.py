@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from typing import Any
 
 from cuda.bindings import driver, runtime
@@ -96,7 +97,7 @@ class ICudaEngine:
         self.profile: list[int] = described["profile"]
         self.work_bytes: int = described["work_bytes"]
         self.fault_batch: int = described["fault_batch"]
-        self.image_bytes, self.row_bytes = _size(self.input["shape"]), 4 * _size(self.output["shape"])
+        self.image_bytes, self.row_bytes = math.prod(self.input["shape"]), 4 * math.prod(self.output["shape"])
         if self.row_bytes > self.image_bytes:
             raise ValueError(f"an image has {self.image_bytes} bytes, its logits need {self.row_bytes}")
 
@@ -202,10 +203,3 @@ def _fault(stream: int) -> None:
     (status,) = driver.cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, stream, 0, 0)
     if status != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"stand-in: the kernel that shall fault does not start: {status.name}")
-
-
-def _size(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
