@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import tritonclient.grpc as triton
 
 from builder.export import run_onnx
 from builder.sample import Sample
+from temper import runtime
 from temper.server import TritonServer
 
 pytestmark = pytest.mark.server
@@ -257,3 +259,40 @@ def test_spoilt_artifact_is_not_loaded(refusals: dict[str, str], name: str) -> N
 
 def test_only_spoilt_artifacts_are_refused(refusals: dict[str, str]) -> None:
     assert set(refusals) == set(SPOILT)
+
+
+# A plugin whose engine loses a GPU's context: what the runner of a real one then raises, on any machine.
+FAULTY_RUNNER = """
+
+import runners
+
+
+class Runner(Runner):
+    def infer(self, batches):
+        if sum(len(batch) for batch in batches) == 5:
+            raise runners.ContextLostError("a batch of 5 failed: the context is lost")
+        return super().infer(batches)
+"""
+
+
+def test_lost_context_is_answered_and_ends_the_process(
+    toy_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    """Only a new process can use the GPU again: the server ends with it, and the next one answers."""
+    backends = tmp_path / "backends"
+    shutil.copytree(runtime._BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(runtime, "_BACKENDS", backends)
+    with (backends / "temper" / "runners" / "openvino_runner.py").open("a") as module:
+        module.write(FAULTY_RUNNER)
+    images = np.zeros((6, 32, 32, 3), np.uint8)
+    with TritonServer(toy_repository, log_file=tmp_path / "log") as server:
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            assert _infer(client, images[:3]).shape == (3, 10)
+            with pytest.raises(triton.InferenceServerException, match="a batch of 5 failed: the context is lost"):
+                _infer(client, images[:5])
+        until(lambda: server.death() is not None)
+        assert re.search("model instance toy_fp32_0_[01], which ended with exit status 1", str(server.death()))
+        assert "this process ends, as its GPU context is lost" in (tmp_path / "log").read_text()
+        server.restart()
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            assert _infer(client, images).shape == (6, 10)
