@@ -12,9 +12,12 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from builder.sample import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
@@ -58,6 +61,34 @@ def resnet50_repository() -> Path:
             num_instances=num_instances,
         )
     return CACHE / "model_repository"
+
+
+def publish_sample(folder: Path, models: Mapping[str, Mapping[str, Any]]) -> Sample:
+    """Publish a small model that reads digits at 32x32, in float32, into `folder`/models.
+
+    Args:
+        folder: Receives the repository, and the ONNX file beside it.
+        models: Per name, what differs from an entry of one instance and batches of 32: arguments of `publish`.
+    """
+    from builder.publish import publish
+    from builder.sample import make_sample
+
+    sample = make_sample()
+    sample.export(folder / "model.onnx")
+    for name, more in models.items():
+        settings: dict[str, Any] = {"max_batch": MAX_BATCH, "num_instances": 1, **more}
+        publish(
+            folder / "models",
+            model=name,
+            engine_file=folder / "model.onnx",
+            labels=sample.class_names,
+            card={"recipe": "benchmarks"},
+            image_size=32,
+            num_classes=10,
+            parameters={"engine": "openvino", "precision_hint": "f32"},
+            **settings,
+        )
+    return sample
 
 
 def random_images(count: int, size: int = IMAGE_SIZE) -> np.ndarray[Any, np.dtype[np.uint8]]:

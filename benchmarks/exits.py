@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, write_results
+from benchmarks.common import ROOT, publish_sample, write_results
 from temper.server import TritonServer
 
 _MODEL = "digits"
@@ -66,23 +66,7 @@ def _publish(folder: Path) -> Path:
     """Publish a small model that reads digits, and return a folder of images for it."""
     from PIL import Image
 
-    from builder.publish import publish
-    from builder.sample import make_sample
-
-    sample = make_sample()
-    sample.export(folder / "model.onnx")
-    publish(
-        folder / "models",
-        model=_MODEL,
-        engine_file=folder / "model.onnx",
-        labels=sample.class_names,
-        card={"recipe": "benchmarks"},
-        image_size=32,
-        num_classes=10,
-        max_batch=32,
-        parameters={"engine": "openvino", "precision_hint": "f32"},
-        num_instances=1,
-    )
+    sample = publish_sample(folder, {_MODEL: {}})
     images = folder / "images"
     images.mkdir()
     for number in range(20):

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import interleave, write_results
+from benchmarks.common import interleave, publish_sample, write_results
 from builder.serving import ServingConfig
 from client.load import LoadConfig, run_closed_loop, run_open_loop
 from temper.server import TritonServer
@@ -34,7 +34,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        images = _publish(Path(folder))
+        entries = {
+            name: {"max_batch": 8, "num_instances": 2, "serving": bound} for name, bound in _ENTRIES.items()
+        }
+        images = publish_sample(Path(folder), entries).images[:64]
         capacity_rps = _capacity(Path(folder), images)
         print(f"capacity: {capacity_rps:.0f} requests/s", file=sys.stderr, flush=True)
         rate_rps = _TIMES * capacity_rps
@@ -53,30 +56,6 @@ def main() -> None:
         )
     settings = {"capacity_rps": capacity_rps, "rate_rps": rate_rps, "seconds": options.seconds}
     write_results("overload", {**settings, "measured": measured})
-
-
-def _publish(folder: Path) -> Any:
-    """Publish the same small network under every queue policy; return images to send."""
-    from builder.publish import publish
-    from builder.sample import make_sample
-
-    sample = make_sample()
-    sample.export(folder / "model.onnx")
-    for name, serving in _ENTRIES.items():
-        publish(
-            folder / "models",
-            model=name,
-            engine_file=folder / "model.onnx",
-            labels=sample.class_names,
-            card={"recipe": "benchmarks"},
-            image_size=32,
-            num_classes=10,
-            max_batch=8,
-            parameters={"engine": "openvino", "precision_hint": "f32"},
-            num_instances=2,
-            serving=serving,
-        )
-    return sample.images[:64]
 
 
 def _capacity(folder: Path, images: Any) -> float:
