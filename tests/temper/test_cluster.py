@@ -62,14 +62,15 @@ def descendants(pid: int) -> Iterator[int]:
 
 
 def kill_worker_once(runs: Path, killed: list[int], ended: threading.Event) -> None:
-    """Kills the task's process as soon as it has finished the network's training."""
+    """Kills the task's process as soon as it has finished the network's training; notes how nice it was."""
     while not ended.wait(0.1):
         if list(runs.glob("*/stages/weights-*")):
             for pid in descendants(os.getpid()):
                 with contextlib.suppress(OSError):
                     if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_run"):
+                        niceness = os.getpriority(os.PRIO_PROCESS, pid)
                         os.kill(pid, signal.SIGKILL)
-                        killed.append(pid)
+                        killed.append(niceness)
                         return
 
 
@@ -83,7 +84,9 @@ def test_sweep_survives_the_loss_of_a_worker(recipe: Recipe, address: str, tmp_p
     finally:
         ended.set()
         killer.join()
-    assert len(killed) == 1
+    (niceness,) = killed
+    # What is measured there must not give way to whatever else runs on the machine.
+    assert niceness <= os.getpriority(os.PRIO_PROCESS, 0)
     assert [row["name"] for row in report["variants"]] == ["fp32", "int8_methodmax", "int8_methodentropy"]
     assert (report["failed"], report["stopped"]) == ([], None)
     assert all(row["accuracy"] and row["throughput_ips"] for row in report["variants"])
