@@ -7,6 +7,9 @@ ended it, so no server is left behind. Standard output is JSON, too: the first l
 `hidden`, whether its secrets are in no command line; a second one comes only when it ended by itself: `status`
 (negative: the signal's number), of the stub of `instance` where that one died, and `log`, which is moved out of
 the run folder that is removed.
+
+Nothing of this is done after a SIGKILL, which Ray, for one, gives to what its workers leave behind. So a second
+process, which does nothing else, waits for the supervisor's end and then kills what is left of the server.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ def main() -> None:
     order: dict[str, Any] = json.loads(_read_line() or "{}")
     if not order:
         return
+    guard, to_guard = _start_guard()
     process, hidden = _launch(order["command"], order["secrets"], order["environment"], order["folder"])
+    os.write(to_guard, f"{process.pid}\n".encode())
     _write(json.dumps({"pid": process.pid, "hidden": hidden}))
     report = _watch(process)
     if report is not None:
@@ -50,7 +55,35 @@ def main() -> None:
     # Triton's python stubs share its process group; none may outlive the server.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    os.kill(guard, signal.SIGKILL)
     remove_traces(order["folder"])
+
+
+def _start_guard() -> tuple[int, int]:
+    """Fork a process that kills a process group when this one is gone; no kill of this one's own group reaches it.
+
+    The kernel ends tritonserver together with its supervisor, but not the stubs: most see that the server is gone,
+    some wait for ever on a lock that it held.
+
+    Returns:
+        Its process id, and where the number of the group goes, as a line.
+    """
+    told, to_guard = os.pipe()
+    guard = os.fork()
+    if guard:
+        os.close(told)
+        return guard, to_guard
+    os.setsid()
+    # What the supervisor has open would hide from others that it is gone: its pipes, the lock of the run folder.
+    os.dup2(told, 0)
+    os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+    content = b""
+    while read := os.read(0, 64):
+        content += read
+    if content:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(content), signal.SIGKILL)
+    os._exit(0)
 
 
 def _launch(
