@@ -207,8 +207,13 @@ def test_full_queue_refuses_and_answers_the_rest(
         except ClientError as error:
             return error
 
+    def ask_alone() -> Any:
+        while isinstance(answer := ask(0), ClientError):
+            assert reason in str(answer)  # a busy machine lets even a single request wait
+        return answer
+
     with Client(served.grpc_url) as client, ThreadPoolExecutor(96) as pool:
-        expected = client.infer(model, images)
+        expected = ask_alone()
         answers = list(pool.map(ask, range(192)))
         refused = [answer for answer in answers if isinstance(answer, ClientError)]
         assert refused
@@ -217,7 +222,7 @@ def test_full_queue_refuses_and_answers_the_rest(
         for answer in answers:
             if not isinstance(answer, ClientError):
                 np.testing.assert_allclose(answer, expected, rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(client.infer(model, images), expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(ask_alone(), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.server

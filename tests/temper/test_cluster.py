@@ -29,9 +29,17 @@ def address() -> Iterator[str]:
     """A cluster of one machine with two cores and no GPU."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False}
-    )
+    head: dict[str, Any] = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False}
+    while True:
+        cluster = Cluster()
+        try:
+            cluster.add_node(**head)
+            break
+        except Exception as error:
+            cluster.shutdown()
+            # Ray gives a node 30 s to start, which a busy machine takes.
+            if "timed out during startup" not in str(error):
+                raise
     yield cluster.address
     cluster.shutdown()
 
