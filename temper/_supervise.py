@@ -63,7 +63,7 @@ def _start_guard() -> tuple[int, int]:
     """Fork a process that kills a process group when this one is gone; no kill of this one's own group reaches it.
 
     The kernel ends tritonserver together with its supervisor, but not the stubs: most see that the server is gone,
-    some wait for ever on a lock that it held.
+    but some of those that are still loading wait for ever.
 
     Returns:
         Its process id, and where the number of the group goes, as a line.
@@ -75,10 +75,12 @@ def _start_guard() -> tuple[int, int]:
         return guard, to_guard
     os.setsid()
     # What the supervisor has open would hide from others that it is gone: its pipes, the lock of the run folder.
-    os.dup2(told, 0)
-    os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor != told:
+            with contextlib.suppress(OSError):  # the list's own is closed by now
+                os.close(descriptor)
     content = b""
-    while read := os.read(0, 64):
+    while read := os.read(told, 64):
         content += read
     if content:
         with contextlib.suppress(ProcessLookupError):

@@ -90,7 +90,7 @@ def test_server_ends_when_its_parent_dies(
     pid, _, name = parent.stdout.readline().partition(" ")
     pids, folder = [int(pid), *_stubs_of(int(pid))], Path(name.strip())
     if number is None:
-        # Such a stub does not see that the server is gone, as one that waits for a lock that the server held.
+        # Such a stub does not see that the server is gone, as some that are still loading do not.
         os.kill(pids[-1], signal.SIGSTOP)
         os.kill(parent.pid, signal.SIGSTOP)
         os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
