@@ -9,8 +9,9 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,18 @@ def test_closed_async_client_leaves_no_call_and_cancels_none(
     assert seen(slow.grpc_url)[1] == 0
 
 
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Inside, no thread of a process runs; on a busy machine some do a while after the signal."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        while any(" T " not in stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")):
+            time.sleep(0.01)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("twin", [False, True], ids=["sync", "async"])
 def test_hung_server_gets_no_more_requests_than_the_limit(
@@ -233,24 +246,18 @@ def test_hung_server_gets_no_more_requests_than_the_limit(
 
     def use(one: Client) -> None:
         one.model_info("slow")
-        os.kill(slow.pid, signal.SIGSTOP)
-        try:
-            for _ in range(8):
+        with stopped(slow.pid):
+            for _ in range(20):
                 with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.05 s"):
                     one.infer("slow", images(0), timeout_s=0.05)
-        finally:
-            os.kill(slow.pid, signal.SIGCONT)
         assert one.infer("slow", images(0)).shape == (1, 2)
 
     async def ause(one: AsyncClient) -> None:
         await one.model_info("slow")
-        os.kill(slow.pid, signal.SIGSTOP)
-        try:
-            for _ in range(8):
+        with stopped(slow.pid):
+            for _ in range(20):
                 with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.05 s"):
                     await one.infer("slow", images(0), timeout_s=0.05)
-        finally:
-            os.kill(slow.pid, signal.SIGCONT)
         assert (await one.infer("slow", images(0))).shape == (1, 2)
 
     assert (arun(slow.grpc_url, ause) if twin else run(slow.grpc_url, use)) is None
