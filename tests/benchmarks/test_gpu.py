@@ -1,17 +1,12 @@
-"""The GPU benchmark, as far as it goes without a GPU: packing, resuming, load over shared memory, the table."""
+"""The GPU benchmark, as far as it goes without a GPU: resuming, measuring, load over shared memory."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.metadata
 import json
-import platform
 import subprocess
 import sys
-import tarfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,15 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu import carried, install, networks, pack, skeletons, table, training
-from benchmarks.gpu.context import ROOT, Context, Results, read
+from benchmarks.gpu import networks, table, training
+from benchmarks.gpu.context import ROOT, Context, Results
 from benchmarks.gpu.gpu_tests import count, find_files
 from benchmarks.gpu.load import run_load
 from benchmarks.gpu.processor import CpuMeter
 from benchmarks.gpu.served import write_null
 from benchmarks.gpu.shared_memory import Transport, requests
 from builder.engines import EngineConfig, count_gpus, pick_engine
-from builder.export import run_onnx
 from client.client import Client
 from temper.server import TritonServer
 
@@ -42,12 +36,6 @@ without_gpu = pytest.mark.skipif(count_gpus() > 0, reason="this machine has an N
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.gpu", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Context:
-    folders = {name: tmp_path / name for name in ("out", "work", "carried")}
-    return Context(**folders, deadline=time.monotonic() + 3600, device="cpu", kind="openvino", image_size=32)
 
 
 # The command line.
@@ -383,233 +371,6 @@ def test_row_that_was_cut_off_by_the_time_is_measured_again(context: Context) ->
     assert not second.has("resnet18 1")
 
 
-# What is carried.
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    rng = np.random.default_rng(0)
-    paths = []
-    for name, size in (("large.whl", 2500), ("small.whl", 300), ("empty-ish", 1)):
-        paths.append(tmp_path / name)
-        paths[-1].write_bytes(rng.bytes(size))
-    return paths
-
-
-def test_parts_are_within_the_limit_and_join_in_any_order(files: list[Path], tmp_path: Path) -> None:
-    manifest = carried.deal_out(files, tmp_path / "parts", part_bytes=1000, piece_bytes=400)
-    parts = sorted((tmp_path / "parts").iterdir())
-    assert manifest["num_parts"] == len(parts) == 4
-    for part in parts:
-        assert sum(path.stat().st_size for path in part.iterdir() if path.name != carried.MANIFEST) <= 1000
-    store = tmp_path / "store"
-    for number, missing in ((3, [1, 2, 4]), (1, [2, 4]), (4, [2]), (2, [])):
-        came = tmp_path / f"transfer{number}"
-        came.mkdir()
-        (tmp_path / "parts" / str(number)).rename(came / str(number))
-        found = carried.collect(came, store)
-        assert found is not None
-        assert found["missing"] == missing
-    joined = carried.join(found, store, tmp_path / "joined")
-    assert [path.read_bytes() for path in joined] == [path.read_bytes() for path in files]
-
-
-def test_nothing_carried_is_nothing(tmp_path: Path) -> None:
-    assert carried.collect(tmp_path / "none", tmp_path / "store") is None
-
-
-def test_damaged_piece_is_refused_by_its_part(files: list[Path], tmp_path: Path) -> None:
-    carried.deal_out(files, tmp_path / "parts", part_bytes=1000, piece_bytes=400)
-    (tmp_path / "parts" / "2" / "large.whl.03").write_bytes(b"damaged")
-    with pytest.raises(
-        carried.CarriedError, match=r"large.whl.03: not the piece that was packed .* carry part 2 again"
-    ):
-        carried.collect(tmp_path / "parts", tmp_path / "store")
-
-
-def test_older_pack_ends_in_one_line(files: list[Path], context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as older:
-        older.setattr(carried, "_FORMAT", 1)
-        carried.deal_out(files, context.carried)
-    results = Results(context, "install")
-    install.run(context, results)
-    manifest = context.carried / "1" / carried.MANIFEST
-    reason = f"{manifest}: made by an older gpu-pack: pack again"
-    assert (results.content["state"], results.content["reason"]) == ("failed", reason)
-
-
-def test_pieces_of_an_earlier_packing_are_dropped(files: list[Path], tmp_path: Path) -> None:
-    carried.deal_out(files, tmp_path / "parts", part_bytes=1000, piece_bytes=400)
-    carried.collect(tmp_path / "parts", tmp_path / "store")
-    files[1].write_bytes(b"a newer wheel")
-    carried.deal_out(files, tmp_path / "parts", part_bytes=5000, piece_bytes=5000)
-    found = carried.collect(tmp_path / "parts", tmp_path / "store")
-    assert found is not None
-    assert found["missing"] == []
-    names = {path.name for path in (tmp_path / "store").iterdir()}
-    assert names == {carried.MANIFEST, "large.whl.00", "small.whl.00", "empty-ish.00"}
-
-
-def test_every_packed_project_is_locked() -> None:
-    locked = pack.read_lock(ROOT / "requirements.lock")
-    wanted = {*pack._LOCKED, *pack._RTX, *pack._RTX_SOURCES}
-    assert wanted <= locked.keys()
-    assert locked["numpy"].startswith("1.26.")
-
-
-def test_every_project_has_one_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "_pip", lambda *_: None)
-    monkeypatch.setattr(pack, "_LOCKED", ("numpy", "ml-dtypes"))
-    locked = pack.read_lock(ROOT / "requirements.lock")
-    numpy, ml_dtypes = f"numpy-{locked['numpy']}", f"ml_dtypes-{locked['ml-dtypes']}"
-    names = (f"{numpy}-cp312-a.whl", f"{ml_dtypes}-cp312-a.whl", "numpy-0.1-cp312-a.whl")
-    for name in names:
-        (tmp_path / name).touch()
-    assert {path.name for path in pack.download(tmp_path, "3.12", rtx=False)} == set(names[:2])
-    (tmp_path / f"{numpy}-cp312-b.whl").touch()
-    with pytest.raises(SystemExit, match=f"got 2 wheels of {numpy}, expected 1; empty the folder and pack again"):
-        pack.download(tmp_path, "3.12", rtx=False)
-    (tmp_path / names[1]).unlink()
-    with pytest.raises(SystemExit, match=f"got 0 wheels of {ml_dtypes}, expected 1"):
-        pack.download(tmp_path, "3.12", rtx=False)
-
-
-def test_archive_of_a_python_without_libpython_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"has no lib/libpython3.12.so.1.0; give a build .* --enable-shared"):
-        pack.archive_python(tmp_path, "3.12", tmp_path / "python.tar.xz")
-
-
-def test_interpreter_is_found_where_pyenv_and_uv_keep_theirs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
-    monkeypatch.setenv("UV_PYTHON_INSTALL_DIR", str(tmp_path / "uv"))
-    for folder, version in (
-        ("pyenv/versions/3.11.10", "3.11"),
-        ("pyenv/versions/3.11.7", "3.11"),
-        ("pyenv/versions/own", "3.11"),
-        ("uv/cpython-3.11-linux-x86_64-gnu", "3.11"),
-        ("uv/cpython-3.13", "3.13"),
-    ):
-        (tmp_path / folder / "lib").mkdir(parents=True)
-        (tmp_path / folder / "lib" / f"libpython{version}.so.1.0").touch()
-    assert pack.find_interpreter("3.11") == tmp_path / "pyenv/versions/3.11.10"
-    assert pack.find_interpreter("3.12") is None
-    assert pack.find_interpreter("3.13") == tmp_path / "uv/cpython-3.13"
-
-
-# Installing.
-
-
-PYTHON = ".".join(platform.python_version_tuple()[:2])
-
-
-def make_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    about = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for file, content in files.items():
-            wheel.writestr(file, content)
-        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{about}/entry_points.txt", f"[console_scripts]\n{name} = {name}:main\n")
-        wheel.writestr(f"{about}/RECORD", "")
-    return path
-
-
-def test_archive_holds_only_what_this_python_needs(tmp_path: Path) -> None:
-    server, libraries = "pytriton/tritonserver", "nvidia_pytriton.libs"
-    needed = {f"{server}/bin/tritonserver", f"{server}/python_backend_stubs/{PYTHON}/stub", "tests.py"}
-    needed |= {f"{libraries}/libtritonserver.so", "numpy/py.typed"}
-    useless = {f"{server}/python_backend_stubs/3.8/stub", f"{libraries}/libpython3-4.13.so.1.0"}
-    useless |= {"numpy/core/tests/test_all.py", "numpy/array.pyi"}
-    wheel = make_wheel(tmp_path, "pytriton", "1.0", dict.fromkeys(needed | useless, ""))
-    pack.archive_site([wheel], PYTHON, tmp_path / carried.SITE_ARCHIVE)
-    with tarfile.open(tmp_path / carried.SITE_ARCHIVE) as archive:
-        names = {info.name.removeprefix("site/") for info in archive if info.isfile()}
-    assert {name for name in names if ".dist-info/" not in name} == needed
-
-
-def test_environment_prefers_what_was_carried_and_knows_temper(tmp_path: Path) -> None:
-    """A package of this Python that the environment sees as well gives way, as numpy 2 must."""
-    names = ("iniconfig", "made_here")
-    wheels = [make_wheel(tmp_path, name, "99.0", {f"{name}.py": "VERSION = 'carried'"}) for name in names]
-    archive = pack.archive_site(wheels, PYTHON, tmp_path / carried.SITE_ARCHIVE)
-    interpreter = install.make_environment(tmp_path / "work", archive, [])
-    program = (
-        "import iniconfig, made_here, numpy, importlib.metadata as m, builder\n"
-        "print(iniconfig.VERSION, made_here.VERSION, numpy.__version__, m.version('temper'), builder.__file__)"
-    )
-    done = subprocess.run([interpreter, "-I", "-c", program], capture_output=True, text=True, check=True)
-    expected = ["carried", "carried", np.__version__, importlib.metadata.version("temper")]
-    assert done.stdout.split() == [*expected, str(ROOT / "builder" / "__init__.py")]
-
-
-def test_environment_follows_a_newer_archive(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        wheel = make_wheel(tmp_path, name, "1.0", {f"{name}.py": ""})
-        archive = pack.archive_site([wheel], PYTHON, tmp_path / carried.SITE_ARCHIVE)
-        install.make_environment(tmp_path / "work", archive, [])
-        site = tmp_path / "work" / "site"
-        assert [path.name for path in site.glob("*.py")] == [f"{name}.py"]
-        (site / "kept").touch()
-        install.make_environment(tmp_path / "work", archive, [])
-        assert (site / "kept").exists()
-
-
-# Networks and their skeletons.
-
-
-def test_weights_are_the_same_on_every_machine() -> None:
-    weights = networks.make_weights("layer1.0.conv1.weight", (64, 64, 3, 3))
-    assert weights.dtype == np.float32
-    assert weights.std() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.01)
-    assert hashlib.sha256(weights.tobytes()).hexdigest()[:16] == "1068578f820b147f"
-
-
-@pytest.mark.slow
-def test_skeleton_gives_the_graph_back_bit_for_bit(tmp_path: Path) -> None:
-    shapes = {name: tuple(each.shape) for name, each in networks.build_network("resnet18").named_parameters()}
-    names = skeletons.name_weights(networks.make_graph("resnet18", "fp32", tmp_path, 32), shapes)
-    for precision in ("fp32", "fp16", "int8", "fp8"):
-        graph = networks.make_graph("resnet18", precision, tmp_path, 32)
-        quantized = networks.quantized_graph(graph)
-        skeleton = tmp_path / f"{precision}{skeletons.SUFFIX}"
-        skeletons.write_skeleton(graph, quantized if quantized.exists() else None, names, skeleton, shapes)
-        assert skeleton.stat().st_size < 0.01 * graph.stat().st_size
-        again = skeletons.read_skeleton(skeleton, tmp_path / "again.onnx")
-        assert again.read_bytes() == graph.read_bytes(), precision
-
-
-def test_skeleton_of_other_weights_is_refused(tmp_path: Path) -> None:
-    shapes = {name: tuple(each.shape) for name, each in networks.build_network("resnet18").named_parameters()}
-    graph = networks.make_graph("resnet18", "fp32", tmp_path, 32)
-    names = skeletons.name_weights(graph, shapes)
-    skeletons.write_skeleton(graph, None, names, tmp_path / "whole", shapes)
-    with zipfile.ZipFile(tmp_path / "whole") as whole, zipfile.ZipFile(tmp_path / "changed", "w") as changed:
-        for name in whole.namelist():
-            content = whole.read(name).replace(b"layer1.0.conv1.weight", b"layer1.0.conv2.weight")
-            changed.writestr(name, whole.read(name) if name.endswith(".onnx") else content)
-    with pytest.raises(ValueError, match=r"changed: the weights made here are not those it was written with"):
-        skeletons.read_skeleton(tmp_path / "changed", tmp_path / "again.onnx")
-
-
-def test_torch_contender_answers_as_the_exported_graph(tmp_path: Path) -> None:
-    import torch
-
-    from benchmarks.gpu.pytorch import Reference
-    from benchmarks.gpu.timing import measure
-
-    contender = Reference("resnet18", "cpu", torch.float32).eager(2, 32)
-    contender.infer()
-    expected = run_onnx(networks.make_graph("resnet18", "fp32", tmp_path, 32), networks.make_images(2, 32))
-    np.testing.assert_allclose(contender.logits.numpy(), expected, rtol=1e-3, atol=1e-3)
-    figures = measure(contender, 0.01)
-    assert set(figures) == {"device_ips", "ips", "p50_ms", "p99_ms"}
-    assert 0 < figures["p50_ms"] <= figures["p99_ms"]
-    contender.close()
-
-
 # Load.
 
 
@@ -695,128 +456,6 @@ def test_files_with_gpu_tests_are_found() -> None:
 )
 def test_pytests_last_line_is_read(output: str, expected: dict[str, int]) -> None:
     assert count(output) == expected
-
-
-# The table, from numbers that are made up here.
-
-
-def figures(device_ips: float, ips: float) -> dict[str, Any]:
-    return {"device_ips": device_ips, "ips": ips, "p50_ms": 1.0, "p99_ms": 2.0, "gpu_mib": 100, "rounds": []}
-
-
-def load_row(model: str, transport: str, ips: float) -> dict[str, Any]:
-    cores = {"client": 1.5, "tritonserver": 2.0, "stubs": 0.5}
-    about = {"model": model, "transport": transport, "batch": 128, "concurrency": 4, "error": None}
-    server = {"batch_size": 128.0}
-    memory = {"before": {"gpu": 9, "host": 3}, "after": {"gpu": 9, "host": 4}}
-    about |= {"ips": ips, "p50_ms": 3.0, "p99_ms": 4.0, "cores": cores, "server": server}
-    return about | {"memory_mib": memory}
-
-
-def write_made_up_results(folder: Path) -> None:
-    contenders = {
-        "torch eager fp16": figures(1000, 900),
-        "torch.compile fp16": figures(2000, 1600),
-        "int8": figures(5000, 4000),
-        "int8 plugin": figures(5000, 3000),
-        "fp8": figures(4000, 3500),
-    }
-    built = {"size_bytes": 26_000_000, "ready_s": 7.5, "engine_audit": {"convs": {"int8": 53}}}
-    agreement = {"labels": 0.97, "max_abs_diff": 0.25, "max_abs_logit": 9.0}
-    engine_row = {
-        "contenders": contenders,
-        "engines": {"int8": built, "fp16": {"error": "no"}},
-        "agreement": {"int8": agreement},
-        "errors": {"fp16": "EngineError: refused"},
-    }
-    served = {
-        "a": load_row("resnet50 int8 x2", "cuda", 3800.0),
-        "b": load_row("resnet50 int8 x2", "system", 3400.0),
-        "c": load_row("resnet50 int8 x2", "grpc", 1000.0),
-        "d": load_row("null x2", "grpc", 1100.0),
-        "e": {"error": "the server died"},
-        "f": load_row("stand-in null x2", "cuda", 123_456.0),
-        "g": load_row("stand-in null x4", "cuda", 99_000.0),
-    }
-    row = {"agreement": 1.0, "max_abs_diff": 0.01, "max_abs_logit": 9.0, "plugin": "TensorRT-RTX on a card"}
-    gpu = {"name": "NVIDIA Invented", "memory_bytes": 80 << 30, "compute_capability": "9.9", "driver": "999.1"}
-    in_process = {"128": {"buffers": figures(9e6, 2e5), "plugin": figures(9e6, 5e4)}}
-    stand_in = {"error": None, "plugin": "TensorRT 0.0.0.stand-in", "equal": True, "in_process": in_process}
-    rows = {"tensorrt-rtx": row | {"error": None}, "stand-in": stand_in}
-    probe = {"gpu": gpu, "machine": {"cpu": "A CPU", "cores": 16}, "rows": rows}
-    contents = {
-        "probe": probe | {"versions": {"torch": "9.9"}, "date": "2000-01-01", "commit": "abc"},
-        "engines": {"rounds": 3, "rows": {"resnet50 128": engine_row}, "state": "complete", "reason": None},
-        "served": {"rows": served, "state": "complete", "reason": None},
-        "tests": {"rows": {"pytest": {"counts": {"passed": 9, "skipped": 1, "deselected": 40}, "error": None}}},
-        "sanitizer": {"rows": {"memcheck": {"error": None}, "initcheck": {"error": "status 1"}}},
-    }
-    for name, content in contents.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
-
-
-def test_table_has_the_figures_that_were_asked_for(tmp_path: Path) -> None:
-    write_made_up_results(tmp_path)
-    lines = table.render(tmp_path).splitlines()
-    for line in (
-        "| served over CUDA shared memory / in process with transfers | >= 0.9 | 0.95 (int8 x2, 4 in flight) |",
-        "| served over CUDA shared memory / in process, GPU alone |  | 0.76 (int8 x2, 4 in flight) |",
-        "| served over system shared memory / in process with transfers | >= 0.9 | 0.85 (int8 x2, 4 in flight) |",
-        "| served over gRPC uint8 / in process with transfers | >= 0.5 | 0.25 (int8 x2, 4 in flight) |",
-        "| int8 or fp8 engine / torch.compile fp16, GPU alone | >= 2 | 2.50 (int8) |",
-        "| int8 or fp8 engine / torch.compile fp16, with transfers |  | 2.50 (int8) |",
-        "| resnet50 | 128 | int8 | 5,000 | 4,000 | 1.00 | 2.00 | 100 |",
-        "| resnet50 | 128 | int8 plugin |  | 3,000 | 1.00 | 2.00 |  |",
-        "| resnet50 | 128 | fp16 | not measured: EngineError: refused | | | | |",
-        "| resnet50 | int8 | 26.0 | 7.5 | 53 int8 | 97 % | 0.25 of 9 |",
-        "| resnet50 int8 x2 | grpc | 128 | 4 | 1,000 | 0.25 | 3.00 | 4.00 | 128 | 1.5 | 2.0 | 0.5 | 9, 9 | 3, 4 |",
-        "| null x2 | grpc | 128 | 4 | 1,100 |  | 3.00 | 4.00 | 128 | 1.5 | 2.0 | 0.5 | 9, 9 | 3, 4 |",
-        "- e: not measured: the server died",
-        "**`pytest -m gpu`**: 9 passed, 1 skipped.",
-        "| 128 | 9,000,000/s | 200,000/s | 50,000/s |",
-        "| plugin without a network, over CUDA shared memory | >= 100,000/s | 123,456/s (stand-in null x2) |",
-        "| plugin without a network, over gRPC uint8 | >= 20,000/s | not measured |",
-        "**compute-sanitizer** over the plugin on the stand-in: memcheck: clean, initcheck: status 1.",
-    ):
-        assert line in lines, line
-    assert lines[0].startswith("**Machine**: NVIDIA Invented (80 GiB, compute capability 9.9), driver 999.1")
-
-
-def test_table_without_results_holds_no_number(tmp_path: Path) -> None:
-    text = table.render(tmp_path)
-    measured = [line.split("|")[3].strip() for line in text.splitlines() if line.startswith("| ")][2:]
-    assert set(measured) == {"not measured"}
-    for part in ("**Machine**", "**In process**", "**Training**", "**Served**", "**`pytest -m gpu`**"):
-        assert f"{part}: not measured" in text
-
-
-def test_table_repeats_the_librarys_refusal(tmp_path: Path) -> None:
-    write_made_up_results(tmp_path)
-    probe = json.loads((tmp_path / "probe.json").read_text())
-    refused = {"error": "model.rtx: refused", "library": "no kernels", "built_for_this_gpu": "unsupported"}
-    reason = "no engine runs here: tensorrt-rtx: model.rtx: refused"
-    (tmp_path / "probe.json").write_text(json.dumps(probe | {"rows": {"tensorrt-rtx": refused}}))
-    (tmp_path / "served.json").write_text(json.dumps({"rows": {}, "state": "complete", "reason": reason}))
-    lines = table.render(tmp_path).splitlines()
-    start = lines.index("- tensorrt-rtx does not run: model.rtx: refused")
-    expected = ["    - loading it: no kernels", "    - built for this very GPU: unsupported"]
-    assert lines[start + 1 : start + 3] == expected
-    assert f"**Served**: not measured ({reason})." in lines
-
-
-def test_table_names_the_group_in_which_a_process_ended(tmp_path: Path) -> None:
-    """`Results.begin` writes such a row, and it stays when the time is up before the part runs again."""
-    write_made_up_results(tmp_path)
-    engines = json.loads((tmp_path / "engines.json").read_text())
-    engines["rows"]["resnet50 128 ahead of time"] = {"error": "status -11", "crashed": True}
-    (tmp_path / "engines.json").write_text(json.dumps(engines))
-    lines = table.render(tmp_path).splitlines()
-    assert "| resnet50 | 128 | ahead of time | not measured: status -11 | | | | |" in lines
-    assert "| resnet50 | 128 | int8 | 5,000 | 4,000 | 1.00 | 2.00 | 100 |" in lines
-
-
-def test_part_that_never_ran_has_no_results(context: Context) -> None:
-    assert read(context, "engines") is None
 
 
 # With a GPU.
