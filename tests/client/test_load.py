@@ -71,7 +71,7 @@ def _command(pid: int) -> bytes:
 @pytest.mark.server
 @pytest.mark.parametrize(("concurrency", "processes"), [(1, None), (5, 2)])
 def test_closed_loop_counts_what_the_server_counts(
-    server: TritonServer, sample: Sample, concurrency: int, processes: int | None
+    server: TritonServer, sample: Sample, until: Until, concurrency: int, processes: int | None
 ) -> None:
     config = LoadConfig(duration_s=0.6, warmup_s=0.0, batch_size=4, num_processes=processes)
     with Client(server.grpc_url) as client:
@@ -80,6 +80,8 @@ def test_closed_loop_counts_what_the_server_counts(
         result = run_closed_loop(
             server.grpc_url, "toy_fp32", sample.images, concurrency=concurrency, config=config
         )
+        # Triton counts a request a moment after it answered it.
+        until(lambda: client.statistics("toy_fp32").since(before).num_success >= result.completed)
         # Labels and one connecting request per process are not counted; the last ones may end after the window.
         num_sent = client.statistics("toy_fp32").since(before).num_success
     assert result.interrupted is None and result.errors == {} and result.lost == 0
