@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -290,12 +291,26 @@ def test_short_output_is_an_error_and_not_a_latency() -> None:
 def test_answer_that_is_no_number_is_an_error_of_its_own_kind(value: float) -> None:
     recorder = Recorder(INFO, 1, (10.0, 20.0), open_loop=False)
     broken = _answer(raw=np.array([1, value], np.float32).tobytes())
-    for message in (broken, _answer(), broken, _answer(raw=np.array([3, -1e38], np.float32).tobytes()), broken):
+    good = [_answer(), _answer(raw=np.array([3, -1e38], np.float32).tobytes())] * 500  # several blocks
+    for message in (broken, *good, broken, *good, broken):
         recorder.answer(11.0, 11.5, message)
     recorder.answer(11.0, 11.5, _answer(name="z"))  # as long as a good one, and of another output
     recorder.flush()
     assert recorder.tally.errors == {"nonfinite_output": 3, "bad_output": 1}
-    assert recorder.tally.completed == len(recorder.tally.latency) == 2
+    assert recorder.tally.completed == len(recorder.tally.latency) == 2000
+
+
+def test_few_answers_are_kept_however_long_they_are() -> None:
+    """Between two looks at their numbers: 64 answers, or 256 KiB of them."""
+    for num_scores, most in ((2, 64), (50_000, 1)):
+        info = replace(INFO, num_classes=num_scores, output_shape=(num_scores,))
+        response = wire.pb.ModelInferResponse()
+        response.outputs.add(name="y", datatype="FP32", shape=[num_scores])
+        response.raw_output_contents.append(bytes(4 * num_scores))
+        recorder = Recorder(info, 1, (10.0, 20.0), open_loop=False)
+        for number in range(200):
+            recorder.answer(11.0, 11.5, response.SerializeToString())
+            assert number + 1 - recorder.tally.completed < most
 
 
 def test_late_answer_is_an_error_and_not_a_latency() -> None:
@@ -313,10 +328,10 @@ def test_closed_loop_counts_by_the_answer_and_open_loop_by_the_schedule() -> Non
     for begun, ended in times:
         closed.answer(begun, ended, _answer())
         opened.answer(begun, ended, _answer())
-    assert (closed.tally.completed, closed.tally.in_window) == (2, 2)
-    assert (opened.tally.completed, opened.tally.in_window) == (2, 2)
     closed.flush()
     opened.flush()
+    assert (closed.tally.completed, closed.tally.in_window) == (2, 2)
+    assert (opened.tally.completed, opened.tally.in_window) == (2, 2)
     assert closed.tally.latency.quantile_s(1.0)[0] == opened.tally.latency.quantile_s(1.0)[0] == 2.0
     assert closed.tally.latency.quantile_s(0.5)[0] == opened.tally.latency.quantile_s(0.5)[0]
     assert closed.tally.latency.quantile_s(0.5)[0] == pytest.approx(1.0, rel=1e-3)
