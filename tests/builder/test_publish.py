@@ -1,21 +1,17 @@
-"""Publishing: what is in the repository afterwards, whatever happens in the middle."""
+"""Publishing: what is in the repository afterwards, and what is refused."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-import subprocess
-import sys
 import tempfile
-import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf import text_format
 from onnx import TensorProto, helper
+from publishing import check_repository, publish_bytes, read_config
 from tritonclient.grpc import model_config_pb2
 
 from backends.temper import artifact
@@ -23,50 +19,9 @@ from builder.errors import PublishError
 from builder.publish import Published, publish
 from builder.serving import ServingConfig
 
-Mount = Callable[[Path, str], list[str]]
-
 # A terminal or a reader of lines takes these for more than text.
 ODD = ["\x1b", "\0", "\r", "\x85", "\x9b", "\u2028", "\u202e", "\udc80"]
 ALWAYS = ["SHA256SUMS", "card.json", "config.pbtxt", "labels.txt"]
-
-
-def publish_bytes(folder: Path, content: bytes = b"engine 1", **changes: Any) -> Published:
-    engine = folder / "model.onnx"
-    engine.write_bytes(content)
-    arguments: dict[str, Any] = {
-        "model": "m_int8",
-        "engine_file": engine,
-        "labels": ["cat", "dog"],
-        "card": {"recipe": {"name": "m"}},
-        "image_size": 32,
-        "num_classes": 2,
-        "max_batch": 8,
-        "parameters": {"engine": "openvino", "precision_hint": "f32"},
-        "num_instances": 2,
-    }
-    return publish(folder / "repository", **{**arguments, **changes})
-
-
-def read_config(model: Path) -> Any:
-    return text_format.Parse((model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-
-
-def check_repository(repository: Path) -> list[tuple[str, int, str]]:
-    """Fails when Triton could not load what is there; returns (model, version, engine's content) of each."""
-    found = []
-    for model in sorted(repository.iterdir()):
-        config = read_config(model)
-        assert config.name == model.name
-        (version,) = config.version_policy.specific.versions
-        folder = model / str(version)
-        subprocess.run(
-            ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True
-        )
-        assert (folder / "config.pbtxt").read_bytes() == (model / "config.pbtxt").read_bytes()
-        assert len((model / config.output[0].label_filename).read_text().split()) == config.output[0].dims[0]
-        json.loads((folder / "card.json").read_text())
-        found.append((model.name, version, (folder / config.parameters["file"].string_value).read_text()))
-    return found
 
 
 def test_new_model_has_everything(tmp_path: Path) -> None:
@@ -328,40 +283,6 @@ def test_version_whose_config_is_just_being_replaced_is_right(tmp_path: Path) ->
     assert artifact.verify(first.path, read)
 
 
-def test_old_version_that_cannot_be_removed_is_no_error(tmp_path: Path) -> None:
-    code = """
-        import sys
-        from pathlib import Path
-        from tests_publish import check_repository, publish_bytes
-        from builder.serving import ServingConfig
-
-        folder = Path(sys.argv[1])
-        for number in (3, 4):
-            done = publish_bytes(folder, f"engine {number}".encode(), serving=ServingConfig(keep_versions=1))
-            print(done.note)
-        print(check_repository(folder / "repository"))
-    """
-    for number in (1, 2):
-        old = publish_bytes(tmp_path, f"engine {number}".encode())
-    mounts = f'mount --bind {old.path.parent / "1"} {old.path.parent / "1"} && exec "$@"'
-    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounts, "sh"]
-    if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
-        pytest.skip("this system lets nobody mount a folder")
-    done = subprocess.run(
-        [*unshare, sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
-        env=_with_this_module(tmp_path),
-        capture_output=True,
-        text=True,
-    )
-    why = "the old version 1 cannot be removed (Device or resource busy)"
-    assert done.stdout.splitlines() == [
-        f"m_int8 version 3; {why}",
-        f"m_int8 version 4; {why}",
-        "[('m_int8', 4, 'engine 4')]",
-    ], done.stderr
-    assert sorted(path.name for path in old.path.parent.iterdir()) == ["1", "3", "4", "config.pbtxt", "labels.txt"]
-
-
 @pytest.mark.parametrize("link", [".repository-work", ".repository-work/lock"])
 def test_link_in_the_place_of_the_work_folder_is_refused(tmp_path: Path, link: str) -> None:
     target = tmp_path / "mine"
@@ -426,159 +347,6 @@ def test_bad_argument_is_refused_before_anything_is_written(
     assert not (tmp_path / "repository").exists()
 
 
-def test_concurrent_publishers_take_turns(tmp_path: Path) -> None:
-    code = """
-        import sys
-        from pathlib import Path
-        from tests_publish import publish_bytes
-        folder, number = Path(sys.argv[1]), sys.argv[2]
-        (folder / number).mkdir()
-        (folder / number / "repository").symlink_to(folder / "repository")
-        publish_bytes(folder / number, f"engine {number}".encode())
-    """
-    (tmp_path / "repository").mkdir()
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), str(number)],
-            env=_with_this_module(tmp_path),
-            stderr=subprocess.PIPE,
-        )
-        for number in range(6)
-    ]
-    errors = [process.communicate()[1] for process in running]
-    assert [process.returncode for process in running] == [0] * 6, errors
-    ((_, version, _),) = check_repository(tmp_path / "repository")
-    assert version == 6
-
-
-# Forks a publisher for every number of file operations, each killed by SIGKILL just before its n-th one.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from builder.serving import ServingConfig
-from tests_publish import check_repository, publish_bytes
-
-EVENTS = {
-    "open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.copyfile", "tempfile.mkdtemp", "fcntl.flock"
-}
-
-def publish_until(folder, limit, content, **changes):
-    count = 0
-    def hook(event, arguments):
-        nonlocal count
-        if event in EVENTS:
-            count += 1
-            if count == limit:
-                os.kill(os.getpid(), signal.SIGKILL)
-    pid = os.fork()
-    if pid == 0:
-        sys.addaudithook(hook)
-        publish_bytes(folder, content, **changes)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1]
-
-import google.protobuf.text_format, tritonclient.grpc  # or their files count as ours
-root, old = Path(sys.argv[1]), sys.argv[2] == "old"
-last = 4 if old else 1
-for limit in range(1, 200):
-    folder = root / str(limit)
-    folder.mkdir()
-    for version in range(1, last):
-        publish_bytes(folder, f"engine {version}".encode())
-    changes = {"labels": ["a", "b", "c"], "num_classes": 3, "serving": ServingConfig(keep_versions=1)}
-    status = publish_until(folder, limit, b"newest", **changes)
-    repository = folder / "repository"
-    left = check_repository(repository) if repository.exists() else []
-    expected = [("m_int8", last, "newest")]
-    assert left in ([("m_int8", 3, "engine 3")] if old else [], expected), (limit, left)
-    publish_bytes(folder, b"newest", **changes)
-    assert check_repository(repository) == expected, limit
-    assert len(list((repository / "m_int8").iterdir())) <= 4, limit
-    work = folder / ".repository-work"
-    assert [path.name for path in work.iterdir()] == ["lock"], (limit, list(work.iterdir()))
-    print(limit, status, left)
-    if status == 0:
-        break
-"""
-
-
-@pytest.mark.parametrize("start", ["new", "old"])
-def test_kill_at_any_moment_leaves_a_repository_that_loads(tmp_path: Path, start: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), start],
-        env=_with_this_module(tmp_path),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    statuses = [line.split()[1] for line in done.stdout.splitlines()]
-    assert statuses[-1] == "0", "the last one was not killed"
-    assert set(statuses[:-1]) == {"9"}
-    assert len(statuses) > 20, done.stdout
-
-
-def test_full_disk_is_one_line_and_leaves_the_old_version(tmp_path: Path, mount: Mount) -> None:
-    code = """
-        import sys
-        from pathlib import Path
-        from tests_publish import check_repository, publish_bytes
-        from builder.errors import PublishError
-
-        folder = Path(sys.argv[1])
-        publish_bytes(folder, b"engine 1")
-        (folder / "model.onnx").unlink()
-        outside = Path(sys.argv[2]) / "model.onnx"
-        outside.write_bytes(bytes(3_000_000))
-        try:
-            publish_bytes(folder, b"", engine_file=outside)
-        except PublishError as error:
-            print(error)
-        print(check_repository(folder / "repository"))
-        print([path.name for path in (folder / ".repository-work").iterdir()])
-    """
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(
-        [*mount(disk, "size=1m"), sys.executable, "-c", textwrap.dedent(code), str(disk), str(tmp_path)],
-        env=_with_this_module(tmp_path),
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.splitlines() == [
-        f"model m_int8: cannot publish into {disk}/repository: "
-        "no space left on the disk; free some and run it again",
-        "[('m_int8', 1, 'engine 1')]",
-        "['lock']",
-    ], done.stderr
-
-
-def test_file_over_the_limit_is_one_line(tmp_path: Path) -> None:
-    code = """
-        import resource, signal, sys
-        from pathlib import Path
-        from tests_publish import publish_bytes
-        from builder.errors import PublishError
-
-        folder = Path(sys.argv[1])
-        engine = folder / "big.onnx"
-        engine.write_bytes(bytes(2_000_000))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-        try:
-            publish_bytes(folder, engine_file=engine)
-        except PublishError as error:
-            print(error)
-        print(list((folder / "repository").iterdir()))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
-        env=_with_this_module(tmp_path),
-        capture_output=True,
-        text=True,
-    )
-    assert "the file is larger than this process may write (see `ulimit -f`)\n[]\n" in done.stdout, done.stderr
-
-
 def test_root_of_a_file_system_is_refused() -> None:
     with pytest.raises(
         PublishError, match="repository /proc: is the root of its file system.*use a folder inside it"
@@ -594,13 +362,3 @@ def test_root_of_a_file_system_is_refused() -> None:
             max_batch=1,
             parameters={"engine": "openvino"},
         )
-
-
-def _with_this_module(folder: Path) -> dict[str, str]:
-    """An environment where this file imports as `tests_publish`; pytest gives it a name of its own."""
-    import os
-
-    link = folder / "tests_publish.py"
-    if not link.exists():
-        link.symlink_to(__file__)
-    return {**os.environ, "PYTHONPATH": str(folder)}
