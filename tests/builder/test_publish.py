@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from onnx import TensorProto, helper
-from publishing import check_repository, publish_bytes, read_config
 from tritonclient.grpc import model_config_pb2
 
 from backends.temper import artifact
 from builder.errors import PublishError
 from builder.publish import Published, publish
 from builder.serving import ServingConfig
+from publishing import check_repository, publish_bytes, read_config
 
 # A terminal or a reader of lines takes these for more than text.
 ODD = ["\x1b", "\0", "\r", "\x85", "\x9b", "\u2028", "\u202e", "\udc80"]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from publishing import check_repository, publish_bytes
 
 Mount = Callable[[Path, str], list[str]]
