@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
+RESULTS = ROOT / "benchmarks" / "results"
 IMAGE_SIZE = 224
 MAX_BATCH = 32
 # ResNet-50 with random weights: its speed does not depend on them. Its answers mean nothing and are not used.
@@ -172,13 +173,27 @@ def run_perf_analyzer(url: str, model: str, concurrency: int, *, window_s: float
     return {name: value / 1000 if name.endswith("_ms") else value for name, value in values.items()}
 
 
-def write_results(name: str, results: Mapping[str, Any]) -> None:
-    """Write benchmarks/results/<name>.json with the machine, the versions, the date and the commit."""
+def results_file(name: str, folder: Path = RESULTS) -> Path:
+    """Return `<name>.json`; or `<name>.avx2.json` where another kind of CPU measured the former, which stays."""
+    from temper.machine import machine
+
+    file, flags = folder / f"{name}.json", machine()["flags"]
+    if file.exists() and json.loads(file.read_text())["machine"]["flags"] != flags:
+        return folder / f"{name}.{flags[-1] if flags else 'other'}.json"
+    return file
+
+
+def measured_before(name: str) -> dict[str, Any]:
+    """Return what `write_results` kept under "measured" on this kind of CPU, to add to it."""
+    file = results_file(name)
+    return dict(json.loads(file.read_text())["measured"]) if file.exists() else {}
+
+
+def write_results(name: str, results: Mapping[str, Any], folder: Path = RESULTS) -> None:
+    """Write `results_file` with the machine, the versions, the date and the commit."""
     from temper.machine import machine, versions
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(exist_ok=True)
     content = {
         "date": datetime.date.today().isoformat(),
         "commit": commit.stdout.strip(),
@@ -187,4 +202,5 @@ def write_results(name: str, results: Mapping[str, Any]) -> None:
         "versions": versions(),
         **results,
     }
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    folder.mkdir(exist_ok=True)
+    results_file(name, folder).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

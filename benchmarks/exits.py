@@ -8,7 +8,6 @@ done in parts; `--client PATH` runs the command of another checkout.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, publish_sample, write_results
+from benchmarks.common import ROOT, measured_before, publish_sample, write_results
 from temper.server import TritonServer
 
 _MODEL = "digits"
@@ -39,8 +38,7 @@ def main() -> None:
     parser.add_argument("--client", type=Path, default=ROOT, help="checkout whose `temper query` is run")
     options = parser.parse_args()
     end = time.monotonic() + options.minutes * 60
-    path = ROOT / "benchmarks" / "results" / "exits.json"
-    rows = json.loads(path.read_text())["measured"] if path.exists() else {}
+    rows = measured_before("exits")
     row = rows.setdefault(_commit(options.client), {"commands": 0, "hung": 0, "failed": 0, "stacks": []})
     with tempfile.TemporaryDirectory() as folder:
         images = _publish(Path(folder))

@@ -49,14 +49,13 @@ def main() -> None:
         sys.path.insert(0, str(options.client))
         print(json.dumps(_drive(options.drive[0], int(options.drive[1]), options.minutes * 60, options.without)))
         return
-    from benchmarks.common import write_results
+    from benchmarks.common import measured_before, write_results
 
     row = _measure(options.client.resolve(), options.minutes * 60, options.without)
     name = _commit(options.client) + (f", without {', '.join(options.without)}" if options.without else "")
-    path = _ROOT / "benchmarks" / "results" / "stress.json"
-    rows = json.loads(path.read_text())["measured"] if path.exists() else {}
-    write_results("stress", {"measured": rows | {name: row}})
-    for client, one in (rows | {name: row}).items():
+    rows = measured_before("stress") | {name: row}
+    write_results("stress", {"measured": rows})
+    for client, one in rows.items():
         print(
             f"client {client:10} {one['minutes']:5.1f} min  {one['deaths']:3} deaths, "
             f"{one['deaths_per_10_min']:.1f} in 10 min  {sum(one['uses'].values())} uses  "
