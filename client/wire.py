@@ -156,6 +156,8 @@ def attempt(call: Callable[..., Any], request: Any, limit_s: float, url: str) ->
         return call(request, timeout=limit_s + LET_FINISH_S)
     except grpc.RpcError as error:
         return translate(error, url, limit_s)
+    except ValueError as error:  # it began after the channel was closed
+        return ServerUnavailable(f"{url}: {error}", code="CANCELLED")
 
 
 async def aattempt(call: Callable[..., Any], request: Any, limit_s: float, url: str) -> Any:

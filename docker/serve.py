@@ -35,6 +35,7 @@ from temper._launch import CannotHideError, launch
 from temper._stubs import Stubs, read_stat
 
 _POLL_S = 0.5
+_PF_EXITING = 0x4  # include/linux/sched.h: this thread is on its way out
 # More than --exit-timeout-secs: requests in flight are answered.
 _GRACE_S = 40.0
 _HEALTH = "http://127.0.0.1:8000/v2/health/live"
@@ -164,8 +165,11 @@ def _watch(process: subprocess.Popen[bytes], health: str, told: Sequence[int]) -
         dead = stubs.look()
         gone = [dead["instance"]] if dead else []
         gone += [name for pid, name in (loaded or {}).items() if not _runs(pid, process.pid)]
-        # While it ends, it takes its stubs down by itself.
+        # While it ends, it takes its stubs down by itself; killed, it leaves them to another parent.
         if gone and not told:
+            if _ends(process.pid):
+                process.wait()
+                return None
             return str(gone[0])
         if loaded is None and _is_live(health):
             loaded = {pid: name for pid, name in stubs.names.items() if _runs(pid, process.pid)}
@@ -174,6 +178,11 @@ def _watch(process: subprocess.Popen[bytes], health: str, told: Sequence[int]) -
 def _runs(pid: int, parent: int) -> bool:
     fields = read_stat(pid)
     return bool(fields) and fields[0] != "Z" and fields[1] == str(parent)
+
+
+def _ends(pid: int) -> bool:
+    fields = read_stat(pid)
+    return not fields or bool(int(fields[6]) & _PF_EXITING)
 
 
 def _is_live(health: str) -> bool:

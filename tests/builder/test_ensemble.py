@@ -165,7 +165,7 @@ def served(
     for member, engine in (("toy_fp32", toy_onnx), ("toy_int8", toy_int8), ("gone", toy_onnx)):
         publish_member(repository, member, engine)
     publish_member(repository, "narrow", toy_onnx, serving=ServingConfig(max_queue=1), in_ensemble=False)
-    hasty = ServingConfig(queue_timeout_ms=200)
+    hasty = ServingConfig(queue_timeout_ms=50)
     publish_member(repository, "hasty_1", toy_onnx, serving=hasty)
     publish_member(repository, "hasty_2", toy_onnx, serving=hasty)
     publish_pair(repository, model="bounded", members=["hasty_1", "hasty_2"])

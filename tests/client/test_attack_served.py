@@ -113,7 +113,7 @@ def test_attack_goes_on_through_a_restart_of_the_server(toy_repository: Path, sa
                 restart.start()
 
         small = AttackConfig(name="noise", epsilon=24, num_images=16, max_queries=20, batch_size=4)
-        patient = RetryPolicy(max_attempts=1000, patience_s=600)
+        patient = RetryPolicy(max_attempts=1000, patience_s=600, budget_share=100.0)
         data = (sample.images, sample.labels)
         result = attack(doomed.grpc_url, "toy_fp32", *data, small, kill, retry=patient)
         restart.join()

@@ -32,7 +32,7 @@ from temper.server import TritonServer
 if TYPE_CHECKING:
     from builder.sample import Sample
 
-QUICK = LoadConfig(duration_s=0.6, warmup_s=0.2, concurrencies=(1, 8))
+QUICK = LoadConfig(duration_s=1.5, warmup_s=0.2, concurrencies=(1, 8))
 ROOT = Path(__file__).resolve().parents[2]
 Until = Callable[[Callable[[], object]], None]
 INFO = ModelInfo(
@@ -74,19 +74,19 @@ def _command(pid: int) -> bytes:
 def test_closed_loop_counts_what_the_server_counts(
     server: TritonServer, sample: Sample, until: Until, concurrency: int, processes: int | None
 ) -> None:
-    config = LoadConfig(duration_s=0.6, warmup_s=0.0, batch_size=4, num_processes=processes)
+    config = LoadConfig(duration_s=2.0, warmup_s=0.0, batch_size=4, num_processes=processes)
     with Client(server.grpc_url) as client:
-        client.model_info("toy_fp32")
         before = client.statistics("toy_fp32")
         result = run_closed_loop(
             server.grpc_url, "toy_fp32", sample.images, concurrency=concurrency, config=config
         )
         # Triton counts a request a moment after it answered it.
         until(lambda: client.statistics("toy_fp32").since(before).num_success >= result.completed)
-        # Labels and one connecting request per process are not counted; the last ones may end after the window.
+        # Not counted are the question for labels, one connecting request per process, those that end after the
+        # window, and what the server had answered but not yet counted before.
         num_sent = client.statistics("toy_fp32").since(before).num_success
     assert result.interrupted is None and result.errors == {} and result.lost == 0
-    assert 0 < result.completed <= num_sent <= result.completed + 1 + 2 * concurrency
+    assert 0 < result.completed <= num_sent <= result.completed + 8 + 2 * concurrency
     assert result.throughput_ips == pytest.approx(result.completed * 4 / result.duration_s)
     assert (result.mode, result.concurrency, result.rate_rps, result.batch_size) == (
         "closed",
@@ -146,9 +146,9 @@ def test_measure_runs_closed_then_open_and_reports_progress(server: TritonServer
     assert [(r.mode, r.concurrency) for r in results] == [("closed", 1), ("closed", 8), ("open", None)]
     best = max(result.throughput_ips for result in results[:2])
     assert results[2].rate_rps == pytest.approx(0.7 * best)
-    assert {total for _, total in seen} == {2400}
+    assert {total for _, total in seen} == {5100}
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1][0] > 1600
+    assert seen[-1][0] > 3400
 
 
 def test_rates_replace_the_share_of_the_best_throughput() -> None:
@@ -193,9 +193,10 @@ def test_killed_server_ends_the_run_with_the_answers(toy_repository: Path, sampl
             result = run_closed_loop(
                 url, "toy_fp32", images, concurrency=concurrency, config=config, progress=kill
             )
-            # A slot may write one more request into the broken connection before it is told.
-            # One alone may just have been answered.
-            assert (load != "one") <= result.lost <= 2 * concurrency
+            # A slot may write one more request into the broken connection before it is told, or have been
+            # answered just before, and find nobody to connect to.
+            assert result.lost <= 2 * concurrency
+            assert load == "one" or result.lost + result.num_errors > 0
     assert result.completed > 0 and result.duration_s < config.duration_s
     assert result.latency_ms["p50"] > 0
     assert result.interrupted is not None

@@ -217,7 +217,7 @@ kind = "openvino"
 
 [load]
 concurrencies = [1, 2]
-duration_s = 0.3
+duration_s = 1.0
 warmup_s = 0.1
 
 [[attacks]]

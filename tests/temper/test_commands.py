@@ -164,7 +164,7 @@ def test_images_that_cannot_be_used_are_named_all_at_once(
 
 
 def test_load_prints_a_row_per_run(server: TritonServer, tree: Path) -> None:
-    settings = ("--duration", 0.3, "--warmup", 0.1, "--concurrency", "1,2")
+    settings = ("--duration", 3, "--warmup", 0.1, "--concurrency", "1,2")
     result = on(server, "load", "--images", tree, *settings)
     assert result.exit_code == 0
     head, *rows = result.stdout.splitlines()
