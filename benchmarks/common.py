@@ -174,12 +174,12 @@ def run_perf_analyzer(url: str, model: str, concurrency: int, *, window_s: float
 
 
 def results_file(name: str, folder: Path = RESULTS) -> Path:
-    """Return `<name>.json`; or `<name>.avx2.json` where another kind of CPU measured the former, which stays."""
+    """Return `<name>.json`; where another kind of CPU measured that one, which stays, `<name>.avx2.json` or so."""
     from temper.machine import machine
 
     file, flags = folder / f"{name}.json", machine()["flags"]
     if file.exists() and json.loads(file.read_text())["machine"]["flags"] != flags:
-        return folder / f"{name}.{flags[-1] if flags else 'other'}.json"
+        return folder / f"{name}.{'-'.join(flags) or 'other'}.json"
     return file
 
 

@@ -166,10 +166,7 @@ def _watch(process: subprocess.Popen[bytes], health: str, told: Sequence[int]) -
         gone = [dead["instance"]] if dead else []
         gone += [name for pid, name in (loaded or {}).items() if not _runs(pid, process.pid)]
         # While it ends, it takes its stubs down by itself; killed, it leaves them to another parent.
-        if gone and not told:
-            if _ends(process.pid):
-                process.wait()
-                return None
+        if gone and not told and not _ends(process.pid):
             return str(gone[0])
         if loaded is None and _is_live(health):
             loaded = {pid: name for pid, name in stubs.names.items() if _runs(pid, process.pid)}
@@ -182,7 +179,7 @@ def _runs(pid: int, parent: int) -> bool:
 
 def _ends(pid: int) -> bool:
     fields = read_stat(pid)
-    return not fields or bool(int(fields[6]) & _PF_EXITING)
+    return bool(fields) and bool(int(fields[6]) & _PF_EXITING)
 
 
 def _is_live(health: str) -> bool:

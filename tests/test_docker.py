@@ -283,9 +283,11 @@ signal.pause()
 """
 
 
+@pytest.mark.parametrize(("victim", "missed"), [("stub", "7"), ("server", None)])
 def test_stub_that_its_server_forgets_is_missed(
-    monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+    monkeypatch: pytest.MonkeyPatch, until: Callable[..., None], victim: str, missed: str | None
 ) -> None:
+    """But not one whose server was killed, and which another process has taken over by then."""
     with subprocess.Popen([sys.executable, "-c", REAPS], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         stub = int(server.stdout.readline())
@@ -294,16 +296,20 @@ def test_stub_that_its_server_forgets_is_missed(
         def runs_and_dies(pid: int, parent: int) -> bool:
             asked.append(pid)
             if len(asked) == 2:  # the first time was when all models were loaded
-                os.kill(stub, signal.SIGKILL)
-                until(lambda: not Path(f"/proc/{stub}").exists())
+                killed = stub if victim == "stub" else server.pid
+                os.kill(killed, signal.SIGKILL)
+                until(lambda: serve.read_stat(killed)[:1] in ([], ["Z"]))
             return bool(runs(pid, parent))
 
         monkeypatch.setattr(serve, "_runs", runs_and_dies)
         monkeypatch.setattr(serve, "_is_live", lambda health: True)
         try:
-            assert serve._watch(server, "", []) == "7"
+            assert serve._watch(server, "", []) == missed
+            assert (server.poll() is None) == (victim == "stub")
         finally:
             server.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stub, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -116,6 +116,8 @@ class Recorder:
         if self._start <= scheduled < self.end:
             self.tally.late += now - scheduled > LATE_S
             self._lags.append(now - scheduled)
+            if len(self._lags) >= _CHUNK:
+                self._record()
 
     def fail(self, begun: float, ended: float, kind: str) -> None:
         """Count a failed request; one of the warm-up does not count, one that ends after the window does."""

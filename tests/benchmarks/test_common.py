@@ -13,8 +13,14 @@ from benchmarks.common import write_results
 
 def test_results_of_another_kind_of_cpu_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = temper.machine.machine()
-    for ips, flags in ((1, ["avx2", "avx512_vnni"]), (2, ["avx2"]), (3, ["avx2", "avx512_vnni"]), (4, ["avx2"])):
+    kinds = (["avx2", "avx512_vnni"], ["avx2"], ["avx2", "avx_vnni"], ["avx2", "avx512_vnni", "avx_vnni"])
+    for ips, flags in enumerate((*kinds, *kinds)):
         monkeypatch.setattr(temper.machine, "machine", lambda flags=flags: {**here, "flags": flags})
         write_results("serving", {"measured": {"ips": ips}}, tmp_path)
     kept = {file.name: json.loads(file.read_text())["measured"]["ips"] for file in tmp_path.iterdir()}
-    assert kept == {"serving.json": 3, "serving.avx2.json": 4}
+    assert kept == {
+        "serving.json": 4,
+        "serving.avx2.json": 5,
+        "serving.avx2-avx_vnni.json": 6,
+        "serving.avx2-avx512_vnni-avx_vnni.json": 7,
+    }

@@ -199,6 +199,8 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     try:
         calls, threads = grpc_objects(), set(threading.enumerate())
         yield
+        ours = [thread.name for thread in threading.enumerate() if thread.name.startswith("client-")]
+        assert ours == []
         end = time.monotonic() + 60
         while left := _left(calls, threads):
             assert time.monotonic() < end, left
