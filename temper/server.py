@@ -46,6 +46,9 @@ _REPORT_S = 60.0
 # Longer than the supervisor gives tritonserver.
 _STOP_S = 30.0
 
+# A restart tries its old ports so often before it gives up.
+_PORT_TRIES = 5
+
 
 class TritonServer:
     """A tritonserver process that serves a model repository on loopback while the context is open.
@@ -154,6 +157,14 @@ class TritonServer:
         """
         self.stop()
         self._ports = (self.grpc_port, self.http_port, self.metrics_port)
+        for _ in range(_PORT_TRIES - 1):
+            try:
+                return self.start()
+            except ServerError as error:
+                # A client that asks for the server meanwhile may connect from that very port, to itself.
+                if "already in use" not in str(error):
+                    raise
+                time.sleep(1.0)
         return self.start()
 
     def start(self) -> TritonServer:
