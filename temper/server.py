@@ -45,7 +45,6 @@ _KEY_VISIBLE = (
 _REPORT_S = 60.0
 # Longer than the supervisor gives tritonserver.
 _STOP_S = 30.0
-
 # A restart tries its old ports so often before it gives up.
 _PORT_TRIES = 5
 

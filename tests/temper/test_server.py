@@ -272,3 +272,28 @@ def test_server_log_survives_where_it_was_asked_for(toy_repository: Path, tmp_pa
         assert not server._gave_up()
     assert "a life ago" in log.read_text()
     assert "OpenVINO" in log.read_text()
+
+
+def test_restart_waits_for_a_port_that_is_taken_for_a_moment(
+    toy_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a client that connects from it to itself while nobody listens there."""
+    with TritonServer(toy_repository) as server:
+        port = int(server.grpc_url.rpartition(":")[2])
+        server.stop()
+        taken = socket.create_server(("127.0.0.1", port))
+        begin, failed = server.start, list[str]()
+
+        def start() -> TritonServer:
+            try:
+                return begin()
+            except ServerError as error:
+                failed.append(str(error))
+                taken.close()
+                raise
+
+        monkeypatch.setattr(server, "start", start)
+        server.restart()
+        assert len(failed) == 1 and "already in use" in failed[0]
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            assert client.is_server_ready()
