@@ -20,9 +20,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --di
 test: $(READY)  ## every test that this machine can run
 	$(PYTEST)
 
-# Int8 once more, as on a CPU without VNNI: the variables are explained in builder/isa.py. Where AVX2 is all that there
+# Int8 once more, as on a CPU without VNNI: the variables are explained in builder/engines/isa.py. Where AVX2 is all that there
 # is, that is what `make test` does.
-BEST_ISA = $(shell $(BIN)/python -c "from builder.isa import instruction_set; print(instruction_set(environment={}))")
+BEST_ISA = $(shell $(BIN)/python -c "from temper.builder.engines.isa import instruction_set; print(instruction_set(environment={}))")
 test-avx2: $(READY)  ## the int8 tests, with OpenVINO held to AVX2
 	@if [ "$(BEST_ISA)" = avx2 ]; then \
 		echo "test-avx2: left out: AVX2 is the best of this CPU, so 'make test' runs the int8 tests at it"; \

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import interleave, random_images, ratio, resnet50_repository, write_results
-from client import Client
-from client.load import LoadConfig, run_closed_loop
-from client.robustness import AttackConfig, attack
-from temper.server import TritonServer
+from temper.client import Client
+from temper.client.load import LoadConfig, run_closed_loop
+from temper.client.robustness import AttackConfig, attack
+from temper.serve.server import TritonServer
 
 _MODEL = "resnet50_int8"
 _CONCURRENCY = 4

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from builder.sample import Sample
+    from benchmarks.sample import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
@@ -35,10 +35,10 @@ _MODELS = {
 
 def resnet50_repository() -> Path:
     """A model repository with ResNet-50 at 224x224: fp32 run in f32 and bf16; int8 in two instances and in one."""
-    from builder.export import export_onnx
-    from builder.model import ModelConfig, build_model
-    from builder.publish import publish
-    from builder.quantize import QuantizeConfig, quantize_onnx
+    from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
+    from temper.builder.network.export import export_onnx
+    from temper.builder.network.resnet import ModelConfig, build_model
+    from temper.builder.publish.entry import publish
 
     fp32, int8 = CACHE / "fp32" / "model.onnx", CACHE / "int8" / "model.onnx"
     if not int8.exists():
@@ -71,8 +71,8 @@ def publish_sample(folder: Path, models: Mapping[str, Mapping[str, Any]]) -> Sam
         folder: Receives the repository, and the ONNX file beside it.
         models: Per name, what differs from an entry of one instance and batches of 32: arguments of `publish`.
     """
-    from builder.publish import publish
-    from builder.sample import make_sample
+    from benchmarks.sample import make_sample
+    from temper.builder.publish.entry import publish
 
     sample = make_sample()
     sample.export(folder / "model.onnx")
@@ -175,7 +175,7 @@ def run_perf_analyzer(url: str, model: str, concurrency: int, *, window_s: float
 
 def results_file(name: str, folder: Path = RESULTS) -> Path:
     """Return `<name>.json`; where another kind of CPU measured that one, which stays, `<name>.avx2.json` or so."""
-    from temper.machine import machine
+    from temper.host.machine import machine
 
     file, flags = folder / f"{name}.json", machine()["flags"]
     if file.exists() and json.loads(file.read_text())["machine"]["flags"] != flags:
@@ -191,7 +191,7 @@ def measured_before(name: str) -> dict[str, Any]:
 
 def write_results(name: str, results: Mapping[str, Any], folder: Path = RESULTS) -> None:
     """Write `results_file` with the machine, the versions, the date and the commit."""
-    from temper.machine import machine, versions
+    from temper.host.machine import machine, versions
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     content = {

@@ -17,19 +17,19 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import CACHE, IMAGE_SIZE, ROOT, interleave, random_images, ratio, write_results
-from builder.built import Built
-from builder.data import DataConfig
-from builder.engines import EngineConfig
-from builder.low_rank import LowRankConfig
-from builder.model import ModelConfig
-from builder.quantize import QuantizeConfig
-from builder.train import TrainConfig
-from builder.variant import CompressStage, VariantConfig
-from client.load import LoadConfig, run_closed_loop
+from temper.builder.built import Built
+from temper.builder.compress.low_rank import LowRankConfig
+from temper.builder.compress.quantize import QuantizeConfig
+from temper.builder.compress.variant import CompressStage, VariantConfig
+from temper.builder.data.config import DataConfig
+from temper.builder.engines.config import EngineConfig
+from temper.builder.network.resnet import ModelConfig
+from temper.builder.network.train import TrainConfig
+from temper.client.load import LoadConfig, run_closed_loop
 from temper.progress import Display
-from temper.recipe import Recipe, load_recipe
-from temper.server import TritonServer
-from temper.workflow import build_recipe, run_recipe
+from temper.run.recipe import Recipe, load_recipe
+from temper.run.workflow import build_recipe, run_recipe
+from temper.serve.server import TritonServer
 
 _INT8 = CompressStage(quantize=QuantizeConfig(method="max"))
 _HALF = CompressStage(low_rank=LowRankConfig(method="tucker", flops=0.5))

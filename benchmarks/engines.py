@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="*", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--small", action="store_true", help=f"only {' and '.join(_SMALL)}")
     options = parser.parse_args()
-    from builder.model import ARCHITECTURES
+    from temper.builder.network.resnet import ARCHITECTURES
 
     archs = options.arch or (_SMALL if options.small else ARCHITECTURES)
     print(f"{'network':<18}{'precision':<10}{'MB':>7}{'seconds':>9}  quantised, kept high, residual Adds")
@@ -53,9 +53,9 @@ def main() -> None:
 
 def build_all(arch: str, precisions: tuple[str, ...]) -> list[dict[str, Any]]:
     """Builds one network in every precision; an error is a row, not the end."""
-    from builder.errors import BuilderError
-    from builder.export import export_onnx
-    from builder.model import ModelConfig, build_model
+    from temper.builder.errors import BuilderError
+    from temper.builder.network.export import export_onnx
+    from temper.builder.network.resnet import ModelConfig, build_model
 
     config = ModelConfig(arch=arch)
     rows = []
@@ -86,10 +86,11 @@ def _calm(network: nn.Module) -> nn.Module:
 
 
 def _build(folder: Path, precision: str) -> dict[str, Any]:
-    from builder.audit import audit_qdq
-    from builder.cast import CastConfig, cast_onnx
-    from builder.engines import EngineConfig, build_engine
-    from builder.quantize import QuantizeConfig, quantize_onnx
+    from temper.builder.compress.cast import CastConfig, cast_onnx
+    from temper.builder.compress.qdq import audit_qdq
+    from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
+    from temper.builder.engines.build import build_engine
+    from temper.builder.engines.config import EngineConfig
 
     source, audit = folder / "fp32.onnx", None
     images = photographs(_NUM_CALIBRATION)

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, measured_before, publish_sample, write_results
-from temper.server import TritonServer
+from temper.serve.server import TritonServer
 
 _MODEL = "digits"
 _WRITE_EVERY = 50
-_CODE = "import sys; sys.path.insert(0, {path!r}); from temper.cli import main; main()"
+_CODE = "import sys; sys.path.insert(0, {path!r}); from temper.cli.main import main; main()"
 
 
 def main() -> None:

@@ -15,14 +15,14 @@ import numpy as np
 from benchmarks.common import CACHE, ROOT, write_results
 
 if TYPE_CHECKING:
-    from builder.built import Built
+    from temper.builder.built import Built
 
 RANGES = {"full": False, "reduced": True, "auto": "auto"}
 
 
 def main() -> None:
     """Build, print and write."""
-    from builder.isa import instruction_set
+    from temper.builder.engines.isa import instruction_set
 
     best = instruction_set()
     print(f"best here: {best}. accuracy: exact, AVX2, best; changed and rms: AVX2, best, best to AVX2")
@@ -38,11 +38,11 @@ def main() -> None:
 
 def build() -> list[Built]:
     """Publishes the demo's float32 network, and int8 with each way to choose the range."""
-    from builder.quantize import QuantizeConfig
-    from builder.variant import CompressStage, VariantConfig
+    from temper.builder.compress.quantize import QuantizeConfig
+    from temper.builder.compress.variant import CompressStage, VariantConfig
     from temper.progress import Display
-    from temper.recipe import load_recipe
-    from temper.workflow import build_recipe
+    from temper.run.recipe import load_recipe
+    from temper.run.workflow import build_recipe
 
     recipe = load_recipe(ROOT / "recipes" / "digits.toml")
     variants = [VariantConfig(name="fp32")]
@@ -57,9 +57,9 @@ def build() -> list[Built]:
 
 def measure(built: Built) -> dict[str, Any]:
     """Returns a variant's accuracy, and how far its answers and logits are apart, each by instruction set."""
-    from builder.export import compare_logits, run_onnx
-    from builder.isa import AVX2_ONLY
-    from builder.saturation import run_openvino, weight_bits
+    from temper.builder.compress.saturation import run_openvino, weight_bits
+    from temper.builder.engines.isa import AVX2_ONLY
+    from temper.builder.network.export import compare_logits, run_onnx
 
     graph: Path = built.path / "model.onnx"
     images, labels = np.load(built.test_images), np.load(built.test_labels)

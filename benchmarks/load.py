@@ -20,8 +20,8 @@ from benchmarks.common import (
     run_perf_analyzer,
     write_results,
 )
-from client.load import LoadConfig, run_closed_loop
-from temper.server import TritonServer
+from temper.client.load import LoadConfig, run_closed_loop
+from temper.serve.server import TritonServer
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import interleave, publish_sample, write_results
-from builder.serving import ServingConfig
-from client.load import LoadConfig, run_closed_loop, run_open_loop
-from temper.server import TritonServer
+from temper.builder.publish.serving import ServingConfig
+from temper.client.load import LoadConfig, run_closed_loop, run_open_loop
+from temper.serve.server import TritonServer
 
 _TIMES = 3.0
 _ENTRIES = {

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import interleave, random_images, ratio, resnet50_repository, write_results
-from client.load import LoadConfig, run_closed_loop
-from temper.server import TritonServer
+from temper.client.load import LoadConfig, run_closed_loop
+from temper.serve.server import TritonServer
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def _in_process(file: Path, concurrency: int, seconds: float) -> dict[str, Calla
 def _openvino(file: Path, streams: int, batch: int, seconds: float) -> Callable[[], dict[str, float]]:
     import openvino as ov
 
-    from builder.engines.openvino import open_core
+    from temper.builder.engines.openvino import open_core
 
     options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": str(streams)}
     compiled = open_core().compile_model(str(file), "CPU", options)

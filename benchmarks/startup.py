@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import CACHE, interleave, random_images, resnet50_repository, write_results
-from client import Client
-from client.load import LoadConfig, run_closed_loop
-from client.robustness import AttackConfig, attack
-from temper.server import TritonServer
+from temper.client import Client
+from temper.client.load import LoadConfig, run_closed_loop
+from temper.client.robustness import AttackConfig, attack
+from temper.serve.server import TritonServer
 
 _MODEL = "resnet50_int8"
 

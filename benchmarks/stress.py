@@ -65,7 +65,7 @@ def main() -> None:
 
 def _measure(client: Path, seconds: float, without: list[str]) -> dict[str, Any]:
     """Run one client's share and return its row."""
-    from temper.server import TritonServer
+    from temper.serve.server import TritonServer
 
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     deaths: list[str] = []
@@ -165,7 +165,7 @@ class _Tally:
 
 
 def _use_sync(url: str, draw: random.Random, tally: _Tally) -> None:
-    from client import Client
+    from temper.client import Client
 
     while not tally.over():
         try:
@@ -178,7 +178,7 @@ def _use_sync(url: str, draw: random.Random, tally: _Tally) -> None:
 
 
 async def _use_async(url: str, draw: random.Random, tally: _Tally) -> None:
-    from client import AsyncClient
+    from temper.client import AsyncClient
 
     async def one(client: AsyncClient) -> None:
         for _ in range(_USES_PER_CLIENT):

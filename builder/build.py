@@ -20,24 +20,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from builder.artifacts import Artifact, Store
-from builder.built import Built, Snapshot, StageReport
-from builder.data import LABELS_FILE
-from builder.engines import EngineConfig, EngineKind
-from builder.files import sha256_file
-from builder.names import read_labels
-from builder.serving import ServingConfig
-from builder.variant import GRAPH_STEPS, CompressStage, VariantConfig
+from temper.builder.built import Built, Snapshot, StageReport
+from temper.builder.compress.variant import GRAPH_STEPS, CompressStage, VariantConfig
+from temper.builder.contract import GRAPH_FILE, LABELS_FILE
+from temper.builder.engines.config import EngineConfig, EngineKind
+from temper.builder.names import read_labels
+from temper.builder.publish.serving import ServingConfig
+from temper.builder.store.artifacts import Artifact, Store
+from temper.builder.store.files import sha256_file
 
 if TYPE_CHECKING:
-    from builder.cast import CastConfig
-    from builder.data import DataConfig
-    from builder.model import ModelConfig
-    from builder.quantize import QuantizeConfig
-    from builder.stages import Setting
-    from builder.train import TrainConfig
+    from temper.builder.compress.cast import CastConfig
+    from temper.builder.compress.quantize import QuantizeConfig
+    from temper.builder.data.config import DataConfig
+    from temper.builder.network.resnet import ModelConfig
+    from temper.builder.network.train import TrainConfig
+    from temper.builder.stages import Setting
 
-GRAPH_FILE = "model.onnx"
 _PACKAGES = (
     "temper",
     "torch",
@@ -164,8 +163,8 @@ class _Build:
         self.members: set[str] = set()
 
     def run(self, variants: Sequence[VariantConfig]) -> list[Built]:
-        from builder.engines import pick_engine
-        from builder.weights import check_weights_file
+        from temper.builder.engines.build import pick_engine
+        from temper.builder.network.weights import check_weights_file
 
         kind, why = pick_engine(self.engine)
         if self.model.checkpoint is not None:  # before the minutes that the images may take
@@ -200,12 +199,12 @@ class _Build:
 
     def _setting(self) -> Setting:
         # builder.stages brings torch along: seconds that a run which reuses everything should not cost.
-        from builder.stages import Setting
+        from temper.builder.stages import Setting
 
         return Setting(data=self.data, model=self.model, train=self.train)
 
     def _prepare_data(self) -> _Done:
-        from builder.data import describe_data, fingerprint_data, prepare_data
+        from temper.builder.data.prepare import describe_data, fingerprint_data, prepare_data
 
         return self._stage(
             "data",
@@ -221,7 +220,7 @@ class _Build:
         content = sha256_file(checkpoint) if checkpoint is not None else None
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from builder.stages import make_weights
+            from temper.builder.stages import make_weights
 
             return make_weights(self._setting(), data, folder, view)
 
@@ -236,7 +235,7 @@ class _Build:
 
     def _export(self, data: Artifact, weights: Artifact, label: str) -> _Done:
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from builder.stages import export_graph
+            from temper.builder.stages import export_graph
 
             return export_graph(self._setting(), data, weights, folder)
 
@@ -271,7 +270,7 @@ class _Build:
         timed = step.prune is not None and step.prune.latency is not None
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from builder.stages import compress_network
+            from temper.builder.stages import compress_network
 
             return compress_network(self._setting(), step, engine, data, original, before, folder, view)
 
@@ -304,7 +303,7 @@ class _Build:
             key = {"quantize": config, "openvino": _package_version("openvino")}
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from builder.stages import quantize_graph, train_quantized
+            from temper.builder.stages import quantize_graph, train_quantized
 
             if trained:
                 return train_quantized(self._setting(), config, data, original, network, graph, folder, view)
@@ -323,7 +322,7 @@ class _Build:
         data, graph = chain.data, chain.graph
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from builder.stages import cast_graph
+            from temper.builder.stages import cast_graph
 
             return cast_graph(config, data, graph, folder)
 
@@ -340,7 +339,7 @@ class _Build:
         timing_cache = self.store.root / "timing.cache"
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from builder import stages
+            from temper.builder import stages
 
             sparse = {"sparsity": stages.check_sparse(graph)} if variant.is_sparse else {}
             module = stages.served_module(self._setting(), data, network) if from_torch else None
@@ -361,7 +360,7 @@ class _Build:
         )
 
     def _publish(self, chain: _Chain, why: str) -> Built:
-        from builder.publish import publish
+        from temper.builder.publish.entry import publish
 
         kind, data, engine = chain.kind, chain.data, chain.done[-1].artifact
         labels = read_labels(data.path / LABELS_FILE)
@@ -407,7 +406,7 @@ class _Build:
         )
 
     def _publish_ensemble(self, variant: VariantConfig, members: list[Built]) -> Built:
-        from builder.ensemble import publish_ensemble
+        from temper.builder.publish.ensemble import publish_ensemble
 
         first = members[0]
         labels = read_labels(first.data.path / LABELS_FILE)
@@ -478,7 +477,7 @@ def _planned(variant: VariantConfig, kind: EngineKind) -> list[CompressStage]:
 
     Its networks are strongly typed, so a layer left in float32 would run in float32.
     """
-    from builder.cast import CastConfig
+    from temper.builder.compress.cast import CastConfig
 
     steps = list(variant.compress)
     if kind != "openvino" and steps and steps[-1].quantize is not None:

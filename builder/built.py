@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.data import TEST_IMAGES_FILE, TEST_LABELS_FILE
+from temper.builder.contract import TEST_IMAGES_FILE, TEST_LABELS_FILE
 
 if TYPE_CHECKING:
-    from builder.artifacts import Artifact
-    from builder.engines import EngineKind
+    from temper.builder.engines.config import EngineKind
+    from temper.builder.store.artifacts import Artifact
 
 
 @dataclass(frozen=True)

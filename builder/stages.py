@@ -11,29 +11,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from builder.build import GRAPH_FILE
-from builder.data import CALIBRATION_IMAGES_FILE, LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE, load_train
-from builder.model import build_model
-from builder.names import read_labels
-from builder.network import NETWORK_FILE, count_network, load_network, save_network
-from builder.steps import StepContext
-from builder.train import WEIGHTS_FILE, finetune
+from temper.builder.compress.step import StepContext
+from temper.builder.contract import (
+    CALIBRATION_IMAGES_FILE,
+    GRAPH_FILE,
+    LABELS_FILE,
+    NETWORK_FILE,
+    REFERENCE_FILE,
+    TEST_IMAGES_FILE,
+    TEST_LABELS_FILE,
+    WEIGHTS_FILE,
+)
+from temper.builder.data.prepare import load_train
+from temper.builder.names import read_labels
+from temper.builder.network.files import count_network, load_network, save_network
+from temper.builder.network.resnet import build_model
+from temper.builder.network.train import finetune
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from builder.artifacts import Artifact
-    from builder.cast import CastConfig
-    from builder.data import DataConfig
-    from builder.engines import EngineConfig, EngineKind
-    from builder.latency import CompareLatency
-    from builder.model import ModelConfig
-    from builder.quantize import QuantizeConfig
-    from builder.train import TrainConfig
-    from builder.variant import CompressStage, VariantConfig
+    from temper.builder.compress.cast import CastConfig
+    from temper.builder.compress.quantize import QuantizeConfig
+    from temper.builder.compress.variant import CompressStage, VariantConfig
+    from temper.builder.data.config import DataConfig
+    from temper.builder.engines.config import EngineConfig, EngineKind
+    from temper.builder.engines.latency import CompareLatency
+    from temper.builder.network.resnet import ModelConfig
+    from temper.builder.network.train import TrainConfig
+    from temper.builder.store.artifacts import Artifact
 
-REFERENCE_FILE = "reference_logits.npy"
 NUM_VERIFY = 64
 _HELD_OUT_SHARE = 0.1
 _MAX_HELD_OUT = 1000
@@ -108,7 +116,7 @@ def compress_network(
 
 
 def _compare_latency(setting: Setting, engine: tuple[EngineKind, EngineConfig]) -> CompareLatency:
-    from builder.latency import compare_in_engine
+    from temper.builder.engines.latency import compare_in_engine
 
     size, mean, std = setting.data.image_size, setting.model.mean, setting.model.std
     return compare_in_engine(*engine, image_size=size, mean=mean, std=std)
@@ -142,7 +150,7 @@ def step_context(
 
 def export_graph(setting: Setting, data: Artifact, weights: Artifact, folder: Path) -> dict[str, Any]:
     """Exports the network, compares the graph with PyTorch, and keeps PyTorch's logits for the engine's turn."""
-    from builder.export import Served, export_onnx, predict, verify_onnx
+    from temper.builder.network.export import Served, export_onnx, predict, verify_onnx
 
     network = open_network(setting, data, weights)
     size, mean, std = setting.data.image_size, setting.model.mean, setting.model.std
@@ -157,8 +165,8 @@ def quantize_graph(
     config: QuantizeConfig, data: Artifact, graph: Artifact, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Quantises a graph after training, checks where its Q/DQ pairs are, and compares it with float32."""
-    from builder.quantize import quantize_onnx
-    from builder.saturation import reduce_weights, settle_range
+    from temper.builder.compress.quantize import quantize_onnx
+    from temper.builder.compress.saturation import reduce_weights, settle_range
 
     source, target = graph.path / GRAPH_FILE, folder / GRAPH_FILE
     calibration = images_of(data, CALIBRATION_IMAGES_FILE)
@@ -166,7 +174,7 @@ def quantize_graph(
     def quantize(config: QuantizeConfig) -> dict[str, Any]:
         if config.max_loss is None:
             return quantize_onnx(source, target, calibration, config, progress)
-        from builder.sensitivity import quantize_within
+        from temper.builder.compress.sensitivity import quantize_within
 
         return quantize_within(source, target, calibration, config, progress)
 
@@ -193,7 +201,7 @@ def train_quantized(
     progress: Progress,
 ) -> dict[str, Any]:
     """Trains a network with its quantisers, and checks the graph as one that was quantised after training."""
-    from builder.qat import QatConfig, run_qat
+    from temper.builder.compress.qat import QatConfig, run_qat
 
     context = step_context(setting, data, original, folder, progress)
     schedule = QatConfig(
@@ -209,9 +217,9 @@ def train_quantized(
 def _check_quantized(
     config: QuantizeConfig, data: Artifact, graph: Artifact, target: Path, kept_high: list[str]
 ) -> dict[str, Any]:
-    from builder.audit import audit_qdq
-    from builder.export import compare_logits, run_onnx
-    from builder.saturation import weight_bits
+    from temper.builder.compress.qdq import audit_qdq
+    from temper.builder.compress.saturation import weight_bits
+    from temper.builder.network.export import compare_logits, run_onnx
 
     images = images_of(data, TEST_IMAGES_FILE)[:NUM_VERIFY]
     audit = audit_qdq(target, config.precision, kept_high=kept_high).to_json()
@@ -221,7 +229,7 @@ def _check_quantized(
 
 def cast_graph(config: CastConfig, data: Artifact, graph: Artifact, folder: Path) -> dict[str, Any]:
     """Converts what is float32 in a graph to a half-precision type."""
-    from builder.cast import cast_onnx
+    from temper.builder.compress.cast import cast_onnx
 
     images = images_of(data, CALIBRATION_IMAGES_FILE)[:NUM_VERIFY]
     return cast_onnx(graph.path / GRAPH_FILE, folder / GRAPH_FILE, images, config)
@@ -229,14 +237,14 @@ def cast_graph(config: CastConfig, data: Artifact, graph: Artifact, folder: Path
 
 def check_sparse(graph: Artifact) -> dict[str, Any]:
     """Checks the 2:4 pattern in the graph that the engine is made from."""
-    from builder.sparsify import check_2_4
+    from temper.builder.compress.sparsify import check_2_4
 
     return check_2_4(graph.path / GRAPH_FILE).to_json()
 
 
 def served_module(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:
     """Loads a network behind its preprocessing: uint8 [N, S, S, 3] to logits."""
-    from builder.export import Served
+    from temper.builder.network.export import Served
 
     return Served(open_network(setting, data, weights), mean=setting.model.mean, std=setting.model.std)
 
@@ -253,7 +261,7 @@ def build_engine_file(
     module: nn.Module | None,
 ) -> dict[str, Any]:
     """Builds the engine and compares it with PyTorch's logits where it runs here."""
-    from builder.engines import AgreementLimits, build_engine
+    from temper.builder.engines.build import AgreementLimits, build_engine
 
     return build_engine(
         kind,

@@ -12,43 +12,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from client.aio import AsyncClient as AsyncClient
-    from client.client import Client as Client
-    from client.errors import (
+    from temper.client.aio import AsyncClient as AsyncClient
+    from temper.client.client import Client as Client
+    from temper.client.errors import (
         ClientError as ClientError,
     )
-    from client.errors import (
+    from temper.client.errors import (
         DeadlineExceeded as DeadlineExceeded,
     )
-    from client.errors import (
+    from temper.client.errors import (
         ImageError as ImageError,
     )
-    from client.errors import (
+    from temper.client.errors import (
         InvalidRequest as InvalidRequest,
     )
-    from client.errors import (
+    from temper.client.errors import (
         ModelNotFound as ModelNotFound,
     )
-    from client.errors import (
+    from temper.client.errors import (
         NonFiniteOutput as NonFiniteOutput,
     )
-    from client.errors import (
+    from temper.client.errors import (
         Overloaded as Overloaded,
     )
-    from client.errors import (
+    from temper.client.errors import (
         ServerError as ServerError,
     )
-    from client.errors import (
+    from temper.client.errors import (
         ServerUnavailable as ServerUnavailable,
     )
-    from client.errors import (
+    from temper.client.errors import (
         ShortOutput as ShortOutput,
     )
-    from client.errors import (
+    from temper.client.errors import (
         VersionChanged as VersionChanged,
     )
-    from client.model import ModelInfo as ModelInfo
-    from client.model import ServerStatistics as ServerStatistics
+    from temper.client.model import ModelInfo as ModelInfo
+    from temper.client.model import ServerStatistics as ServerStatistics
 
 _ERRORS = (
     "ClientError",
@@ -64,17 +64,17 @@ _ERRORS = (
     "VersionChanged",
 )
 _HOMES = {
-    "AsyncClient": "client.aio",
-    "Client": "client.client",
-    "ModelInfo": "client.model",
-    "ServerStatistics": "client.model",
-    **dict.fromkeys(_ERRORS, "client.errors"),
+    "AsyncClient": "temper.client.aio",
+    "Client": "temper.client.client",
+    "ModelInfo": "temper.client.model",
+    "ServerStatistics": "temper.client.model",
+    **dict.fromkeys(_ERRORS, "temper.client.errors"),
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
-        raise AttributeError(f"module 'client' has no attribute {name!r}")
+        raise AttributeError(f"module 'temper.client' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 

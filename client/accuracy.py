@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.errors import NonFiniteOutput
-from client.retry import RetryPolicy, open_model
-from client.scores import (
+from temper.client.errors import NonFiniteOutput
+from temper.client.retry import RetryPolicy, open_model
+from temper.client.scores import (
     Float32Array,
     Infer,
     Int64Array,
@@ -22,7 +22,7 @@ from client.scores import (
     check_scores,
     finite_rows,
 )
-from client.stats import BoolArray, Proportion, proportion, proportion_per_class
+from temper.client.stats import BoolArray, Proportion, proportion, proportion_per_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class AccuracyResult:
     per_class: dict[int, Proportion]
     """the same figures by class index, for the classes that occur"""
     correct: BoolArray
-    """bool [num_images], in the order of the images; compare two variants with `client.stats.compare_paired`"""
+    """bool [num_images], in the order of the images; compare two variants with `stats.compare_paired`"""
     answers: Int64Array
     """int64 [num_images], the class answered; -1 where the answer was no score"""
 

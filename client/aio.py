@@ -1,4 +1,4 @@
-"""The asyncio twin of `client.client`; what the two share is in `protocol.py` and `wire.py`."""
+"""The asyncio twin of `temper.client.client`; what the two share is in `protocol.py` and `wire.py`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client import protocol, wire
-from client.aio_streaming import Batches, Stream
-from client.calls import AsyncCalls, closed
-from client.client import MAX_IN_FLIGHT
-from client.errors import (
+from temper.client import protocol, wire
+from temper.client.aio_streaming import Batches, Stream
+from temper.client.calls import AsyncCalls, closed
+from temper.client.client import MAX_IN_FLIGHT
+from temper.client.errors import (
     ClientError,
     DeadlineExceeded,
     ModelNotFound,
@@ -24,7 +24,7 @@ from client.errors import (
     ServerUnavailable,
     VersionChanged,
 )
-from client.model import ModelInfo, ServerStatistics
+from temper.client.model import ModelInfo, ServerStatistics
 
 
 class AsyncClient:

@@ -1,4 +1,4 @@
-"""The asyncio twin of `client.streaming`."""
+"""The asyncio twin of `temper.client.streaming`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client import protocol, wire
-from client.calls import AsyncCalls, closed
-from client.model import ModelInfo
-from client.streaming import check_response
+from temper.client import protocol, wire
+from temper.client.calls import AsyncCalls, closed
+from temper.client.model import ModelInfo
+from temper.client.streaming import check_response
 
 Batches = Iterable[npt.NDArray[Any]] | AsyncIterable[npt.NDArray[Any]]
 _POLL_S = 0.05

@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent import futures
 from typing import Any, Protocol
 
-from client import wire
-from client.errors import ClientError, ServerUnavailable
+from temper.client import wire
+from temper.client.errors import ClientError, ServerUnavailable
 
 # Unanswered at once: of a `Client` all calls, of an `AsyncClient` those that nobody waits for any more.
 MAX_CALLS = 64

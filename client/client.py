@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client import protocol, wire
-from client.calls import Calls
-from client.errors import (
+from temper.client import protocol, wire
+from temper.client.calls import Calls
+from temper.client.errors import (
     ClientError,
     DeadlineExceeded,
     ModelNotFound,
@@ -21,8 +21,8 @@ from client.errors import (
     ServerUnavailable,
     VersionChanged,
 )
-from client.model import ModelInfo, ServerStatistics
-from client.streaming import Stream
+from temper.client.model import ModelInfo, ServerStatistics
+from temper.client.streaming import Stream
 
 # Pieces of one call that are on the way at once: enough to keep two instances of a model fed.
 MAX_IN_FLIGHT = 8

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import imaging.errors
-from client.errors import ImageError
-from imaging.read import read_image
+from temper.client.errors import ImageError
+from temper.imaging import errors as imaging_errors
+from temper.imaging.read import read_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,11 @@ def load_image(path: Path | str, height: int, width: int) -> npt.NDArray[np.uint
         uint8 [height, width, 3].
 
     Raises:
-        ImageError: The file is missing, no such image, damaged, or larger than `imaging.formats.max_pixels`.
+        ImageError: The file is missing, no such image, damaged, or larger than `formats.max_pixels`.
     """
     try:
         return read_image(path, height, width)
-    except imaging.errors.ImageError as error:
+    except imaging_errors.ImageError as error:
         raise ImageError(str(error)) from error
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client import wire
-from client.errors import (
+from temper.client import wire
+from temper.client.errors import (
     ClientError,
     InvalidRequest,
     ModelNotFound,
@@ -23,8 +23,8 @@ from client.errors import (
     ShortOutput,
     VersionChanged,
 )
-from client.model import DTYPES, ModelInfo, ServerStatistics
-from client.wire import pb
+from temper.client.model import DTYPES, ModelInfo, ServerStatistics
+from temper.client.wire import pb
 
 # Times that a call is made when a promotion makes its answers useless.
 MAX_CALLS = 3

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.errors import (
+from temper.client.errors import (
     ClientError,
     DeadlineExceeded,
     ModelNotFound,
@@ -25,8 +25,8 @@ from client.errors import (
     Overloaded,
     ServerUnavailable,
 )
-from client.model import ModelInfo
-from client.scores import Float32Array, Infer, UInt8Array
+from temper.client.model import ModelInfo
+from temper.client.scores import Float32Array, Infer, UInt8Array
 
 _TRANSIENT = (ServerUnavailable, DeadlineExceeded, Overloaded)
 # Answers before a server that shed a request is asked several things at once again; a few more are shed then.
@@ -160,7 +160,7 @@ async def open_model(
         What the server says of the model, and the model.
     """
     # Here, because the seam itself needs no gRPC.
-    from client.aio import AsyncClient
+    from temper.client.aio import AsyncClient
 
     async with AsyncClient(url, timeout_s=timeout_s) as client:
         info = await client.model_info(model, version)

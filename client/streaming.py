@@ -1,7 +1,7 @@
 """The synchronous bidirectional stream: bounded, in order, with a deadline for every answer.
 
 It is never cancelled: when its caller stops, the requests end, the answers on the way are dropped, and the
-server's status ends its threads; `client.calls` says why.
+server's status ends its threads; `temper.client.calls` says why.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client import protocol, wire
-from client.calls import Calls, closed
-from client.errors import ClientError, ServerUnavailable
-from client.model import ModelInfo
+from temper.client import protocol, wire
+from temper.client.calls import Calls, closed
+from temper.client.errors import ClientError, ServerUnavailable
+from temper.client.model import ModelInfo
 
 _POLL_S = 0.05
 

@@ -1,6 +1,6 @@
 """The gRPC edge: the only file that imports grpc and Triton's generated messages, both untyped.
 
-Everything above it sees typed functions, bytes, protobuf messages as `Any`, and errors of `client.errors`. The raw
+Everything above it sees typed functions, bytes, protobuf messages as `Any`, and errors of `errors.py`. The raw
 service is used instead of `tritonclient.grpc.InferenceServerClient`, which copies every tensor twice and hides the
 bytes; messages may be as large as protobuf allows, both ways.
 """
@@ -16,7 +16,7 @@ import grpc.aio  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from tritonclient.grpc import service_pb2  # type: ignore[import-untyped]  # tritonclient ships no types
 
-from client.errors import (
+from temper.client.errors import (
     ClientError,
     DeadlineExceeded,
     InvalidRequest,

@@ -12,7 +12,7 @@ COPY recipes /opt/temper/recipes
 # The image's own Python, because its `tensorrt` must be the one that builds; the embedded server, which alone asks
 # for Python 3.11, is not installed here.
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --ignore-requires-python "/opt/temper[builder]" \
-    && python3 -c "import tensorrt; tensorrt.Builder; import temper.cli"
+    && python3 -c "import tensorrt; tensorrt.Builder; import temper.cli.main"
 
 ENV HOME=/home/temper
 WORKDIR /home/temper

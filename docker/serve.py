@@ -30,9 +30,9 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from backends.temper import artifact
-from temper._launch import CannotHideError, launch
-from temper._stubs import Stubs, read_stat
+from temper.backends.temper import artifact
+from temper.serve._launch import CannotHideError, launch
+from temper.serve._stubs import Stubs, read_stat
 
 _POLL_S = 0.5
 _PF_EXITING = 0x4  # include/linux/sched.h: this thread is on its way out

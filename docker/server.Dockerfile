@@ -11,8 +11,8 @@ RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir -r /tmp/re
 
 # Owned by root: the server cannot change the code that it runs.
 COPY --chown=0:0 --chmod=0555 docker/serve.py /opt/temper/serve.py
-COPY --chown=0:0 temper/_launch.py temper/_stubs.py /opt/temper/temper/
-COPY --chown=0:0 backends/temper/artifact.py /opt/temper/backends/temper/
+COPY --chown=0:0 temper/serve/_launch.py temper/serve/_stubs.py /opt/temper/temper/serve/
+COPY --chown=0:0 backends/temper/artifact.py /opt/temper/temper/backends/temper/
 COPY --chown=0:0 backends/temper /opt/tritonserver/backends/temper
 COPY --chown=0:0 backends/temper_mean /opt/tritonserver/backends/temper_mean
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from imaging.content import name_content
-from imaging.errors import ImageError
-from imaging.formats import EXPECTED, FORMATS, max_bytes, max_pixels, share_of
+from temper.imaging.content import name_content
+from temper.imaging.errors import ImageError
+from temper.imaging.formats import EXPECTED, FORMATS, max_bytes, max_pixels, share_of
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -5,8 +5,8 @@
     ├── ServerError     the embedded tritonserver did not start, or died
     └── WorkflowError   a run could not be finished; what was measured before is kept
 
-The command line prints the message as one line and exits 1, as it does for `builder.errors.BuilderError`
-and `client.errors.ClientError`. Anything else that escapes is a bug of ours.
+The command line prints the message as one line and exits 1, as it does for `temper.builder.errors.BuilderError`
+and `temper.client.errors.ClientError`. Anything else that escapes is a bug of ours.
 """
 
 

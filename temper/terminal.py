@@ -12,7 +12,7 @@ _ODD = re.compile(r"[^ -~\n]")
 def escape(text: str) -> str:
     r"""Returns text in which only line feeds act on a terminal; an escape shows as `\u001b`, which is JSON too."""
     # Here, not at the top: `temper --help` imports nothing of the builder.
-    from builder.names import is_printable
+    from temper.builder.names import is_printable
 
     return _ODD.sub(lambda match: match[0] if is_printable(match[0]) else _escaped(match[0]), text)
 

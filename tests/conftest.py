@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from temper.server import TritonServer
+from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
-    from builder.sample import Sample
+    from benchmarks.sample import Sample
 
 
 # A shell that runs the tests in the background makes them, and every process they start, ignore Ctrl-C.
@@ -46,7 +46,8 @@ def why_no_gpu() -> str | None:
 @cache
 def why_no_engine(kinds: tuple[Literal["tensorrt", "tensorrt-rtx"], ...]) -> str | None:
     """Why none of these kinds runs on this GPU; None when one of them does, or none is asked for."""
-    from builder.engines import compute_capability, why_not
+    from temper.builder.engines.build import why_not
+    from temper.builder.engines.gpu import compute_capability
 
     reasons = [why_not(kind, compute_capability() or "") for kind in kinds]
     return "; ".join(filter(None, reasons)) if reasons and all(reasons) else None
@@ -119,7 +120,7 @@ def ask_http() -> Callable[..., tuple[int, str]]:
 @pytest.fixture(scope="session")
 def sample() -> Sample:
     """A ResNet-18 that reads digits at 32x32, with test images it was not fitted to."""
-    from builder.sample import make_sample
+    from benchmarks.sample import make_sample
 
     return make_sample()
 
@@ -135,7 +136,7 @@ def toy_onnx(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_int8(sample: Sample, toy_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample model in int8, with entropy calibration on 64 images; its 8-bit weights saturate without VNNI."""
-    from builder.quantize import QuantizeConfig, quantize_onnx
+    from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
 
     path = tmp_path_factory.mktemp("toy_int8") / "model.onnx"
     quantize_onnx(toy_onnx, path, sample.calibration[:64], QuantizeConfig())
@@ -145,7 +146,7 @@ def toy_int8(sample: Sample, toy_onnx: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def toy_reduced(toy_int8: Path, toy_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with 7-bit weights: right on every CPU."""
-    from builder.saturation import reduce_weights
+    from temper.builder.compress.saturation import reduce_weights
 
     path = tmp_path_factory.mktemp("toy_reduced") / "model.onnx"
     shutil.copyfile(toy_int8, path)
@@ -157,7 +158,7 @@ def publish_toy(
     repository: Path, sample: Sample, onnx: Path, model: str = "toy_fp32", num_instances: int = 2
 ) -> None:
     """Publish the sample model as the builder would."""
-    from builder.publish import publish
+    from temper.builder.publish.entry import publish
 
     publish(
         repository,

@@ -23,10 +23,10 @@ from typing import Any
 import pytest
 import yaml
 
-from builder.engines.containers import expected_tensorrt
-from builder.ensemble import publish_ensemble
-from builder.publish import publish
-from temper.runtime import environment, find_runtime, lay_out_backends
+from temper.builder.engines.containers import expected_tensorrt
+from temper.builder.publish.ensemble import publish_ensemble
+from temper.builder.publish.entry import publish
+from temper.serve.runtime import environment, find_runtime, lay_out_backends
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
@@ -168,8 +168,8 @@ def test_builder_publishes_where_the_server_reads(recipe: str) -> None:
 KEY = "0123456789_s3cret-KEY"
 # The command where a seccomp profile forbids ptrace.
 NO_PTRACE = """
-import runpy, sys, temper._launch
-temper._launch._libc.ptrace = lambda *_: -1
+import runpy, sys, temper.serve._launch
+temper.serve._launch._libc.ptrace = lambda *_: -1
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -40,7 +40,8 @@ def test_client_needs_neither_torch_nor_builder() -> None:
     absent = ["torch", "torchvision", "modelopt", "onnx", "openvino", "pydantic", "sklearn", "scipy", "builder"]
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
-        "import client, client.load, client.robustness, client.accuracy, client.images, client.stats"
+        "import temper.client\n"
+        "from temper.client import accuracy, images, load, robustness, stats"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -19,7 +19,7 @@ import signal
 
 import pytest
 
-from client.client import Client
+from temper.client.client import Client
 
 SEEN = []
 

@@ -66,7 +66,8 @@ def build(context: Context, kind: str, arch: str, precision: str) -> dict[str, A
         )
         return info | {"path": str(folder / info["file"])}
     if not about.exists():
-        from builder.engines import EngineConfig, build_engine
+        from temper.builder.engines.build import build_engine
+        from temper.builder.engines.config import EngineConfig
 
         folder.mkdir(parents=True, exist_ok=True)
         config = EngineConfig(kind=kind, opt_batch=_opt_batch(batches), max_batch=batches[-1])  # type: ignore[arg-type]  # a kind
@@ -102,7 +103,7 @@ def publish_engine(
     Raises:
         BuilderError: The engine cannot be built.
     """
-    from builder.publish import publish
+    from temper.builder.publish.entry import publish
 
     built = build(context, kind, arch, precision)
     batches = [batch for batch in sorted(context.batches or BATCHES) if batch <= (max_batch or batch)]

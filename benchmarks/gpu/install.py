@@ -35,7 +35,7 @@ found = {"pytriton": "yes" if importlib.util.find_spec("pytriton") else "no: not
 for name in ("numpy", "grpc", "tritonclient.grpc", "tritonclient.utils.cuda_shared_memory", "tensorrt_rtx",
              "tensorrt", "cuda.bindings.runtime", "torch", "torchvision", "onnx", "onnxruntime", "pydantic",
              "rich", "PIL", "sklearn.datasets", "pytest", "pytest_asyncio", "pytest_timeout", "temper",
-             "client.client", "builder.publish", "builder.engines"):
+             "temper.client.client", "temper.builder.publish.entry", "temper.builder.engines"):
     try:
         found[name] = getattr(importlib.import_module(name), "__version__", "") or "yes"
     except Exception as error:

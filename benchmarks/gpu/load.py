@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 from benchmarks.gpu.processor import CpuMeter
-from client.client import Client
-from client.errors import ClientError
-from client.load.processes import LoadProcesses
-from client.load.worker import Job
-from client.model import ModelInfo, ServerStatistics
+from temper.client.client import Client
+from temper.client.errors import ClientError
+from temper.client.load.processes import LoadProcesses
+from temper.client.load.worker import Job
+from temper.client.model import ModelInfo, ServerStatistics
 
 _GO_DELAY_S = 0.1
 _TIMEOUT_S = 30.0

@@ -59,7 +59,7 @@ def build_network(arch: str) -> nn.Module:
     import torch
     from torch import nn
 
-    from builder.model import ModelConfig, build_model
+    from temper.builder.network.resnet import ModelConfig, build_model
 
     network = build_model(ModelConfig(arch=arch), NUM_CLASSES)
     with torch.no_grad():
@@ -79,8 +79,8 @@ def build_network(arch: str) -> nn.Module:
 
 def serve(network: nn.Module) -> nn.Module:
     """Returns a network behind its preprocessing: uint8 [N, S, S, 3] to float32 logits [N, classes]."""
-    from builder.export import Served
-    from builder.model import ModelConfig
+    from temper.builder.network.export import Served
+    from temper.builder.network.resnet import ModelConfig
 
     config = ModelConfig()
     return Served(network, mean=config.mean, std=config.std).eval()
@@ -106,10 +106,10 @@ def make_graph(arch: str, precision: str, folder: Path, size: int = IMAGE_SIZE) 
     Raises:
         BuilderError: A step failed.
     """
-    from builder.cast import CastConfig, cast_onnx
-    from builder.export import export_onnx
-    from builder.model import ModelConfig
-    from builder.quantize import QuantizeConfig, quantize_onnx
+    from temper.builder.compress.cast import CastConfig, cast_onnx
+    from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
+    from temper.builder.network.export import export_onnx
+    from temper.builder.network.resnet import ModelConfig
 
     path, source = (folder / f"{arch}-{each}.onnx" for each in (precision, "fp32"))
     if path.exists():

@@ -19,7 +19,7 @@ _PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx", "openvino":
 
 def run(context: Context, results: Results) -> None:
     """Try each kind of engine, the wanted one or both of NVIDIA's, and keep what each says."""
-    from temper.machine import commit, machine, versions
+    from temper.host.machine import commit, machine, versions
 
     results.begin(gpu=device.describe(), machine=machine(), versions=versions() | _torch(), commit=commit())
     kinds = ("tensorrt", "tensorrt-rtx") if context.kind == "auto" else (context.kind,)
@@ -133,15 +133,15 @@ def _torch() -> dict[str, str]:
 def _known_capabilities() -> list[str]:
     import tensorrt_rtx  # type: ignore[import-untyped]  # ships none
 
-    from builder.engines.tensorrt import known_capabilities
+    from temper.builder.engines.tensorrt import known_capabilities
 
     return known_capabilities(tensorrt_rtx)
 
 
 def _load(kind: str, path: Path) -> str:
     """Why the library does not deserialise an engine; "loads" when it does."""
-    from builder.engines.run import LoadedEngine
-    from builder.engines.tensorrt import LIBRARIES
+    from temper.builder.engines.run import LoadedEngine
+    from temper.builder.engines.tensorrt import LIBRARIES
 
     try:
         with LoadedEngine(LIBRARIES[kind], path):

@@ -94,8 +94,8 @@ def serve(
     Raises:
         TemperError: The server does not start; its reason.
     """
-    from client.client import Client
-    from temper.server import TritonServer
+    from temper.client.client import Client
+    from temper.serve.server import TritonServer
 
     batch = min(BATCH, max(context.batches or (BATCH,)))
     if precision is None:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from client import protocol
-from client.model import ModelInfo
-from client.wire import pb
+from temper.client import protocol
+from temper.client.model import ModelInfo
+from temper.client.wire import pb
 
 Transport = Literal["grpc", "system", "cuda"]
 _IN_USE_S = 30.0

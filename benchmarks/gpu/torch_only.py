@@ -23,7 +23,7 @@ from benchmarks.gpu.engines import EAGER, agreement
 from benchmarks.gpu.networks import build_network
 from benchmarks.gpu.pytorch import Reference
 from benchmarks.gpu.timing import Contender, interleave
-from builder.qat import fold_batch_norms
+from temper.builder.compress.qat import fold_batch_norms
 
 _BATCHES = (128, 1)
 # A group is not begun with less.

@@ -1,4 +1,4 @@
-"""Part `training`: images per second of a training step, as builder/train.py takes it and as it could be taken.
+"""Part `training`: images per second of a training step, as builder/network/train.py takes it and otherwise.
 
 The images lie on the GPU, so a row is the step alone; what the data loader delivers is a row of its own. A row is
 three rounds one after the other, and what was allocated at most.
@@ -26,9 +26,9 @@ from torch.nn.utils import parametrize
 
 from benchmarks.gpu.context import IMAGE_SIZE, Context, Results
 from benchmarks.gpu.networks import NUM_CLASSES, build_network, make_images, serve
-from builder import train
-from builder.folder import FolderImages
-from builder.sources import Source, TrainImages
+from temper.builder import train
+from temper.builder.data.folder import FolderImages
+from temper.builder.data.sources import Source, TrainImages
 
 # A row is not begun with less.
 _LEAST_S = 8.0
@@ -127,7 +127,7 @@ class Trainer:
 
     @classmethod
     def create(cls, arch: str, size: int, batch: int, device: str) -> Trainer:
-        """Makes it as `builder.train` would."""
+        """Makes it as `temper.builder.network.train` would."""
         config = train.TrainConfig(epochs=1, batch_size=max(2, batch), learning_rate=_LEARNING_RATE)
         on = torch.device(device)
         served = serve(_network(arch)).to(on)
@@ -159,7 +159,7 @@ class Trainer:
 
     @property
     def half(self) -> torch.dtype | None:
-        """What `builder.train` casts to on this device."""
+        """What `temper.builder.network.train` casts to on this device."""
         return torch.bfloat16 if train._autocasts(self.state.device) else None
 
     def attack(self, num_steps: int, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -251,7 +251,7 @@ def _adversarial(num_steps: int, trainer: Trainer) -> Step:
     return lambda: trainer.step(trainer.attack(num_steps))
 
 
-_OWN, _BLIND = "as builder/train.py", "without waiting for the loss"
+_OWN, _BLIND = "as builder/network/train.py", "without waiting for the loss"
 _QAT = "QAT, torch.fake_quantize on weights and inputs"
 _STEPS: dict[str, Callable[[Trainer], Step]] = {
     _OWN: _own,

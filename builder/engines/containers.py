@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from builder.errors import EngineError
+from temper.builder.errors import EngineError
 
 TENSORRT_OF_RELEASE: dict[str, str] = {
     # tritonserver:26.06-py3 holds TensorRT 11.0 (read inside the image, in a public scan of it of July 2026), and

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from builder.errors import EngineError
+from temper.builder.errors import EngineError
 
 INSPECTION_FILE = "inspection.json"
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")

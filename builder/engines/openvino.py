@@ -7,16 +7,16 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.errors import EngineError
-from builder.export import compare_logits, run_onnx
-from builder.isa import instruction_set
-from builder.triton_config import INPUT_NAME
+from temper.builder.contract import INPUT_NAME
+from temper.builder.engines.isa import instruction_set
+from temper.builder.errors import EngineError
+from temper.builder.network.export import compare_logits, run_onnx
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from builder.engines import EngineConfig
+    from temper.builder.engines.config import EngineConfig
 
 FILE = "model.onnx"
 

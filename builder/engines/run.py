@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 
-from builder.engines.tensorrt import Library, _Logger, load_library
-from builder.errors import EngineError
-from builder.triton_config import INPUT_NAME, OUTPUT_NAME
+from temper.builder.contract import INPUT_NAME, OUTPUT_NAME
+from temper.builder.engines.tensorrt import Library, _Logger, load_library
+from temper.builder.errors import EngineError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

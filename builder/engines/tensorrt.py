@@ -21,17 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.engines.gpu import compute_capability
-from builder.errors import EngineError
-from builder.quiet import quiet_native
-from builder.triton_config import INPUT_NAME
+from temper.builder.contract import INPUT_NAME
+from temper.builder.engines.gpu import compute_capability
+from temper.builder.errors import EngineError
+from temper.builder.quiet import quiet_native
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
-    from builder.engines import EngineConfig
+    from temper.builder.engines.config import EngineConfig
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def build(
     _check_release(config, trt)
     started, known_timings = time.monotonic(), timing_cache is not None and timing_cache.exists()
     if config.frontend == "torch-tensorrt":
-        from builder.engines.torch_tensorrt import compile_module
+        from temper.builder.engines.torch_tensorrt import compile_module
 
         engine = compile_module(
             library,
@@ -143,8 +143,8 @@ def _try(
     info: dict[str, Any],
 ) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
     """Loads the engine on the GPU that is here, inspects it, and runs it on the images."""
-    from builder.engines.inspect import INSPECTION_FILE, audit_engine, check_engine
-    from builder.engines.run import LoadedEngine
+    from temper.builder.engines.inspect import INSPECTION_FILE, audit_engine, check_engine
+    from temper.builder.engines.run import LoadedEngine
 
     with LoadedEngine(library, folder / library.file) as engine:
         layers = engine.inspect()
@@ -376,6 +376,6 @@ def _parser_error(parser: Any) -> str:
 
 def _check_release(config: EngineConfig, trt: Any) -> None:
     if config.triton_release is not None:
-        from builder.engines.containers import check_release
+        from temper.builder.engines.containers import check_release
 
         check_release(config.triton_release, trt.__version__, version_compatible=config.version_compatible)

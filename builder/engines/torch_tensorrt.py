@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.errors import EngineError
-from builder.triton_config import OUTPUT_NAME
+from temper.builder.contract import OUTPUT_NAME
+from temper.builder.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from builder.engines import EngineConfig
-    from builder.engines.tensorrt import Library
+    from temper.builder.engines.config import EngineConfig
+    from temper.builder.engines.tensorrt import Library
 
 
 def compile_module(
@@ -42,7 +42,7 @@ def compile_module(
 
     Args:
         library: TensorRT or TensorRT-RTX.
-        module: uint8 [N, S, S, 3] to float32 logits, a `builder.export.Served`; quantised ones hold ModelOpt's
+        module: uint8 [N, S, S, 3] to float32 logits, an `export.Served`; quantised ones hold ModelOpt's
             quantisers. It is not changed.
         config: The batches and the portability.
         image_shape: (S, S, 3).

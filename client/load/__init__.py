@@ -5,9 +5,9 @@ starting the server. `generator.py` holds the public calls, `processes.py` the l
 `worker.py` what runs in each of them, `histogram.py` keeps latencies in fixed memory. Read `generator.py` first.
 """
 
-from client.load.config import LoadConfig
-from client.load.generator import measure, run_closed_loop, run_open_loop
-from client.load.histogram import Histogram
-from client.load.result import LoadResult
+from temper.client.load.config import LoadConfig
+from temper.client.load.generator import measure, run_closed_loop, run_open_loop
+from temper.client.load.histogram import Histogram
+from temper.client.load.result import LoadResult
 
 __all__ = ["Histogram", "LoadConfig", "LoadResult", "measure", "run_closed_loop", "run_open_loop"]

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client import protocol
-from client.client import Client
-from client.errors import ClientError, InvalidRequest, ServerUnavailable
-from client.load.config import LoadConfig
-from client.load.processes import LoadProcesses
-from client.load.result import LoadResult
-from client.load.tally import Tally
-from client.load.worker import Job
-from client.model import ModelInfo, ServerStatistics
+from temper.client import protocol
+from temper.client.client import Client
+from temper.client.errors import ClientError, InvalidRequest, ServerUnavailable
+from temper.client.load.config import LoadConfig
+from temper.client.load.processes import LoadProcesses
+from temper.client.load.result import LoadResult
+from temper.client.load.tally import Tally
+from temper.client.load.worker import Job
+from temper.client.model import ModelInfo, ServerStatistics
 
 Progress = Callable[[int, int], None]
 

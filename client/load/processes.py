@@ -16,12 +16,13 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from types import TracebackType
 
-from client.errors import ClientError
-from client.load.tally import Tally
-from client.load.worker import Job
+from temper.client.errors import ClientError
+from temper.client.load.tally import Tally
+from temper.client.load.worker import Job
 
-_ROOT = str(Path(__file__).resolve().parents[2])
-_CODE = f"import sys; sys.path.insert(0, {_ROOT!r}); from client.load.worker import main; main(int(sys.argv[1]))"
+_ROOT = str(Path(__file__).absolute().parents[3])
+_START = "from temper.client.load.worker import main; main(int(sys.argv[1]))"
+_CODE = f"import sys; sys.path.insert(0, {_ROOT!r}); {_START}"
 # By default grpcio's own threads wait for the socket and wake ours: five times the context switches and some 40 us
 # more per call (measured on grpcio 1.85). A version that does not know the switch ignores it.
 _ENVIRONMENT = {"GRPC_EXPERIMENTS": "-event_engine_client", "GRPC_VERBOSITY": "NONE"}

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from client import protocol, wire
-from client.errors import ClientError, NonFiniteOutput, ShortOutput
-from client.load.histogram import Histogram
-from client.model import DTYPES, ModelInfo
+from temper.client import protocol, wire
+from temper.client.errors import ClientError, NonFiniteOutput, ShortOutput
+from temper.client.load.histogram import Histogram
+from temper.client.model import DTYPES, ModelInfo
 
 # Durations gathered before they go into the histogram in one vectorised step.
 _CHUNK = 4096

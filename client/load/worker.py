@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from client import wire
-from client.load.tally import Recorder, Tally
-from client.model import ModelInfo
+from temper.client import wire
+from temper.client.load.tally import Recorder, Tally
+from temper.client.model import ModelInfo
 
 _TROUBLE_EVERY_S = 0.2
 # A slot whose connection failed, or whose request was shed, waits before it tries again: a dead server would cost
@@ -57,7 +57,7 @@ class _Control:
     """The worker's end of the pipe; its thread hears "stop" and the parent's death.
 
     After "stop" nothing more is sent; what is on the way has a moment to finish before it is cancelled, for a
-    cancelled call can crash the server (`client.calls`).
+    cancelled call can crash the server (`temper.client.calls`).
     """
 
     def __init__(self, connection: Connection) -> None:

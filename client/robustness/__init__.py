@@ -4,8 +4,8 @@ In scope: black-box attacks on the uint8 image; the harness rounds, clips, count
 Not in scope: attacks that need gradients of the served model. Read `base.py` first, then `harness.py`.
 """
 
-from client.robustness.base import AttackConfig
-from client.robustness.harness import attack, attack_endpoint
-from client.robustness.result import AttackResult, Example
+from temper.client.robustness.base import AttackConfig
+from temper.client.robustness.harness import attack, attack_endpoint
+from temper.client.robustness.result import AttackResult, Example
 
 __all__ = ["AttackConfig", "AttackResult", "Example", "attack", "attack_endpoint"]

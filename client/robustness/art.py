@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.errors import ClientError
-from client.robustness.base import ART_QUERIES_PER_STEP, AttackConfig, write_bounds
-from client.robustness.judge import Judge, to_pixels
-from client.scores import Float32Array, Infer, Int64Array, UInt8Array, check_scores, finite_rows
+from temper.client.errors import ClientError
+from temper.client.robustness.base import ART_QUERIES_PER_STEP, AttackConfig, write_bounds
+from temper.client.robustness.judge import Judge, to_pixels
+from temper.client.scores import Float32Array, Infer, Int64Array, UInt8Array, check_scores, finite_rows
 
 _BLOCK_SIZE = 128
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from client.scores import Float32Array, Int64Array, UInt8Array
+from temper.client.scores import Float32Array, Int64Array, UInt8Array
 
 # ART asks for the image, its loss and the new loss: at the start, and in every iteration.
 ART_QUERIES_PER_STEP = 3

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from client.errors import ClientError
-from client.robustness.base import AttackConfig
-from client.scores import Int64Array, UInt8Array
+from temper.client.errors import ClientError
+from temper.client.robustness.base import AttackConfig
+from temper.client.scores import Int64Array, UInt8Array
 
 FILE_NAME = "finished.jsonl"
 FORMAT = 3

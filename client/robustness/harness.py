@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.accuracy import evaluate
-from client.errors import ClientError
-from client.retry import RetryPolicy, open_model
-from client.robustness.base import Attack, AttackConfig, Slots
-from client.robustness.checkpoint import Checkpoint, build_header, checkpoint_path
-from client.robustness.judge import Judge
-from client.robustness.noise import Noise
-from client.robustness.result import AttackResult, build_result
-from client.robustness.scheduler import Scheduler, build_slots
-from client.robustness.square import Square
-from client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels
+from temper.client.accuracy import evaluate
+from temper.client.errors import ClientError
+from temper.client.retry import RetryPolicy, open_model
+from temper.client.robustness.base import Attack, AttackConfig, Slots
+from temper.client.robustness.checkpoint import Checkpoint, build_header, checkpoint_path
+from temper.client.robustness.judge import Judge
+from temper.client.robustness.noise import Noise
+from temper.client.robustness.result import AttackResult, build_result
+from temper.client.robustness.scheduler import Scheduler, build_slots
+from temper.client.robustness.square import Square
+from temper.client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels
 
 Say = Callable[[str], None]
 
@@ -198,7 +198,7 @@ async def _run(infer: Infer, judge: Judge, right: Int64Array) -> None:
     judge.report_progress()
     if judge.config.name == "art-square":
         # ART brings scikit-learn and scipy along: seconds that only this attack should cost.
-        from client.robustness.art import attack_with_art
+        from temper.client.robustness.art import attack_with_art
 
         await attack_with_art(infer, judge, right)
         return

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.robustness.base import AttackConfig
-from client.robustness.checkpoint import Checkpoint, pack_image, unpack_image
-from client.robustness.draws import image_keys
-from client.robustness.result import Example
-from client.scores import Float32Array, Int64Array, Progress, UInt8Array, finite_rows
-from client.stats import BoolArray
+from temper.client.robustness.base import AttackConfig
+from temper.client.robustness.checkpoint import Checkpoint, pack_image, unpack_image
+from temper.client.robustness.draws import image_keys
+from temper.client.robustness.result import Example
+from temper.client.scores import Float32Array, Int64Array, Progress, UInt8Array, finite_rows
+from temper.client.stats import BoolArray
 
 
 class Judge:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from client.robustness.base import Attack
-from client.robustness.draws import image_keys
-from client.scores import Float32Array, Int64Array
+from temper.client.robustness.base import Attack
+from temper.client.robustness.draws import image_keys
+from temper.client.scores import Float32Array, Int64Array
 
 
 class Noise(Attack):

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from client.errors import NonFiniteOutput
-from client.robustness.base import AttackConfig
-from client.scores import Int64Array, UInt8Array
-from client.stats import BoolArray, Proportion, proportion, proportion_per_class
+from temper.client.errors import NonFiniteOutput
+from temper.client.robustness.base import AttackConfig
+from temper.client.scores import Int64Array, UInt8Array
+from temper.client.stats import BoolArray, Proportion, proportion, proportion_per_class
 
 _CURVE_POINTS = 20
 
@@ -71,7 +71,7 @@ class AttackResult:
     curve: list[dict[str, float]]
     """robust accuracy after 0, 1, ... max_queries queries per image: {num_queries, accuracy}, log-spaced"""
     survived: BoolArray
-    """bool [n], right before and after the attack; compare variants with `client.stats.compare_paired`"""
+    """bool [n], right before and after the attack; compare variants with `temper.client.stats.compare_paired`"""
     correct: BoolArray
     """bool [n], right before the attack"""
     queries: Int64Array

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from client.accuracy import gather_or_cancel
-from client.robustness.base import Attack, Slots
-from client.robustness.judge import Judge, to_pixels
-from client.scores import Float32Array, Infer, Int64Array, UInt8Array, check_scores
+from temper.client.accuracy import gather_or_cancel
+from temper.client.robustness.base import Attack, Slots
+from temper.client.robustness.judge import Judge, to_pixels
+from temper.client.scores import Float32Array, Infer, Int64Array, UInt8Array, check_scores
 
 # Images proposed ahead of need, at least: numpy's cost per call is shared among them when requests are small.
 _MIN_AHEAD = 32

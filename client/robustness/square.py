@@ -7,9 +7,9 @@ from bisect import bisect_left
 
 import numpy as np
 
-from client.robustness.base import Attack, Slots, margin
-from client.robustness.draws import UInt64Array, below, image_keys, random_words
-from client.scores import Float32Array, Int64Array, UInt8Array
+from temper.client.robustness.base import Attack, Slots, margin
+from temper.client.robustness.draws import UInt64Array, below, image_keys, random_words
+from temper.client.scores import Float32Array, Int64Array, UInt8Array
 
 # After these iterations of 10,000 the covered share is halved once more.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -1,6 +1,6 @@
 """What a run leaves behind: `report.json`, one table for the terminal and a self-contained `report.html`.
 
-In scope: rendering a finished report. Not in scope: measuring (`temper/workflow.py`). Read `page.py` first.
+In scope: rendering a finished report. Not in scope: measuring (`temper/run/workflow.py`). Read `page.py` first.
 """
 
 import json

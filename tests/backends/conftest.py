@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "backends" / "tempe
 @pytest.fixture(scope="session")
 def publish_engine() -> Callable[..., Path]:
     """Publishes an engine file under a name, and returns the version's folder."""
-    from builder.publish import publish
+    from temper.builder.publish.entry import publish
 
     def publish_file(repository: Path, model: str, engine: Path, **more: Any) -> Path:
         settings: dict[str, Any] = {"card": {"recipe": "toy"}, "max_batch": 16, "num_instances": 1, **more}

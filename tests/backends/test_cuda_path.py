@@ -22,12 +22,12 @@ from benchmarks import standin
 from benchmarks.gpu.networks import NUM_CLASSES, make_images
 from benchmarks.gpu.shared_memory import TRANSPORTS, Transport, requests
 from benchmarks.standin.exercise import count_wrong
-from builder.publish import publish
-from client import protocol, wire
-from client.client import Client
-from client.errors import ClientError
 from runners import cuda
-from temper.server import TritonServer
+from temper.builder.publish.entry import publish
+from temper.client import protocol, wire
+from temper.client.client import Client
+from temper.client.errors import ClientError
+from temper.serve.server import TritonServer
 
 SIZE, CLASSES, MAX_BATCH, FAULT = 32, 10, 16, 5
 """A batch of FAULT images is not padded to a prepared size, and ends the context of the model `faulty`."""

@@ -1,11 +1,11 @@
-"""The runner of OpenVINO: on which CPUs it says that int8 saturates, which are those of `builder.isa`."""
+"""The runner of OpenVINO: on which CPUs it says that int8 saturates, which are those of `isa.py`."""
 
 from __future__ import annotations
 
 import pytest
 
-from builder.isa import AVX2_ONLY, instruction_set, is_exact
 from runners.openvino_runner import saturates
+from temper.builder.engines.isa import AVX2_ONLY, instruction_set, is_exact
 
 NEHALEM = {"sse2", "ssse3", "sse4_1"}
 IVY_BRIDGE = {*NEHALEM, "avx"}

@@ -15,10 +15,10 @@ import onnx
 import pytest
 import tritonclient.grpc as triton
 
-from builder.export import run_onnx
-from builder.sample import Sample
+from benchmarks.sample import Sample
 from temper import runtime
-from temper.server import TritonServer
+from temper.builder.network.export import run_onnx
+from temper.serve.server import TritonServer
 
 Until = Callable[[Callable[[], object]], None]
 

@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 import artifact
 import runners
 from artifact import ArtifactError
-from builder.engines import EngineConfig, build_engine, count_gpus
-from builder.export import run_onnx
-from builder.sample import Sample
+from benchmarks.sample import Sample
 from runners import cuda
 from runners.dlpack import DeviceTensor
 from runners.tensorrt_engine import make_logger
 from runners.tensorrt_runner import Runner
-from temper.server import TritonServer
+from temper.builder.engines.build import build_engine
+from temper.builder.engines.config import EngineConfig
+from temper.builder.engines.gpu import count_gpus
+from temper.builder.network.export import run_onnx
+from temper.serve.server import TritonServer
 
 PublishEngine = Callable[..., Path]
 MAX_BATCH = 16

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import temper.machine
+import temper.host.machine
 from benchmarks.common import write_results
 
 

@@ -23,12 +23,14 @@ from benchmarks.gpu.load import run_load
 from benchmarks.gpu.processor import CpuMeter
 from benchmarks.gpu.served import write_null
 from benchmarks.gpu.shared_memory import Transport, requests
-from builder.engines import EngineConfig, count_gpus, pick_engine
-from client.client import Client
-from temper.server import TritonServer
+from temper.builder.engines.build import pick_engine
+from temper.builder.engines.config import EngineConfig
+from temper.builder.engines.gpu import count_gpus
+from temper.client.client import Client
+from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
-    from builder.sample import Sample
+    from benchmarks.sample import Sample
 
 without_gpu = pytest.mark.skipif(count_gpus() > 0, reason="this machine has an NVIDIA GPU")
 
@@ -254,16 +256,18 @@ def test_training_goes_on_after_a_step_that_fails(context: Context, monkeypatch:
     def refuse(trainer: training.Trainer) -> training.Step:
         raise RuntimeError("no such kernel\nsecond line")
 
-    monkeypatch.setitem(training._STEPS, "as builder/train.py", refuse)
-    monkeypatch.setattr(training, "_NAMES", (("as builder/train.py", "without waiting for the loss"),))
+    monkeypatch.setitem(training._STEPS, "as builder/network/train.py", refuse)
+    monkeypatch.setattr(training, "_NAMES", (("as builder/network/train.py", "without waiting for the loss"),))
     monkeypatch.setattr(training, "_load", lambda *_: {"error": None, "ips": 1.0, "peak_mib": None})
     results = Results(replace(context, archs=("resnet18",), batches=(2,), seconds=0.001), "training")
     training.run(results._context, results)
     rows = results.content["rows"]
-    assert rows["resnet18 32 2 as builder/train.py"] == {"error": "RuntimeError: no such kernel"}
+    assert rows["resnet18 32 2 as builder/network/train.py"] == {"error": "RuntimeError: no such kernel"}
     assert rows["resnet18 32 2 without waiting for the loss"]["ips"] > 0
     lines = table.render(context.out).splitlines()
-    failed = "| resnet18 | 32 | 2 | as builder/train.py | not measured: RuntimeError: no such kernel |  |  |  |"
+    failed = (
+        "| resnet18 | 32 | 2 | as builder/network/train.py | not measured: RuntimeError: no such kernel |  |  |  |"
+    )
     assert failed in lines
     assert "| resnet18 | 32 | 2 | data loader alone | 1 |  |  |  |" in lines
 
@@ -312,8 +316,8 @@ def test_batches_that_were_ready_do_not_count(context: Context, monkeypatch: pyt
 
 def test_training_measures_every_batch_that_is_asked_for(context: Context) -> None:
     keys = [key for key, _ in training._plan(replace(context, archs=("resnet18",), batches=(2, 4, 8)))]
-    assert [key for key in keys if key.endswith("builder/train.py")] == [
-        f"resnet18 32 {batch} as builder/train.py" for batch in (2, 4, 8)
+    assert [key for key in keys if key.endswith("builder/network/train.py")] == [
+        f"resnet18 32 {batch} as builder/network/train.py" for batch in (2, 4, 8)
     ]
 
 
@@ -404,7 +408,7 @@ def test_load_over_each_transport_is_answered(server: TritonServer, sample: Samp
 
 @pytest.mark.server
 def test_images_in_shared_memory_are_those_that_are_answered(server: TritonServer, sample: Sample) -> None:
-    from client import protocol, wire
+    from temper.client import protocol, wire
 
     images = np.ascontiguousarray(sample.images[:8])
     with Client(server.grpc_url) as client, wire.open_channel(server.grpc_url) as channel:

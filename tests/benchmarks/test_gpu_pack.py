@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.gpu import carried, install, networks, pack, skeletons
 from benchmarks.gpu.context import ROOT, Context, Results
-from builder.export import run_onnx
+from temper.builder.network.export import run_onnx
 
 if TYPE_CHECKING:
     pass
@@ -176,12 +176,13 @@ def test_environment_prefers_what_was_carried_and_knows_temper(tmp_path: Path) -
     archive = pack.archive_site(wheels, PYTHON, tmp_path / carried.SITE_ARCHIVE)
     interpreter = install.make_environment(tmp_path / "work", archive, [])
     program = (
-        "import iniconfig, made_here, numpy, importlib.metadata as m, builder\n"
+        "import iniconfig, made_here, numpy, importlib.metadata as m\n"
+        "from temper import builder\n"
         "print(iniconfig.VERSION, made_here.VERSION, numpy.__version__, m.version('temper'), builder.__file__)"
     )
     done = subprocess.run([interpreter, "-I", "-c", program], capture_output=True, text=True, check=True)
     expected = ["carried", "carried", np.__version__, importlib.metadata.version("temper")]
-    assert done.stdout.split() == [*expected, str(ROOT / "builder" / "__init__.py")]
+    assert done.stdout.split() == [*expected, str(ROOT / "temper" / "builder" / "__init__.py")]
 
 
 def test_environment_follows_a_newer_archive(tmp_path: Path) -> None:

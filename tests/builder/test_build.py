@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builder import build, sensitivity, stages
-from builder.artifacts import Store
-from builder.build import build_variants
-from builder.built import Built
-from builder.cast import CastConfig
-from builder.data import DataConfig
-from builder.engines import EngineConfig
-from builder.errors import DataError, EngineError, ModelError, QuantizeError
-from builder.isa import instruction_set
-from builder.model import ModelConfig
-from builder.quantize import QuantizeConfig
-from builder.saturation import weight_bits
-from builder.serving import ServingConfig
-from builder.train import TrainConfig
-from builder.variant import CompressStage, VariantConfig
+from temper.builder import build, sensitivity, stages
+from temper.builder.build import build_variants
+from temper.builder.built import Built
+from temper.builder.compress.cast import CastConfig
+from temper.builder.compress.quantize import QuantizeConfig
+from temper.builder.compress.saturation import weight_bits
+from temper.builder.compress.variant import CompressStage, VariantConfig
+from temper.builder.data.config import DataConfig
+from temper.builder.engines.config import EngineConfig
+from temper.builder.engines.isa import instruction_set
+from temper.builder.errors import DataError, EngineError, ModelError, QuantizeError
+from temper.builder.network.resnet import ModelConfig
+from temper.builder.network.train import TrainConfig
+from temper.builder.publish.serving import ServingConfig
+from temper.builder.store.artifacts import Store
 
 FP32 = VariantConfig(name="fp32")
 INT8 = VariantConfig(name="int8", compress=(CompressStage(quantize=QuantizeConfig(method="max")),))
@@ -174,8 +174,8 @@ def test_range_is_measured_only_where_a_cpu_runs_int8(
         seen.append(config)
         raise QuantizeError("seen enough")
 
-    monkeypatch.setattr("builder.engines.pick_engine", lambda _: (kind, "for this test"))
-    monkeypatch.setattr("builder.stages.quantize_graph", stop)
+    monkeypatch.setattr("temper.builder.engines.pick_engine", lambda _: (kind, "for this test"))
+    monkeypatch.setattr("temper.builder.stages.quantize_graph", stop)
     config = QuantizeConfig(precision=precision, reduce_range=asked, max_loss=99.0)  # of no other test
     with pytest.raises(QuantizeError, match="seen enough"):
         workshop.build(VariantConfig(name="int8", compress=(CompressStage(quantize=config),)))
@@ -194,8 +194,8 @@ def test_what_saturates_is_quantised_to_7_bits(
         searched.append(arguments[3].reduce_range)
         return search(*arguments)
 
-    monkeypatch.setattr("builder.saturation.measure", lambda *_: next(found))
-    monkeypatch.setattr("builder.sensitivity.quantize_within", spy)
+    monkeypatch.setattr("temper.builder.compress.saturation.measure", lambda *_: next(found))
+    monkeypatch.setattr("temper.builder.compress.sensitivity.quantize_within", spy)
     (fp32,) = workshop.build(FP32)
     config = QuantizeConfig(method="max", keep_high=("/model/fc/Gemm",), max_loss=max_loss)
     info = stages.quantize_graph(config, fp32.data, fp32.snapshots[0].graph, tmp_path, lambda *_: None)
@@ -211,7 +211,7 @@ def test_measured_range_belongs_to_its_openvino(workshop: Workshop, monkeypatch:
         config = QuantizeConfig(precision=precision, method="max", reduce_range=asked)
         return VariantConfig(name="other", compress=(CompressStage(quantize=config),))
 
-    monkeypatch.setattr("builder.saturation.measure", lambda *_: {"changed": 0.0, "rms": 0.0})
+    monkeypatch.setattr("temper.builder.compress.saturation.measure", lambda *_: {"changed": 0.0, "rms": 0.0})
     version = build._package_version
     workshop.build(of(asked=False), of("auto"), of("auto", "fp8"))
     monkeypatch.setattr(build, "_package_version", lambda name: "0" if name == "openvino" else version(name))
@@ -316,7 +316,7 @@ def test_user_checkpoint_is_taken_as_it_is(workshop: Workshop) -> None:
 
 
 def test_checkpoint_with_another_head_is_one_line(workshop: Workshop, tmp_path: Path) -> None:
-    from builder.model import build_model, save_weights
+    from temper.builder.network.resnet import build_model, save_weights
 
     path = tmp_path / "ten.safetensors"
     save_weights(build_model(ModelConfig(), 10), path)

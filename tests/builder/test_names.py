@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builder.data import DataConfig, prepare_data
-from builder.errors import DataError
-from builder.names import is_printable, read_labels, render_labels
+from temper.builder.data.config import DataConfig
+from temper.builder.data.prepare import prepare_data
+from temper.builder.errors import DataError
+from temper.builder.names import is_printable, read_labels, render_labels
 
 # Numbers, spaces, colons, commas, hashes, quotes, accents, scripts whose letters are joined, an emoji of several.
 GOOD = [

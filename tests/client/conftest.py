@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from client.errors import ServerUnavailable
+from temper.client.errors import ServerUnavailable
 
 
 class Endpoint:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from client.accuracy import evaluate, evaluate_accuracy
-from client.errors import ModelNotFound, NonFiniteOutput, ServerError, ServerUnavailable
-from client.stats import wilson_interval
+from temper.client.accuracy import evaluate, evaluate_accuracy
+from temper.client.errors import ModelNotFound, NonFiniteOutput, ServerError, ServerUnavailable
+from temper.client.stats import wilson_interval
 
 if TYPE_CHECKING:
-    from builder.sample import Sample
-    from temper.server import TritonServer
+    from benchmarks.sample import Sample
+    from temper.serve.server import TritonServer
 
 Digits = Any  # the fixture's class in conftest.py
 
@@ -127,7 +127,7 @@ async def test_accuracy_ends_with_the_first_error(digits: Digits) -> None:
 def test_accuracy_through_the_server_equals_the_model_in_process(server: TritonServer, sample: Sample) -> None:
     import torch
 
-    from builder.export import Served
+    from temper.builder.network.export import Served
 
     images, labels = sample.images[:200], sample.labels[:200]
     result = evaluate_accuracy(server.grpc_url, "toy_fp32", images, labels, 16)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.errors import ServerUnavailable
-from client.robustness import AttackConfig, attack_endpoint
-from client.robustness.checkpoint import Checkpoint
+from temper.client.errors import ServerUnavailable
+from temper.client.robustness import AttackConfig, attack_endpoint
+from temper.client.robustness.checkpoint import Checkpoint
 
 Digits = Any  # the fixture's class in conftest.py
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from client import Client
-from client.errors import ModelNotFound, ServerUnavailable
-from client.retry import RetryPolicy
-from client.robustness import AttackConfig, AttackResult, attack
-from temper.server import TritonServer
+from temper.client import Client
+from temper.client.errors import ModelNotFound, ServerUnavailable
+from temper.client.retry import RetryPolicy
+from temper.client.robustness import AttackConfig, AttackResult, attack
+from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
-    from builder.sample import Sample
+    from benchmarks.sample import Sample
 
 pytestmark = pytest.mark.server
 NUM_IMAGES = 32

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import client.calls
-from client import (
+from temper import client
+from temper.client import (
     AsyncClient,
     Client,
     DeadlineExceeded,
@@ -30,10 +30,10 @@ from client import (
     ServerError,
     ServerUnavailable,
 )
-from client.load import LoadConfig, run_closed_loop, run_open_loop
-from client.streaming import check_response
-from client.wire import pb
-from temper.server import TritonServer
+from temper.client.load import LoadConfig, run_closed_loop, run_open_loop
+from temper.client.streaming import check_response
+from temper.client.wire import pb
+from temper.serve.server import TritonServer
 
 ShareServer = Callable[[pytest.FixtureRequest, TritonServer], AbstractContextManager[TritonServer]]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from client import (
+from temper.client import (
     AsyncClient,
     Client,
     ClientError,
@@ -22,10 +22,10 @@ from client import (
     ModelNotFound,
     ServerUnavailable,
 )
-from temper.server import TritonServer
+from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
-    from builder.sample import Sample
+    from benchmarks.sample import Sample
 
 pytestmark = pytest.mark.server
 

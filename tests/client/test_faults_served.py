@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from client import AsyncClient, Client, ModelNotFound, NonFiniteOutput, Overloaded, VersionChanged
-from client.accuracy import evaluate_accuracy
-from client.load import LoadConfig, run_closed_loop, run_open_loop
-from client.robustness import AttackConfig, attack
-from temper.cli import cli
-from temper.server import TritonServer
+from temper.cli.main import cli
+from temper.client import AsyncClient, Client, ModelNotFound, NonFiniteOutput, Overloaded, VersionChanged
+from temper.client.accuracy import evaluate_accuracy
+from temper.client.load import LoadConfig, run_closed_loop, run_open_loop
+from temper.client.robustness import AttackConfig, attack
+from temper.serve.server import TritonServer
 
 pytestmark = pytest.mark.server
 

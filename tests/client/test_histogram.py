@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from client.load import Histogram
+from temper.client.load import Histogram
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from client.images import softmax, top_k
+from temper.client.images import softmax, top_k
 
 
 def test_softmax_does_not_overflow() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from client import AsyncClient, Client, ModelInfo, ModelNotFound, protocol
-from client.wire import pb
+from temper.client import AsyncClient, Client, ModelInfo, ModelNotFound, protocol
+from temper.client.wire import pb
 
 Key = tuple[str, str]
 KINDS = pytest.mark.parametrize("kind", [Client, AsyncClient])

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from client import Client, ClientError, InvalidRequest, ModelNotFound, ServerUnavailable, wire
-from client.load import LoadConfig, LoadResult, measure, run_closed_loop, run_open_loop
-from client.load.generator import _runs
-from client.load.processes import LoadProcesses
-from client.load.tally import Recorder
-from client.load.worker import Job, arrivals
-from client.model import ModelInfo
-from temper.server import TritonServer
+from temper.client import Client, ClientError, InvalidRequest, ModelNotFound, ServerUnavailable, wire
+from temper.client.load import LoadConfig, LoadResult, measure, run_closed_loop, run_open_loop
+from temper.client.load.generator import _runs
+from temper.client.load.processes import LoadProcesses
+from temper.client.load.tally import Recorder
+from temper.client.load.worker import Job, arrivals
+from temper.client.model import ModelInfo
+from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
-    from builder.sample import Sample
+    from benchmarks.sample import Sample
 
 QUICK = LoadConfig(duration_s=1.5, warmup_s=0.2, concurrencies=(1, 8))
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,9 @@ def _load_processes(parent: int) -> list[int]:
     """The load processes that `parent` started."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     commands = {int(child): _command(int(child)) for child in children}
-    return [child for child, command in commands.items() if b"from client.load.worker import main" in command]
+    return [
+        child for child, command in commands.items() if b"from temper.client.load.worker import main" in command
+    ]
 
 
 def _command(pid: int) -> bytes:
@@ -212,7 +214,7 @@ def test_killed_server_ends_the_run_with_the_answers(toy_repository: Path, sampl
 SCRIPT = """
 import json, sys
 import numpy as np
-from client.load import LoadConfig, run_closed_loop
+from temper.client.load import LoadConfig, run_closed_loop
 
 # No __name__ guard: the load processes must not run this module again.
 config = LoadConfig(duration_s=600, warmup_s=0.0, num_processes=2)

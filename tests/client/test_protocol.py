@@ -9,7 +9,8 @@ import grpc
 import numpy as np
 import pytest
 
-from client import (
+from temper import client
+from temper.client import (
     ClientError,
     InvalidRequest,
     ModelInfo,
@@ -23,8 +24,8 @@ from client import (
     protocol,
     wire,
 )
-from client.model import DTYPES
-from client.wire import pb
+from temper.client.model import DTYPES
+from temper.client.wire import pb
 
 INFO = ModelInfo(
     name="m",
@@ -222,13 +223,9 @@ def test_missing_model_tells_tritons_reason() -> None:
 
 
 def test_import_needs_neither_grpc_nor_torch() -> None:
-    code = (
-        "import sys, client; print([n for n in ('grpc', 'torch', 'numpy') if n in sys.modules]); client.Client; "
-    )
-    code += "import client.load; print([n for n in ('torch', 'builder', 'temper') if n in sys.modules])"
+    code = "import sys; from temper import client; print([n for n in ('grpc', 'torch', 'numpy') if n in sys.modules]); client.Client; "
+    code += "from temper.client import load; print([n for n in ('torch', 'temper.builder', 'temper.run') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["[]", "[]"]
-    with pytest.raises(AttributeError, match="module 'client' has no attribute 'Klient'"):
-        import client
-
+    with pytest.raises(AttributeError, match="module 'temper.client' has no attribute 'Klient'"):
         client.Klient  # noqa: B018 - the access is the test

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.accuracy import evaluate
-from client.errors import (
+from temper.client.accuracy import evaluate
+from temper.client.errors import (
     ClientError,
     DeadlineExceeded,
     InvalidRequest,
@@ -21,8 +21,8 @@ from client.errors import (
     ServerUnavailable,
     ShortOutput,
 )
-from client.retry import RetryingInfer, RetryPolicy
-from client.robustness import AttackConfig, attack_endpoint
+from temper.client.retry import RetryingInfer, RetryPolicy
+from temper.client.robustness import AttackConfig, attack_endpoint
 
 Digits = Any  # the fixture's class in conftest.py
 IMAGES = np.zeros((2, 16, 16, 3), np.uint8)

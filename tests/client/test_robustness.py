@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.errors import ServerUnavailable
-from client.robustness import AttackConfig, AttackResult, attack_endpoint
-from client.robustness.result import build_result
+from temper.client.errors import ServerUnavailable
+from temper.client.robustness import AttackConfig, AttackResult, attack_endpoint
+from temper.client.robustness.result import build_result
 
 Digits = Any  # the fixture's class in conftest.py
 FAMILIES = ("square", "noise", "art-square")

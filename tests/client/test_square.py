@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from client.robustness.base import AttackConfig, Slots, margin, write_bounds
-from client.robustness.draws import below, image_keys, random_words
-from client.robustness.judge import to_pixels
-from client.robustness.noise import Noise
-from client.robustness.square import Square, square_sides
+from temper.client.robustness.base import AttackConfig, Slots, margin, write_bounds
+from temper.client.robustness.draws import below, image_keys, random_words
+from temper.client.robustness.judge import to_pixels
+from temper.client.robustness.noise import Noise
+from temper.client.robustness.square import Square, square_sides
 
 
 def published_share(p_init: float, iteration: int, num_iterations: int) -> float:

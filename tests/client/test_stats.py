@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from client.stats import compare_paired, mcnemar_exact, proportion, proportion_per_class, wilson_interval
+from temper.client.stats import compare_paired, mcnemar_exact, proportion, proportion_per_class, wilson_interval
 
 
 @pytest.mark.parametrize(

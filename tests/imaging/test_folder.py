@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from imaging.errors import FolderError
-from imaging.folder import describe_left_out, list_folders, list_images, name_few, say_left_out
+from temper.imaging.errors import FolderError
+from temper.imaging.folder import describe_left_out, list_folders, list_images, name_few, say_left_out
 
 
 def fill(root: Path, *names: str | bytes) -> Path:

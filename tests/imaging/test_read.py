@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-import client
-from builder.data import DataConfig, load_train, prepare_data
-from client.images import load_image
-from imaging.errors import ImageError
-from imaging.read import read_image
+from temper import client
+from temper.builder.data.config import DataConfig
+from temper.builder.data.prepare import load_train, prepare_data
+from temper.client.images import load_image
+from temper.imaging.errors import ImageError
+from temper.imaging.read import read_image
 
-# As `imaging.read` has it; pytest's own filters come before those of a module.
+# As `temper.imaging.read` has it; pytest's own filters come before those of a module.
 pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
 
 SIZE = (50, 44)
@@ -235,7 +236,7 @@ def test_no_other_program_is_looked_for(tmp_path: Path) -> None:
     picture().save(tmp_path / "image.png", "EPS")
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "gs").chmod(0o755)
-    program = "import sys; from client.images import load_image; load_image(sys.argv[1], 32, 32)"
+    program = "import sys; from temper.client.images import load_image; load_image(sys.argv[1], 32, 32)"
     environment = {**os.environ, "PATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "image.png"], env=environment, capture_output=True, text=True
@@ -245,7 +246,7 @@ def test_no_other_program_is_looked_for(tmp_path: Path) -> None:
 
 
 def test_nothing_is_said_of_damaged_metadata(image_files: Path) -> None:
-    program = "import sys; from imaging.read import read_image; read_image(sys.argv[1], 32, 32)"
+    program = "import sys; from temper.imaging.read import read_image; read_image(sys.argv[1], 32, 32)"
     for name in ("broken_exif.jpg", "alphas.png"):
         done = subprocess.run(
             [sys.executable, "-c", program, image_files / name], capture_output=True, text=True, check=True

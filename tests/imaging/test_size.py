@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imaging.errors import ImageError
-from imaging.formats import MAX_PIXELS, max_bytes, max_pixels
-from imaging.read import read_image
+from temper.imaging.errors import ImageError
+from temper.imaging.formats import MAX_PIXELS, max_bytes, max_pixels
+from temper.imaging.read import read_image
 
 # What is measured beside the pixels: the file, libraries' tables, the allocator's slack.
 SLACK_BYTES = 24 << 20
@@ -74,8 +74,8 @@ def read_elsewhere(*paths: Path) -> list[tuple[int, str]]:
     """Reads files in another process: by how many bytes each raised its peak memory, and its error."""
     program = """
 import json, resource, sys
-from imaging.errors import ImageError
-from imaging.read import read_image
+from temper.imaging.errors import ImageError
+from temper.imaging.read import read_image
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 warm, *paths = sys.argv[1:]

@@ -12,7 +12,7 @@ import pytest
 
 from temper.progress import Stage
 from temper.report.gallery import write_gallery
-from temper.server import TritonServer
+from temper.serve.server import TritonServer
 
 DIGITS = [str(digit) for digit in range(10)]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from client.images import Prediction
-from temper.cli import cli
-from temper.commands.query import _text
+from temper.cli.commands.query import _text
+from temper.cli.main import cli
+from temper.client.images import Prediction
 from temper.progress import Display
 from temper.terminal import echo, escape, escape_line
 

@@ -19,7 +19,7 @@ from external_data import WEIGHTS_OUTSIDE, keeps_weights_outside
 _TRITON_TYPE = {"u8": "TYPE_UINT8", "f32": "TYPE_FP32"}
 _PRECISIONS = ("f32", "bf16", "f16")
 # The flags of CPUs whose int8 products are not added with saturation at 16 bits, and the caps of oneDNN that leave
-# them in use, or none of them: as in builder/isa.py, which says more.
+# them in use, or none of them: as in builder/engines/isa.py, which says more.
 _AMX = ("AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16", "AVX10_1_512_AMX", "AVX10_1_512_AMX_FP16")
 _EXACT = {
     "amx_int8": _AMX,

@@ -1,0 +1,83 @@
+"""What steps on a PyTorch network measure with training images: batch normalisation's statistics, the accuracy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from temper.builder.network.export import Served, predict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from temper.builder.compress.step import StepContext
+
+_BATCH = 64
+
+
+def training_batches(context: StepContext, num_images: int) -> list[torch.Tensor]:
+    """Draws training images, augmented as in training; the same ones for the same seed.
+
+    Args:
+        context: The step's data.
+        num_images: At most as many; spread evenly over the training split, which may be sorted by class.
+
+    Returns:
+        Batches float32 [N, 3, S, S], normalised, on the CPU; each of two images or more, as one has no
+        variance to normalise by.
+    """
+    num_images = min(num_images, len(context.train))
+    mean = torch.tensor(context.mean).reshape(1, -1, 1, 1)
+    std = torch.tensor(context.std).reshape(1, -1, 1, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.seed)
+        images = [context.train[index * len(context.train) // num_images][0] for index in range(num_images)]
+    return [
+        (torch.stack(images[start : start + _BATCH]).float().permute(0, 3, 1, 2) / 255 - mean) / std
+        for start in range(0, num_images, _BATCH)
+        if len(images[start : start + _BATCH]) > 1
+    ]
+
+
+def recalibrate(network: nn.Module, batches: Sequence[torch.Tensor]) -> None:
+    """Replaces the running mean and variance of every batch normalisation by their averages over batches.
+
+    Args:
+        network: It stays on its device and comes back in evaluation mode.
+        batches: Float32 [N, 3, S, S], normalised.
+    """
+    device = next(network.parameters()).device
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momentums = [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+        norm.train()
+    with torch.no_grad():
+        for batch in batches:
+            network(batch.to(device))
+    for norm, momentum in zip(norms, momentums, strict=True):
+        norm.momentum = momentum
+    network.eval()
+
+
+def held_out_accuracy(network: nn.Module, context: StepContext) -> float:
+    """Returns the share of the held-out images that a network is right on; it stays on its device."""
+    return float(np.mean(_predict(network, context).argmax(1) == context.held_out[1]))
+
+
+def expected_accuracy(network: nn.Module, context: StepContext) -> float:
+    """Returns the mean probability of the right label on the held-out images; the network stays on its device."""
+    logits, labels = torch.from_numpy(_predict(network, context)), torch.from_numpy(context.held_out[1])
+    return float(logits.double().softmax(1).gather(1, labels[:, None]).mean())
+
+
+def _predict(network: nn.Module, context: StepContext) -> NDArray[np.float32]:
+    served = Served(network, mean=context.mean, std=context.std).to(next(network.parameters()).device)
+    return predict(served, context.held_out[0])

@@ -1,0 +1,69 @@
+"""Where the images come from and how they are split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images come from and how they are split."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    source: Literal["digits", "textures", "folder", "torchvision"] = "digits"
+    """scikit-learn's digits, 20 classes of generated colour textures with noise (4000 to train, 2000 to test), an
+    ImageFolder tree, or a torchvision data set by name."""
+    path: str | None = None
+    """`folder`: the tree, one folder per class, or `train/` beside `val/` or `test/`, as `folder.py` says.
+    `torchvision`: its root."""
+    name: str | None = None
+    """`torchvision`: the class, for example `CIFAR10`."""
+    image_size: int = 224
+    """Height and width in pixels; an image's shorter side is resized to it and the centre cropped."""
+    num_calibration: int = 512
+    """Training images that calibrate the quantisation; all when there are fewer."""
+    num_test: int | None = None
+    """Test images, drawn by the seed; all when not given."""
+    test_fraction: float = 0.25
+    """Share of every class that is kept for testing, where the source has no split of its own."""
+    augment: Literal["auto", "none", "shift", "crop-flip"] = "auto"
+    """How training images vary: shifted by up to an eighth, or cropped at random and mirrored. `auto` shifts
+    digits and crops the rest."""
+    seed: int = 0
+    """Decides every draw."""
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            ValueError: A field is out of its range, or missing for the source.
+        """
+        if self.source == "folder" and not self.path:
+            raise ValueError("path: got nothing, expected the image folder of source 'folder'")
+        if self.source == "torchvision" and not self.name:
+            raise ValueError("name: got nothing, expected a class of torchvision.datasets such as 'CIFAR10'")
+        unused = {"folder": ("name",), "torchvision": ()}.get(self.source, ("name", "path"))
+        for field in unused:
+            if getattr(self, field) is not None:
+                raise ValueError(
+                    f"{field}: got {getattr(self, field)!r}, expected nothing for source {self.source!r}"
+                )
+        if not 32 <= self.image_size <= 1024:
+            raise ValueError(f"image_size: got {self.image_size}, expected 32 to 1024 pixels")
+        if self.num_calibration < 1:
+            raise ValueError(f"num_calibration: got {self.num_calibration}, expected at least 1")
+        if self.num_test is not None and self.num_test < 1:
+            raise ValueError(f"num_test: got {self.num_test}, expected at least 1, or no such key for all")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"test_fraction: got {self.test_fraction}, expected more than 0 and less than 1")
+        if self.seed < 0:
+            raise ValueError(f"seed: got {self.seed}, expected 0 or more")
+
+    @property
+    def augmentation(self) -> Literal["none", "shift", "crop-flip"]:
+        """The augmentation that `auto` stands for."""
+        if self.augment == "auto":
+            return "shift" if self.source == "digits" else "crop-flip"
+        return self.augment

@@ -1,0 +1,133 @@
+"""Images: where they come from, and which of them train, calibrate and test.
+
+The test images are drawn first and never train or calibrate; the calibration images are drawn from the training
+split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from temper.builder.contract import CALIBRATION_IMAGES_FILE, LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
+from temper.builder.data.config import DataConfig
+from temper.builder.errors import DataError
+from temper.builder.names import render_labels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from temper.builder.data.sources import Source, TrainImages
+
+
+Progress = Callable[[int, int], None]
+
+
+def prepare_data(config: DataConfig, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Writes the test and calibration images, the test labels and the class names.
+
+    Args:
+        config: The source and the split.
+        folder: Receives test_images.npy (uint8 [N, S, S, 3]), test_labels.npy (int64 [N]),
+            calibration_images.npy (uint8 [M, S, S, 3]) and labels.txt. Images are written one by one; memory
+            does not grow with their number.
+        progress: Called with (images done, images in all).
+
+    Returns:
+        num_train, num_test, num_calibration, num_classes, image_size, source; of a folder also split and left_out.
+
+    Raises:
+        DataError: The source is missing, empty, has one class only, or holds an image that cannot be read.
+    """
+    import numpy as np
+
+    from temper.builder.data.sources import open_source
+
+    source = open_source(config)
+    test, calibration = _draw(source, config)
+    total = len(test) + len(calibration)
+    _write_images(folder / TEST_IMAGES_FILE, source, test, progress, 0, total)
+    _write_images(folder / CALIBRATION_IMAGES_FILE, source, calibration, progress, len(test), total)
+    np.save(folder / TEST_LABELS_FILE, source.labels[test])
+    (folder / LABELS_FILE).write_bytes(render_labels(source.class_names))
+    return {
+        "source": config.name if config.source == "torchvision" else config.source,
+        "num_train": len(source.train),
+        "num_test": len(test),
+        "num_calibration": len(calibration),
+        "num_classes": len(source.class_names),
+        "image_size": config.image_size,
+        **source.info,
+    }
+
+
+def describe_data(info: Mapping[str, Any]) -> str:
+    """Returns what `prepare_data` gave as one line: how many images, of which folders, and what was left out."""
+    from temper.imaging.errors import show
+    from temper.imaging.folder import name_few, say_left_out
+
+    parts = [f"{info['num_train']} train, {info['num_test']} test images"]
+    split = info.get("split", {})
+    if split.get("train", ".") != ".":
+        parts.append(f"{split['train']} trains, {split['test']} tests")
+    parts += [f"{folder} not used: {why}" for folder, why in split.get("unused", {}).items()]
+    if split.get("untested"):
+        parts.append(f"no test images of {name_few([show(name) for name in split['untested']])}")
+    parts.append(say_left_out(info.get("left_out")))
+    return "; ".join(part for part in parts if part)
+
+
+def load_train(config: DataConfig) -> TrainImages:
+    """Returns the training split as a torch Dataset of (uint8 tensor [S, S, 3], label), augmented at every access.
+
+    Raises:
+        DataError: As `prepare_data`.
+    """
+    from temper.builder.data.sources import TrainImages, open_source
+
+    return TrainImages(open_source(config), config.augmentation)
+
+
+def fingerprint_data(config: DataConfig) -> str | None:
+    """Returns a digest of the names, sizes and times of a folder's files, so that a changed folder is a new input.
+
+    None for a source whose content its name decides.
+
+    Raises:
+        DataError: The folder is missing.
+    """
+    if config.source != "folder":
+        return None
+    from temper.builder.data.folder import fingerprint_folder
+
+    return fingerprint_folder(Path(config.path or ""))
+
+
+def _draw(source: Source, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    import numpy as np
+
+    rng = np.random.default_rng([config.seed, 1])
+    test = source.test
+    if config.num_test is not None and config.num_test < len(test):
+        test = np.sort(rng.choice(test, config.num_test, replace=False))
+    calibration = rng.permutation(source.train)[: config.num_calibration]
+    return test, calibration
+
+
+def _write_images(
+    path: Path, source: Source, indices: NDArray[np.int64], progress: Progress | None, done: int, total: int
+) -> None:
+    from temper.imaging.store import create_images
+
+    size = source.image_size
+    try:
+        images = create_images(path, len(indices), size, size)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    for position, index in enumerate(indices):
+        images[position] = source.read(int(index))
+        if progress is not None:
+            progress(done + position + 1, total)
+    images.flush()

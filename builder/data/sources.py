@@ -1,0 +1,259 @@
+"""The sources of images: scikit-learn's digits, textures, a folder per class, torchvision's data sets."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from temper.builder.data.folder import FolderImages, open_folder
+from temper.builder.errors import DataError
+from temper.builder.names import is_printable
+from temper.imaging.folder import describe_left_out
+from temper.imaging.formats import max_pixels
+from temper.imaging.read import fit_image, to_rgb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from temper.builder.data.config import DataConfig
+
+# What torchvision's data sets call the argument that picks a split, and its values, best first.
+_TEST_SPLITS = ("test", "val", "valid", "validation")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images and their split."""
+
+    class_names: list[str]
+    """One per label, in order."""
+    labels: NDArray[np.int64]
+    """The label of every image."""
+    train: NDArray[np.int64]
+    """Indices of the training split."""
+    test: NDArray[np.int64]
+    """Indices of the test split; none is in `train`."""
+    image_size: int
+    """Height and width of what `read` returns, in pixels."""
+    open_image: Callable[[int], Image.Image]
+    """Decodes the image of an index: RGB, upright; its size is its own."""
+    in_memory: bool = False
+    """True when `open_image` decodes nothing, so that loading needs no process of its own."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """What is to be known of how the images were found, as JSON."""
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Returns one image, uint8 [S, S, 3]: shorter side resized, centre cropped.
+
+        Raises:
+            DataError: It cannot be decoded.
+        """
+        return np.asarray(fit_image(self.open_image(index), self.image_size, self.image_size))
+
+
+class TrainImages(Dataset[tuple[torch.Tensor, int]]):
+    """The training split: (uint8 tensor [S, S, 3], label), augmented with torch's random state."""
+
+    def __init__(self, source: Source, augmentation: str) -> None:
+        """Takes the split of a source.
+
+        Args:
+            source: The images.
+            augmentation: `none`, `shift` or `crop-flip`.
+        """
+        self.source = source
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        """Returns the number of training images."""
+        return len(self.source.train)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        """Returns one image, uint8 [S, S, 3], and its label."""
+        index = int(self.source.train[position])
+        if self.augmentation == "crop-flip":
+            pixels = torch.from_numpy(_crop_flip(self.source.open_image(index), self.source.image_size))
+        else:
+            pixels = torch.from_numpy(self.source.read(index).copy())
+        if self.augmentation == "shift":
+            pixels = _shift(pixels)
+        return pixels, int(self.source.labels[index])
+
+
+def open_source(config: DataConfig) -> Source:
+    """Opens a source and splits it.
+
+    Raises:
+        DataError: It is missing, empty, has one class only, or leaves a split without images.
+    """
+    openers = {
+        "digits": _open_digits,
+        "textures": _open_textures,
+        "folder": _open_folder,
+        "torchvision": _open_torchvision,
+    }
+    source = openers[config.source](config)
+    where = config.name or config.path or config.source
+    if len(source.class_names) < 2:
+        names = ", ".join(source.class_names) or "none"
+        raise DataError(f"data {where}: got {len(source.class_names)} classes ({names}), expected at least two")
+    odd = [name for name in source.class_names if not name.strip() or not is_printable(name)]
+    if odd:
+        raise DataError(f"data {where}: got the class {odd[0]!r}, expected one line of printable text; rename it")
+    for name, indices in (("training", source.train), ("test", source.test)):
+        if len(indices) == 0:
+            raise DataError(
+                f"data {where}: no image is left for the {name} split; add images or change test_fraction"
+            )
+    return source
+
+
+def _open_digits(config: DataConfig) -> Source:
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # ships none
+
+    bunch = load_digits()
+    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    # Resized once: every epoch reads them again.
+    fitted = [_fit_array(pixels, config.image_size) for pixels in grey]
+    labels = bunch.target.astype(np.int64)
+    train, test = _split(labels, config)
+    names = [str(name) for name in bunch.target_names]
+    return Source(names, labels, train, test, config.image_size, fitted.__getitem__, True)
+
+
+def _open_textures(config: DataConfig) -> Source:
+    from temper.builder.data.textures import CLASS_NAMES, NUM_TEST, NUM_TRAIN, make_texture
+
+    # Kept once drawn: every epoch reads them again.
+    @functools.cache
+    def open_image(index: int) -> Image.Image:
+        return _fit_array(make_texture(config.seed, index), config.image_size)
+
+    indices = np.arange(NUM_TRAIN + NUM_TEST)
+    labels = indices % len(CLASS_NAMES)
+    train, test = indices[:NUM_TRAIN], indices[NUM_TRAIN:]
+    return Source(list(CLASS_NAMES), labels, train, test, config.image_size, open_image, True)
+
+
+def _fit_array(pixels: NDArray[np.uint8], size: int) -> Image.Image:
+    return fit_image(to_rgb(Image.fromarray(pixels)), size, size)
+
+
+def _open_folder(config: DataConfig) -> Source:
+    root, size = Path(config.path or ""), config.image_size
+    found = open_folder(root)
+    files = found.train + (found.test or [])
+    labels = np.array([label for _, label in files], dtype=np.int64)
+    if found.test is None:
+        train, test = _split(labels, config)
+    else:
+        train, test = np.arange(len(found.train)), np.arange(len(found.train), len(files))
+    images = FolderImages(root, [path for path, _ in files], max_pixels(size, size))
+    info = {"split": found.split, "left_out": describe_left_out(found.left_out, root)}
+    return Source(found.class_names, labels, train, test, size, images, info=info)
+
+
+def _open_torchvision(config: DataConfig) -> Source:
+    import torchvision.datasets  # type: ignore[import-untyped]  # ships none
+
+    name = config.name or ""
+    kind = getattr(torchvision.datasets, name, None)
+    if name not in torchvision.datasets.__all__ or not isinstance(kind, type):
+        raise DataError(f"data: got the name {name!r}, expected a class of torchvision.datasets such as 'CIFAR10'")
+    root = Path(config.path) if config.path else Path(torch.hub.get_dir()) / "datasets"
+    parts = _make_torchvision(kind, root)
+    labels = np.concatenate([_labels_of(part) for part in parts])
+    if len(parts) == 2:
+        train, test = np.arange(len(parts[0])), np.arange(len(parts[0]), len(labels))
+    else:
+        train, test = _split(labels, config)
+    names = getattr(parts[0], "classes", None) or [str(label) for label in range(int(labels.max()) + 1)]
+
+    def open_image(index: int) -> Image.Image:
+        part, offset = (parts[0], 0) if index < len(parts[0]) else (parts[1], len(parts[0]))
+        try:
+            image = part[index - offset][0]
+            if not isinstance(image, Image.Image):
+                raise DataError(f"data {name}: gives {type(image).__name__}, expected images")
+            return to_rgb(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"data {name}: image {index - offset} cannot be decoded ({error})") from error
+
+    return Source([str(each) for each in names], labels, train, test, config.image_size, open_image)
+
+
+def _make_torchvision(kind: type[Any], root: Path) -> list[Any]:
+    """Returns the data set's training and test parts, or one part when it has no split of its own."""
+    arguments = inspect.signature(kind).parameters
+    fixed: dict[str, Any] = {}
+    if "root" in arguments:
+        root.mkdir(parents=True, exist_ok=True)
+        fixed["root"] = str(root)
+    if "download" in arguments:
+        fixed["download"] = True
+    try:
+        if "train" in arguments:
+            return [kind(train=True, **fixed), kind(train=False, **fixed)]
+        if "split" in arguments:
+            return [kind(split="train", **fixed), _first_split(kind, fixed)]
+        return [kind(**fixed)]
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"data {kind.__name__}: torchvision cannot open it in {root}: {reason}") from error
+
+
+def _first_split(kind: type[Any], fixed: dict[str, Any]) -> Any:
+    for split in _TEST_SPLITS:
+        try:
+            return kind(split=split, **fixed)
+        except ValueError:
+            continue
+    raise ValueError(f"none of its splits is called {', '.join(_TEST_SPLITS)}")
+
+
+def _labels_of(part: Any) -> NDArray[np.int64]:
+    for attribute in ("targets", "labels", "_labels"):
+        labels = getattr(part, attribute, None)
+        if isinstance(labels, Sequence | np.ndarray | torch.Tensor) and len(labels) == len(part):
+            return np.asarray(labels, dtype=np.int64)
+    return np.array([int(part[index][1]) for index in range(len(part))], dtype=np.int64)
+
+
+def _split(labels: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draws the same share of every class for testing: at least one image, and never the last one."""
+    rng = np.random.default_rng([config.seed, 0])
+    test: list[NDArray[np.int64]] = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(len(members) * config.test_fraction)), len(members) - 1)
+        test.append(members[:count])
+    chosen = np.sort(np.concatenate(test)) if test else np.empty(0, np.int64)
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def _shift(pixels: torch.Tensor) -> torch.Tensor:
+    """Moves an image [S, S, 3] by up to an eighth of its size each way; the edge pixels fill the gap."""
+    size = pixels.shape[0]
+    reach = size // 8
+    down, right = torch.randint(-reach, reach + 1, (2,)).tolist()
+    index = torch.arange(size)
+    return pixels[(index - down).clamp(0, size - 1)][:, (index - right).clamp(0, size - 1)]
+
+
+def _crop_flip(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Cuts out 35 to 100 % of the area at an aspect of 3/4 to 4/3, and mirrors every second image."""
+    from torchvision.transforms import RandomResizedCrop  # type: ignore[import-untyped]  # ships none
+
+    top, left, height, width = RandomResizedCrop.get_params(image, [0.35, 1.0], [3 / 4, 4 / 3])
+    box = (left, top, left + width, top + height)
+    pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return np.ascontiguousarray(pixels[:, ::-1]) if torch.rand(()) < 0.5 else pixels

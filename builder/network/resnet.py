@@ -1,0 +1,160 @@
+"""Torchvision's ResNets, with weights from torchvision, from a checkpoint, or random."""
+
+from __future__ import annotations
+
+import math
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from temper.builder.errors import ModelError
+from temper.builder.network.weights import CHECKPOINT_SUFFIXES, load_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+ARCHITECTURES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+)
+_HEAD = "fc"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture and where its weights come from."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    arch: str = "resnet18"
+    """One of `ARCHITECTURES`."""
+    weights: str = "random"
+    """`random`, `torchvision` (its best ImageNet weights, downloaded), or the path of a checkpoint."""
+    replace_head: bool = False
+    """Drop the checkpoint's head and start a new one; torchvision's head is replaced whenever it does not fit."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean per channel, RGB, on a scale of 0 to 1; the default is ImageNet's."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation per channel, RGB, on a scale of 0 to 1; the default is ImageNet's."""
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            ValueError: A field is out of its range.
+        """
+        if self.arch not in ARCHITECTURES:
+            raise ValueError(f"arch: got {self.arch!r}, expected one of {', '.join(ARCHITECTURES)}")
+        if self.checkpoint is not None and self.checkpoint.suffix not in CHECKPOINT_SUFFIXES:
+            allowed = ", ".join(CHECKPOINT_SUFFIXES)
+            raise ValueError(
+                f"weights: got {self.weights!r}, expected 'random', 'torchvision' or a file that ends in {allowed}"
+            )
+        if not all(math.isfinite(value) for value in self.mean):
+            raise ValueError(f"mean: got {self.mean}, expected three finite numbers on a scale of 0 to 1")
+        if not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"std: got {self.std}, expected three positive numbers on a scale of 0 to 1")
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint's path, or None when the weights do not come from a file."""
+        return None if self.weights in ("random", "torchvision") else Path(self.weights)
+
+
+def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """Builds a ResNet.
+
+    Args:
+        config: The architecture and its weights.
+        num_classes: Length of the output.
+
+    Returns:
+        A module on the CPU in evaluation mode: float32 [N, 3, H, W], normalised, to logits [N, num_classes].
+
+    Raises:
+        ModelError: The checkpoint cannot be read or does not fit, or the weights cannot be downloaded.
+    """
+    if config.checkpoint is not None:
+        model = _new_resnet(config.arch, num_classes)
+        _load_into(model, config, load_checkpoint(config.checkpoint))
+    elif config.weights == "torchvision":
+        model = _pretrained_resnet(config.arch, num_classes)
+    else:
+        model = _new_resnet(config.arch, num_classes)
+    return model.eval()
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """Returns the last layer, the one that depends on the number of classes."""
+    head: nn.Module = model.get_submodule(_HEAD)
+    return head
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes a model's weights as safetensors."""
+    from safetensors.torch import save
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Not save_file: a full disk shall be an OSError, as it is everywhere else.
+    path.write_bytes(save(weights))
+
+
+def _new_resnet(arch: str, num_classes: int) -> nn.Module:
+    import torchvision.models  # type: ignore[import-untyped]  # ships none
+
+    model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
+    return model
+
+
+def _pretrained_resnet(arch: str, num_classes: int) -> nn.Module:
+    import torchvision.models
+    from torch import nn
+
+    try:
+        model: nn.Module = torchvision.models.get_model(arch, weights="DEFAULT")
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"weights of {arch}: cannot be downloaded ({error}); give a checkpoint's path in model.weights"
+        ) from error
+    head = model.get_submodule(_HEAD)
+    if head.out_features != num_classes:
+        model.set_submodule(_HEAD, nn.Linear(head.in_features, num_classes))  # type: ignore[arg-type]  # of a Linear
+    return model
+
+
+def _load_into(model: nn.Module, config: ModelConfig, weights: dict[str, torch.Tensor]) -> None:
+    own = model.state_dict()
+    if config.replace_head:
+        weights = {**weights, **{name: own[name] for name in own if name.startswith(f"{_HEAD}.")}}
+    where = f"checkpoint {config.weights}"
+    head = f"{_HEAD}.weight"
+    missing = sorted(own.keys() - weights.keys())
+    unknown = sorted(weights.keys() - own.keys())
+    if missing or unknown:
+        found = f"{len(missing)} weights missing" + (f" ({missing[0]} ...)" if missing else "")
+        found += f", {len(unknown)} unknown" + (f" ({unknown[0]} ...)" if unknown else "")
+        raise ModelError(f"{where}: is no {config.arch}: {found}; set model.arch to the checkpoint's architecture")
+    wrong = [name for name in own if own[name].shape != weights[name].shape]
+    if wrong and all(name.startswith(f"{_HEAD}.") for name in wrong):
+        raise ModelError(
+            f"{where}: its head has {weights[head].shape[0]} classes, the data has {own[head].shape[0]}; "
+            "use the checkpoint's own classes, or set model.replace_head = true and train the new head"
+        )
+    if wrong:
+        name = wrong[0]
+        raise ModelError(
+            f"{where}: is no {config.arch}: {name} is {list(weights[name].shape)}, "
+            f"expected {list(own[name].shape)}; "
+            "set model.arch to the checkpoint's architecture"
+        )
+    model.load_state_dict(weights)

@@ -1,0 +1,398 @@
+"""Writes a model repository entry that Triton can load at any moment, whatever happens to the writer.
+
+Everything is written and flushed in a work folder *beside* the repository (Triton takes any folder inside it for
+a model, even one whose name starts with a dot), then renamed in. A new model appears in one rename. A new version
+of a model appears in two steps: its folder is renamed in, which changes nothing, because config.pbtxt names the
+version to serve (`version_policy { specific }`); then config.pbtxt is replaced, which switches shapes, labels and
+version at once. A crash between the two leaves the old version served; the next publish goes on from there.
+
+A version's folder holds all that belongs to it, its labels and a copy of its config.pbtxt included, and SHA256SUMS
+names every file. So whatever config.pbtxt is in place, its digest is in the version that it serves. The
+model's own labels.txt is a copy for people and their tools, as the layout promises it; Triton reads the version's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from temper.builder.contract import CARD_FILE, CONFIG_FILE, DIGESTS_FILE, LABELS_FILE
+from temper.builder.errors import PublishError
+from temper.builder.names import is_model_name, is_printable, render_labels
+from temper.builder.publish.plans import Plan, carried_plans, plan_name, runtime_of
+from temper.builder.publish.serving import ServingConfig
+from temper.builder.publish.triton_config import ServerBackend, TritonConfig, render_config
+from temper.builder.store.files import describe_os_error, fsync_path, fsync_tree, locked, replace_file, sha256_file
+
+_WORK_PREFIX = "publish-"
+_WORK = re.compile(_WORK_PREFIX + "[a-z0-9_]{8}")  # as mkdtemp fills it up
+_LOCK = "lock"
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One version of one model in the repository."""
+
+    model: str
+    """Triton's model name."""
+    version: int
+    """The version that config.pbtxt serves now."""
+    path: Path
+    """The version's folder."""
+    reused: bool
+    """True when the repository already served exactly this."""
+    stuck: tuple[str, ...] = ()
+    """Older versions that were to be removed and could not be, each with the reason; they do no harm."""
+
+    @property
+    def note(self) -> str:
+        """Says in one line what was published."""
+        return "; ".join([f"{self.model} version {self.version}", *self.stuck])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is to be published, but for its version."""
+
+    plans: tuple[Plan, ...]
+    """The engines; none for a model that runs none."""
+    labels: bytes
+    """The file of class names."""
+    card: dict[str, Any]
+    """The provenance."""
+    config: TritonConfig
+    """What config.pbtxt says."""
+    graph_sha256: str | None = None
+    """With plans per compute capability: what they must share to be served as one version."""
+
+    @property
+    def model(self) -> str:
+        """Triton's model name."""
+        return self.config.name
+
+
+def publish(
+    repository: Path,
+    *,
+    model: str,
+    engine_file: Path,
+    labels: Sequence[str],
+    card: Mapping[str, Any],
+    image_size: int,
+    num_classes: int,
+    max_batch: int,
+    parameters: Mapping[str, str],
+    num_instances: int = 1,
+    serving: ServingConfig | None = None,
+    in_ensemble: bool = False,
+    server_backend: ServerBackend = "temper",
+    opt_batch: int | None = None,
+    graph_batches: tuple[int, ...] | None = None,
+    version_compatible: bool = False,
+    compute_capability: str | None = None,
+    graph_sha256: str | None = None,
+) -> Published:
+    """Publishes an engine as the newest version of a model, atomically.
+
+    Nothing is written when the newest version already holds the same. An older version is never changed; of the
+    older ones only the newest few are kept (`serving.keep_versions`). Several publishers of one repository take
+    turns.
+
+    A plan that runs on one compute capability only is published with it. When the newest version holds plans of
+    the same graph for others, the new version gets copies of them, so that one entry serves several types of GPU;
+    those of another graph are left behind.
+
+    Args:
+        repository: The model repository; made when missing.
+        model: The model's name in Triton: letters, digits, `_`, `.`, `-`.
+        engine_file: The engine, copied under its own name (model.onnx, model.rtx, model.plan), with a compute
+            capability as model_sm90.plan.
+        labels: One class name per output, in order.
+        card: The provenance, as JSON; the engine's digest and size are added to it.
+        image_size: Height and width of the input, in pixels.
+        num_classes: Length of the output.
+        max_batch: The largest batch that the engine takes.
+        parameters: config.pbtxt's parameters; `engine` and `file` are read by the plugin.
+        num_instances: Triton's model instances.
+        serving: What bounds its queue, and how many versions are kept; the defaults when not given.
+        in_ensemble: It may be a member of an ensemble, so that its queue is bounded by time alone.
+        server_backend: `temper`, the plugin, or `tensorrt`, Triton's own backend.
+        opt_batch: The batch that the engine was tuned for.
+        graph_batches: Batch sizes that get a CUDA graph on a GPU; None is 1, `opt_batch` and `max_batch`.
+        version_compatible: The plan was built to run on later versions of TensorRT too.
+        compute_capability: The only one that a plan runs on, as "9.0"; None for an engine that is not so bound.
+        graph_sha256: SHA-256 of the graph that the plan was built from; without it no plan is kept from before.
+
+    Returns:
+        The version served from now on.
+
+    Raises:
+        PublishError: The name, the labels or the compute capability are wrong, an ONNX file keeps weights in
+            another one, a plan to be kept was changed since it was published, or the repository cannot be written.
+    """
+    check_names(model, labels, num_classes)
+    plan = _read_plan(engine_file, compute_capability, card)
+    if parameters.get("engine") == "openvino":
+        _check_whole(engine_file)
+    entry = Entry(
+        plans=(plan,),
+        labels=render_labels(labels),
+        card={
+            "model": model,
+            **card,
+            **({"graph_sha256": graph_sha256} if graph_sha256 else {}),
+            "engine_file": {"name": plan.name, "sha256": plan.sha256, "size_bytes": plan.size_bytes},
+        },
+        config=TritonConfig(
+            name=model,
+            image_size=image_size,
+            num_classes=num_classes,
+            max_batch=max_batch,
+            parameters={"file": plan.name, **parameters},
+            num_instances=num_instances,
+            serving=serving or ServingConfig(),
+            in_ensemble=in_ensemble,
+            server_backend=server_backend,
+            opt_batch=opt_batch,
+            graph_batches=graph_batches,
+            version_compatible=version_compatible,
+        ),
+        graph_sha256=graph_sha256,
+    )
+    return publish_entry(repository, entry)
+
+
+def publish_entry(repository: Path, entry: Entry) -> Published:
+    """Publishes one entry as the newest version of its model, atomically, as `publish` does.
+
+    Raises:
+        PublishError: The repository cannot be written.
+    """
+    try:
+        # Resolved, so that publishers that reach it by different links share one lock.
+        return _publish(repository.resolve(), entry)
+    except OSError as error:
+        raise PublishError(
+            f"model {entry.model}: cannot publish into {repository}: {describe_os_error(error)}"
+        ) from error
+
+
+def _read_plan(engine_file: Path, compute_capability: str | None, card: Mapping[str, Any]) -> Plan:
+    name = plan_name(engine_file, compute_capability)
+    try:
+        return Plan(
+            name=name,
+            source=engine_file,
+            sha256=sha256_file(engine_file),
+            size_bytes=engine_file.stat().st_size,
+            compute_capability=compute_capability,
+            runtime=runtime_of(card),
+        )
+    except OSError as error:
+        raise PublishError(f"engine {engine_file}: cannot be read: {describe_os_error(error)}") from error
+
+
+def _check_whole(onnx_file: Path) -> None:
+    """Refuses weights outside of the ONNX file, which would be published without a digest, or not at all."""
+    from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]  # ships none
+    from onnx import ModelProto, TensorProto
+
+    def is_whole(message: Message) -> bool:
+        if isinstance(message, TensorProto) and (message.external_data or message.data_location):
+            return False
+        fields = (value for field, value in message.ListFields() if field.message_type is not None)
+        return all(
+            is_whole(each) for value in fields for each in ([value] if isinstance(value, Message) else value)
+        )
+
+    try:
+        model = ModelProto.FromString(onnx_file.read_bytes())
+    except DecodeError:
+        return  # the server says what it is instead
+    if not is_whole(model):
+        raise PublishError(f"engine {onnx_file}: keeps weights in another file; export one file")
+
+
+def check_names(model: str, labels: Sequence[str], num_classes: int) -> None:
+    """Checks a model's name, and that there is one printable label per class.
+
+    Raises:
+        PublishError: One of them is wrong.
+    """
+    if not is_model_name(model):
+        raise PublishError(
+            f"model name: got {model!r}, expected up to 220 letters, digits, '_', '.', '-'; rename it"
+        )
+    if len(labels) != num_classes:
+        raise PublishError(
+            f"model {model}: got {len(labels)} labels, expected one for each of {num_classes} classes"
+        )
+    for label in labels:
+        if not label.strip() or not is_printable(label):
+            raise PublishError(f"model {model}: got the label {label!r}, expected one line of printable text")
+
+
+def _publish(repository: Path, entry: Entry) -> Published:
+    repository.mkdir(parents=True, exist_ok=True)
+    work_root = _work_root(repository)
+    with locked(work_root / _LOCK):
+        _remove_leftovers(work_root)
+        work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=work_root))
+        try:
+            if not (repository / entry.model).exists():
+                return _add_model(repository, entry, work)
+            return _add_version(repository / entry.model, entry, work)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _work_root(repository: Path) -> Path:
+    """Returns the folder beside the repository where entries are put together, on the same file system."""
+    if repository.stat().st_dev != repository.parent.stat().st_dev:
+        raise PublishError(
+            f"repository {repository}: is the root of its file system, so nothing beside it can be renamed "
+            "into it; use a folder inside it"
+        )
+    work_root = repository.with_name(f".{repository.name}-work")
+    for path in (work_root, work_root / _LOCK):
+        # What it leads to is somebody else's.
+        if path.is_symlink():
+            raise PublishError(f"{path}: is a link, expected a place of the publisher's own; remove it")
+    work_root.mkdir(exist_ok=True)
+    return work_root
+
+
+def _remove_leftovers(work_root: Path) -> None:
+    """Removes what killed publishers left, and nothing else; the lock is ours, so nobody is using it."""
+    for path in work_root.iterdir():
+        if _WORK.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _add_model(repository: Path, entry: Entry, work: Path) -> Published:
+    entry = _completed(entry, None)
+    folder = work / entry.model
+    texts = _render_texts(entry, 1)
+    _write_version(folder / "1", entry, texts)
+    for name in (CONFIG_FILE, LABELS_FILE):
+        (folder / name).write_bytes(texts[name])
+    fsync_tree(folder)
+    os.rename(folder, repository / entry.model)
+    fsync_path(repository)
+    return Published(model=entry.model, version=1, path=repository / entry.model / "1", reused=False)
+
+
+def _add_version(model: Path, entry: Entry, work: Path) -> Published:
+    newest = max(_versions(model), default=0)
+    before = _served_version(model)
+    entry = _completed(entry, model / str(newest) if newest > 0 else None)
+    reused = newest > 0 and _holds(model / str(newest), entry, _render_texts(entry, newest))
+    version = newest if reused else newest + 1
+    texts = _render_texts(entry, version)
+    if not reused:
+        _write_version(work / str(version), entry, texts)
+        fsync_tree(work / str(version))
+        os.rename(work / str(version), model / str(version))
+        fsync_path(model)
+    if not _same_content(model / CONFIG_FILE, texts[CONFIG_FILE]):
+        replace_file(model / CONFIG_FILE, texts[CONFIG_FILE], work=work)
+        reused = False
+    if not _same_content(model / LABELS_FILE, entry.labels):
+        replace_file(model / LABELS_FILE, entry.labels, work=work)
+    stuck = _prune(model, entry.config.serving.keep_versions, {version, before}, work)
+    return Published(
+        model=entry.model, version=version, path=model / str(version), reused=reused, stuck=tuple(stuck)
+    )
+
+
+def _versions(model: Path) -> list[int]:
+    return [int(path.name) for path in model.iterdir() if _VERSION.fullmatch(path.name)]
+
+
+def _served_version(model: Path) -> int | None:
+    """Returns the version that config.pbtxt names: the one that a running server may have open."""
+    try:
+        found = re.search(rb"specific\s*\{\s*versions:\s*(\d{1,18})\s*\}", (model / CONFIG_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    return int(found[1]) if found else None
+
+
+def _prune(model: Path, keep: int, served: set[int | None], work: Path) -> list[str]:
+    """Removes all but the newest versions, those that are or were served until now, and what is not ours.
+
+    A version leaves the repository in one rename; what a kill leaves of it is in the work folder. The new one is
+    served already, so a version that cannot be removed is no error; it is returned, with the reason.
+    """
+    stuck = []
+    for version in sorted(_versions(model))[:-keep]:
+        folder = model / str(version)
+        if version not in served and (folder / DIGESTS_FILE).is_file() and not folder.is_symlink():
+            try:
+                os.rename(folder, work / f"old-{version}")
+                fsync_path(model)
+            except OSError as error:
+                stuck.append(f"the old version {version} cannot be removed ({error.strerror})")
+    return stuck
+
+
+def _completed(entry: Entry, newest: Path | None) -> Entry:
+    """Returns the entry with the plans that it takes over from the newest version, named in config and card."""
+    own = [plan for plan in entry.plans if plan.compute_capability is not None]
+    if not own:
+        return entry
+    kept = carried_plans(newest, entry.graph_sha256, [plan.name for plan in own]) if newest is not None else []
+    plans = sorted([*entry.plans, *kept], key=lambda plan: plan.name)
+    filenames = {plan.compute_capability: plan.name for plan in plans if plan.compute_capability is not None}
+    return replace(
+        entry,
+        plans=tuple(plans),
+        card={**entry.card, "plans": [plan.as_json() for plan in plans]},
+        config=replace(entry.config, cc_model_filenames=filenames),
+    )
+
+
+def _render_texts(entry: Entry, version: int) -> dict[str, bytes]:
+    """Returns the version's files but for the engines; SHA256SUMS is what `sha256sum --check` reads."""
+    texts = {
+        CARD_FILE: (json.dumps(entry.card, indent=1, default=str) + "\n").encode(),
+        CONFIG_FILE: render_config(entry.config, version=version, label_filename=f"{version}/{LABELS_FILE}"),
+        LABELS_FILE: entry.labels,
+    }
+    lines = [(plan.sha256, plan.name) for plan in entry.plans]
+    lines += [(hashlib.sha256(content).hexdigest(), name) for name, content in texts.items()]
+    return {**texts, DIGESTS_FILE: "".join(f"{digest}  {name}\n" for digest, name in lines).encode()}
+
+
+def _same_content(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
+
+
+def _write_version(folder: Path, entry: Entry, texts: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True)
+    for plan in entry.plans:
+        # A copy, never a link: a later change of the build's own file must not reach the served one.
+        shutil.copyfile(plan.source, folder / plan.name)
+        if sha256_file(folder / plan.name) != plan.sha256:
+            raise PublishError(f"engine {plan.source}: changed while it was published; run it again")
+    for name, content in texts.items():
+        (folder / name).write_bytes(content)
+
+
+def _holds(version: Path, entry: Entry, texts: Mapping[str, bytes]) -> bool:
+    """Returns True when the version's files are whole and hold the same, with no other beside them."""
+    names = {*texts, *(plan.name for plan in entry.plans)}
+    if not version.is_dir() or {path.name for path in version.iterdir()} != names:
+        return False
+    return all(_same_content(version / name, content) for name, content in texts.items()) and all(
+        (version / plan.name).is_file() and sha256_file(version / plan.name) == plan.sha256 for plan in entry.plans
+    )

@@ -1,0 +1,182 @@
+"""`temper load`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from temper.cli.inputs import Images, load_images, random_images
+from temper.client.client import Client
+from temper.client.errors import ClientError
+from temper.client.load import LoadConfig, LoadResult, run_closed_loop, run_open_loop
+from temper.errors import TemperError
+from temper.progress import Display
+from temper.report.text import number, percent
+from temper.run.measure import stopped_by_user
+from temper.serve.endpoint import Endpoint
+from temper.terminal import echo, escape
+
+_POOL_REQUESTS = 64
+_HEAD = (
+    "load",
+    "images/s",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "p99.9 ms",
+    "queue ms",
+    "infer ms",
+    "shed",
+    "errors",
+    "lost",
+)
+_WIDTHS = (24, 10, 8, 8, 8, 9, 9, 9, 14, 8, 6)
+_SHED = (
+    "shed: refused by the server because of its load; images/s and latencies are those of the answered requests"
+)
+
+
+class LoadError(TemperError):
+    """A load test was cut short, or not one request was answered."""
+
+
+class _CutShort(TemperError):  # noqa: N818 - says what happened
+    """A run that the server's death, or a load process's, cut short; what it measured is in `result`."""
+
+    def __init__(self, result: LoadResult) -> None:
+        super().__init__(result.interrupted)
+        self.result = result
+
+
+def load_command(
+    images: Sequence[Path],
+    *,
+    settings: Mapping[str, Any],
+    model: str,
+    url: str | None,
+    repository: Path,
+    as_json: bool,
+) -> None:
+    """Runs the load tests and prints a row as each ends.
+
+    Raises:
+        LoadError: The server died, or nothing was answered; the rows until then are printed.
+    """
+    try:
+        config = LoadConfig(**settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    results: list[LoadResult] = []
+    with Display() as display, Endpoint(url, repository, models=[model], display=display) as endpoint:
+        pixels = endpoint.retrying(model, lambda url: _images(images, url, model, config, display))
+        if not as_json:
+            echo(_row(_HEAD))
+        try:
+            for result in _runs(endpoint, model, pixels, config, display):
+                results.append(result)
+                if result.version != results[0].version:
+                    raise LoadError(
+                        f"model {model}: version {results[0].version} was replaced by {result.version} "
+                        "between two runs; their figures are not comparable"
+                    )
+                if not as_json:
+                    echo(_row(_cells(result)))
+        except ClientError as error:
+            raise LoadError(endpoint.why(error)) from error
+        finally:
+            if as_json:
+                echo(json.dumps([result.to_json() for result in results], indent=2, allow_nan=False))
+            else:
+                click.echo(escape("".join(f"{line}\n" for line in _notes(results))), nl=False)
+        last = results[-1]
+        if last.interrupted is not None:
+            # The generator keeps Ctrl-C to itself, so as to return what it measured.
+            by_user = stopped_by_user(last)
+            raise KeyboardInterrupt(last.interrupted) if by_user else LoadError(endpoint.why(last.interrupted))
+    reasons = [reason for result in results if (reason := result.why_unanswered())]
+    if len(reasons) == len(results):
+        raise LoadError(reasons[-1])
+
+
+def _images(paths: Sequence[Path], url: str, model: str, config: LoadConfig, display: Display) -> Images:
+    """What is sent: the first images given, as many as are ever sent, or random pixels."""
+    count = _POOL_REQUESTS * config.batch_size
+    with Client(url, timeout_s=config.timeout_s) as client:
+        info = client.model_info(model)
+    if paths:
+        return load_images(paths, info, count, display.say)
+    display.say(f"no --images: sending random pixels of shape {list(info.image_shape)}")
+    return random_images(info, count)
+
+
+def _runs(
+    endpoint: Endpoint, model: str, images: Images, config: LoadConfig, display: Display
+) -> Iterator[LoadResult]:
+    """Yields the closed loops, then the open ones; an interrupted one is the last."""
+    best_ips = 0.0
+    for concurrency in config.concurrencies:
+        closed = partial(run_closed_loop, model=model, images=images, concurrency=concurrency, config=config)
+        yield (result := _run(endpoint, f"closed loop, {concurrency} in flight", closed, display))
+        if result.interrupted is not None:
+            return
+        best_ips = max(best_ips, result.throughput_ips)
+    rates = config.rates_rps
+    if not rates and config.open_loop_fraction and best_ips > 0:
+        rates = (config.open_loop_fraction * best_ips / config.batch_size,)
+    for rate_rps in rates:
+        opened = partial(run_open_loop, model=model, images=images, rate_rps=rate_rps, config=config)
+        yield (result := _run(endpoint, f"open loop, {rate_rps:.1f} requests/s", opened, display))
+        if result.interrupted is not None:
+            return
+
+
+def _run(endpoint: Endpoint, label: str, run: Callable[..., LoadResult], display: Display) -> LoadResult:
+    """Makes one run, and makes it anew when the embedded server died."""
+
+    def measure(url: str) -> LoadResult:
+        with display.stage(label) as stage:
+            result = run(url, progress=stage)
+            if result.interrupted is not None and not stopped_by_user(result):
+                raise _CutShort(result)
+        return result
+
+    try:
+        return endpoint.retrying(label, measure)
+    except _CutShort as stopped:
+        return stopped.result
+
+
+def _notes(results: Sequence[LoadResult]) -> Iterator[str]:
+    """What the table's figures leave open: the errors by kind, a row without an answer, and what was shed."""
+    for result in results:
+        reason = result.why_unanswered() if result.interrupted is None else None
+        if reason is None and result.errors:
+            reason = f"errors: {', '.join(f'{count:,} {kind}' for kind, count in result.errors.items())}"
+        if reason is not None:
+            yield f"{_load(result)}: {reason}"
+    if any(result.shed for result in results):
+        yield _SHED
+
+
+def _load(result: LoadResult) -> str:
+    closed = result.mode == "closed"
+    return f"closed, {result.concurrency} in flight" if closed else f"open, {result.rate_rps:.1f} requests/s"
+
+
+def _cells(result: LoadResult) -> list[str]:
+    server = result.server or {}
+    latencies = (result.latency_ms.get(name) for name in ("p50", "p90", "p99", "p999"))
+    times = (server.get(name) for name in ("queue_ms", "compute_infer_ms"))
+    shown = ["\N{EN DASH}" if value is None else number(value) for value in (*latencies, *times)]
+    shed = f"{result.shed:,} ({percent(result.shed_share)})" if result.shed else "0"
+    return [_load(result), number(result.throughput_ips), *shown, shed, str(result.num_errors), str(result.lost)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    first, *others = zip(cells, _WIDTHS, strict=True)
+    return f"{first[0]:<{first[1]}}" + "".join(f"{cell:>{width}}" for cell, width in others)

@@ -1,0 +1,277 @@
+"""The `temper` command: run, build, sweep, serve, verify, query, load, attack, doctor.
+
+Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
+that says why; 2: wrong usage; 130: Ctrl-C. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from temper.cli.failures import Group
+from temper.cli.options import (
+    debug_option,
+    json_option,
+    model_option,
+    parse_integers,
+    parse_numbers,
+    path_type,
+    repository_option,
+    runs_option,
+    url_option,
+)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="temper", message="%(package)s %(version)s")
+@debug_option
+def cli(debug: bool) -> None:
+    """Compress finetuned ResNets, serve them with Triton, and measure on the endpoint what that did.
+
+    The main job is `temper run RECIPE`; the other commands are its parts.
+    """
+
+
+@cli.command()
+@click.argument("recipe", type=path_type)
+@url_option("Serve from this running server, which must read --repository; started here when not given.")
+@repository_option
+@runs_option
+@json_option
+def run(recipe: Path, url: str | None, repository: Path, runs: Path, as_json: bool) -> None:
+    """Build, serve, measure and attack; write the report.
+
+    Does all that RECIPE says, prints one table and writes runs/NAME/report.html and report.json. Whatever is done
+    already is reused.
+    """
+    from temper.cli.commands.main_job import run_command
+
+    run_command(recipe, url=url, repository=repository, runs=runs, as_json=as_json)
+
+
+@cli.command()
+@click.argument("recipe", type=path_type)
+@repository_option
+@runs_option
+@json_option
+def build(recipe: Path, repository: Path, runs: Path, as_json: bool) -> None:
+    """Build and publish the variants of RECIPE, no more."""
+    from temper.cli.commands.main_job import build_command
+
+    build_command(recipe, repository=repository, runs=runs, as_json=as_json)
+
+
+@cli.command()
+@click.argument("recipe", type=path_type)
+@click.option(
+    "--over",
+    multiple=True,
+    required=True,
+    metavar="STEP.FIELD=V,...",
+    help="What is varied, as in low_rank.flops=0.8,0.6; `none` leaves the step out. All combinations.",
+)
+@click.option("--variant", metavar="NAME", help="The variant that is varied.  [the last one]")
+@click.option("--ray", metavar="ADDRESS", help="Run on this Ray cluster; `auto` for the one on this machine.")
+@click.option(
+    "--gpus", "num_gpus", type=click.FloatRange(0), help="With --ray: GPUs per variant.  [1 for TensorRT]"
+)
+@click.option("--cpus", "num_cpus", type=click.FloatRange(0), help="With --ray: cores per variant.  [a machine's]")
+@repository_option
+@runs_option
+@json_option
+def sweep(recipe: Path, over: tuple[str, ...], **settings: Any) -> None:
+    """Build and measure a grid of variants and draw their frontier.
+
+    Every combination of the --over values becomes a variant of RECIPE, measured beside its first one. The report
+    in runs/NAME-sweep marks the variants that no other one beats in accuracy, accuracy under attack, latency and
+    size.
+    """
+    from temper.cli.commands.sweep import sweep_command
+
+    sweep_command(recipe, over=over, **settings)
+
+
+@cli.command()
+@repository_option
+@click.option("--model", "models", multiple=True, metavar="NAME", help="A model to serve; all when not given.")
+@click.option("--grpc-port", type=click.IntRange(1, 65535), help="Port of the gRPC endpoint; a free one.")
+@click.option(
+    "--http-port", type=click.IntRange(1, 65535), help="Port of the HTTP endpoint, which is off otherwise."
+)
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Port of the metrics; a free one.")
+@click.option("--log-file", type=path_type, help="The server's log; kept only if it dies.")
+def serve(
+    repository: Path,
+    models: tuple[str, ...],
+    grpc_port: int | None,
+    http_port: int | None,
+    metrics_port: int | None,
+    log_file: Path | None,
+) -> None:
+    """Run the embedded tritonserver until Ctrl-C.
+
+    It listens on loopback only. A model that does not load is named, and the others are served.
+    """
+    from temper.cli.commands.serve import serve_command
+
+    serve_command(repository, models=models or None, ports=(grpc_port, http_port, metrics_port), log_file=log_file)
+
+
+@cli.command()
+@click.argument("repository", type=path_type)
+@json_option
+def verify(repository: Path, as_json: bool) -> None:
+    """Check that every model of REPOSITORY is what was published.
+
+    Compares the served version of each with its digests, config.pbtxt and class names included; needs no server.
+    """
+    from temper.cli.commands.verify import verify_command
+
+    verify_command(repository, as_json=as_json)
+
+
+@cli.command()
+@click.argument("images", type=path_type, nargs=-1, required=True, metavar="IMAGE...")
+@model_option
+@url_option()
+@repository_option
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels per image.")
+@json_option
+def query(
+    images: tuple[Path, ...], model: str, url: str | None, repository: Path, top: int, as_json: bool
+) -> None:
+    """Print the labels that a served model gives images.
+
+    An IMAGE is a PNG, JPEG, BMP, WebP, TIFF, PPM or GIF file of up to 67 million pixels, or a folder of them.
+    """
+    from temper.cli.commands.query import query_command
+
+    query_command(images, model=model, url=url, repository=repository, top=top, as_json=as_json)
+
+
+@cli.command()
+@model_option
+@url_option()
+@repository_option
+@click.option(
+    "--images",
+    type=path_type,
+    multiple=True,
+    help="Image, folder of images, or .npy of uint8 [N, H, W, 3]; random pixels when not given.",
+)
+@click.option(
+    "--concurrency", callback=parse_integers, metavar="N,...", help="Closed loop: requests in flight.  [1,4,16]"
+)
+@click.option(
+    "--rate", callback=parse_numbers, metavar="RPS,...", help="Open loop: Poisson arrivals, requests per second."
+)
+@click.option("--duration", type=click.FLOAT, default=5.0, show_default=True, help="Seconds measured, each.")
+@click.option("--warmup", type=click.FLOAT, default=1.0, show_default=True, help="Seconds before, not counted.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images per request.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the arrivals.")
+@json_option
+def load(
+    images: tuple[Path, ...],
+    concurrency: tuple[int, ...] | None,
+    rate: tuple[float, ...] | None,
+    duration: float,
+    warmup: float,
+    batch_size: int,
+    seed: int,
+    **shared: Any,
+) -> None:
+    """Measure throughput and latency of a served model.
+
+    Closed loop at each --concurrency, then open loop at each --rate, with latency counted from the scheduled
+    time. Without --rate there is one open loop, at 70 % of the best throughput; with --rate alone there is no
+    closed loop.
+    """
+    from temper.cli.commands.load import load_command
+
+    settings: dict[str, Any] = {"duration_s": duration, "warmup_s": warmup, "batch_size": batch_size, "seed": seed}
+    if concurrency is not None or rate is not None:
+        settings |= {"concurrencies": concurrency or (), "rates_rps": rate or ()}
+    load_command(images, settings=settings, **shared)
+
+
+@cli.command()
+@model_option
+@url_option()
+@repository_option
+@click.option(
+    "--images", type=path_type, required=True, help="Folder of images per class, or .npy of uint8 [N, H, W, 3]."
+)
+@click.option("--labels", type=path_type, help="With a .npy of images: .npy of their classes, integers [N].")
+@click.option(
+    "--attack", "name", default="square", show_default=True, type=click.Choice(["square", "noise", "art-square"])
+)
+@click.option("--epsilon", type=click.FLOAT, default=8.0, show_default=True, help="L-inf budget in 1/255.")
+@click.option("--max-queries", type=click.INT, default=1000, show_default=True, help="Queries per image.")
+@click.option("--num-images", type=click.INT, help="Images to attack, drawn by the seed; all when not given.")
+@click.option("--batch-size", type=click.INT, default=32, show_default=True, help="Images per request.")
+@click.option("--concurrency", type=click.INT, default=4, show_default=True, help="Requests in flight.")
+@click.option("--seed", type=click.INT, default=0, show_default=True, help="Of the images and the attack.")
+@click.option("--save", type=path_type, help="Folder for adversarial images, and to resume from.")
+@runs_option
+@json_option
+def attack(
+    model: str,
+    url: str | None,
+    repository: Path,
+    images: Path,
+    labels: Path | None,
+    save: Path | None,
+    runs: Path,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Measure the accuracy of a served model under attack.
+
+    Every image is sent to the endpoint as uint8, within the budget, and judged by the answer. An attack that ends
+    early goes on where it was when the same command is given again.
+    """
+    from temper.cli.commands.attack import attack_command
+
+    if (images.suffix == ".npy") != (labels is not None):
+        wanted = "--labels with the .npy of classes" if labels is None else "no --labels beside a folder of images"
+        raise click.UsageError(f"--images {images}: expected {wanted}")
+    attack_command(
+        images,
+        labels,
+        settings=settings,
+        model=model,
+        url=url,
+        repository=repository,
+        runs=runs,
+        save=save,
+        as_json=as_json,
+    )
+
+
+@cli.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine can build and run, and what installs the rest."""
+    from temper.cli.commands.doctor import doctor_command
+
+    doctor_command(as_json=as_json)
+
+
+def main() -> None:
+    """The console script: SIGTERM ends a command as Ctrl-C does, so that no server outlives it."""
+    signal.signal(signal.SIGTERM, _terminate)
+    cli()
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once: the unwinding must not be interrupted
+    raise KeyboardInterrupt("terminated")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""The measurements on a served model as stages: kept by a digest of model, images, settings and machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from temper.builder.contract import LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
+from temper.builder.names import read_labels
+from temper.builder.store.artifacts import Artifact, Store
+from temper.client.errors import ClientError
+from temper.errors import WorkflowError
+from temper.host.machine import machine_id
+from temper.progress import Display, Stage
+from temper.report import text
+from temper.report.gallery import write_gallery
+from temper.serve.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from temper.client.accuracy import AccuracyResult
+    from temper.client.load import LoadConfig, LoadResult
+    from temper.client.robustness import AttackConfig, AttackResult
+
+CORRECT_FILE = "correct.npy"
+SURVIVED_FILE = "survived.npy"
+INDICES_FILE = "indices.npy"
+_CHECKPOINT = "finished.jsonl"
+# Raised when a measurement changes what it counts: figures made before are measured again.
+_FORMAT = 2
+_GALLERY_SIZE = 8
+_MAX_EXACT = 500
+_EXACT_LIMIT_S = 600.0
+"""For one request: only a hang takes so long."""
+
+
+class LoadStopped(WorkflowError):  # noqa: N818 - says what happened
+    """A load test was cut short; `runs` holds what it measured until then."""
+
+    def __init__(self, message: str, runs: list[dict[str, Any]], *, by_user: bool) -> None:
+        """Keeps the line, the runs, and whether it was Ctrl-C."""
+        super().__init__(message)
+        self.runs = runs
+        self.by_user = by_user
+
+
+def stopped_by_user(result: LoadResult) -> bool:
+    """Whether Ctrl-C cut a run short; the generator returns then, as it does when the server dies."""
+    return result.interrupted is not None and result.interrupted.startswith("stopped by Ctrl-C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One published model, and the key of what is served."""
+
+    name: str
+    """The variant."""
+    model: str
+    """Triton's name of it."""
+    version: int
+    artifact: Artifact
+    """Its folder in the repository; the digest is over its files' digests and its settings."""
+
+
+def subject(name: str, model: str, version: int, path: Path) -> Subject:
+    """Describes the version of a model at `path`, `<repository>/<model>/<version>`."""
+    digest = hashlib.sha256()
+    for file in (path / "SHA256SUMS", path.parent / "config.pbtxt"):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    artifact = Artifact(path=path, digest=digest.hexdigest(), info={}, reused=True)
+    return Subject(name=name, model=model, version=version, artifact=artifact)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """Runs the measurements of one run, or finds them in the store.
+
+    Args:
+        store: Where the results are kept.
+        endpoint: The server; it is not asked, nor started, while everything is in the store.
+        data: The test images' stage.
+        display: Shows a line and a bar for each.
+        url: The server's address in the key, when it is not the embedded one.
+    """
+
+    store: Store
+    endpoint: Endpoint
+    data: Artifact
+    display: Display
+    url: str | None = None
+
+    def accuracy(self, target: Subject) -> Artifact:
+        """Accuracy on all test images; `correct.npy` (bool [N]) lies in the artifact's folder."""
+
+        def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
+            from temper.client.accuracy import evaluate_accuracy
+
+            images, labels = self.test_images()
+            result: AccuracyResult = evaluate_accuracy(
+                url, target.model, images, labels, progress=stage, version=str(target.version)
+            )
+            np.save(folder / CORRECT_FILE, result.correct)
+            return result.to_json()
+
+        return self._run("accuracy", target, {}, make, _note_accuracy)
+
+    def agreement(self, target: Subject, graph: Artifact) -> Artifact:
+        """How far the served answers are from the exact arithmetic of the graph that the engine was made from.
+
+        On the first test images, at most 500; `info` is that of `compare_logits`, and how many requests
+        were sent again.
+        """
+        num_images = min(_MAX_EXACT, len(self.test_images()[0]))
+
+        def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
+            del folder, stage
+            from temper.builder.network.export import compare_logits, run_onnx
+            from temper.client.accuracy import read_scores
+
+            images = np.array(self.test_images()[0][:num_images])
+            exact = run_onnx(graph.path / "model.onnx", images)
+            served, retries = read_scores(
+                url, target.model, images, version=str(target.version), timeout_s=_EXACT_LIMIT_S
+            )
+            # The accuracy counts answers that are no numbers; here they are as wrong as any other.
+            served = np.nan_to_num(served, nan=0.0, posinf=0.0, neginf=0.0)
+            return {**compare_logits(exact, served), "retries": retries}
+
+        config = {"graph": graph.digest, "num_images": num_images}
+        return self._run("agreement", target, config, make, _note_agreement)
+
+    def load(self, target: Subject, config: LoadConfig) -> Artifact:
+        """The load tests, one after the other; `info["runs"]` holds their figures.
+
+        Raises:
+            LoadStopped: A run was cut short, mostly because the server died.
+        """
+
+        def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
+            from temper.client.load import measure
+
+            images, _ = self.test_images()
+            results = measure(url, target.model, images, config, progress=stage, version=str(target.version))
+            runs = [result.to_json() for result in results]
+            if results[-1].interrupted is not None:
+                by_user = stopped_by_user(results[-1])
+                why = self.endpoint.why(results[-1].interrupted)
+                raise LoadStopped(f"load test of {target.model}: {why}", runs, by_user=by_user)
+            reasons = [result.why_unanswered() for result in results]
+            if all(reasons):
+                raise LoadStopped(f"load test of {target.model}: {reasons[-1]}", runs, by_user=False)
+            return {"runs": runs}
+
+        return self._run("load", target, dataclasses.asdict(config), make, _note_load)
+
+    def attack(self, target: Subject, config: AttackConfig) -> Artifact:
+        """One attack; `survived.npy` (bool [n]), `indices.npy` and the gallery lie in the artifact's folder.
+
+        An attack that was interrupted goes on from the images it had finished.
+        """
+
+        def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
+            from temper.client.robustness import attack
+
+            images, labels = self.test_images()
+            checkpoint = folder / _CHECKPOINT
+            result: AttackResult = attack(
+                url,
+                target.model,
+                images,
+                labels,
+                config,
+                progress=stage,
+                gallery=_GALLERY_SIZE,
+                checkpoint=checkpoint,
+                version=str(target.version),
+            )
+            checkpoint.unlink(missing_ok=True)
+            np.save(folder / SURVIVED_FILE, result.survived)
+            np.save(folder / INDICES_FILE, result.indices)
+            return {**result.to_json(), "gallery": self._gallery(result, folder / "gallery")}
+
+        return self._run(f"attack-{config.name}", target, dataclasses.asdict(config), make, _note_attack)
+
+    def class_names(self) -> list[str]:
+        """The names of the data's classes, by index."""
+        return read_labels(self.data.path / LABELS_FILE)
+
+    def test_images(self) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
+        """The test images, mapped, uint8 [N, S, S, 3], and their labels, int64 [N]."""
+        images = np.load(self.data.path / TEST_IMAGES_FILE, mmap_mode="r")
+        return images, np.load(self.data.path / TEST_LABELS_FILE)
+
+    def _gallery(self, result: AttackResult, folder: Path) -> list[dict[str, Any]]:
+        names = self.class_names()
+        entries = [
+            {
+                "index": example.index,
+                "label": names[example.label],
+                "answer": names[example.served_label],
+                "num_queries": example.num_queries,
+                "original": example.original,
+                "adversarial": example.adversarial,
+            }
+            for example in result.gallery
+        ]
+        return write_gallery(entries, folder)
+
+    def _run(
+        self,
+        stage: str,
+        target: Subject,
+        config: Mapping[str, Any],
+        make: Callable[[Path, Stage, str], dict[str, Any]],
+        note: Callable[[dict[str, Any]], str],
+    ) -> Artifact:
+        key = {"format": _FORMAT, "config": config, "machine": machine_id(), "server": self.url}
+        with self.display.stage(f"{target.name}: {stage.replace('-', ' ', 1)}") as shown:
+
+            def checked(folder: Path) -> dict[str, Any]:
+                def measure(url: str) -> dict[str, Any]:
+                    shown.restart()  # the server's start, or what was lost with it, is not this stage's time
+                    return make(folder, shown, url)
+
+                try:
+                    return self.endpoint.retrying(f"{target.name}: {stage.replace('-', ' ', 1)}", measure)
+                except ValueError as error:
+                    # Settings that only the data or the model show to be impossible, such as too many images.
+                    raise WorkflowError(f"{stage} of {target.model}: {error}") from error
+
+            try:
+                artifact = self.store.run(stage, key, [target.artifact, self.data], checked)
+            except ClientError as error:
+                raise WorkflowError(f"{stage} of {target.model}: {self.endpoint.why(error)}") from error
+            shown.reused = artifact.reused
+            shown.note = note(artifact.info)
+        return artifact
+
+
+def _note_accuracy(info: dict[str, Any]) -> str:
+    return f"{text.percent(info['value'])} of {info['num_images']} test images"
+
+
+def _note_agreement(info: dict[str, Any]) -> str:
+    rms = text.percent(info["relative_rms"])
+    return f"{text.percent(info['agreement'])} as in exact arithmetic, logits {rms} of their spread apart"
+
+
+def _note_load(info: dict[str, Any]) -> str:
+    return f"at best {text.number(max(run['throughput_ips'] for run in info['runs']))} images/s"
+
+
+def _note_attack(info: dict[str, Any]) -> str:
+    accuracy = info["accuracy"]
+    left = f"{text.percent(accuracy['value'])} of {accuracy['num_images']} images"
+    return f"{left} still right after {info['num_queries']:,} queries"

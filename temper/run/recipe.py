@@ -1,0 +1,172 @@
+"""The recipe: one TOML file that says what to build, serve, measure and attack.
+
+Every table is the config of the part that it is for (`DataConfig` beside the data code, and so on), so nothing is
+written twice. This file reads the TOML, checks it strictly and says what is wrong with the key's full path.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from temper.builder.compress.variant import VariantConfig
+from temper.builder.data.config import DataConfig
+from temper.builder.engines.config import EngineConfig
+from temper.builder.names import MAX_NAME_LENGTH, is_recipe_name
+from temper.builder.network.resnet import ModelConfig
+from temper.builder.network.train import TrainConfig
+from temper.builder.publish.serving import ServingConfig
+from temper.builder.publish.triton_config import mean_name
+from temper.client.load.config import LoadConfig
+from temper.client.robustness.base import AttackConfig
+from temper.errors import RecipeError
+from temper.run.recipe_errors import find_unjson, format_errors, show
+
+_NAME_RULE = f'expected up to {MAX_NAME_LENGTH} of a-z, 0-9, "_" and "-", as it names the model'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole recipe, checked."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    name: str
+    """Names the run's folder and, with a variant's name after `_`, the model in the repository."""
+    data: DataConfig
+    """The images."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The architecture and its weights."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How the weights are finetuned."""
+    variants: tuple[VariantConfig, ...]
+    """What is built from them; the first one is what the others are compared with."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """What runs the variants."""
+    serving: ServingConfig = field(default_factory=ServingConfig)
+    """How they are served: what bounds their queues."""
+    load: LoadConfig = field(default_factory=LoadConfig)
+    """The load tests."""
+    attacks: tuple[AttackConfig, ...] = ()
+    """The attacks that every variant goes through."""
+
+    def __post_init__(self) -> None:
+        """Refuses what is impossible across tables.
+
+        Raises:
+            ValueError: The text begins with the full path of the key.
+        """
+        if not is_recipe_name(self.name):
+            raise ValueError(f"name: got {show(self.name)}, {_NAME_RULE}s")
+        if not self.variants:
+            raise ValueError('variants: got none, expected at least one [[variants]] table with a "name"')
+        self._check_variants()
+        self._check_attacks()
+        if self.load.batch_size > self.engine.max_batch:
+            raise ValueError(
+                f"load.batch_size: got {self.load.batch_size}, expected at most {self.engine.max_batch} "
+                "(engine.max_batch)"
+            )
+
+    def _check_variants(self) -> None:
+        seen: dict[str, int] = {}
+        for index, variant in enumerate(self.variants):
+            path = f"variants[{index}].name"
+            if not is_recipe_name(variant.name):
+                raise ValueError(f"{path}: got {show(variant.name)}, {_NAME_RULE}")
+            if variant.name in seen:
+                first = seen[variant.name]
+                raise ValueError(
+                    f'{path}: got "{variant.name}", expected another name than that of variants[{first}]'
+                )
+            for name in variant.ensemble:
+                self._check_member(f"variants[{index}].ensemble", name, seen)
+            seen[variant.name] = index
+        for index, variant in enumerate(self.variants):
+            if variant.ensemble and (mean := mean_name(variant.name)) in seen:
+                raise ValueError(
+                    f'variants[{seen[mean]}].name: got "{mean}", expected another name: it is that of the last '
+                    f"step of the ensemble variants[{index}]"
+                )
+
+    def _check_member(self, path: str, name: str, earlier: Mapping[str, int]) -> None:
+        members = [other for other, index in earlier.items() if not self.variants[index].ensemble]
+        if name not in members:
+            known = ", ".join(f'"{member}"' for member in members) or "none yet"
+            raise ValueError(
+                f'{path}: got "{name}", expected variants above it that are no ensembles themselves: {known}'
+            )
+
+    def _check_attacks(self) -> None:
+        seen: dict[tuple[str, str, float], int] = {}
+        for index, attack in enumerate(self.attacks):
+            key = (attack.name, attack.norm, attack.epsilon)
+            if key in seen:
+                raise ValueError(
+                    f"attacks[{index}]: got {attack.name} at epsilon {attack.epsilon:g} "
+                    f"as in attacks[{seen[key]}], expected another name or epsilon"
+                )
+            seen[key] = index
+            limit = self.data.num_test
+            if limit is not None and attack.num_images is not None and attack.num_images > limit:
+                raise ValueError(
+                    f"attacks[{index}].num_images: got {attack.num_images}, "
+                    f"expected at most {limit} (data.num_test)"
+                )
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads and checks a recipe.
+
+    Paths in it (`data.path`, `model.weights`) are relative to the recipe's own folder.
+
+    Raises:
+        RecipeError: The file cannot be read, is not TOML, or holds an unknown key, a wrong type or an impossible
+            combination; one line for each.
+    """
+    import json
+
+    from pydantic import TypeAdapter, ValidationError
+
+    content = _read_toml(path)
+    wrong = find_unjson(content, Recipe)
+    if wrong:
+        raise RecipeError(f"{path}: {wrong}")
+    try:
+        # Through JSON, where strict typing still takes an array for a tuple and an integer for a float.
+        recipe = TypeAdapter(Recipe).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        lines = format_errors(error.errors(include_url=False), Recipe)
+        raise RecipeError("\n".join(f"{path}: {line}" for line in lines)) from None
+    return _with_paths(recipe, path.parent)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file, expected a recipe such as recipes/digits.toml") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: is a folder, expected a recipe such as recipes/digits.toml") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}), expected a TOML file") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: nested too deeply, expected a recipe such as recipes/digits.toml") from None
+    except ValueError as error:  # what is no TOML, an integer of thousands of digits, a path with a null byte
+        raise RecipeError(f"{path}: not TOML: {str(error).split(';')[0]}") from None
+
+
+def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with its relative paths taken from its folder."""
+    base = folder.resolve()
+    if recipe.data.path is not None:
+        recipe = replace(recipe, data=replace(recipe.data, path=str(base / recipe.data.path)))
+    if recipe.model.checkpoint is not None:
+        weights = str(base / recipe.model.checkpoint)
+        recipe = replace(recipe, model=replace(recipe.model, weights=weights))
+    return recipe

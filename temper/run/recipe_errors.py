@@ -1,0 +1,162 @@
+"""What is wrong with a recipe, in the words of its author: the key's path, what came, what is allowed.
+
+pydantic's findings are about Python values; here they become sentences about TOML, with the allowed keys and
+values taken from the same dataclasses that the recipe is read into.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import difflib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from temper.builder.names import is_printable
+from temper.terminal import escape_line
+
+Loc = Sequence[int | str]
+
+_SCALARS: dict[object, tuple[str, str]] = {
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("a string", "strings"),
+    bool: ("true or false", "booleans"),
+}
+_MAX_SHOWN = 60
+_MAX_DEPTH = 16
+_MAX_BITS = 128
+
+
+def format_errors(errors: Iterable[Mapping[str, Any]], root: type) -> list[str]:
+    """One line per finding of pydantic (`ValidationError.errors()`), for a recipe read into `root`."""
+    return list(dict.fromkeys(_format(error, root) for error in errors))
+
+
+def _format(error: Mapping[str, Any], root: type) -> str:
+    loc, came = tuple(error["loc"]), error["input"]
+    if error["type"] == "unexpected_keyword_argument":
+        return _unknown_key(loc, root)
+    if error["type"] == "value_error":
+        return _own_words(loc, str(error["ctx"]["error"]), root)
+    if error["type"] == "missing":
+        if loc and isinstance(loc[-1], int):  # a fixed-length array that is too short
+            return f"{show_path(loc[:-1])}: got {show(came)}, expected {describe(type_at(root, loc[:-1]))}"
+        return f"{show_path(loc)}: missing, expected {describe(type_at(root, loc))}"
+    return f"{show_path(loc)}: got {show(came)}, expected {describe(type_at(root, loc))}"
+
+
+def _unknown_key(loc: Loc, root: type) -> str:
+    key = str(loc[-1])
+    allowed = _keys(type_at(root, loc[:-1]))
+    close = difflib.get_close_matches(key, allowed, n=1)
+    hint = f'did you mean "{close[0]}"? ' if close else ""
+    return f"{show_path(loc)}: no such key, {hint}expected one of {', '.join(allowed)}"
+
+
+def _own_words(loc: Loc, message: str, root: type) -> str:
+    """A config's own `field: got X, expected Y`, with the path that leads to the config."""
+    first = re.match(r"\w+", message)
+    known = _keys(type_at(root, loc))
+    joined = "." if loc and first and first[0] in known else ": " if loc else ""
+    return f"{show_path(loc)}{joined}{message}"
+
+
+def find_unjson(content: object, root: type) -> str | None:
+    """What TOML can say and no recipe takes: dates, numbers without an end, text that does not print, depth."""
+    for loc, value in _walk(content, ()):
+        if len(loc) > _MAX_DEPTH:
+            return f"{show_path(loc[:2])}: nested too deeply, expected {describe(type_at(root, loc[:2]))}"
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            return f"{show_path(loc)}: got {show(value)}, expected an integer of 64 bits, as TOML has them"
+        if not all(is_printable(part) for part in (*loc, value) if isinstance(part, str)):
+            return f"{show_path(loc)}: got {show(value)}, expected printable text"
+        if isinstance(value, datetime.date | datetime.time) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
+            return f"{show_path(loc)}: got {value}, expected {describe(type_at(root, loc))}"
+    return None
+
+
+def _walk(value: object, loc: tuple[int | str, ...]) -> Iterator[tuple[Loc, object]]:
+    if len(loc) > _MAX_DEPTH:
+        yield loc, None
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _walk(inner, (*loc, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _walk(inner, (*loc, index))
+    else:
+        yield loc, value
+
+
+def show_path(loc: Loc) -> str:
+    """`variants[1].compress[0].quantize.method`."""
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return escape_line(text)
+
+
+def show(value: object) -> str:
+    """A value as the recipe's author wrote it, more or less, and not too long."""
+    if isinstance(value, dict):
+        return f"a table with {', '.join(map(str, value))}" if value else "an empty table"
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:  # Python writes no more than 4300 digits
+        return f"an integer of {value.bit_length()} bits"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+
+
+def describe(kind: object, *, plural: bool = False) -> str:
+    """What a type allows, in words."""
+    kind = _without_none(kind)
+    if kind in _SCALARS:
+        return _SCALARS[kind][plural]
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        choices = ", ".join(json.dumps(choice) for choice in args)
+        return choices if len(args) == 1 else f"one of {choices}"
+    if origin is tuple:
+        count = "" if args[-1] is Ellipsis else f"{len(args)} "
+        return f"an array of {count}{describe(args[0], plural=True)}"
+    if dataclasses.is_dataclass(kind):
+        return f"{'tables' if plural else 'a table'} with the keys {', '.join(_keys(kind))}"
+    return "another type"
+
+
+def type_at(root: object, loc: Loc) -> object:
+    """The declared type of the key at `loc`; None where the path leaves what is declared."""
+    kind: object = root
+    for part in loc:
+        kind = _step(_without_none(kind), part)
+    return kind
+
+
+def _step(kind: object, part: int | str) -> object:
+    if isinstance(part, int) and typing.get_origin(kind) is tuple:
+        args = typing.get_args(kind)
+        return args[0] if args[-1] is Ellipsis else args[min(part, len(args) - 1)]
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return typing.get_type_hints(kind).get(str(part))
+    return None
+
+
+def _without_none(kind: object) -> object:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        others = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+        return others[0] if len(others) == 1 else kind
+    return kind
+
+
+def _keys(kind: object) -> list[str]:
+    kind = _without_none(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return [item.name for item in dataclasses.fields(kind)]
+    return []

@@ -1,0 +1,151 @@
+"""A sweep: one variant of a recipe with some of its settings varied, as a recipe with one variant per combination.
+
+    quantize.method=entropy,max   low_rank.flops=0.8,0.6
+
+makes four variants of the one that is swept. A step that the variant has not is put where the order of the steps
+wants it; `none` leaves a step out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from temper.builder.compress.variant import CompressStage, VariantConfig
+from temper.errors import RecipeError
+from temper.run.recipe_errors import format_errors
+
+if TYPE_CHECKING:
+    from temper.run.recipe import Recipe
+
+_STEPS = tuple(field.name for field in dataclasses.fields(CompressStage))
+# Where a step that the swept variant lacks is put; distil recovers what the steps before it cost.
+_PLACES = ("prune", "low_rank", "sparsify", "distil", "quantize", "cast")
+_LEFT_OUT = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Over:
+    """One setting and the values it takes."""
+
+    step: str
+    """The step, for example `low_rank`."""
+    field: str | None
+    """The step's setting, or None when only `none` and the step's defaults are told apart."""
+    values: tuple[str, ...]
+    """As they were written; TOML numbers, words without quotes."""
+
+
+def parse_over(text: str) -> Over:
+    """Reads `STEP.FIELD=VALUE,...`.
+
+    Raises:
+        RecipeError: It is not of this form, or names no step.
+    """
+    match = re.fullmatch(r"([a-z_]+)\.([a-z_]+)=(.+)", text)
+    if match is None:
+        raise RecipeError(f"--over {text}: expected STEP.FIELD=VALUE,... as in low_rank.flops=0.8,0.6")
+    step, field, values = match.groups()
+    if step not in _STEPS:
+        raise RecipeError(f"--over {text}: got the step {step}, expected one of {', '.join(_STEPS)}")
+    return Over(step, field, tuple(value.strip() for value in values.split(",")))
+
+
+def sweep_recipe(recipe: Recipe, overs: Sequence[Over], *, variant: str | None = None) -> Recipe:
+    """Returns the recipe with its first variant and one more for every combination.
+
+    Args:
+        recipe: The recipe; its name gets `-sweep`, so that its own run stays as it is.
+        overs: What is varied; every combination is built.
+        variant: The variant that is varied; the last one when not given.
+
+    Raises:
+        RecipeError: There is no such variant, or a combination is not possible.
+    """
+    choices = {one.name: one for one in recipe.variants if not one.ensemble}
+    if variant is not None and variant not in choices:
+        raise RecipeError(f"--variant {variant}: expected one of {', '.join(choices)}")
+    swept = choices[variant if variant is not None else list(choices)[-1]]
+    found: dict[str, VariantConfig] = {recipe.variants[0].name: recipe.variants[0]}
+    for combination in itertools.product(*(over.values for over in overs)):
+        one = _combine(swept, list(zip(overs, combination, strict=True)))
+        if any(one.compress == other.compress for other in found.values()):
+            continue  # two ways to write the same thing, mostly because a step is left out
+        found[one.name] = one
+    return dataclasses.replace(recipe, name=f"{recipe.name}-sweep", variants=tuple(found.values()))
+
+
+def _combine(swept: VariantConfig, chosen: list[tuple[Over, str]]) -> VariantConfig:
+    steps = [(step.name, _given(step.config)) for step in swept.compress]
+    left_out = {over.step for over, value in chosen if value == _LEFT_OUT}
+    for over, value in chosen:
+        if over.step in left_out or over.field is None:
+            continue
+        position = _position(steps, over.step)
+        if position is None:
+            position = _place(steps, over.step)
+            steps.insert(position, (over.step, {}))
+        # A budget is given in one of several ways; the swept one replaces the others.
+        steps[position] = (over.step, _replaced(over.step, steps[position][1], over.field, _parse(value)))
+    steps = [step for step in steps if step[0] not in left_out]
+    name = "_".join([swept.name, *_labels(chosen)])
+    return _checked({"name": name, "compress": [{step: config} for step, config in steps]}, swept)
+
+
+def _given(config: Any) -> dict[str, Any]:
+    """Returns the settings that differ from their defaults."""
+    return {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default
+    }
+
+
+_BUDGETS = {"prune": ("flops", "params", "latency"), "low_rank": ("flops", "energy")}
+
+
+def _replaced(step: str, config: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    budgets = _BUDGETS.get(step, ())
+    kept = {name: old for name, old in config.items() if not (field in budgets and name in budgets)}
+    return {**kept, field: value}
+
+
+def _position(steps: list[tuple[str, dict[str, Any]]], name: str) -> int | None:
+    return next((index for index, step in enumerate(steps) if step[0] == name), None)
+
+
+def _place(steps: list[tuple[str, dict[str, Any]]], name: str) -> int:
+    rank = _PLACES.index(name)
+    return next((index for index, step in enumerate(steps) if _PLACES.index(step[0]) > rank), len(steps))
+
+
+def _parse(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _labels(chosen: list[tuple[Over, str]]) -> Iterator[str]:
+    """Names a combination: `flops0-6` for low_rank.flops=0.6, `no-distil` for a step that is left out."""
+    for over, value in chosen:
+        if value == _LEFT_OUT:
+            yield f"no-{over.step}"
+        else:
+            yield re.sub(r"[^a-z0-9-]", "-", f"{over.field}{value}".lower())
+
+
+def _checked(content: dict[str, Any], swept: VariantConfig) -> VariantConfig:
+    from pydantic import TypeAdapter, ValidationError
+
+    limits = {"min_agreement": swept.min_agreement, "max_logit_diff": swept.max_logit_diff}
+    content |= {name: limit for name, limit in limits.items() if limit is not None}
+    try:
+        return TypeAdapter(VariantConfig).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        lines = format_errors(error.errors(include_url=False), VariantConfig)
+        raise RecipeError("\n".join(f"sweep, {content['name']}: {line}" for line in lines)) from None

@@ -1,0 +1,146 @@
+"""Runs the variants of a sweep, each beside the first one, and joins their reports into one with a frontier.
+
+On one machine they run in order; on a Ray cluster they are its tasks. A variant that cannot be built, for example
+because its budget cannot be met, is listed with its reason and stops nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from temper.builder.errors import BuilderError
+from temper.client.errors import ClientError
+from temper.errors import TemperError, WorkflowError
+from temper.report import write_report
+from temper.run.frontier import mark_frontier
+
+if TYPE_CHECKING:
+    from temper.builder.compress.variant import VariantConfig
+    from temper.progress import Display
+    from temper.run.recipe import Recipe
+
+Report = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one variant of a sweep ended."""
+
+    variant: str
+    """Its name."""
+    report: Report | None
+    """The report of the run of the first variant and this one; None when it failed."""
+    reason: str | None
+    """Why it failed, in one line."""
+
+
+RunAll = Callable[["Sequence[Recipe]"], Iterator[Outcome]]
+"""Runs recipes of two variants each; the outcomes come in any order."""
+
+
+def run_sweep(recipe: Recipe, *, runs: Path, run_all: RunAll) -> Report:
+    """Runs a sweep and writes its report.
+
+    Args:
+        recipe: From `sweep_recipe`: the first variant is what the others are compared with.
+        runs: The report's folder is `runs/<recipe>`.
+        run_all: `run_here`, or a cluster's.
+
+    Returns:
+        The report, as `run_recipe` gives it, and `failed`: the name and the reason of each variant that failed.
+        Every variant has `frontier`, true when no other one is as good in accuracy, accuracy under attack, latency
+        and size, and better in one of them.
+
+    Raises:
+        WorkflowError: No variant could be measured.
+    """
+    started = time.monotonic()
+    folder = runs / recipe.name
+    pairs = list(pairs_of(recipe))
+    outcomes: dict[str, Outcome] = {}
+    try:
+        for outcome in run_all(pairs):
+            outcomes[outcome.variant] = outcome
+    finally:
+        done = [outcomes[pair.variants[-1].name] for pair in pairs if pair.variants[-1].name in outcomes]
+        report = _join(recipe, done, folder)
+        if report is not None:
+            report["seconds"] = round(time.monotonic() - started, 1)
+            write_report(report, folder)
+    if report is None:
+        reasons = dict.fromkeys(outcome.reason for outcome in done)
+        raise WorkflowError(f"sweep {recipe.name}: no variant could be measured: {'; '.join(map(str, reasons))}")
+    return report
+
+
+def pairs_of(recipe: Recipe) -> Iterator[Recipe]:
+    """Yields for every variant but the first a recipe of the first one and it."""
+    first, *others = recipe.variants
+    for other in others or [first]:
+        variants: tuple[VariantConfig, ...] = (first, other) if others else (first,)
+        yield dataclasses.replace(recipe, variants=variants)
+
+
+def run_here(
+    pairs: Iterable[Recipe], *, repository: Path, runs: Path, display: Display, url: str | None = None
+) -> Iterator[Outcome]:
+    """Runs one after the other on this machine."""
+    for pair in pairs:
+        yield run_pair(pair, repository=repository, runs=runs, display=display, url=url)
+
+
+def run_pair(pair: Recipe, *, repository: Path, runs: Path, display: Display, url: str | None = None) -> Outcome:
+    """Runs one variant beside the first; never raises what one variant alone is to blame for."""
+    from temper.run.workflow import run_recipe
+
+    name = pair.variants[-1].name
+    folder = runs / pair.name / "variants" / name
+    try:
+        report = run_recipe(pair, repository=repository, runs=runs, display=display, url=url, folder=folder)
+    except (BuilderError, ClientError, TemperError) as error:
+        return Outcome(variant=name, report=None, reason=str(error))
+    return Outcome(variant=name, report=report, reason=report["stopped"])
+
+
+def _join(recipe: Recipe, outcomes: Sequence[Outcome], folder: Path) -> Report | None:
+    measured = [(outcome.variant, outcome.report) for outcome in outcomes if outcome.report is not None]
+    if not measured:
+        return None
+    report = dict(measured[0][1])
+    report["config"] = dataclasses.asdict(recipe)
+    report["variants"] = [_moved(report["variants"][0], measured[0][0])]
+    report["comparisons"], report["stages"], report["deaths"] = [], [], []
+    for name, part in measured:
+        report["variants"] += [_moved(row, name) for row in part["variants"][1:]]
+        report["comparisons"] += part["comparisons"]
+        report["stages"] += part["stages"]
+        report["deaths"] += part["deaths"]
+    report["failed"] = [
+        {"variant": outcome.variant, "reason": outcome.reason}
+        for outcome in outcomes
+        if outcome.reason is not None
+    ]
+    report["stopped"] = "; ".join(f"{row['variant']}: {row['reason']}" for row in report["failed"]) or None
+    mark_frontier(report["variants"])
+    return report
+
+
+def _moved(row: dict[str, Any], variant: str) -> dict[str, Any]:
+    """Returns a variant's row whose gallery is named from the sweep's folder, not from the variant's own."""
+    files = ("original", "adversarial", "difference")
+    attacks = [
+        {
+            **attack,
+            "gallery": [
+                {**shot, **{kind: os.path.normpath(f"variants/{variant}/{shot[kind]}") for kind in files}}
+                for shot in attack["gallery"]
+            ],
+        }
+        for attack in row["robustness"]
+    ]
+    return {**row, "robustness": attacks}

@@ -1,0 +1,101 @@
+"""What the embedded tritonserver is made of: files of the nvidia-pytriton wheel, and the environment they need."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from temper.errors import ServerError
+
+_BACKENDS = (Path(__file__).parents[1] / "backends").resolve()  # Triton loads nothing through a link
+
+
+def find_runtime() -> Path:
+    """Returns the folder of the wheel's tritonserver.
+
+    Raises:
+        ServerError: It is not installed, or beside a numpy with which it answers nothing.
+    """
+    found = importlib.util.find_spec("pytriton")
+    if found is None or not found.submodule_search_locations:
+        raise ServerError(
+            "no embedded tritonserver: the package nvidia-pytriton is missing; "
+            "install temper[embedded], or name a running server with --url"
+        )
+    runtime = Path(found.submodule_search_locations[0]) / "tritonserver"
+    import numpy as np
+
+    if not np.__version__.startswith("1."):
+        # With numpy 2 beside this stub every answer is a success with zero bytes, and nothing is logged.
+        raise ServerError(
+            f"numpy {np.__version__} beside the embedded tritonserver, expected 1.26; "
+            "run `pip install numpy==1.26.4`, or name a running server with --url"
+        )
+    return runtime
+
+
+def lay_out_backends(runtime: Path, folder: Path) -> None:
+    """Makes the backend folder Triton wants, with the stub of this Python beside the python backend.
+
+    Raises:
+        ServerError: There is no stub for this Python, or programs may not run in the folder.
+        OSError: The folder cannot be written.
+    """
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = runtime / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        known = ", ".join(sorted(path.name for path in (runtime / "python_backend_stubs").iterdir()))
+        raise ServerError(f"the embedded tritonserver has no stub for Python {version}; use one of {known}")
+    # Copies: Triton refuses a backend library that a link takes out of its folder.
+    python = shutil.copytree(runtime / "backends" / "python", folder / "python")
+    shutil.copy(stub, python / stub.name)
+    # Some installers drop the execute bit.
+    (python / stub.name).chmod(0o755)
+    if not os.access(python / stub.name, os.X_OK):
+        raise ServerError(
+            f"the temporary folder {folder.parent.parent} does not let programs run (noexec); "
+            "point TMPDIR to another folder"
+        )
+    for own in ("temper", "temper_mean"):
+        shutil.copytree(_BACKENDS / own, folder / own, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def environment(runtime: Path) -> dict[str, str]:
+    """Returns the environment in which tritonserver and its stubs find their libraries and this Python.
+
+    Raises:
+        ServerError: libpython is missing.
+    """
+    libraries = [
+        str(runtime.parents[1] / "nvidia_pytriton.libs"),
+        *_find_libpython(),
+        os.environ.get("LD_LIBRARY_PATH", ""),
+    ]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        # The stub ignores PYTHONPATH and takes its packages from the first python3 on PATH.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def _find_libpython() -> list[str]:
+    """The folder to add for libpython, which the stub links to; none when the system's loader finds it."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    folder = sysconfig.get_config_var("LIBDIR") or ""
+    if Path(folder, name).is_file():
+        return [folder]
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        raise ServerError(
+            f"the embedded tritonserver needs {name}, which this machine lacks; "
+            f"install it (Debian: apt-get install {name.split('.so')[0]}), or name a running server with --url"
+        ) from error
+    return []

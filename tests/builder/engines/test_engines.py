@@ -1,0 +1,301 @@
+"""Engines, built for real: OpenVINO runs here, TensorRT-RTX compiles without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+
+from temper.builder.compress.cast import CastConfig, cast_onnx
+from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
+from temper.builder.engines.build import AgreementLimits, build_engine, pick_engine, tensorrt
+from temper.builder.engines.config import EngineConfig
+from temper.builder.engines.gpu import compute_capability, count_gpus
+from temper.builder.engines.isa import instruction_set
+from temper.builder.engines.torch_tensorrt import export_module
+from temper.builder.errors import EngineError
+from temper.builder.network.export import Served, run_onnx
+
+if TYPE_CHECKING:
+    from benchmarks.sample import Sample
+
+
+@pytest.mark.int8
+def test_openvino_keeps_the_graph_and_runs_it(sample: Sample, toy_reduced: Path, tmp_path: Path) -> None:
+    info = build_engine("openvino", toy_reduced, tmp_path, EngineConfig(), sample.images[:40])
+    assert (info["kind"], info["file"], info["precision_hint"]) == ("openvino", "model.onnx", "f32")
+    assert info["size_bytes"] == toy_reduced.stat().st_size
+    assert info["runtime"].startswith("OpenVINO 20")
+    assert (tmp_path / "model.onnx").read_bytes() == toy_reduced.read_bytes()
+    assert info["isa"] == instruction_set()
+    assert info["against_exact"]["num_images"] == 40
+    assert info["against_exact"]["agreement"] == 1.0
+    assert info["against_exact"]["relative_rms"] < 0.15
+
+
+def test_openvino_refuses_what_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"not a graph")
+    with pytest.raises(EngineError, match=r"engine openvino: cannot compile bad.onnx: \S") as caught:
+        build_engine("openvino", tmp_path / "bad.onnx", tmp_path, EngineConfig())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
+def test_tensorrt_rtx_compiles_without_a_gpu(
+    sample: Sample, toy_onnx: Path, toy_int8: Path, tmp_path: Path, precision: Any, capfd: Any
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    source = {"fp32": toy_onnx, "int8": toy_int8}.get(precision, toy_onnx)
+    if precision == "fp8":
+        source = tmp_path / "fp8.onnx"
+        quantize_onnx(toy_onnx, source, sample.calibration[:8], QuantizeConfig(precision="fp8", method="max"))
+    if precision != "fp32":
+        cast = CastConfig(precision="bf16" if precision == "bf16" else "fp16")
+        cast_onnx(source, tmp_path / "cast.onnx", sample.calibration[:2], cast)
+        source = tmp_path / "cast.onnx"
+    config = EngineConfig(kind="tensorrt-rtx", opt_batch=4, max_batch=16)
+    info = build_engine("tensorrt-rtx", source, tmp_path, config, sample.images[:4], precision=precision)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    engine = tmp_path / "model.rtx"
+    assert info["file"] == "model.rtx"
+    assert info["size_bytes"] == engine.stat().st_size
+    assert 0.9 * source.stat().st_size < engine.stat().st_size < 1.5 * source.stat().st_size
+    assert (info["min_batch"], info["opt_batch"], info["max_batch"]) == (1, 4, 16)
+    assert info["runtime"].startswith("TensorRT-RTX 1.")
+    if count_gpus() == 0:
+        assert info["engine_audit"] == {
+            "status": "not inspected",
+            "reason": "no NVIDIA GPU; the Q/DQ audit stands alone",
+        }
+
+
+def test_fewer_compute_capabilities_make_another_engine(toy_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    (tmp_path / "one").mkdir()
+    config = EngineConfig(kind="tensorrt-rtx", compute_capabilities=("8.9",))
+    info = build_engine("tensorrt-rtx", toy_onnx, tmp_path / "one", config)
+    assert info["compute_capabilities"] == ["8.9"]
+    other = EngineConfig(kind="tensorrt-rtx", compute_capabilities=("9.9",))
+    with pytest.raises(EngineError, match=r"compute_capabilities: got 9.9, expected some of 7.5, 8.0, .*, which"):
+        build_engine("tensorrt-rtx", toy_onnx, tmp_path, other)
+
+
+def test_graph_with_a_fixed_batch_is_refused(toy_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    model = onnx.load(toy_onnx)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "fixed.onnx")
+    with pytest.raises(EngineError, match=r"fixed.onnx has a fixed batch of 4, expected a free one"):
+        build_engine("tensorrt-rtx", tmp_path / "fixed.onnx", tmp_path, EngineConfig(kind="tensorrt-rtx"))
+
+
+@pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
+def test_tensorrt_without_its_libraries_is_one_line(toy_onnx: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed")
+    with pytest.raises(EngineError, match=r"engine tensorrt: the package tensorrt is not installed; run `pip"):
+        build_engine("tensorrt", toy_onnx, tmp_path, EngineConfig(kind="tensorrt"))
+
+
+def test_sparse_kernels_are_allowed_on_request(toy_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    config = EngineConfig(kind="tensorrt-rtx")
+    info = build_engine("tensorrt-rtx", toy_onnx, tmp_path, config, precision="fp32", sparse_weights=True)
+    assert (info["sparse_weights"], info["precision"], info["timings_reused"]) == (True, "fp32", None)
+
+
+def test_rtx_is_asked_whether_it_runs_and_gives_its_reason() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    capability = compute_capability()
+    if capability is None:
+        message = r"TensorRT-RTX 1\.\S+ does not run on compute capability 9.0 \(it names 7.5, 8.0, .*\): \S.*CUDA"
+        assert re.fullmatch(message + ".*", tensorrt.why_not("tensorrt-rtx", "9.0") or "")
+    else:
+        reason = tensorrt.why_not("tensorrt-rtx", capability)
+        assert reason is None or capability in reason
+
+
+def test_engine_for_other_gpus_is_not_loaded_here() -> None:
+    config = EngineConfig(kind="tensorrt-rtx", compute_capabilities=("8.9", "12.0"))
+    reason = tensorrt._why_not_here("tensorrt-rtx", config, "9.0")
+    assert reason == "built for 8.9, 12.0, and this GPU is 9.0"
+
+
+def test_library_under_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As torch-tensorrt-rtx leaves it behind.
+    monkeypatch.setitem(sys.modules, "tensorrt", pytest.importorskip("tensorrt_rtx"))
+    with pytest.raises(
+        EngineError, match=r"tensorrt cannot be used: it is tensorrt_rtx 1\.\S+ under another name;"
+    ):
+        tensorrt.load_library(tensorrt.LIBRARIES["tensorrt"])
+
+
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning")  # torch's own
+@pytest.mark.slow
+def test_torch_tensorrt_is_given_what_it_can_convert(sample: Sample) -> None:
+    import torch
+
+    served = Served(sample.model, mean=sample.config.mean, std=sample.config.std).eval()
+    config = EngineConfig(kind="tensorrt-rtx", frontend="torch-tensorrt")
+    program = export_module(served, config, image_shape=sample.images.shape[1:], precision="fp16")
+    program = program.run_decompositions()
+    used = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.convolution.default" in used
+    assert not any("as_strided" in name for name in used)
+    images = torch.from_numpy(sample.images[:5])  # another batch than the example's
+    with torch.inference_mode():
+        logits, expected = program.module()(images), served(images)
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits, expected, atol=0.1)
+    # The caller's network is as it was.
+    assert next(served.parameters()).dtype == torch.float32
+    assert not served.model._forward_pre_hooks
+
+
+@pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
+def test_torch_tensorrt_without_a_driver_is_one_line(toy_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    config = EngineConfig(kind="tensorrt-rtx", frontend="torch-tensorrt")
+    with pytest.raises(EngineError, match=r"use engine.frontend = 'onnx'") as caught:
+        build_engine("tensorrt-rtx", toy_onnx, tmp_path, config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.gpu("tensorrt", "tensorrt-rtx")
+def test_tensorrt_engine_agrees_with_pytorch_on_the_gpu(sample: Sample, toy_onnx: Path, tmp_path: Path) -> None:
+    kind, _ = pick_engine(EngineConfig())
+    images = sample.images[:40]
+    reference = run_onnx(toy_onnx, images)
+    limits = AgreementLimits(min_agreement=1.0, max_logit_diff=0.5)
+    info = build_engine(kind, toy_onnx, tmp_path, EngineConfig(), images, reference=reference, limits=limits)
+    assert info["against_pytorch"]["num_images"] == 40
+    assert info["engine_audit"]["status"] == "inspected"
+    assert sum(info["engine_audit"]["convs"].values()) >= 20
+
+
+@pytest.mark.gpu("tensorrt", "tensorrt-rtx")
+def test_torch_tensorrt_engine_agrees_with_pytorch_on_the_gpu(
+    sample: Sample, toy_onnx: Path, tmp_path: Path
+) -> None:
+    kind, _ = pick_engine(EngineConfig())
+    pytest.importorskip("torch_tensorrt")
+    images = sample.images[:40]
+    info = build_engine(
+        kind,
+        toy_onnx,
+        tmp_path,
+        EngineConfig(kind=kind, frontend="torch-tensorrt"),
+        images,
+        reference=run_onnx(toy_onnx, images),
+        limits=AgreementLimits(min_agreement=1.0, max_logit_diff=0.5),
+        module=Served(sample.model, mean=sample.config.mean, std=sample.config.std),
+    )
+    assert info["engine_audit"]["status"] == "inspected"
+
+
+def test_engine_that_differs_from_pytorch_is_refused(sample: Sample, toy_onnx: Path, tmp_path: Path) -> None:
+    images = sample.images[:40]
+    reference = run_onnx(toy_onnx, images)
+
+    def build(reference: Any, limits: AgreementLimits) -> dict[str, Any]:
+        config = EngineConfig(kind="openvino")
+        return build_engine("openvino", toy_onnx, tmp_path, config, images, reference=reference, limits=limits)
+
+    figures = build(reference, AgreementLimits(min_agreement=1.0, max_logit_diff=0.01))["against_pytorch"]
+    assert (figures["agreement"], figures["num_images"]) == (1.0, 40)
+    wrong = reference.copy()
+    wrong[:10] = -wrong[:10]
+    message = r"gives PyTorch's label on 75.0 % of 40 images, expected at least 90.0 % \(min_agreement\)"
+    with pytest.raises(EngineError, match=message):
+        build(wrong, AgreementLimits(min_agreement=0.9))
+    with pytest.raises(EngineError, match=r"a logit differs from PyTorch's by \d+.*, expected at most 0.5 \(max_"):
+        build(reference + 1, AgreementLimits(max_logit_diff=0.5))
+
+
+def test_tensorrt_rtx_refuses_what_is_no_graph(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    (tmp_path / "bad.onnx").write_bytes(b"not a graph")
+    with pytest.raises(EngineError, match=r"engine tensorrt-rtx: cannot parse bad.onnx: \S") as caught:
+        build_engine("tensorrt-rtx", tmp_path / "bad.onnx", tmp_path, EngineConfig())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
+def test_auto_takes_the_cpu_without_a_gpu() -> None:
+    assert pick_engine(EngineConfig()) == ("openvino", "no NVIDIA GPU found, so the CPU")
+
+
+def test_asked_for_engine_is_taken() -> None:
+    assert pick_engine(EngineConfig(kind="openvino")) == ("openvino", "asked for in the recipe")
+
+
+def test_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if it were not installed: the import system's own way to say so.
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(
+        EngineError, match=r"the package tensorrt_rtx is not installed; run `pip install 'temper\[rtx\]'`"
+    ):
+        pick_engine(EngineConfig(kind="tensorrt-rtx"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "onnx"}, r"kind: got 'onnx', expected one of 'auto', 'openvino', 'tensorrt-rtx', 'tensorrt'"),
+        ({"min_batch": 2}, r"min_batch: got 2, expected 1, as a request may come alone"),
+        ({"opt_batch": 64}, r"opt_batch: got 64, expected 1 \(min_batch\) to 32 \(max_batch\)"),
+        ({"precision_hint": "f16"}, r"precision_hint: got 'f16', expected 'f32' or 'bf16'"),
+        ({"num_instances": 0}, r"num_instances: got 0, expected 1 to 256"),
+        ({"max_reformats": -1}, r"max_reformats: got -1, expected 0 or more"),
+        ({"frontend": "onnxruntime"}, r"frontend: got 'onnxruntime', expected 'onnx' or 'torch-tensorrt'"),
+        ({"server_backend": "onnx"}, r"server_backend: got 'onnx', expected 'temper' or 'tensorrt'"),
+        (
+            {"kind": "tensorrt-rtx", "server_backend": "tensorrt"},
+            r"server_backend: got 'tensorrt' with kind 'tensorrt-rtx', expected kind 'tensorrt'",
+        ),
+        ({"version_compatible": True}, r"version_compatible: got True with kind 'auto', expected kind 'tensorrt'"),
+        (
+            {"kind": "openvino", "frontend": "torch-tensorrt"},
+            r"with kind 'openvino', expected kind 'tensorrt' or 'tensorrt-rtx'",
+        ),
+        (
+            {"kind": "tensorrt", "frontend": "torch-tensorrt", "version_compatible": True},
+            r"version_compatible: got True with frontend 'torch-tensorrt', expected frontend 'onnx'",
+        ),
+        (
+            {"kind": "tensorrt", "hardware_compatibility": "all"},
+            r"hardware_compatibility: got 'all', expected one",
+        ),
+    ],
+)
+def test_config_is_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(**changes)
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from temper.builder.engines.openvino import open_core
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+first = open_core().compile_model(sys.argv[1], "CPU")
+second = open_core().compile_model(sys.argv[1], "CPU")
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_openvino_ran(toy_onnx: Path) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(toy_onnx)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -1,0 +1,52 @@
+"""Helpers of the tests that publish: a module, so that processes which are killed or starved can import it too."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from temper.builder.publish.entry import Published, publish
+
+
+def publish_bytes(folder: Path, content: bytes = b"engine 1", **changes: Any) -> Published:
+    engine = folder / "model.onnx"
+    engine.write_bytes(content)
+    arguments: dict[str, Any] = {
+        "model": "m_int8",
+        "engine_file": engine,
+        "labels": ["cat", "dog"],
+        "card": {"recipe": {"name": "m"}},
+        "image_size": 32,
+        "num_classes": 2,
+        "max_batch": 8,
+        "parameters": {"engine": "openvino", "precision_hint": "f32"},
+        "num_instances": 2,
+    }
+    return publish(folder / "repository", **{**arguments, **changes})
+
+
+def read_config(model: Path) -> Any:
+    return text_format.Parse((model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+
+
+def check_repository(repository: Path) -> list[tuple[str, int, str]]:
+    """Fails when Triton could not load what is there; returns (model, version, engine's content) of each."""
+    found = []
+    for model in sorted(repository.iterdir()):
+        config = read_config(model)
+        assert config.name == model.name
+        (version,) = config.version_policy.specific.versions
+        folder = model / str(version)
+        subprocess.run(
+            ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True
+        )
+        assert (folder / "config.pbtxt").read_bytes() == (model / "config.pbtxt").read_bytes()
+        assert len((model / config.output[0].label_filename).read_text().split()) == config.output[0].dims[0]
+        json.loads((folder / "card.json").read_text())
+        found.append((model.name, version, (folder / config.parameters["file"].string_value).read_text()))
+    return found

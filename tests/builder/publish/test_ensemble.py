@@ -1,0 +1,249 @@
+"""Ensembles: what is written, and what a real tritonserver answers with them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from temper.builder.errors import PublishError
+from temper.builder.publish.ensemble import publish_ensemble
+from temper.builder.publish.entry import Published, publish
+from temper.builder.publish.serving import ServingConfig
+from temper.client import Client
+from temper.client.errors import ClientError
+from temper.serve.server import TritonServer
+
+if TYPE_CHECKING:
+    from benchmarks.sample import Sample
+
+LABELS = [f"digit {digit}" for digit in range(10)]
+MEMBERS = ["toy_fp32", "toy_int8"]
+
+
+def publish_member(repository: Path, model: str, engine: Path, **changes: Any) -> Published:
+    settings: dict[str, Any] = {
+        "image_size": 32,
+        "num_classes": 10,
+        "max_batch": 16,
+        "in_ensemble": True,
+        **changes,
+    }
+    labels = LABELS[: settings["num_classes"]]
+    return publish(
+        repository,
+        model=model,
+        engine_file=engine,
+        labels=labels,
+        card={},
+        parameters={"engine": "openvino", "precision_hint": "f32"},
+        **settings,
+    )
+
+
+def publish_pair(repository: Path, **changes: Any) -> Published:
+    settings: dict[str, Any] = {"model": "pair", "members": MEMBERS, "labels": LABELS, "max_batch": 16, **changes}
+    return publish_ensemble(repository, card={"recipe": "toy"}, image_size=32, num_classes=10, **settings)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with two members, which nothing here parses."""
+    engine = tmp_path / "model.onnx"
+    engine.write_bytes(b"engine")
+    for member in MEMBERS:
+        publish_member(tmp_path / "repository", member, engine)
+    return tmp_path / "repository"
+
+
+def read_config(model: Path) -> Any:
+    return text_format.Parse((model / "config.pbtxt").read_text(), pb.ModelConfig())
+
+
+def test_ensemble_is_published_with_its_mean(repository: Path) -> None:
+    published = publish_pair(repository)
+    assert published == Published(model="pair", version=1, path=repository / "pair" / "1", reused=False)
+    for model in ("pair", "pair_mean"):
+        folder = repository / model / "1"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "SHA256SUMS",
+            "card.json",
+            "config.pbtxt",
+            "labels.txt",
+        ]
+        subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
+        card = json.loads((folder / "card.json").read_text())
+        assert card == {"model": model, "members": MEMBERS, "recipe": "toy"}
+
+
+def test_ensemble_says_its_steps(repository: Path) -> None:
+    publish_pair(repository)
+    config = read_config(repository / "pair")
+    assert (config.platform, config.backend, config.max_batch_size) == ("ensemble", "", 16)
+    assert not config.instance_group
+    assert not config.HasField("dynamic_batching")
+    steps = [
+        (step.model_name, step.model_version, dict(step.input_map), dict(step.output_map))
+        for step in config.ensemble_scheduling.step
+    ]
+    assert steps == [
+        ("toy_fp32", -1, {"image": "image"}, {"logits": "logits_0"}),
+        ("toy_int8", -1, {"image": "image"}, {"logits": "logits_1"}),
+        ("pair_mean", -1, {"logits_0": "logits_0", "logits_1": "logits_1"}, {"logits": "logits"}),
+    ]
+    mean = read_config(repository / "pair_mean")
+    assert mean.backend == "temper_mean"
+    assert [(each.name, each.data_type, list(each.dims)) for each in mean.input] == [
+        ("logits_0", pb.TYPE_FP32, [10]),
+        ("logits_1", pb.TYPE_FP32, [10]),
+    ]
+    assert mean.instance_group[0].kind == pb.ModelInstanceGroup.KIND_CPU
+    policy = mean.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (0, 30_000_000)
+
+
+def test_same_again_is_reused_and_other_members_are_a_new_version(repository: Path) -> None:
+    publish_pair(repository)
+    assert publish_pair(repository).reused
+    second = publish_pair(repository, members=MEMBERS[::-1])
+    assert (second.version, second.reused) == (2, False)
+    assert list(read_config(repository / "pair_mean").version_policy.specific.versions) == [2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": ["toy_fp32"]}, r"ensemble pair: got the members \['toy_fp32'\], expected two or more"),
+        ({"members": ["toy_fp32", "toy_fp32"]}, r"expected two or more, each once"),
+        (
+            {"members": ["toy_fp32", "gone"]},
+            r"ensemble pair: its member gone is not a model of .*; publish it first",
+        ),
+        ({"members": ["toy_fp32", "large"]}, r"its member large takes images of \[64\] pixels .* expected \[32\]"),
+        ({"members": ["toy_fp32", "few"]}, r"its member few .* answers \[3\] classes, expected \[32\] and \[10\]"),
+        ({"max_batch": 32}, r"its member toy_fp32 takes batches of up to 16, expected 32; lower max_batch"),
+        ({"members": ["toy_fp32", "alone"]}, r"its member alone bounds its queue by number, .* with in_ensemble"),
+        ({"labels": LABELS[:2]}, r"model pair: got 2 labels, expected one for each of 10 classes"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_members_that_do_not_fit_are_refused(
+    repository: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    publish_member(repository, "large", tmp_path / "model.onnx", image_size=64)
+    publish_member(repository, "few", tmp_path / "model.onnx", num_classes=3)
+    publish_member(repository, "alone", tmp_path / "model.onnx", in_ensemble=False)
+    with pytest.raises(PublishError, match=message):
+        publish_pair(repository, **changes)
+    assert not (repository / "pair").exists()
+    assert not (repository / "pair_mean").exists()
+
+
+@pytest.fixture(scope="module")
+def served(
+    request: pytest.FixtureRequest,
+    share_server: Callable[..., AbstractContextManager[TritonServer]],
+    toy_onnx: Path,
+    toy_int8: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[TritonServer]:
+    """A server of a good ensemble, and of one whose member went away after it was published."""
+    folder = tmp_path_factory.mktemp("ensemble")
+    repository = folder / "repository"
+    for member, engine in (("toy_fp32", toy_onnx), ("toy_int8", toy_int8), ("gone", toy_onnx)):
+        publish_member(repository, member, engine)
+    publish_member(repository, "narrow", toy_onnx, serving=ServingConfig(max_queue=1), in_ensemble=False)
+    hasty = ServingConfig(queue_timeout_ms=50)
+    publish_member(repository, "hasty_1", toy_onnx, serving=hasty)
+    publish_member(repository, "hasty_2", toy_onnx, serving=hasty)
+    publish_pair(repository, model="bounded", members=["hasty_1", "hasty_2"])
+    publish_pair(repository)
+    publish_pair(repository, model="orphan", members=["toy_fp32", "gone"])
+    shutil.rmtree(repository / "gone")
+    # Triton loads an ensemble's members with it.
+    models = ["pair", "narrow", "bounded", "orphan"]
+    log = folder / "tritonserver.log"
+    server = TritonServer(repository, models=models, log_file=log, strict=False, only_published=False)
+    with share_server(request, server) as running:
+        yield running
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_answers_are_the_mean_of_the_members(served: TritonServer, sample: Sample, batch: int) -> None:
+    images = sample.images[:batch]
+    with Client(served.grpc_url) as client:
+        answers = [client.infer(member, images) for member in MEMBERS]
+        logits = client.infer("pair", images)
+    assert not np.allclose(answers[0], answers[1], atol=1e-4), "two members that agree prove nothing"
+    np.testing.assert_allclose(logits, np.mean(answers, axis=0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("model", "reason"), [("narrow", "Exceeds maximum queue size"), ("bounded", "Request timeout expired")]
+)
+def test_full_queue_refuses_and_answers_the_rest(
+    served: TritonServer, sample: Sample, model: str, reason: str
+) -> None:
+    """An ensemble is bounded by its members' queues."""
+    images = sample.images[:16]
+
+    def ask(number: int) -> Any:
+        try:
+            return client.infer(model, images)
+        except ClientError as error:
+            return error
+
+    def ask_alone() -> Any:
+        while isinstance(answer := ask(0), ClientError):
+            assert reason in str(answer)  # a busy machine lets even a single request wait
+        return answer
+
+    with Client(served.grpc_url) as client, ThreadPoolExecutor(96) as pool:
+        expected = ask_alone()
+        answers = list(pool.map(ask, range(192)))
+        refused = [answer for answer in answers if isinstance(answer, ClientError)]
+        assert refused
+        assert {error.code for error in refused} == {"UNAVAILABLE"}
+        assert all(reason in str(error) for error in refused)
+        for answer in answers:
+            if not isinstance(answer, ClientError):
+                np.testing.assert_allclose(answer, expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(ask_alone(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.server
+def test_ensemble_answers_with_labels(served: TritonServer, sample: Sample) -> None:
+    with Client(served.grpc_url) as client:
+        info = client.model_info("pair")
+        expected = LABELS[int(client.infer("pair", sample.images[:1]).argmax())]
+    assert (list(info.labels), info.max_batch_size) == (LABELS, 16)
+    image = triton.InferInput("image", [1, 32, 32, 3], "UINT8")
+    image.set_data_from_numpy(sample.images[:1])
+    output = triton.InferRequestedOutput("logits", class_count=1)
+    with triton.InferenceServerClient(served.grpc_url) as raw:
+        answer = raw.infer("pair", [image], outputs=[output]).as_numpy("logits")
+    assert answer.ravel()[0].decode().split(":")[2] == expected
+
+
+@pytest.mark.server
+def test_missing_member_is_one_line_and_the_others_are_served(served: TritonServer, sample: Sample) -> None:
+    assert list(served.failed) == ["orphan"]
+    assert re.search("ensemble orphan contains models that .*: gone", served.log.read_text())
+    with triton.InferenceServerClient(served.grpc_url) as raw:
+        assert not raw.is_model_ready("orphan")
+    with Client(served.grpc_url) as client:
+        assert client.infer("pair", sample.images[:2]).shape == (2, 10)

@@ -1,0 +1,229 @@
+"""`temper doctor`: the truth about this machine, and about packages that are broken in the usual ways."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from temper import parts
+from temper.cli.commands import doctor
+from temper.cli.commands.doctor import doctor_command, examine
+from temper.host.gpu import Driver, Gpu, read_driver
+from temper.host.packages import Part, find_parts, find_server
+
+H200 = Driver(
+    version="580.95.05",
+    cuda=(13, 0),
+    gpus=(Gpu(name="NVIDIA H200", compute_capability="9.0", memory_bytes=150 << 30),),
+)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return examine()
+
+
+def by(found: dict[str, Any], table: str, key: str) -> dict[str, Any]:
+    return {row[key]: row for row in found[table]}
+
+
+def test_driver_is_the_drivers_own_answer(found: dict[str, Any]) -> None:
+    driver, why = read_driver()
+    assert (driver is None) == bool(why)
+    if driver is None:
+        assert found["driver"] is None
+        assert found["no_gpu"] == why
+    else:
+        assert found["driver"]["gpus"][0]["memory_bytes"] > 1 << 30
+
+
+@pytest.mark.gpu
+def test_gpu_is_described_as_nvidia_smi_does() -> None:
+    driver, _ = read_driver()
+    assert driver is not None
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader", "--id=0"]
+    told = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    assert told == [driver.gpus[0].name, driver.gpus[0].compute_capability, driver.version]
+
+
+def test_versions_are_the_installed_ones(found: dict[str, Any]) -> None:
+    told = by(found, "parts", "name")
+    for name, project in (("torch", "torch"), ("OpenVINO", "openvino"), ("TensorRT-RTX", "tensorrt-rtx")):
+        assert (told[name]["state"], told[name]["version"]) == ("ok", importlib.metadata.version(project))
+        assert told[name]["install"] is None
+    assert told["tritonserver"]["state"] == "ok"
+
+
+def test_torch_says_what_it_is_built_for(found: dict[str, Any]) -> None:
+    import torch
+
+    expected = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
+    assert by(found, "parts", "name")["torch"]["note"] == expected
+
+
+@pytest.mark.skipif(read_driver()[0] is not None, reason="what is said where there is no GPU")
+def test_engines_without_a_gpu(found: dict[str, Any]) -> None:
+    engines = by(found, "engines", "kind")
+    answers = {kind: (engine["build"], engine["run"]) for kind, engine in engines.items()}
+    assert answers == {"openvino": (True, True), "tensorrt-rtx": (True, False), "tensorrt": (False, False)}
+    assert "needs no GPU to build" in engines["tensorrt-rtx"]["build_why"]
+    assert engines["tensorrt-rtx"]["run_why"] == found["no_gpu"]
+    assert (found["ready"], found["why"]) == (True, "engine.kind = openvino")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
+def test_what_is_missing_comes_with_its_command(found: dict[str, Any]) -> None:
+    part = by(found, "parts", "name")["TensorRT"]
+    assert (part["state"], part["version"]) == ("missing", None)
+    assert "docker/builder.Dockerfile" in part["install"]
+
+
+def test_json_is_what_was_found(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor_command(as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert list(told) == ["ready", "why", "machine", "int8", "driver", "no_gpu", "parts", "engines"]
+    assert told["machine"]["disk_free_bytes"] > 0
+    assert "gpu" not in told["machine"]
+
+
+@pytest.mark.parametrize(
+    ("isa", "warns"), [("avx2", True), ("avx512", True), ("avx512_vnni", False), (None, False)]
+)
+def test_cpu_on_which_int8_saturates_is_told(
+    isa: str | None, warns: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "instruction_set", lambda: isa)
+    doctor_command(as_json=False)
+    assert ("int8: this CPU has neither VNNI nor AMX" in capsys.readouterr().out) == warns
+    found = examine()["int8"]
+    assert (found["isa"], found["warning"] is not None) == (isa, warns)
+
+
+def test_table_names_every_part_and_engine(capsys: pytest.CaptureFixture[str], found: dict[str, Any]) -> None:
+    doctor_command(as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    firsts = [line.split()[0] for line in lines if line.strip()]
+    assert {part["name"] for part in found["parts"]} | {engine["kind"] for engine in found["engines"]} <= {*firsts}
+    assert lines[-1].startswith("ready: engine.kind = ")
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from temper.cli.commands.doctor import examine; examine();"
+        "print([name for name in ('torch', 'openvino', 'tensorrt_rtx', 'modelopt', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# Packages that are installed and do not work, each a real one on the path of a real Python.
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, project: str, code: str) -> None:
+    module = folder / f"{project.replace('-', '_')}.py"
+    module.write_text(code)
+    metadata = folder / f"{module.stem}-99.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {project}\nVersion: 99.0\n")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("code", "note"),
+    [
+        ("__version__ = '99.0'", "only its placeholder is here, without the libraries"),
+        ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("raise OSError('libnvinfer.so.11: cannot open\\nmore')", "OSError: libnvinfer.so.11: cannot open"),
+        ("import sys; sys.exit('no licence')", "SystemExit: no licence"),
+        ("import os; os.abort()", "its import ended Python (exit status -6)"),
+        ("print('a banner')\nBuilder = 1", ""),
+        ("import time; time.sleep(600)", "its import was not done after 5 s"),
+    ],
+    ids=["placeholder", "import", "library", "exit", "abort", "whole", "hangs"],
+)
+def test_package_that_does_not_work_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, note: str
+) -> None:
+    install(tmp_path, monkeypatch, "tensorrt", code)
+    if "sleep" in code:
+        monkeypatch.setattr(parts, "PROBE_TIMEOUT_S", 5.0)
+    part = find_parts()["TensorRT"]
+    assert (part.version, part.note) == ("99.0", note)
+    assert part.state == ("broken" if note else "ok")
+    assert (part.install is None) == part.ok
+
+
+def test_old_numpy_beside_the_server_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "numpy-of-the-test", "")
+    found = find_server()
+    assert found.ok
+    metadata = tmp_path / "numpy-99.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 99.0\n")
+    broken = find_server()
+    assert (broken.state, broken.install) == ("broken", "pip install numpy==1.26.4")
+    assert broken.note == "numpy 99.0 beside it, expected 1.26: with another one every answer is empty"
+
+
+def test_machine_that_cannot_serve_exits_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(tmp_path, monkeypatch, "openvino", "raise OSError('libopenvino.so: gone')")
+    with pytest.raises(SystemExit) as ended:
+        doctor_command(as_json=False)
+    assert ended.value.code == 1
+    out = capsys.readouterr().out
+    assert "OSError: libopenvino.so: gone" in out
+    assert "OpenVINO: pip install 'temper[embedded]'" in out
+    if read_driver()[0] is None:
+        assert out.splitlines()[-1] == "not ready: no kind of engine is both built and run here"
+
+
+# What is concluded of a machine that this one is not.
+
+RTX = Part(name="TensorRT-RTX", state="ok", version="1.7.1", capabilities=("8.9", "9.0"))
+TENSORRT = Part(name="TensorRT", state="ok", version="11.0.0.114")
+BINDINGS = Part(name="cuda-bindings", state="ok", version="13.5.0")
+NO_BINDINGS = Part(name="cuda-bindings", state="missing")
+OLD = Driver(version="550.54.15", cuda=(12, 4), gpus=H200.gpus)
+OTHER = Driver(version="580.95.05", cuda=(13, 0), gpus=(Gpu(name="X", compute_capability="7.5", memory_bytes=1),))
+
+
+@pytest.mark.parametrize(
+    ("part", "bindings", "driver", "build", "run", "why"),
+    [
+        (RTX, BINDINGS, H200, True, True, "TensorRT-RTX 1.7.1 on NVIDIA H200"),
+        (TENSORRT, BINDINGS, H200, True, True, "TensorRT 11.0.0.114 on NVIDIA H200"),
+        (
+            RTX,
+            BINDINGS,
+            OLD,
+            True,
+            False,
+            "the NVIDIA driver 550.54.15 knows CUDA 12.4, TensorRT-RTX needs 13; inst",
+        ),
+        (
+            RTX,
+            BINDINGS,
+            OTHER,
+            True,
+            False,
+            "TensorRT-RTX 1.7.1 has no kernels for compute capability 7.5, only for",
+        ),
+        (RTX, NO_BINDINGS, H200, True, False, "cuda-bindings is missing"),
+        (TENSORRT, NO_BINDINGS, H200, True, False, "cuda-bindings is missing"),
+        (TENSORRT, BINDINGS, None, False, False, "no driver"),
+    ],
+)
+def test_gpu_engines(part: Part, bindings: Part, driver: Driver | None, build: bool, run: bool, why: str) -> None:
+    told = doctor._gpu_engine(part.name, {part.name: part, "cuda-bindings": bindings}, driver, "no driver")
+    assert (told.build, told.run) == (build, run)
+    assert told.run_why.startswith(why)

@@ -1,0 +1,253 @@
+"""The report: its sentences, its table, and a page that is whole and needs nothing from outside."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from temper.builder.engines.isa import why_inexact
+from temper.report import figures, write_report
+from temper.report.answer import answers, faults
+from temper.report.gallery import amplified_difference, write_gallery
+from temper.report.svg import Axis, span
+from temper.report.table import render_table
+
+Report = dict[str, Any]
+VOID = {"meta", "img"}
+
+
+class Checker(HTMLParser):
+    """Fails on a tag that is not closed or closed out of turn; collects what the page points to."""
+
+    def __init__(self) -> None:
+        """Starts with nothing open."""
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def check_page(report: Report, folder: Path) -> tuple[Checker, str]:
+    _, page = write_report(report, folder)
+    text = page.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.open == []
+    return checker, text
+
+
+def test_page_is_well_formed_and_self_contained(report: Report, tmp_path: Path) -> None:
+    checker, text = check_page(report, tmp_path)
+    assert not re.search(r"https?://|url\(|@import|<script|<link", text)
+    assert checker.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in checker.addresses)
+    assert checker.tags.count("svg") == 4
+    assert checker.tags.count("img") == 3 * 6 * 2
+
+
+def test_page_answers_first(report: Report, tmp_path: Path) -> None:
+    checker, _ = check_page(report, tmp_path)
+    words = " ".join(checker.words)
+    assert "int8 against fp32: accuracy −0.2 points (95 % interval −1.2 to +0.7), 3.10× the throughput" in words
+    for heading in (
+        "Results",
+        "Adversarial images",
+        "Load tests",
+        "Compression",
+        "Stages",
+        "Machine and versions",
+    ):
+        assert heading in words
+    assert "attacks[0].epsilon" in words
+
+
+def test_page_tells_what_went_wrong_behind_the_figures(report: Report, tmp_path: Path) -> None:
+    first, second = report["variants"]
+    first["accuracy"]["errors"] = {"nonfinite_output": 3}
+    second["robustness"][1] |= {"errors": {"nonfinite_output": 1}, "retries": {"unavailable": 5, "deadline": 1}}
+    second["load"][2] |= {"shed": 1234, "shed_share": 0.4}
+    sentences = [
+        "fp32, accuracy: 3 of 450 images got no score (3 nonfinite_output) and count as wrong.",
+        "int8, square: 1 of 200 images got no score (1 nonfinite_output) and count as wrong.",
+        "int8, square: requests were sent again: 5 unavailable, 1 deadline.",
+    ]
+    assert faults(report) == sentences
+    checker, _ = check_page(report, tmp_path)
+    words = " ".join(checker.words)
+    assert all(sentence in words for sentence in [*sentences, "1,234 (40.0 %)", "2 deadline"])
+
+
+def test_page_says_how_exact_int8_is(report: Report, tmp_path: Path) -> None:
+    words = " ".join(check_page(report, tmp_path)[0].words)
+    for sentence in (
+        "Weights of 7 bits (reduce_range: auto: at AVX2 8-bit weights change the answer to 7.5 %).",
+        "Verified on avx512_vnni, served on avx2.",
+        "exact arithmetic on 99.8 % of 450 test images, the logits 0.6 % of their spread apart (rms).",
+    ):
+        assert sentence in words
+    assert faults(report) == []
+
+
+def test_int8_that_depends_on_the_cpu_is_a_fault(report: Report, tmp_path: Path) -> None:
+    report["variants"][1]["int8"] |= {
+        "warning": why_inexact("avx2", 8),
+        "exact": {"agreement": 0.925, "relative_rms": 0.78, "num_images": 40},
+    }
+    first, second = faults(report)
+    assert first.startswith(
+        "int8: the serving CPU has neither VNNI nor AMX (only avx2), so int8 weights of 8 bits"
+    )
+    assert second.startswith(
+        "int8: the served int8 gives the answer of the graph's exact arithmetic on only 92.5 %"
+    )
+    words = " ".join(check_page(report, tmp_path)[0].words)
+    assert first in words
+    assert second in words
+
+
+def test_page_escapes_names(report: Report, tmp_path: Path) -> None:
+    report["variants"][0]["name"] = '<b>"&'
+    report["variants"][1]["per_class"][0]["label"] = "<script>alert(1)</script>"
+    _, text = check_page(report, tmp_path)
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_page_of_a_run_that_stopped(report: Report, tmp_path: Path) -> None:
+    for variant in report["variants"]:
+        variant |= {"accuracy": None, "throughput_ips": None, "latency_ms": None, "load": [], "robustness": []}
+        variant |= {"per_class": [], "calibration": None, "latency_from": None}
+    report |= {"comparisons": [], "stopped": "the embedded tritonserver died", "stages": []}
+    checker, _ = check_page(report, tmp_path)
+    assert "This run stopped early: the embedded tritonserver died" in " ".join(checker.words)
+    assert "svg" not in checker.tags
+
+
+def test_page_without_gallery_files(report: Report, tmp_path: Path) -> None:
+    for file in tmp_path.rglob("*.png"):
+        file.unlink()
+    checker, _ = check_page(report, tmp_path)
+    assert "img" not in checker.tags
+
+
+def test_page_shows_fewer_large_images(report: Report, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    for file in tmp_path.rglob("*-adversarial.png"):
+        Image.fromarray(pixels).save(file)
+    checker, _ = check_page(report, tmp_path)
+    assert checker.tags.count("img") == 3 * 4 * 2
+
+
+def test_report_json_is_strict(report: Report, tmp_path: Path) -> None:
+    path, _ = write_report(report, tmp_path)
+    assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(report))
+    report["seconds"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_report(report, tmp_path)
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_answers_of_a_single_variant(report: Report) -> None:
+    report["variants"] = report["variants"][:1]
+    report["comparisons"] = []
+    assert answers(report) == [
+        "fp32: accuracy 98.4 % (95 % interval 96.4–100.0), 465 images/s, "
+        "96.0 % under noise (L∞ 24/255), 31.0 % under square (L∞ 24/255)."
+    ]
+
+
+def test_answers_when_nothing_was_measured(report: Report) -> None:
+    report["comparisons"] = []
+    for variant in report["variants"]:
+        variant |= {"accuracy": None, "throughput_ips": None, "robustness": []}
+    assert answers(report) == []
+
+
+def test_render_table(report: Report) -> None:
+    head, _, first, second = render_table(report).splitlines()
+    assert head.split() == (
+        "variant engine size accuracy images/s p50 ms p99 ms noise L∞ 24/255 square L∞ 24/255".split()
+    )
+    assert first.split()[:7] == ["fp32", "openvino", "44.7", "MB", "98.4", "%", "[96.4–100.0]"]
+    assert second.split()[-3:] == ["29.0", "%", "[27.0–31.0]"]
+    assert "\x1b" not in render_table(report)
+    assert "\x1b[" in render_table(report, color=True)
+
+
+def test_render_table_dashes_for_what_is_missing(report: Report) -> None:
+    report["variants"][1] |= {"accuracy": None, "throughput_ips": None, "latency_ms": None, "robustness": []}
+    assert render_table(report).splitlines()[-1].split() == ["int8", "openvino", "11.3", "MB"] + 6 * ["–"]
+
+
+def test_figures_of_one_point(report: Report) -> None:
+    variant = report["variants"][0]
+    variant["load"] = variant["load"][:1]
+    variant["accuracy"] = {"value": 1.0, "low": 1.0, "high": 1.0, "num_images": 1}
+    for picture in (figures.accuracy_against_throughput, figures.latency_against_throughput):
+        assert "nan" not in (picture([variant]) or "nan")
+
+
+def test_figures_without_an_answered_request(report: Report) -> None:
+    for variant in report["variants"]:
+        for run in variant["load"]:
+            run |= {"completed": 0, "latency_ms": {}, "throughput_ips": 0.0}
+    assert figures.latency_against_throughput(report["variants"]) is None
+
+
+@pytest.mark.parametrize(
+    ("axis", "ticks"),
+    [
+        (Axis(low=0, high=100, label=""), [0, 20, 40, 60, 80, 100]),
+        (Axis(low=0.3, high=20, label="", log=True), [0.5, 1, 2, 5, 10, 20]),
+        (span([96.0, 99.0], ""), [96, 97, 98, 99]),
+    ],
+)
+def test_axis_ticks_are_round(axis: Axis, ticks: list[float]) -> None:
+    assert axis.ticks() == pytest.approx(ticks)
+    assert axis.place(axis.low) == 0
+    assert axis.place(axis.high) == pytest.approx(1)
+
+
+def test_amplified_difference() -> None:
+    original = np.full((2, 2, 3), 100, dtype=np.uint8)
+    adversarial = original.copy()
+    adversarial[0, 0] = 108
+    adversarial[1, 1] = 96
+    shown = amplified_difference(original, adversarial)
+    assert shown[0, 0, 0] == 255
+    assert shown[0, 1, 0] == 128
+    assert shown[1, 1, 0] == 64
+    assert (amplified_difference(original, original) == 128).all()
+
+
+def test_write_gallery_keeps_the_very_pixels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    entry = {"original": pixels[0], "adversarial": pixels[1], "label": "a", "answer": "b", "num_queries": 3}
+    (written,) = write_gallery([entry], tmp_path / "gallery")
+    assert written["label"] == "a"
+    assert (np.asarray(Image.open(tmp_path / "gallery" / written["adversarial"])) == pixels[1]).all()

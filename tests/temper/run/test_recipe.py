@@ -1,0 +1,354 @@
+"""Every mistake in a recipe is answered with the key's full path, what came, and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from temper.errors import RecipeError
+from temper.run.recipe import Recipe, load_recipe
+
+GOOD = """
+name = "x"
+[data]
+source = "digits"
+image_size = 32
+[[variants]]
+name = "fp32"
+[[variants]]
+name = "int8"
+compress = [{ quantize = { precision = "int8", method = "entropy" } }]
+[engine]
+kind = "auto"
+[[attacks]]
+name = "square"
+epsilon = 8
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "x.toml"
+    path.write_text(text)
+    return path
+
+
+def read_error(folder: Path, text: str) -> list[str]:
+    """The lines of the error, without the file that each begins with."""
+    path = write(folder, text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
+def test_load_recipe_good(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD))
+    assert isinstance(recipe, Recipe)
+    assert [variant.name for variant in recipe.variants] == ["fp32", "int8"]
+    assert recipe.variants[1].compress[0].quantize is not None
+    assert recipe.attacks[0].epsilon == 8.0
+    assert recipe.train.epochs > 0
+
+
+def test_load_recipe_demo() -> None:
+    recipe = load_recipe(Path(__file__).parents[3] / "recipes" / "digits.toml")
+    assert recipe.name == "digits"
+
+
+# The text to replace in GOOD, what comes instead, and the line that answers it.
+MISTAKES = {
+    "wrong type": (
+        "epsilon = 8",
+        'epsilon = "8"',
+        'attacks[0].epsilon: got "8", expected a number',
+    ),
+    "string for an integer": (
+        "image_size = 32",
+        'image_size = "32"',
+        'data.image_size: got "32", expected an integer',
+    ),
+    "fraction for an integer": (
+        "image_size = 32",
+        "image_size = 32.0",
+        "data.image_size: got 32.0, expected an integer",
+    ),
+    "boolean for an integer": (
+        "image_size = 32",
+        "image_size = true",
+        "data.image_size: got true, expected an integer",
+    ),
+    "out of range": (
+        "image_size = 32",
+        "image_size = 8",
+        "data.image_size: got 8, expected 32 to 1024 pixels",
+    ),
+    "unknown choice": (
+        'kind = "auto"',
+        'kind = "foo"',
+        'engine.kind: got "foo", expected one of "auto", "openvino", "tensorrt-rtx"',
+    ),
+    "unknown choice, deep": (
+        '"entropy"',
+        '"percentile"',
+        'variants[1].compress[0].quantize.method: got "percentile", expected one of "entropy", "max"',
+    ),
+    "training in fp8": (
+        'precision = "int8", method = "entropy"',
+        'precision = "fp8", method = "qat"',
+        "variants[1].compress[0].quantize.precision: got fp8 with method 'qat', expected int8",
+    ),
+    "training with a budget": (
+        'method = "entropy"',
+        'method = "qat", max_loss = 0.5',
+        "variants[1].compress[0].quantize.max_loss: got it with method 'qat', which trains every layer",
+    ),
+    "epochs without training": (
+        'method = "entropy"',
+        'method = "entropy", epochs = 3',
+        "variants[1].compress[0].quantize.epochs: got 3 with method 'entropy', which does not train; expected it",
+    ),
+    "no epochs of training": (
+        'method = "entropy"',
+        'method = "qat", epochs = 0',
+        "variants[1].compress[0].quantize.epochs: got 0, expected at least 1",
+    ),
+    "ensemble of what is not there": (
+        "[engine]",
+        '[[variants]]\nname = "both"\nensemble = ["fp32", "fp16"]\n[engine]',
+        'variants[2].ensemble: got "fp16", expected variants above it that are no ensembles themselves: '
+        '"fp32", "int8"',
+    ),
+    "ensemble whose last step has a variant's name": (
+        "[engine]",
+        '[[variants]]\nname = "both"\nensemble = ["fp32", "int8"]\n[[variants]]\nname = "both_mean"\n[engine]',
+        'variants[3].name: got "both_mean", expected another name: it is that of the last step of the ensemble',
+    ),
+    "ensemble that is compressed": (
+        'name = "int8"',
+        'name = "int8"\nensemble = ["fp32", "a"]',
+        "variants[1].compress: got it beside ensemble, expected it in the members' own variants",
+    ),
+    "unknown precision": (
+        'precision = "int8"',
+        'precision = "int4"',
+        'variants[1].compress[0].quantize.precision: got "int4", expected one of "int8", "fp8"',
+    ),
+    "unknown key with a close one": (
+        "image_size",
+        "image_sise",
+        'data.image_sise: no such key, did you mean "image_size"? expected one of source, path,',
+    ),
+    "unknown table": (
+        "[engine]",
+        "[motor]",
+        "motor: no such key, expected one of name, data, model, train, variants, engine, serving, load, attacks",
+    ),
+    "unknown step": (
+        "{ quantize = {",
+        "{ shrink = {",
+        "variants[1].compress[0].shrink: no such key, expected one of prune, low_rank, sparsify, distil, quantize",
+    ),
+    "empty step": (
+        '{ quantize = { precision = "int8", method = "entropy" } }',
+        "{}",
+        "variants[1].compress[0].quantize: got nothing in one step, expected exactly one of",
+    ),
+    "array for a table": (
+        'name = "x"',
+        'name = "x"\nload = [1]',
+        "load: got [1], expected a table with the keys concurrencies, rates_rps,",
+    ),
+    "missing key": ('name = "x"', "", "name: missing, expected a string"),
+    "missing table": (
+        '[data]\nsource = "digits"\nimage_size = 32',
+        "",
+        "data: missing, expected a table with the keys source, path,",
+    ),
+    "missing name of a variant": (
+        'name = "fp32"',
+        "",
+        "variants[0].name: missing, expected a string",
+    ),
+    "name that Triton cannot load": (
+        'name = "x"',
+        'name = "My model"',
+        'name: got "My model", expected up to 100 of a-z, 0-9, "_" and "-", as it names the models',
+    ),
+    "variant that Triton cannot load": (
+        'name = "int8"',
+        'name = "../int8"',
+        'variants[1].name: got "../int8", expected up to 100 of a-z, 0-9, "_" and "-", as it names the model',
+    ),
+    "name longer than a file's": (
+        'name = "x"',
+        f'name = "{"x" * 300}"',
+        f'name: got "{"x" * 56}..., expected up to 100 of a-z, 0-9, "_" and "-", as it names the models',
+    ),
+    "variant longer than a file's": (
+        'name = "int8"',
+        f'name = "{"x" * 101}"',
+        f'variants[1].name: got "{"x" * 56}..., expected up to 100 of a-z, 0-9, "_" and "-"',
+    ),
+    "name of two lines": ('name = "x"', 'name = "x\\n"', r'name: got "x\n", expected printable text'),
+    "null byte in a path": (
+        'source = "digits"',
+        'source = "folder"\npath = "a\\u0000b"',
+        r'data.path: got "a\u0000b", expected printable text',
+    ),
+    "escape in a key": ("epsilon = 8", '"eps\\u001b[31m" = 8', r"attacks[0].eps\u001b[31m: got 8, expected print"),
+    "integer of 5000 digits": (
+        'kind = "auto"',
+        "max_batch = " + "9" * 5000,
+        "not TOML: Exceeds the limit (4300 digits) for integer string conversion",
+    ),
+    "integer of 5000 hexadecimal digits": (
+        'kind = "auto"',
+        "max_batch = 0x" + "f" * 5000,
+        "engine.max_batch: got an integer of 20000 bits, expected an integer of 64 bits",
+    ),
+    "integer beyond TOML's": (
+        "image_size = 32",
+        f"seed = {2**63}",
+        "data.seed: got 9223372036854775808, expected an integer of 64 bits, as TOML has them",
+    ),
+    "batch beyond Triton's": (
+        'kind = "auto"',
+        f"max_batch = {2**31}",
+        "engine.max_batch: got 2147483648, expected 1",
+    ),
+    "instances beyond Triton's": (
+        'kind = "auto"',
+        f"num_instances = {2**31}",
+        "engine.num_instances: got 2147483648",
+    ),
+    "queue without room": (
+        "[engine]",
+        "[serving]\nmax_queue = 0\n[engine]",
+        "serving.max_queue: got 0, expected 1",
+    ),
+    "queue without patience": (
+        "[engine]",
+        "[serving]\nqueue_timeout_ms = 0\n[engine]",
+        "serving.queue_timeout_ms: got 0, expected 1 to 3600000 (an hour)",
+    ),
+    "no version kept": (
+        "[engine]",
+        "[serving]\nkeep_versions = 0\n[engine]",
+        "serving.keep_versions: got 0, expected at least 1",
+    ),
+    "arrays of 5000 levels": (
+        'kind = "auto"',
+        f"kind = {'[' * 5000}{']' * 5000}",
+        "nested too deeply, expected a",
+    ),
+    "arrays of 400 levels": (
+        'kind = "auto"',
+        f"kind = {'[' * 400}{']' * 400}",
+        'engine.kind: nested too deeply, expected one of "auto", "openvino"',
+    ),
+    "tables of 3000 levels": ('kind = "auto"', ".".join("a" * 3000) + " = 1", "engine.a: nested too deeply"),
+    "duplicate variants": (
+        'name = "int8"',
+        'name = "fp32"',
+        'variants[1].name: got "fp32", expected another name than that of variants[0]',
+    ),
+    "duplicate attacks": (
+        "epsilon = 8",
+        'epsilon = 8\n[[attacks]]\nname = "square"\nepsilon = 8.0',
+        "attacks[1]: got square at epsilon 8 as in attacks[0], expected another name or epsilon",
+    ),
+    "batches": (
+        'kind = "auto"',
+        "opt_batch = 16\nmax_batch = 8",
+        "engine.opt_batch: got 16, expected 1 (min_batch) to 8 (max_batch)",
+    ),
+    "load beyond the engine": (
+        "[engine]",
+        "[load]\nbatch_size = 64\n[engine]",
+        "load.batch_size: got 64, expected at most 32 (engine.max_batch)",
+    ),
+    "source without its folder": (
+        'source = "digits"',
+        'source = "folder"',
+        "data.path: got nothing, expected the image folder of source 'folder'",
+    ),
+    "not finite": ("epsilon = 8", "epsilon = nan", "attacks[0].epsilon: got nan, expected a number"),
+    "date": ('name = "x"', "name = 2026-11-23", "name: got 2026-11-23, expected a string"),
+    "array too short": (
+        "[engine]",
+        "[model]\nmean = [0.5, 0.5]\n[engine]",
+        "model.mean: got [0.5, 0.5], expected an array of 3 numbers",
+    ),
+    "array too long": (
+        "[engine]",
+        "[model]\nmean = [0.5, 0.5, 0.5, 0.5]\n[engine]",
+        "model.mean: got [0.5, 0.5, 0.5, 0.5], expected an array of 3 numbers",
+    ),
+    "wrong type in an array": (
+        "[engine]",
+        '[load]\nconcurrencies = [1, "2"]\n[engine]',
+        'load.concurrencies[1]: got "2", expected an integer',
+    ),
+    "not TOML": ("[engine]", "[engine", "not TOML: Expected ']' at the end of a table declaration (at line"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "line"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_load_recipe_mistake(tmp_path: Path, old: str, new: str, line: str) -> None:
+    assert old in GOOD
+    lines = read_error(tmp_path, GOOD.replace(old, new, 1))
+    assert any(found.startswith(line) for found in lines), lines
+
+
+def test_load_recipe_more_attacked_images_than_test_images(tmp_path: Path) -> None:
+    text = GOOD.replace("image_size = 32", "image_size = 32\nnum_test = 20").replace(
+        "epsilon = 8", "epsilon = 8\nnum_images = 50"
+    )
+    assert read_error(tmp_path, text) == ["attacks[0].num_images: got 50, expected at most 20 (data.num_test)"]
+
+
+@pytest.mark.parametrize(("max_batch", "opt_batch"), [(1, 1), (4, 4), (8, 8), (64, 8)])
+def test_load_recipe_tunes_for_no_more_than_the_largest_batch(
+    tmp_path: Path, max_batch: int, opt_batch: int
+) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD.replace('kind = "auto"', f"max_batch = {max_batch}")))
+    assert (recipe.engine.max_batch, recipe.engine.opt_batch) == (max_batch, opt_batch)
+
+
+def test_load_recipe_several_mistakes_one_line_each(tmp_path: Path) -> None:
+    text = GOOD.replace("image_size = 32", 'image_size = "32"\ncolour = 1').replace('"auto"', '"foo"')
+    found = read_error(tmp_path, text)
+    assert [line.partition(":")[0] for line in found] == ["data.image_size", "data.colour", "engine.kind"]
+
+
+def test_load_recipe_no_variants(tmp_path: Path) -> None:
+    text = 'name = "x"\nvariants = []\n[data]\n'
+    assert read_error(tmp_path, text) == [
+        'variants: got none, expected at least one [[variants]] table with a "name"'
+    ]
+
+
+def test_load_recipe_without_file(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.toml: no such file, expected a recipe such as recipes/"):
+        load_recipe(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match="cannot be read: File name too long"):
+        load_recipe(tmp_path / ("x" * 300))
+    with pytest.raises(RecipeError, match="is a folder, expected a recipe"):
+        load_recipe(tmp_path)
+
+
+def test_load_recipe_binary_file(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"name = \xff")
+    with pytest.raises(RecipeError, match=r"x\.toml: not UTF-8 text \(byte 7\), expected a TOML file"):
+        load_recipe(tmp_path / "x.toml")
+
+
+def test_load_recipe_paths_are_the_recipes_own(tmp_path: Path) -> None:
+    text = GOOD.replace('source = "digits"', 'source = "folder"\npath = "images"').replace(
+        "[engine]", '[model]\nweights = "weights/best.safetensors"\n[engine]'
+    )
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.data.path == str(tmp_path / "images")
+    assert recipe.model.weights == str(tmp_path / "weights" / "best.safetensors")

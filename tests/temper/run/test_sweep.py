@@ -1,0 +1,122 @@
+"""The grid of a sweep, the frontier over its variants, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from temper.errors import RecipeError
+from temper.run.frontier import mark_frontier
+from temper.run.recipe import Recipe, load_recipe
+from temper.run.sweep import parse_over, sweep_recipe
+
+TEXT = """
+name = "toy"
+[data]
+source = "digits"
+[[variants]]
+name = "fp32"
+[[variants]]
+name = "small"
+compress = [{ low_rank = { energy = 0.9 } }, { quantize = { precision = "int8" } }]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    path = tmp_path / "toy.toml"
+    path.write_text(TEXT)
+    return load_recipe(path)
+
+
+def compressed(recipe: Recipe) -> dict[str, list[tuple[str, Any]]]:
+    return {one.name: [(step.name, step.config) for step in one.compress] for one in recipe.variants}
+
+
+def test_sweep_makes_every_combination_beside_the_first(recipe: Recipe) -> None:
+    overs = [parse_over("low_rank.flops=0.8,0.6"), parse_over("quantize.method=entropy,max")]
+    swept = sweep_recipe(recipe, overs)
+    assert swept.name == "toy-sweep"
+    found = compressed(swept)
+    assert list(found) == [
+        "fp32",
+        "small_flops0-8_methodentropy",
+        "small_flops0-8_methodmax",
+        "small_flops0-6_methodentropy",
+        "small_flops0-6_methodmax",
+    ]
+    (_, low_rank), (_, quantize) = found["small_flops0-6_methodmax"]
+    assert (low_rank.flops, low_rank.energy, quantize.method) == (0.6, None, "max")
+
+
+def test_missing_step_is_put_where_the_order_wants_it(recipe: Recipe) -> None:
+    swept = sweep_recipe(recipe, [parse_over("distil.epochs=1,none")])
+    steps = {name: [step for step, _ in found] for name, found in compressed(swept).items()}
+    assert steps == {
+        "fp32": [],
+        "small_epochs1": ["low_rank", "distil", "quantize"],
+        "small_no-distil": ["low_rank", "quantize"],
+    }
+
+
+def test_combinations_that_are_the_same_are_built_once(recipe: Recipe) -> None:
+    overs = [parse_over("distil.epochs=1,none"), parse_over("distil.temperature=2,none")]
+    assert list(compressed(sweep_recipe(recipe, overs))) == [
+        "fp32",
+        "small_epochs1_temperature2",
+        "small_epochs1_no-distil",
+    ]
+
+
+def test_other_variant_is_swept_when_named(recipe: Recipe) -> None:
+    swept = sweep_recipe(recipe, [parse_over("cast.precision=fp16,bf16")], variant="fp32")
+    assert list(compressed(swept)) == ["fp32", "fp32_precisionfp16", "fp32_precisionbf16"]
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ("low_rank=3", r"--over low_rank=3: expected STEP.FIELD=VALUE,... as in low_rank.flops=0.8,0.6"),
+        ("shrink.by=3", r"got the step shrink, expected one of prune, low_rank"),
+        ("low_rank.flops=2", r"sweep, small_flops2: .*flops: got 2"),
+        ("quantize.methd=max", r"sweep, small_methdmax: .*methd: no such key, did you mean \"method\""),
+        ("quantize.precision=int4", r"expected one of \"int8\", \"fp8\""),
+    ],
+)
+def test_impossible_sweep_is_refused(recipe: Recipe, over: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        sweep_recipe(recipe, [parse_over(over)])
+
+
+def test_unknown_variant_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match=r"--variant big: expected one of fp32, small"):
+        sweep_recipe(recipe, [parse_over("quantize.method=max")], variant="big")
+
+
+def row(size: int, accuracy: float, p50: float | None, robust: float) -> dict[str, Any]:
+    return {
+        "size_bytes": size,
+        "accuracy": {"value": accuracy},
+        "latency_ms": None if p50 is None else {"p50": p50},
+        "robustness": [{"attack": "square", "norm": "linf", "epsilon": 8.0, "accuracy": robust}],
+    }
+
+
+def test_frontier_keeps_what_nothing_beats() -> None:
+    rows = [
+        row(40, 0.98, 10.0, 0.5),
+        row(10, 0.97, 4.0, 0.5),  # smaller and faster
+        row(10, 0.97, 5.0, 0.5),  # beaten by the one before
+        row(40, 0.90, 11.0, 0.6),  # worse in all but under attack
+        row(50, 0.98, None, 0.4),  # beaten by the first in all that both have
+    ]
+    mark_frontier(rows)
+    assert [one["frontier"] for one in rows] == [True, True, False, True, False]
+
+
+def test_equal_variants_are_both_on_the_frontier() -> None:
+    rows = [row(10, 0.9, 5.0, 0.5), row(10, 0.9, 5.0, 0.5)]
+    mark_frontier(rows)
+    assert [one["frontier"] for one in rows] == [True, True]

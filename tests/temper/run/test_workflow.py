@@ -1,0 +1,212 @@
+"""The main job on a real server: a recipe becomes a report, again it is reused, a dead server leaves a part."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from temper.builder.engines.isa import instruction_set, why_inexact
+from temper.cli.main import cli
+from temper.progress import Display
+from temper.run.recipe import load_recipe
+from temper.run.workflow import run_recipe
+from temper.serve.server import TritonServer
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this file's runs and models are."""
+    return tmp_path_factory.mktemp("home")
+
+
+def run_cli(recipe: Path, home: Path, *args: str) -> Result:
+    folders = ["--repository", str(home / "model_repository"), "--runs", str(home / "runs")]
+    return CliRunner().invoke(cli, ["run", str(recipe), *folders, *args])
+
+
+@pytest.fixture(scope="module")
+def first(quick_recipe: Path, home: Path) -> Result:
+    """The first run."""
+    return run_cli(quick_recipe, home)
+
+
+@pytest.fixture(scope="module")
+def report(first: Result, home: Path) -> dict[str, Any]:
+    """Its report.json."""
+    found: dict[str, Any] = json.loads((home / "runs" / "quick" / "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_run_prints_table_answer_and_paths(first: Result, home: Path) -> None:
+    assert first.exit_code == 0, first.output
+    lines = first.stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["fp32", "int8"]
+    assert any(line.startswith("int8 against fp32: accuracy ") for line in lines)
+    assert lines[-2:] == [str(home / "runs" / "quick" / f"report.{kind}") for kind in ("html", "json")]
+    assert "✓ start the embedded tritonserver" in first.stderr
+
+
+def test_report_has_the_promised_keys(first: Result, report: dict[str, Any]) -> None:
+    assert {"recipe", "machine", "versions", "variants"} <= report.keys()
+    assert report["recipe"] == "quick"
+    assert report["stopped"] is None
+    for variant, name in zip(report["variants"], ("fp32", "int8"), strict=True):
+        assert (variant["name"], variant["model"], variant["version"]) == (name, f"quick_{name}", 1)
+        assert variant["engine"] == "openvino"
+        assert {"value", "low", "high", "num_images"} <= variant["accuracy"].keys()
+        assert variant["accuracy"]["num_images"] == 60
+        assert variant["throughput_ips"] > 0
+        assert {"p50", "p90", "p99", "p999"} <= variant["latency_ms"].keys()
+        assert [row["attack"] for row in variant["robustness"]] == ["noise", "square"]
+        for row in variant["robustness"]:
+            keys = {"attack", "norm", "epsilon", "accuracy", "low", "high", "num_images", "num_queries"}
+            assert keys <= row.keys()
+            assert row["low"] <= row["accuracy"] <= row["high"]
+            assert row["num_queries"] <= row["num_images"] * row["max_queries"]
+    assert report["variants"][1]["size_bytes"] < report["variants"][0]["size_bytes"] / 3
+    assert report["variants"][1]["calibration"]["num_calibration"] == 32
+    assert report["variants"][0]["int8"] is None
+    int8 = report["variants"][1]["int8"]
+    assert (int8["verified_isa"], int8["serving_isa"]) == (instruction_set(), instruction_set())
+    assert int8["exact"]["num_images"] == 60
+    assert int8["exact"]["agreement"] >= 0.95
+    assert int8["weight_bits"] == (7 if int8["reduce_range"]["used"] else 8)
+    assert int8["warning"] == why_inexact(instruction_set(), int8["weight_bits"])
+
+
+def test_report_compares_on_the_same_images(report: dict[str, Any]) -> None:
+    (comparison,) = report["comparisons"]
+    fp32, int8 = report["variants"]
+    assert (comparison["variant"], comparison["baseline"]) == ("int8", "fp32")
+    difference = int8["accuracy"]["value"] - fp32["accuracy"]["value"]
+    assert comparison["accuracy"]["difference"] == pytest.approx(difference)
+    assert comparison["accuracy"]["low"] <= difference <= comparison["accuracy"]["high"]
+    assert 0 <= comparison["accuracy"]["p_value"] <= 1
+    assert comparison["throughput_ratio"] == pytest.approx(int8["throughput_ips"] / fp32["throughput_ips"])
+    assert [row["attack"] for row in comparison["robustness"]] == ["noise", "square"]
+
+
+def test_report_gallery_files_exist(report: dict[str, Any], home: Path) -> None:
+    shots = [shot for variant in report["variants"] for row in variant["robustness"] for shot in row["gallery"]]
+    assert shots
+    for shot in shots:
+        assert shot["label"] != shot["answer"]
+        for kind in ("original", "adversarial", "difference"):
+            assert (home / "runs" / "quick" / shot[kind]).is_file()
+
+
+def test_second_run_reuses_everything_and_starts_no_server(
+    first: Result, report: dict[str, Any], quick_recipe: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: TritonServer) -> TritonServer:
+        raise AssertionError("the server was started")
+
+    monkeypatch.setattr(TritonServer, "start", refuse)
+    result = run_cli(quick_recipe, home, "--json")
+    assert result.exit_code == 0, result.output
+    again = json.loads(result.stdout)
+    assert all(stage["reused"] for stage in again["stages"])
+    assert again["variants"] == [
+        {**row, "build": [{**step, "reused": True} for step in row["build"]]} for row in report["variants"]
+    ]
+    assert again["comparisons"] == report["comparisons"]
+
+
+def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, home: Path) -> None:
+    recipe = quick_recipe.parent / "pair.toml"
+    pair = '[[variants]]\nname = "pair"\nensemble = ["fp32", "int8"]\n\n[engine]'
+    recipe.write_text(quick_recipe.read_text().replace("[engine]", pair))
+    result = run_cli(recipe, home, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    fp32, int8, both = report["variants"]
+    assert (both["model"], both["stages"], both["calibration"]) == ("quick_pair", [], None)
+    assert both["size_bytes"] == fp32["size_bytes"] + int8["size_bytes"]
+    told = ("weight_bits", "serving_isa", "warning")
+    assert fp32["int8"] is None
+    assert {key: both["int8"][key] for key in told} == {key: int8["int8"][key] for key in told}
+    assert both["accuracy"]["num_images"] == 60
+    assert any(run["completed"] > 0 for run in both["load"])
+    assert [attack["attack"] for attack in both["robustness"]] == ["noise", "square"]
+    reused = [stage["stage"] for stage in report["stages"] if stage["reused"]]
+    assert "finetune" in reused
+    assert all(step["reused"] for row in (fp32, int8) for step in row["build"])
+    # Members of an ensemble are published with another queue, so they are measured again.
+    assert not {"fp32: accuracy", "int8: accuracy", "pair: accuracy"} & set(reused)
+    run_cli(quick_recipe, home)  # the report of this file's other tests
+
+
+def test_run_on_a_running_server(first: Result, quick_recipe: Path, home: Path) -> None:
+    with TritonServer(home / "model_repository", log_file=home / "other.log") as running:
+        result = run_cli(quick_recipe, home, "--url", running.grpc_url, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["server"] == f"the server at {running.grpc_url}"
+    measured = {stage["stage"]: stage["reused"] for stage in found["stages"]}
+    assert measured["fp32: load"] is False
+    assert measured["finetune"] is True
+
+
+def test_run_without_the_server_it_names(first: Result, quick_recipe: Path, home: Path) -> None:
+    result = run_cli(quick_recipe, home, "--url", "127.0.0.1:1")
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: accuracy of quick_fp32: 127.0.0.1:1: no server answers there")
+    assert "Traceback" not in result.output
+
+
+def test_run_whose_server_dies_once_measures_again(
+    first: Result, quick_recipe: Path, home: Path, tmp_path: Path, doom: Callable[..., None]
+) -> None:
+    again = tmp_path / "again.toml"
+    again.write_text(quick_recipe.read_text().replace("warmup_s = 0.1", "warmup_s = 0.2"))
+    doom(signal.SIGSEGV, stage="int8: load")
+    result = run_cli(again, home, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    log = home / "runs" / "quick" / "tritonserver.log"
+    (line,) = report["deaths"]
+    assert line == (
+        f"tritonserver died by SIGSEGV; its backtrace is in {log}; started again, measuring int8: load again"
+    )
+    assert line in result.stderr.splitlines()
+    assert f"{line}." in (home / "runs" / "quick" / "report.html").read_text(encoding="utf-8")
+    assert "Signal (11) received" in log.read_text()
+    assert report["stopped"] is None
+    for variant in report["variants"]:
+        assert [(run["errors"], run["interrupted"]) for run in variant["load"]] == [({}, None)] * 3
+
+
+def test_run_keeps_what_was_measured_when_the_server_dies_again(
+    first: Result, quick_recipe: Path, home: Path, tmp_path: Path, doom: Callable[..., None]
+) -> None:
+    text = quick_recipe.read_text().replace("duration_s = 1.0", "duration_s = 600.0")
+    slow = tmp_path / "slow.toml"
+    slow.write_text(text)
+    doom(signal.SIGKILL, signal.SIGKILL, stage="fp32: load", share=0.001)
+    display = Display(io.StringIO())
+    with display:
+        report = run_recipe(
+            load_recipe(slow), repository=home / "model_repository", runs=home / "runs", display=display
+        )
+    log = home / "runs" / "quick" / "tritonserver.log"
+    death = f"tritonserver died by SIGKILL; its backtrace is in {log}"
+    assert report["deaths"] == [f"{death}; started again, measuring fp32: load again"]
+    assert report["stopped"].startswith(f"load test of quick_fp32: {death}: the server at ")
+    assert " requests answered, " in report["stopped"]
+    fp32, int8 = report["variants"]
+    assert fp32["accuracy"]["num_images"] == int8["accuracy"]["num_images"] == 60
+    assert fp32["load"][0]["completed"] > 0
+    assert int8["load"] == []
+    written = json.loads((home / "runs" / "quick" / "report.json").read_text(encoding="utf-8"))
+    assert written["stopped"] == report["stopped"]
+    assert "This run stopped early" in (home / "runs" / "quick" / "report.html").read_text(encoding="utf-8")
