@@ -140,8 +140,8 @@ def _known_capabilities() -> list[str]:
 
 def _load(kind: str, path: Path) -> str:
     """Why the library does not deserialise an engine; "loads" when it does."""
+    from temper.builder.engines.library import LIBRARIES
     from temper.builder.engines.run import LoadedEngine
-    from temper.builder.engines.tensorrt import LIBRARIES
 
     try:
         with LoadedEngine(LIBRARIES[kind], path):

@@ -1,7 +1,7 @@
 """Keeps int8 from depending on the CPU: 7-bit weights, where a measurement shows that 8 bits saturate.
 
-What saturates is explained in `engines/isa.py`. The measurement compares OpenVINO, held to AVX2 in a process of its
-own, with the graph's exact arithmetic, so it comes out the same on every machine.
+What saturates is explained in `engines/isa.py`. The measurement compares OpenVINO, held to AVX2 in a process of
+its own, with the graph's exact arithmetic, so it comes out the same on every machine.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from temper.builder.contract import INPUT_NAME, OUTPUT_NAME
-from temper.builder.engines.tensorrt import Library, _Logger, load_library
+from temper.builder.engines.library import Library, Logger, load_library
 from temper.builder.errors import EngineError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class LoadedEngine:
         trt = load_library(library)
         self._trt = trt
         self._library = library
-        self._log = _Logger(trt)
+        self._log = Logger(trt)
         self._runtime = trt.Runtime(self._log.native)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:

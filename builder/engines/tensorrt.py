@@ -11,18 +11,16 @@ One optimisation profile serves all instances: since TensorRT 10 several executi
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import os
 import tempfile
-import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from temper.builder.contract import INPUT_NAME
 from temper.builder.engines.gpu import compute_capability
+from temper.builder.engines.library import LIBRARIES, Library, Logger, load_library, strongly_typed
 from temper.builder.errors import EngineError
 from temper.builder.quiet import quiet_native
 
@@ -34,32 +32,6 @@ if TYPE_CHECKING:
     from temper.builder.engines.config import EngineConfig
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Library:
-    """One of the two packages."""
-
-    kind: str
-    """The engine kind."""
-    package: str
-    """As Python imports it."""
-    name: str
-    """As NVIDIA writes it."""
-    file: str
-    """The engine's file."""
-    builds_anywhere: bool
-    """True when no GPU is needed to build."""
-
-
-LIBRARIES = {
-    "tensorrt": Library(
-        kind="tensorrt", package="tensorrt", name="TensorRT", file="model.plan", builds_anywhere=False
-    ),
-    "tensorrt-rtx": Library(
-        kind="tensorrt-rtx", package="tensorrt_rtx", name="TensorRT-RTX", file="model.rtx", builds_anywhere=True
-    ),
-}
 
 
 def build(
@@ -156,27 +128,6 @@ def _try(
     return info, logits
 
 
-def load_library(library: Library) -> Any:
-    """Imports the package.
-
-    Raises:
-        EngineError: It is not installed, or only its placeholder without libraries is.
-    """
-    try:
-        trt = importlib.import_module(library.package)
-        _ = trt.Builder
-        if trt.__name__ != library.package:
-            # torch-tensorrt-rtx registers tensorrt_rtx under the name tensorrt.
-            raise ImportError(f"it is {trt.__name__} {trt.__version__} under another name")
-    except (ImportError, OSError, AttributeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise EngineError(
-            f"engine {library.kind}: the package {library.package} cannot be used: {reason}; install "
-            f"{library.name} as NVIDIA's documentation says, or build in docker/builder.Dockerfile"
-        ) from error
-    return trt
-
-
 def _why_not_here(kind: str, config: EngineConfig, capability: str | None) -> str | None:
     """Says why an engine that was just built cannot run on this machine; None when it can."""
     if capability is None:
@@ -215,9 +166,9 @@ def _probe(trt: Any) -> str | None:
     """Takes one convolution from the builder to an execution context; returns the library's reason if it fails."""
     import numpy as np
 
-    log = _Logger(trt)
+    log = Logger(trt)
     builder = trt.Builder(log.native)
-    network = builder.create_network(_strongly_typed(trt))
+    network = builder.create_network(strongly_typed(trt))
     image = network.add_input("image", trt.float32, (1, 8, 8, 8))
     weights = np.ones((8, 8, 3, 3), np.float32)
     conv = network.add_convolution_nd(image, 8, (3, 3), trt.Weights(weights), trt.Weights())
@@ -236,40 +187,6 @@ def known_capabilities(trt: Any) -> list[str]:
     return [f"{number[:-1]}.{number[-1]}" for number in sorted(numbers, key=int)]
 
 
-class _Logger:
-    """Passes the library's messages to logging and keeps the errors for ours."""
-
-    def __init__(self, trt: Any) -> None:
-        self.errors: list[str] = []
-        lock, severity, errors = threading.Lock(), trt.ILogger.Severity, self.errors
-        levels = {
-            severity.INTERNAL_ERROR: logging.ERROR,
-            severity.ERROR: logging.ERROR,
-            severity.WARNING: logging.WARNING,
-            severity.INFO: logging.DEBUG,
-        }
-
-        class Native(trt.ILogger):  # type: ignore[misc]  # untyped base
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: object, message: str) -> None:
-                level = levels.get(severity)
-                if level is None:
-                    return  # VERBOSE: thousands of lines
-                if level == logging.ERROR:
-                    with lock:
-                        errors.append(" ".join(message.split()))
-                logger.log(logging.DEBUG if level == logging.ERROR else level, "%s", message)
-
-        self.native = Native()
-
-    @property
-    def reason(self) -> str:
-        """The first error: those that follow are consequences."""
-        return self.errors[0] if self.errors else "no reason given"
-
-
 def _compile(
     library: Library,
     trt: Any,
@@ -278,9 +195,9 @@ def _compile(
     sparse_weights: bool,
     timing_cache: Path | None,
 ) -> Any:
-    log = _Logger(trt)
+    log = Logger(trt)
     builder = trt.Builder(log.native)
-    network = builder.create_network(_strongly_typed(trt))
+    network = builder.create_network(strongly_typed(trt))
     parser = trt.OnnxParser(network, log.native)
     if not parser.parse(onnx_path.read_bytes()):
         raise EngineError(f"engine {library.kind}: cannot parse {onnx_path.name}: {_parser_error(parser)}")
@@ -296,12 +213,6 @@ def _compile(
     if cache is not None and timing_cache is not None:
         _write_timings(settings, timing_cache)
     return engine
-
-
-def _strongly_typed(trt: Any) -> int:
-    """Returns the flags of a strongly typed network: TensorRT 10 has weak ones too, TensorRT 11 has no other."""
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
 
 
 def _configure(library: Library, trt: Any, settings: Any, config: EngineConfig, sparse_weights: bool) -> None:

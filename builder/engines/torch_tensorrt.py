@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from temper.builder.engines.config import EngineConfig
-    from temper.builder.engines.tensorrt import Library
+    from temper.builder.engines.library import Library
 
 
 def compile_module(

@@ -223,8 +223,12 @@ def test_missing_model_tells_tritons_reason() -> None:
 
 
 def test_import_needs_neither_grpc_nor_torch() -> None:
-    code = "import sys; from temper import client; print([n for n in ('grpc', 'torch', 'numpy') if n in sys.modules]); client.Client; "
-    code += "from temper.client import load; print([n for n in ('torch', 'temper.builder', 'temper.run') if n in sys.modules])"
+    code = (
+        "import sys; from temper import client\n"
+        "print([n for n in ('grpc', 'torch', 'numpy') if n in sys.modules]); client.Client\n"
+        "from temper.client import load\n"
+        "print([n for n in ('torch', 'temper.builder', 'temper.run') if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["[]", "[]"]
     with pytest.raises(AttributeError, match="module 'temper.client' has no attribute 'Klient'"):

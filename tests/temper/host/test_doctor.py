@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from temper import parts
-from temper.cli.commands import doctor
-from temper.cli.commands.doctor import doctor_command, examine
+from temper.host import doctor
+from temper.host.doctor import doctor_command, examine
 from temper.host.gpu import Driver, Gpu, read_driver
 from temper.host.packages import Part, find_parts, find_server
 
@@ -116,7 +116,7 @@ def test_table_names_every_part_and_engine(capsys: pytest.CaptureFixture[str], f
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from temper.cli.commands.doctor import examine; examine();"
+        "import sys; from temper.host.doctor import examine; examine();"
         "print([name for name in ('torch', 'openvino', 'tensorrt_rtx', 'modelopt', 'ray') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
