@@ -18,8 +18,9 @@ PARTS = ("backends", "builder", "client", "imaging", "recipes")
 
 # From the ground up: a room may import itself and what stands before it in its line.
 BUILDER = ("contract", "names", "errors", "quiet", "store", "data", "network", "engines", "compress", "publish")
+BUILDER += ("built", "stages", "build")
 ORDERS = (
-    ("imaging", *(f"builder.{room}" for room in (*BUILDER, "built", "stages", "build"))),
+    ("imaging", *(f"builder.{room}" for room in BUILDER)),
     ("imaging", "client"),
     ("errors", "terminal", "progress", "host", "serve", "report", "run", "cli"),
 )
@@ -29,7 +30,7 @@ GROUND = ("imaging", "builder", "client", "backends")
 
 @pytest.fixture(scope="module")
 def imports() -> dict[str, set[str]]:
-    """Every module of ours and the modules of ours that it imports, at the top, in a function or for types alone."""
+    """Every module of ours and those of ours that it imports: at the top, in a function, or for types alone."""
     modules = {_name(path): path for path in _sources()}
     return {module: set(_imported(module, path, modules)) for module, path in modules.items()}
 

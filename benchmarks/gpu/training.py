@@ -26,9 +26,9 @@ from torch.nn.utils import parametrize
 
 from benchmarks.gpu.context import IMAGE_SIZE, Context, Results
 from benchmarks.gpu.networks import NUM_CLASSES, build_network, make_images, serve
-from temper.builder import train
 from temper.builder.data.folder import FolderImages
 from temper.builder.data.sources import Source, TrainImages
+from temper.builder.network import train
 
 # A row is not begun with less.
 _LEAST_S = 8.0

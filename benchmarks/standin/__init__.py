@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from temper import runtime
+from temper.serve import runtime
 
 LIBRARY = Path(__file__).with_name("library")
 NAME = "stand-in"

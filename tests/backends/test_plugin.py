@@ -16,8 +16,8 @@ import pytest
 import tritonclient.grpc as triton
 
 from benchmarks.sample import Sample
-from temper import runtime
 from temper.builder.network.export import run_onnx
+from temper.serve import runtime
 from temper.serve.server import TritonServer
 
 Until = Callable[[Callable[[], object]], None]

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-import temper.host.machine
 from benchmarks.common import write_results
+from temper.host import machine
 
 
 def test_results_of_another_kind_of_cpu_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = temper.machine.machine()
+    here = machine.machine()
     kinds = (["avx2", "avx512_vnni"], ["avx2"], ["avx2", "avx_vnni"], ["avx2", "avx512_vnni", "avx_vnni"])
     for ips, flags in enumerate((*kinds, *kinds)):
-        monkeypatch.setattr(temper.machine, "machine", lambda flags=flags: {**here, "flags": flags})
+        monkeypatch.setattr(machine, "machine", lambda flags=flags: {**here, "flags": flags})
         write_results("serving", {"measured": {"ips": ips}}, tmp_path)
     kept = {file.name: json.loads(file.read_text())["measured"]["ips"] for file in tmp_path.iterdir()}
     assert kept == {

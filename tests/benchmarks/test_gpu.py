@@ -446,7 +446,7 @@ def test_processor_time_of_children_is_the_clients() -> None:
 
 def test_files_with_gpu_tests_are_found() -> None:
     found = {str(path.relative_to(ROOT)) for path in find_files(ROOT / "tests")}
-    assert {"tests/backends/test_tensorrt_served.py", "tests/builder/test_engines.py"} <= found
+    assert {"tests/backends/test_tensorrt_served.py", "tests/builder/engines/test_engines.py"} <= found
     assert "tests/client/test_stats.py" not in found
 
 

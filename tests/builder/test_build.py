@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from temper.builder import build, sensitivity, stages
+from temper.builder import build, stages
 from temper.builder.build import build_variants
 from temper.builder.built import Built
+from temper.builder.compress import sensitivity
 from temper.builder.compress.cast import CastConfig
 from temper.builder.compress.quantize import QuantizeConfig
 from temper.builder.compress.saturation import weight_bits
@@ -174,7 +175,7 @@ def test_range_is_measured_only_where_a_cpu_runs_int8(
         seen.append(config)
         raise QuantizeError("seen enough")
 
-    monkeypatch.setattr("temper.builder.engines.pick_engine", lambda _: (kind, "for this test"))
+    monkeypatch.setattr("temper.builder.engines.build.pick_engine", lambda _: (kind, "for this test"))
     monkeypatch.setattr("temper.builder.stages.quantize_graph", stop)
     config = QuantizeConfig(precision=precision, reduce_range=asked, max_loss=99.0)  # of no other test
     with pytest.raises(QuantizeError, match="seen enough"):

@@ -14,7 +14,8 @@ import pytest
 
 from temper.builder.compress.cast import CastConfig, cast_onnx
 from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
-from temper.builder.engines.build import AgreementLimits, build_engine, pick_engine, tensorrt
+from temper.builder.engines import tensorrt
+from temper.builder.engines.build import AgreementLimits, build_engine, pick_engine
 from temper.builder.engines.config import EngineConfig
 from temper.builder.engines.gpu import compute_capability, count_gpus
 from temper.builder.engines.isa import instruction_set

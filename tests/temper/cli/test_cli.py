@@ -31,8 +31,8 @@ HEAVY = (
     "PIL",
     "openvino",
     "modelopt",
-    "builder",
-    "client",
+    "temper.builder",
+    "temper.client",
 )
 
 
@@ -57,7 +57,7 @@ def run_temper(*args: object, folder: Path | None = None) -> subprocess.Complete
 
 def test_help_imports_nothing_heavy() -> None:
     program = (
-        "import sys\nfrom temper.cli import cli\n"
+        "import sys\nfrom temper.cli.main import cli\n"
         "try:\n    cli(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )

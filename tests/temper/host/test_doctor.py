@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from temper import parts
+from temper.cli.commands.doctor import doctor_command
 from temper.host import doctor
-from temper.host.doctor import doctor_command, examine
+from temper.host import packages as parts
+from temper.host.doctor import examine
 from temper.host.gpu import Driver, Gpu, read_driver
 from temper.host.packages import Part, find_parts, find_server
 
