@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from temper.errors import TemperError
+from temper.plugins import PluginError
 from temper.serve.temporary import explain, is_trouble
 from temper.terminal import echo
 
@@ -55,7 +56,7 @@ def _lines(error: Exception) -> list[str]:
 
 def _own_errors() -> tuple[type[Exception], ...]:
     """The bases of the errors raised on purpose; a package that nobody imported has raised none."""
-    kinds: list[type[Exception]] = [TemperError]
+    kinds: list[type[Exception]] = [TemperError, PluginError]
     for module, name in (("temper.builder.errors", "BuilderError"), ("temper.client.errors", "ClientError")):
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))

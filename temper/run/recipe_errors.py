@@ -15,9 +15,10 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from temper.builder.names import is_printable
+from temper.plugins import Tagged
 from temper.terminal import escape_line
 
 Loc = Sequence[int | str]
@@ -40,15 +41,25 @@ def format_errors(errors: Iterable[Mapping[str, Any]], root: type) -> list[str]:
 
 def _format(error: Mapping[str, Any], root: type) -> str:
     loc, came = tuple(error["loc"]), error["input"]
+    path = show_path(_without_tags(root, loc))
     if error["type"] == "unexpected_keyword_argument":
         return _unknown_key(loc, root)
     if error["type"] == "value_error":
         return _own_words(loc, str(error["ctx"]["error"]), root)
+    if error["type"] == "union_tag_invalid":
+        return _unknown_kind(path, came, type_at(root, loc))
     if error["type"] == "missing":
         if loc and isinstance(loc[-1], int):  # a fixed-length array that is too short
-            return f"{show_path(loc[:-1])}: got {show(came)}, expected {describe(type_at(root, loc[:-1]))}"
-        return f"{show_path(loc)}: missing, expected {describe(type_at(root, loc))}"
-    return f"{show_path(loc)}: got {show(came)}, expected {describe(type_at(root, loc))}"
+            path = show_path(_without_tags(root, loc[:-1]))
+            return f"{path}: got {show(came)}, expected {describe(type_at(root, loc[:-1]))}"
+        return f"{path}: missing, expected {describe(type_at(root, loc))}"
+    return f"{path}: got {show(came)}, expected {describe(type_at(root, loc))}"
+
+
+def _unknown_kind(path: str, came: Mapping[str, Any], family: object) -> str:
+    assert _is_family(family), "only those have tags"
+    kinds = ", ".join(json.dumps(name) for name in family.kinds())
+    return f"{path}.{family.tag_key}: got {show(came.get(family.tag_key))}, expected one of {kinds}"
 
 
 def _unknown_key(loc: Loc, root: type) -> str:
@@ -56,7 +67,7 @@ def _unknown_key(loc: Loc, root: type) -> str:
     allowed = _keys(type_at(root, loc[:-1]))
     close = difflib.get_close_matches(key, allowed, n=1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
-    return f"{show_path(loc)}: no such key, {hint}expected one of {', '.join(allowed)}"
+    return f"{show_path(_without_tags(root, loc))}: no such key, {hint}expected one of {', '.join(allowed)}"
 
 
 def _own_words(loc: Loc, message: str, root: type) -> str:
@@ -64,7 +75,7 @@ def _own_words(loc: Loc, message: str, root: type) -> str:
     first = re.match(r"\w+", message)
     known = _keys(type_at(root, loc))
     joined = "." if loc and first and first[0] in known else ": " if loc else ""
-    return f"{show_path(loc)}{joined}{message}"
+    return f"{show_path(_without_tags(root, loc))}{joined}{message}"
 
 
 def find_unjson(content: object, root: type) -> str | None:
@@ -139,7 +150,28 @@ def type_at(root: object, loc: Loc) -> object:
     return kind
 
 
+def _without_tags(root: object, loc: Loc) -> Loc:
+    """The path as its author knows it: pydantic puts the kind of a tagged table into it."""
+    plain: list[int | str] = []
+    kind: object = root
+    for part in loc:
+        kind = _without_none(kind)
+        if not (_is_family(kind) and part in kind.kinds()):
+            plain.append(part)
+        kind = _step(kind, part)
+    return plain
+
+
+def _is_family(kind: object) -> TypeGuard[type[Tagged]]:
+    return isinstance(kind, type) and issubclass(kind, Tagged) and "kinds" in vars(kind)
+
+
 def _step(kind: object, part: int | str) -> object:
+    if _is_family(kind):
+        kinds = kind.kinds()
+        kind = kinds[part] if part in kinds else kinds[kind.default_tag]
+        if part in kinds:
+            return kind
     if isinstance(part, int) and typing.get_origin(kind) is tuple:
         args = typing.get_args(kind)
         return args[0] if args[-1] is Ellipsis else args[min(part, len(args) - 1)]
