@@ -20,7 +20,7 @@ from benchmarks.common import CACHE, IMAGE_SIZE, ROOT, interleave, random_images
 from temper.builder.built import Built
 from temper.builder.compress.low_rank import LowRankConfig
 from temper.builder.compress.quantize import QuantizeConfig
-from temper.builder.compress.variant import CompressStage, VariantConfig
+from temper.builder.compress.variant import ChosenStep, VariantConfig
 from temper.builder.data.config import DataConfig
 from temper.builder.engines.config import EngineConfig
 from temper.builder.network.resnet import ModelConfig
@@ -31,8 +31,8 @@ from temper.run.recipe import Recipe, load_recipe
 from temper.run.workflow import build_recipe, run_recipe
 from temper.serve.server import TritonServer
 
-_INT8 = CompressStage(quantize=QuantizeConfig(method="max"))
-_HALF = CompressStage(low_rank=LowRankConfig(method="tucker", flops=0.5))
+_INT8 = ChosenStep(quantize=QuantizeConfig(method="max"))
+_HALF = ChosenStep(low_rank=LowRankConfig(method="tucker", flops=0.5))
 _REPOSITORY = CACHE / "model_repository"
 _RUNS = CACHE / "runs"
 

@@ -39,7 +39,7 @@ def main() -> None:
 def build() -> list[Built]:
     """Publishes the demo's float32 network, and int8 with each way to choose the range."""
     from temper.builder.compress.quantize import QuantizeConfig
-    from temper.builder.compress.variant import CompressStage, VariantConfig
+    from temper.builder.compress.variant import ChosenStep, VariantConfig
     from temper.progress import Display
     from temper.run.recipe import load_recipe
     from temper.run.workflow import build_recipe
@@ -48,7 +48,7 @@ def build() -> list[Built]:
     variants = [VariantConfig(name="fp32")]
     for name, reduce_range in RANGES.items():
         config = QuantizeConfig(reduce_range=reduce_range)  # type: ignore[arg-type]  # one of the three
-        variants.append(VariantConfig(name=f"int8_{name}", compress=(CompressStage(quantize=config),)))
+        variants.append(VariantConfig(name=f"int8_{name}", compress=(ChosenStep(quantize=config),)))
     engine = dataclasses.replace(recipe.engine, kind="openvino")
     recipe = dataclasses.replace(recipe, variants=tuple(variants), engine=engine)
     with Display() as display:

@@ -2,40 +2,39 @@
 
 data ──┬─────────────┬───────────────┬─ test and calibration images
        └─> weights ──┴─> network steps ──> graph ──> graph steps ──> engine ──> model repository
-           finetune      prune, low_rank,  export    quantize, cast
-                         sparsify, distil
+           finetune      prune, distil, …  export    quantize, cast, …
 
-A variant without compression goes from the weights straight to the graph. What two variants have in common is made
-once.
+Which steps there are, `compress/step.py` knows; nothing here does. A variant without compression goes from the
+weights straight to the graph. What two variants have in common is made once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from temper.builder.built import Built, Snapshot, StageReport
-from temper.builder.compress.variant import GRAPH_STEPS, CompressStage, VariantConfig
-from temper.builder.contract import GRAPH_FILE, LABELS_FILE
+from temper.builder.compress.step import REGISTRY, Step
+from temper.builder.compress.variant import VariantConfig
+from temper.builder.contract import GRAPH_FILE, LABELS_FILE, REFERENCE_FILE, TEST_IMAGES_FILE
 from temper.builder.engines.config import EngineConfig, EngineKind
 from temper.builder.names import read_labels
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.store.artifacts import Artifact, Store
+from temper.builder.store.code import package_version
 from temper.builder.store.files import sha256_file
 
 if TYPE_CHECKING:
-    from temper.builder.compress.cast import CastConfig
-    from temper.builder.compress.quantize import QuantizeConfig
     from temper.builder.data.config import DataConfig
+    from temper.builder.engines.latency import CompareLatency
     from temper.builder.network.resnet import ModelConfig
+    from temper.builder.network.stage import Setting
     from temper.builder.network.train import TrainConfig
-    from temper.builder.stages import Setting
 
 _PACKAGES = (
     "temper",
@@ -126,8 +125,8 @@ class _Chain:
     @property
     def weight_bits(self) -> int | None:
         """Bits that its int8 weights use, 7 or 8; None when it is not int8."""
-        quantized = next((one for one in self.done if one.report.name == "quantize"), None)
-        return quantized.report.figures["weight_bits"] if quantized is not None else None
+        found = (one.report.figures.get("weight_bits") for one in self.done)
+        return next((bits for bits in found if bits is not None), None)
 
     def add_graph(self, step: str, graph: Artifact) -> None:
         """Takes the graph that a step left."""
@@ -190,16 +189,22 @@ class _Build:
         inputs: Sequence[Artifact],
         make: Callable[[Path, StageView], Mapping[str, Any]],
         note: Callable[[dict[str, Any]], str],
+        *,
+        code: Sequence[str],
+        libraries: Sequence[str],
     ) -> _Done:
+        def run(folder: Path) -> dict[str, Any]:
+            return dict(make(folder, view))
+
         with self.progress_factory(label) as view:
-            artifact = self.store.run(name, config, inputs, lambda folder: dict(make(folder, view)))
+            artifact = self.store.run(name, config, inputs, run, code=code, libraries=libraries)
             view.reused = artifact.reused
             view.note = note(artifact.info)
         return _Done(artifact, StageReport(name, artifact.info, artifact.reused))
 
     def _setting(self) -> Setting:
-        # builder.stages brings torch along: seconds that a run which reuses everything should not cost.
-        from temper.builder.stages import Setting
+        # It brings torch along: seconds that a run which reuses everything should not cost.
+        from temper.builder.network.stage import Setting
 
         return Setting(data=self.data, model=self.model, train=self.train)
 
@@ -213,6 +218,8 @@ class _Build:
             [],
             lambda folder, view: prepare_data(self.data, folder, view),
             describe_data,
+            code=("temper.builder.data.prepare",),
+            libraries=self.data.libraries,
         )
 
     def _make_weights(self, data: Artifact) -> _Done:
@@ -220,7 +227,7 @@ class _Build:
         content = sha256_file(checkpoint) if checkpoint is not None else None
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from temper.builder.stages import make_weights
+            from temper.builder.network.stage import make_weights
 
             return make_weights(self._setting(), data, folder, view)
 
@@ -231,11 +238,13 @@ class _Build:
             [data],
             make,
             lambda info: f"{100 * info['accuracy']:.2f} % of {info['num_images']} test images",
+            code=("temper.builder.network.stage",),
+            libraries=("torch", "torchvision"),
         )
 
     def _export(self, data: Artifact, weights: Artifact, label: str) -> _Done:
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from temper.builder.stages import export_graph
+            from temper.builder.network.stage import export_graph
 
             return export_graph(self._setting(), data, weights, folder)
 
@@ -246,6 +255,8 @@ class _Build:
             [data, weights],
             make,
             lambda info: f"{info['flops'] / 1e9:.2f} GFLOPs, within {info['max_abs_diff']:.1g} of PyTorch",
+            code=("temper.builder.network.stage",),
+            libraries=("torch", "torchvision", "onnx", "onnxruntime-gpu"),
         )
 
     def _build_variant(
@@ -256,80 +267,52 @@ class _Build:
             variant, kind, data, weights, list(shared), weights, exported=graph, graph=graph, snapshots=[]
         )
         chain.add_graph("float32", graph)
-        for step in _planned(variant, kind):
-            if step.name in GRAPH_STEPS:
-                self._change_graph(chain, step)
-            else:
-                self._change_network(chain, step)
+        for step, config in _planned(variant, kind):
+            self._run_step(chain, step, config)
         chain.done.append(self._build_engine(chain))
         return self._publish(chain, why)
 
-    def _change_network(self, chain: _Chain, step: CompressStage) -> None:
-        data, original, before = chain.data, chain.original, chain.network
-        engine = (chain.kind, self.engine)
-        timed = step.prune is not None and step.prune.latency is not None
-
-        def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from temper.builder.stages import compress_network
-
-            return compress_network(self._setting(), step, engine, data, original, before, folder, view)
-
-        label = f"{chain.variant.name}: {step.name.replace('_', ' ')}"
-        inputs = [data, original, before]
-        # A search by latency finds another network in another engine.
-        config = {"step": step.config, "engine": engine} if timed else step.config
-        done = self._stage(step.name, label, config, inputs, make, lambda info: str(info.get("note", "")))
-        exported = self._export(data, done.artifact, f"{label}, exported")
-        chain.done += [done, exported]
-        chain.network, chain.exported = done.artifact, exported.artifact
-        chain.add_graph(step.name, exported.artifact)
-
-    def _change_graph(self, chain: _Chain, step: CompressStage) -> None:
-        if step.cast is not None:
-            done = self._cast(chain, step.cast)
-        else:
-            assert step.quantize is not None, "the graph steps are these two"
-            done = self._quantize(chain, step.quantize)
-        chain.done.append(done)
-        chain.add_graph(step.name, done.artifact)
-
-    def _quantize(self, chain: _Chain, config: QuantizeConfig) -> _Done:
+    def _run_step(self, chain: _Chain, step: Step[Any], config: Any) -> None:
         data, original, network, graph = chain.data, chain.original, chain.network, chain.graph
-        trained = config.method == "qat"
-        if config.reduce_range == "auto" and (chain.kind != "openvino" or config.precision != "int8"):
-            config = replace(config, reduce_range=False)  # only int8 saturates, and only on CPUs
-        key: object = config
-        if config.reduce_range == "auto":  # OpenVINO's answers decide
-            key = {"quantize": config, "openvino": _package_version("openvino")}
+        config = step.settle(config, chain.kind)
+        needs, on_network = step.needs(config), step.works_on == "network"
+        trains = on_network or "training" in needs
+        engine = {"kind": chain.kind, "engine": self.engine} if "engine" in needs else None
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from temper.builder.stages import quantize_graph, train_quantized
+            from temper.builder.compress import stage
 
-            if trained:
-                return train_quantized(self._setting(), config, data, original, network, graph, folder, view)
-            return quantize_graph(config, data, graph, folder, view)
+            setting = self._setting()
+            if on_network:
+                timed = None if engine is None else self._compare_latency(chain.kind)
+                return stage.run_network_step(step, config, setting, data, original, network, folder, view, timed)
+            return stage.run_graph_step(step, config, setting, data, original, network, graph, folder, view)
 
-        return self._stage(
-            "quantize",
-            f"{chain.variant.name}: {'train in' if trained else 'quantise to'} {config.precision}",
-            key,
-            [data, original, network, graph] if trained else [data, graph],
+        label = f"{chain.variant.name}: {step.label(config)}"
+        inputs = [data, *([original, network] if trains else []), *([] if on_network else [graph])]
+        done = self._stage(
+            step.name,
+            label,
+            config if engine is None else {"step": config, **engine},
+            inputs,
             make,
-            lambda info: f"agrees with float32 on {100 * info['against_float32']['agreement']:.1f} %",
+            step.note,
+            code=("temper.builder.compress.stage", type(step).__module__, *step.code),
+            libraries=step.libraries(config),
         )
+        chain.done.append(done)
+        left = done.artifact
+        if on_network:
+            exported = self._export(data, left, f"{label}, exported")
+            chain.done.append(exported)
+            chain.network, chain.exported, left = left, exported.artifact, exported.artifact
+        chain.add_graph(step.name, left)
 
-    def _cast(self, chain: _Chain, config: CastConfig) -> _Done:
-        data, graph = chain.data, chain.graph
+    def _compare_latency(self, kind: EngineKind) -> CompareLatency:
+        from temper.builder.engines.latency import compare_in_engine
 
-        def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from temper.builder.stages import cast_graph
-
-            return cast_graph(config, data, graph, folder)
-
-        label = f"{chain.variant.name}: cast to {config.precision}"
-        return self._stage(
-            "cast", label, config, [data, graph], make, lambda info: f"{info['size_bytes'] / 1e6:.1f} MB"
-        )
+        size, mean, std = self.data.image_size, self.model.mean, self.model.std
+        return compare_in_engine(kind, self.engine, image_size=size, mean=mean, std=std)
 
     def _build_engine(self, chain: _Chain) -> _Done:
         variant, kind, data = chain.variant, chain.kind, chain.data
@@ -339,24 +322,36 @@ class _Build:
         timing_cache = self.store.root / "timing.cache"
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from temper.builder import stages
+            from temper.builder.engines.build import AgreementLimits, build_engine
+            from temper.builder.network.stage import NUM_VERIFY, images_of, served_module
 
-            sparse = {"sparsity": stages.check_sparse(graph)} if variant.is_sparse else {}
-            module = stages.served_module(self._setting(), data, network) if from_torch else None
-            info = stages.build_engine_file(
-                kind, self.engine, variant, data, graph, exported, folder, timing_cache, module
+            path = graph.path / GRAPH_FILE
+            promised = [chosen.step.verify(path) for chosen in variant.compress]
+            info = build_engine(
+                kind,
+                path,
+                folder,
+                self.engine,
+                images_of(data, TEST_IMAGES_FILE)[:NUM_VERIFY],
+                reference=images_of(exported, REFERENCE_FILE),
+                limits=AgreementLimits(**limits),
+                precision=variant.precision,
+                sparse_weights=variant.is_sparse,
+                timing_cache=timing_cache,
+                module=served_module(self._setting(), data, network) if from_torch else None,
             )
-            return {**info, **sparse}
+            return {name: value for figures in (info, *promised) for name, value in figures.items()}
 
         limits = {"min_agreement": variant.min_agreement, "max_logit_diff": variant.max_logit_diff}
         return self._stage(
             "engine",
             f"{variant.name}: {kind} engine",
-            {"kind": kind, "engine": self.engine, "package": _package_version(kind), "sparse": variant.is_sparse}
-            | limits,
+            {"kind": kind, "engine": self.engine, "sparse": variant.is_sparse} | limits,
             [data, network, exported, graph],
             make,
             lambda info: f"{info['size_bytes'] / 1e6:.1f} MB",
+            code=("temper.builder.engines.build",),
+            libraries=(kind,),
         )
 
     def _publish(self, chain: _Chain, why: str) -> Built:
@@ -464,7 +459,7 @@ class _Build:
             },
             "data_digest": chain.data.digest,
             "engine": chain.kind,
-            "versions": {name: version for name in _PACKAGES if (version := _package_version(name)) is not None},
+            "versions": {name: version for name in _PACKAGES if (version := package_version(name)) is not None},
             "stages": [
                 {"name": each.report.name, "digest": each.artifact.digest, "figures": each.report.figures}
                 for each in chain.done
@@ -472,21 +467,13 @@ class _Build:
         }
 
 
-def _planned(variant: VariantConfig, kind: EngineKind) -> list[CompressStage]:
+def _planned(variant: VariantConfig, kind: EngineKind) -> list[tuple[Step[Any], Any]]:
     """Returns the variant's steps; for TensorRT the float32 rest of a quantised graph becomes float16.
 
     Its networks are strongly typed, so a layer left in float32 would run in float32.
     """
-    from temper.builder.compress.cast import CastConfig
-
-    steps = list(variant.compress)
-    if kind != "openvino" and steps and steps[-1].quantize is not None:
-        steps.append(CompressStage(cast=CastConfig(precision="fp16")))
+    steps = [(chosen.step, chosen.config) for chosen in variant.compress]
+    if kind != "openvino" and steps and steps[-1][0].leaves_float(steps[-1][1]):
+        cast = REGISTRY.get("cast")
+        steps.append((cast, cast.config(precision="fp16")))
     return steps
-
-
-def _package_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -1,41 +1,22 @@
-"""Distillation: the network before any compression teaches the compressed one, to recover what a step cost.
-
-The student learns the teacher's softened probabilities (Hinton et al., "Distilling the Knowledge in a Neural
-Network", 2015; the loss is ModelOpt's) and, if asked, its last features. Zeros of 2:4 sparsity stay zeros.
-"""
+"""Distillation: the network before any compression teaches the compressed one, to recover what a step cost."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from temper.builder.compress.step import NetworkStep, StepContext
+from temper.builder.compress.teach import TeachConfig, teach
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
-
-    from temper.builder.compress.step import StepContext
-
-_FEATURES = "layer4"
-_CHECKPOINT = "distil.pt"
-# The student starts near its goal: smaller steps than for a network that starts from nothing.
-_RATE_SHARE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilConfig:
+class DistilConfig(TeachConfig):
     """How the uncompressed network teaches."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    epochs: int = 3
-    """Epochs over the training images."""
-    learning_rate: float | None = None
-    """The largest learning rate; three tenths of train.learning_rate when not given."""
-    temperature: float = 4.0
-    """Softens the probabilities of both networks."""
-    label_weight: float = 0.1
-    """Share of the loss that comes from the labels instead of the teacher, 0 to 1."""
     feature_weight: float = 0.0
     """Weight of the squared difference of the last features, over their variance; they must have one shape."""
 
@@ -45,131 +26,28 @@ class DistilConfig:
         Raises:
             ValueError: A field is out of its range.
         """
-        if self.epochs < 1:
-            raise ValueError(f"epochs: got {self.epochs}, expected at least 1")
-        for name in ("learning_rate", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}: got {value}, expected a positive number")
-        if not 0 <= self.label_weight <= 1:
-            raise ValueError(f"label_weight: got {self.label_weight}, expected 0 to 1")
+        super().__post_init__()
         if not 0 <= self.feature_weight < math.inf:
             raise ValueError(f"feature_weight: got {self.feature_weight}, expected 0 or more")
 
 
-def run_distil(network: nn.Module, config: DistilConfig, context: StepContext) -> tuple[nn.Module, dict[str, Any]]:
-    """Trains a network, in place, to answer as the teacher does.
+class Distil(NetworkStep[DistilConfig]):
+    """Lets the uncompressed network teach the compressed one."""
 
-    Args:
-        network: The student: float32 [N, 3, S, S], normalised, to logits.
-        config: The schedule and the loss.
-        context: With the teacher, the training images and the folder of the checkpoint.
+    name = "distil"
+    summary = "Let the uncompressed network teach the compressed one, to recover what an earlier step cost."
+    config = DistilConfig
+    place = 40
+    repeats = True
+    gain = "accuracy"
 
-    Returns:
-        The network, on the CPU in evaluation mode, and epochs, learning_rate, agreement_before and agreement (with
-        the teacher, on the held-out images), num_sparse (layers whose zeros were kept), resumed_epoch, note.
-
-    Raises:
-        CompressError: `feature_weight` is given, but the features of the two networks have different shapes.
-        TrainError: There is no such device or not enough memory, or the loss is not finite.
-    """
-    from temper.builder.compress.sparsify import keep_zeros
-    from temper.builder.network.export import Served, predict
-    from temper.builder.network.train import pick_device, train_epochs
-
-    rate = config.learning_rate or _RATE_SHARE * context.train_config.learning_rate
-    schedule = replace(context.train_config, epochs=config.epochs, head_epochs=0, learning_rate=rate)
-    device = pick_device(schedule)
-    teacher = Served(context.teacher, mean=context.mean, std=context.std).to(device).eval()
-    student = Served(network, mean=context.mean, std=context.std).to(device)
-    images = context.held_out[0]
-    answers = predict(teacher, images).argmax(1)
-    before = float((predict(student, images).argmax(1) == answers).mean())
-    num_sparse, after_step = keep_zeros(network)
-    loss = Lesson(teacher, student, config)
-    resumed = train_epochs(
-        student,
-        context.train,
-        schedule,
-        device,
-        context.folder / _CHECKPOINT,
-        context.progress,
-        loss=loss,
-        after_step=after_step if num_sparse > 0 else None,
-    )
-    loss.close()
-    after = float((predict(student, images).argmax(1) == answers).mean())
-    (context.folder / _CHECKPOINT).unlink(missing_ok=True)
-    context.teacher.cpu()
-    return network.cpu().eval(), {
-        "epochs": config.epochs,
-        "learning_rate": rate,
-        "agreement_before": before,
-        "agreement": after,
-        "num_held_out": len(images),
-        "num_sparse": num_sparse,
-        "resumed_epoch": resumed,
-        "note": f"agrees with its teacher on {100 * after:.1f} % of {len(images)} held-out images",
-    }
+    def run(
+        self, network: nn.Module, config: DistilConfig, context: StepContext
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """Trains the network in place; the figures are those of `teach`, and a note."""
+        info = teach(network, config, context, feature_weight=config.feature_weight)
+        share, num = f"{100 * info['agreement']:.1f} %", info["num_held_out"]
+        return network, {**info, "note": f"agrees with its teacher on {share} of {num} held-out images"}
 
 
-class Lesson:
-    """The loss; with features it reads them off both networks as they run."""
-
-    def __init__(self, teacher: nn.Module, student: nn.Module, config: DistilConfig) -> None:
-        """Starts reading features, if the config wants them.
-
-        Args:
-            teacher: The uncompressed network, behind its preprocessing.
-            student: The one that learns, likewise.
-            config: The loss.
-        """
-        from temper.builder.quiet import quiet_modelopt
-
-        with quiet_modelopt():
-            from modelopt.torch.distill.losses import (  # type: ignore[import-untyped]  # ships none
-                LogitsDistillationLoss,
-            )
-
-        self._teacher = teacher
-        self._config = config
-        self._soft = LogitsDistillationLoss(temperature=config.temperature, reduction="batchmean")
-        self._features: dict[str, torch.Tensor] = {}
-        self._handles = []
-        if config.feature_weight > 0:
-            for name, network in (("teacher", teacher), ("student", student)):
-                layer = network.get_submodule("model").get_submodule(_FEATURES)
-                self._handles.append(layer.register_forward_hook(self._keep(name)))
-
-    def _keep(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-            self._features[name] = output
-
-        return hook
-
-    def __call__(self, images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Returns the loss of a batch."""
-        import torch
-        from torch.nn.functional import cross_entropy
-
-        with torch.no_grad():
-            taught = self._teacher(images).float()
-        share = self._config.label_weight
-        loss: torch.Tensor = (1 - share) * self._soft(logits, taught) + share * cross_entropy(logits, labels)
-        return loss + self._feature_loss() if self._handles else loss
-
-    def _feature_loss(self) -> torch.Tensor:
-        from temper.builder.errors import CompressError
-
-        wanted, found = self._features["teacher"].float(), self._features["student"].float()
-        if wanted.shape != found.shape:
-            raise CompressError(
-                f"distil: feature_weight: the features are {list(found.shape[1:])}, the teacher's "
-                f"{list(wanted.shape[1:])}; set it to 0 for a pruned network"
-            )
-        return self._config.feature_weight * ((found - wanted) ** 2).mean() / (wanted.var() + 1e-6)
-
-    def close(self) -> None:
-        """Stops reading the features."""
-        for handle in self._handles:
-            handle.remove()
+STEP = Distil()

@@ -21,13 +21,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from temper.builder.compress.step import NetworkStep, StepContext
 from temper.builder.errors import CompressError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from temper.builder.compress.chains import Choice
-    from temper.builder.compress.step import StepContext
 
 _MIN_INPUTS = 16
 _BISECTIONS = 60
@@ -69,6 +69,29 @@ class LowRankConfig:
         for name, low in (("multiple", 1), ("num_images", 2)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected {low} or more")
+
+
+class LowRank(NetworkStep[LowRankConfig]):
+    """Replaces large convolutions by chains of small ones."""
+
+    name = "low_rank"
+    summary = "Replace large convolutions by chains of small ones."
+    config = LowRankConfig
+    place = 20
+    budgets = ("flops", "energy")
+
+    def libraries(self, config: LowRankConfig) -> tuple[str, ...]:
+        """Linear algebra alone decides."""
+        return ("torch",)
+
+    def run(
+        self, network: nn.Module, config: LowRankConfig, context: StepContext
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """See `run_low_rank`."""
+        return run_low_rank(network, config, context)
+
+
+STEP = LowRank()
 
 
 def run_low_rank(

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from temper.builder.compress.step import Need, NetworkStep, StepContext
 from temper.builder.errors import CompressError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from temper.builder.compress.step import StepContext
     from temper.builder.engines.latency import CompareLatency
 
 _BUDGETS = ("flops", "params", "latency")
@@ -82,12 +82,31 @@ class PruneConfig:
         return value
 
 
-def run_prune(
-    network: nn.Module,
-    config: PruneConfig,
-    context: StepContext,
-    compare_latency: CompareLatency | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
+class Prune(NetworkStep[PruneConfig]):
+    """Searches for a smaller network inside the finetuned one."""
+
+    name = "prune"
+    summary = "Search for a smaller network inside the finetuned one."
+    config = PruneConfig
+    place = 10
+    budgets = _BUDGETS
+    code = ("temper.builder.compress.fastnas",)
+
+    def needs(self, config: PruneConfig) -> frozenset[Need]:
+        """A search by latency finds another network in another engine."""
+        return frozenset() if config.latency is None else frozenset({"engine"})
+
+    def run(
+        self, network: nn.Module, config: PruneConfig, context: StepContext
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """See `run_prune`."""
+        return run_prune(network, config, context)
+
+
+STEP = Prune()
+
+
+def run_prune(network: nn.Module, config: PruneConfig, context: StepContext) -> tuple[nn.Module, dict[str, Any]]:
     """Prunes a network; the weights that stay keep their values, and batch normalisation is measured anew.
 
     Candidates are scored on `context.held_out`. What a killed search left in `context.folder` is used, with the
@@ -96,8 +115,7 @@ def run_prune(
     Args:
         network: One of torchvision's ResNets: float32 [N, 3, S, S], normalised. It stays as it is.
         config: The budget.
-        context: The step's data and surroundings.
-        compare_latency: For `latency`: see `temper.builder.engines.latency`.
+        context: The step's data and surroundings; for `latency` with what times two networks.
 
     Returns:
         The pruned network, on the CPU in evaluation mode, and: method, budget, share (wanted), reached (share that
@@ -114,8 +132,8 @@ def run_prune(
 
     started = time.monotonic()
     before = count_network(network, context.image_size)
-    _check(config, context, compare_latency)
-    cost = _Cost(network, config, context, compare_latency)
+    _check(config, context)
+    cost = _Cost(network, config, context)
     if config.share == 1:
         pruned, note = copy.deepcopy(network).cpu().eval(), f"{config.budget} = 1 leaves nothing to prune"
     else:
@@ -147,13 +165,11 @@ def run_prune(
 class _Cost:
     """What the budget is about, of one network after another."""
 
-    def __init__(
-        self, network: nn.Module, config: PruneConfig, context: StepContext, compare: CompareLatency | None
-    ) -> None:
+    def __init__(self, network: nn.Module, config: PruneConfig, context: StepContext) -> None:
         self._network = network
         self._config = config
         self._context = context
-        self._compare = compare
+        self._compare: CompareLatency | None = context.compare_latency
         self._file = context.folder / _LATENCY_FILE
         self.unit = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}[config.budget]
 
@@ -194,10 +210,10 @@ class _Cost:
         return latency, original
 
 
-def _check(config: PruneConfig, context: StepContext, compare_latency: CompareLatency | None) -> None:
+def _check(config: PruneConfig, context: StepContext) -> None:
     if len(context.held_out[1]) == 0:
         raise CompressError("prune: got no held-out image to score candidates with, expected at least one")
-    if config.budget == "latency" and compare_latency is None:
+    if config.budget == "latency" and context.compare_latency is None:
         raise CompressError("prune: latency: there is no engine to measure it in; give flops or params")
 
 

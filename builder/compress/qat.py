@@ -8,12 +8,12 @@ convolution and linear layer, on every weight, and on one branch of every residu
 from __future__ import annotations
 
 import copy
-import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from temper.builder.compress.teach import TeachConfig, teach
 from temper.builder.errors import CompressError, QuantizeError
 
 if TYPE_CHECKING:
@@ -22,16 +22,13 @@ if TYPE_CHECKING:
 
     from temper.builder.compress.step import StepContext
 
-CHECKPOINT_FILE = "qat.pt"
 _NUM_CALIBRATION = 512
 _INT8 = {"num_bits": 8, "axis": None}
 
 
 @dataclass(frozen=True, kw_only=True)
-class QatConfig:
+class QatConfig(TeachConfig):
     """How a network is trained with its quantisers."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     epochs: int = 1
     """Epochs over the training images."""
@@ -39,24 +36,8 @@ class QatConfig:
     """The largest learning rate; small, as the network is nearly right."""
     temperature: float = 2.0
     """Softens the probabilities of the network and its teacher."""
-    label_weight: float = 0.1
-    """Share of the loss that comes from the labels instead of the teacher, 0 to 1."""
     reduce_range: Literal["auto", True, False] = False
-    """Whether the weights are trained with 7 bits; see `temper.builder.compress.quantize.QuantizeConfig`."""
-
-    def __post_init__(self) -> None:
-        """Checks every field.
-
-        Raises:
-            ValueError: A field is out of its range.
-        """
-        if self.epochs < 1:
-            raise ValueError(f"epochs: got {self.epochs}, expected at least 1")
-        for name in ("learning_rate", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected a positive number")
-        if not 0 <= self.label_weight <= 1:
-            raise ValueError(f"label_weight: got {self.label_weight}, expected 0 to 1")
+    """Whether the weights are trained with 7 bits; see `quantize.QuantizeConfig`."""
 
 
 def run_qat(network: nn.Module, config: QatConfig, context: StepContext, dst: Path) -> dict[str, Any]:
@@ -83,55 +64,22 @@ def run_qat(network: nn.Module, config: QatConfig, context: StepContext, dst: Pa
         ExportError: It cannot be exported.
         TrainError: There is no such device or not enough memory, or the loss is not finite.
     """
-    from temper.builder.compress.distil import DistilConfig, Lesson
-    from temper.builder.compress.sparsify import keep_zeros
-    from temper.builder.network.export import Served, predict
-    from temper.builder.network.train import pick_device, train_epochs
+    from temper.builder.network.train import pick_device
 
-    schedule = replace(
-        context.train_config, epochs=config.epochs, head_epochs=0, learning_rate=config.learning_rate
-    )
-    device = pick_device(schedule)
+    device = pick_device(context.train_config)
     quantized, num_calibration = quantize_network(network, context, device)
     reduce, range_info = _settle_range(config, quantized, context, dst)
     if reduce:
         quantized, _ = quantize_network(network, context, device, weight_bits=7)
-    student = Served(quantized, mean=context.mean, std=context.std).to(device)
-    teacher = Served(context.teacher, mean=context.mean, std=context.std).to(device).eval()
-    images = context.held_out[0]
-    answers = predict(teacher, images).argmax(1)
-    before = float((predict(student, images).argmax(1) == answers).mean())
-    num_sparse, after_step = keep_zeros(quantized)
-    lesson = Lesson(
-        teacher, student, DistilConfig(temperature=config.temperature, label_weight=config.label_weight)
-    )
-    resumed = train_epochs(
-        student,
-        context.train,
-        schedule,
-        device,
-        context.folder / CHECKPOINT_FILE,
-        context.progress,
-        loss=lesson,
-        after_step=after_step if num_sparse > 0 else None,
-    )
-    after = float((predict(student, images).argmax(1) == answers).mean())
-    context.teacher.cpu()
-    export_quantized(quantized.cpu().eval(), context, dst)
-    (context.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+    taught = teach(quantized, config, context)
+    export_quantized(quantized, context, dst)
     return {
         "precision": "int8",
         "method": "qat",
-        "epochs": config.epochs,
-        "learning_rate": config.learning_rate,
         "num_calibration": num_calibration,
         "reduce_range": range_info,
-        "agreement_before": before,
-        "agreement": after,
-        "num_held_out": len(images),
-        "num_sparse": num_sparse,
+        **taught,
         "size_bytes": dst.stat().st_size,
-        "resumed_epoch": resumed,
     }
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-_WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
+WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 _TYPES = {"int8": "INT8", "fp8": "FLOAT8E4M3FN"}
 # ModelOpt's limits for convolutions on tensor cores.
 _MAX_FP8_KERNEL = 32
@@ -69,7 +69,7 @@ class QdqReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as JSON, with a count per operator."""
-        counts = {f"num_{op.lower()}": sum(node.op == op for node in self.nodes) for op in _WEIGHTED_OPS}
+        counts = {f"num_{op.lower()}": sum(node.op == op for node in self.nodes) for op in WEIGHTED_OPS}
         return {**counts, **asdict(self)}
 
 
@@ -90,7 +90,7 @@ def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] =
     import onnx
 
     graph = _Graph(onnx.load(path).graph, path, precision)
-    weighted = [node for node in graph.nodes if node.op_type in _WEIGHTED_OPS]
+    weighted = [node for node in graph.nodes if node.op_type in WEIGHTED_OPS]
     if not weighted:
         raise AuditError(f"{path}: has no Conv, Gemm or MatMul; expected a quantised network")
     reports, high = [], []

@@ -10,18 +10,19 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from temper.builder.compress.qdq import WEIGHTED_OPS
 from temper.builder.compress.saturation import reduce_weights
+from temper.builder.compress.step import GraphContext, GraphStep, Need
 from temper.builder.errors import QuantizeError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 _CALIBRATION_BATCH = 16
 
 
@@ -90,6 +91,121 @@ class QuantizeConfig:
                 raise ValueError(
                     f"{name}: got it with method 'qat', which trains every layer; leave one of them out"
                 )
+
+
+class Quantize(GraphStep[QuantizeConfig]):
+    """Quantises weights and activations, after training or by training on."""
+
+    name = "quantize"
+    summary = "Quantise weights and activations."
+    config = QuantizeConfig
+    place = 50
+
+    def needs(self, config: QuantizeConfig) -> frozenset[Need]:
+        """`qat` trains."""
+        return frozenset({"training"}) if config.method == "qat" else frozenset()
+
+    def libraries(self, config: QuantizeConfig) -> tuple[str, ...]:
+        """OpenVINO's answers decide on the range, when it is asked."""
+        found = ("torch",) if config.method == "qat" else ()
+        asked = ("openvino",) if config.reduce_range == "auto" else ()
+        return ("nvidia-modelopt", "onnx", "onnxruntime-gpu", *found, *asked)
+
+    def settle(self, config: QuantizeConfig, engine: str) -> QuantizeConfig:
+        """Only int8 saturates, and only on CPUs."""
+        if config.reduce_range == "auto" and (engine != "openvino" or config.precision != "int8"):
+            return replace(config, reduce_range=False)
+        return config
+
+    def precision(self, config: QuantizeConfig) -> str:
+        """The type of weights and activations."""
+        return config.precision
+
+    def leaves_float(self, config: QuantizeConfig) -> bool:
+        """What lies between the quantised layers is float32."""
+        return True
+
+    def label(self, config: QuantizeConfig) -> str:
+        """Says whether it trains."""
+        return f"{'train in' if config.method == 'qat' else 'quantise to'} {config.precision}"
+
+    def note(self, info: dict[str, Any]) -> str:
+        """How near the graph is to float32."""
+        return f"agrees with float32 on {100 * info['against_float32']['agreement']:.1f} %"
+
+    def run(self, source: Path, target: Path, config: QuantizeConfig, context: GraphContext) -> dict[str, Any]:
+        """Quantises, checks where the Q/DQ pairs are, and compares with float32.
+
+        Returns:
+            As `quantize_onnx`, `quantize_within` or `run_qat`, and audit (see `audit_qdq`), against_float32 (see
+            `compare_logits`), weight_bits.
+        """
+        from temper.builder.compress.qdq import audit_qdq
+        from temper.builder.compress.saturation import weight_bits
+        from temper.builder.network.export import compare_logits, run_onnx
+
+        if config.method == "qat":
+            info = _train(config, target, context)
+        else:
+            info = _quantize_graph(config, source, target, context)
+        audit = audit_qdq(target, config.precision, kept_high=info.get("kept_high", ())).to_json()
+        against = compare_logits(run_onnx(source, context.images), run_onnx(target, context.images))
+        return {**info, "against_float32": against, "audit": audit, "weight_bits": weight_bits(target)}
+
+
+STEP = Quantize()
+
+
+def _train(config: QuantizeConfig, target: Path, context: GraphContext) -> dict[str, Any]:
+    from temper.builder.compress.qat import QatConfig, run_qat
+
+    training = context.open_training()
+    schedule = QatConfig(
+        epochs=config.epochs, learning_rate=config.learning_rate, reduce_range=config.reduce_range
+    )
+    return run_qat(training.network, schedule, training.context, target)
+
+
+def _quantize_graph(config: QuantizeConfig, source: Path, target: Path, context: GraphContext) -> dict[str, Any]:
+    """Quantises after training, with 7-bit weights where a measurement asks for them."""
+    from temper.builder.compress.saturation import settle_range
+
+    def quantize(config: QuantizeConfig) -> dict[str, Any]:
+        if config.max_loss is None:
+            return quantize_onnx(source, target, context.calibration, config, context.progress)
+        return _quantize_within(config, source, target, context)
+
+    info = quantize(config)
+    if config.precision == "int8":
+        reduce, range_info = settle_range(
+            config.reduce_range, target, context.calibration, source, context.progress
+        )
+        if reduce and config.reduce_range == "auto":
+            if config.max_loss is None:
+                reduce_weights(target, source)
+            else:  # other weights lose something else
+                info = quantize(replace(config, reduce_range=True))
+        info |= {"reduce_range": range_info}
+    return info
+
+
+def _quantize_within(config: QuantizeConfig, source: Path, target: Path, context: GraphContext) -> dict[str, Any]:
+    from temper.builder.compress.sensitivity import quantize_within
+
+    assert config.max_loss is not None, "without a budget there is nothing to search"
+
+    def quantize(kept: Sequence[str]) -> dict[str, Any]:
+        return quantize_onnx(source, target, context.calibration, replace(config, keep_high=tuple(kept)))
+
+    return quantize_within(
+        source,
+        target,
+        context.calibration,
+        quantize,
+        max_loss=config.max_loss,
+        keep_high=config.keep_high,
+        progress=context.progress,
+    )
 
 
 def quantize_onnx(

@@ -8,14 +8,13 @@ budget allows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from temper.builder.compress.quantize import WEIGHTED_OPS, QuantizeConfig, quantize_onnx
+from temper.builder.compress.qdq import WEIGHTED_OPS
 from temper.builder.errors import QuantizeError
 from temper.builder.network.export import run_graph
 
@@ -25,52 +24,62 @@ if TYPE_CHECKING:
 _MAX_IMAGES = 256
 
 Progress = Callable[[int, int], None]
+Quantize = Callable[[Sequence[str]], dict[str, Any]]
+"""Quantises the graph with these nodes kept high and returns its figures, `kept_high` among them."""
 
 
 def quantize_within(
-    src: Path, dst: Path, calibration: NDArray[np.uint8], config: QuantizeConfig, progress: Progress
+    src: Path,
+    dst: Path,
+    calibration: NDArray[np.uint8],
+    quantize: Quantize,
+    *,
+    max_loss: float,
+    keep_high: Sequence[str] = (),
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Quantises a graph, with as few layers kept high as `config.max_loss` allows.
+    """Quantises a graph, with as few layers kept high as `max_loss` allows.
 
     Args:
         src: The float32 graph.
-        dst: The file to write.
+        dst: The file that `quantize` writes.
         calibration: Real images, uint8 [M, S, S, 3].
-        config: With `max_loss`, in percentage points of agreement with float32 on the calibration images.
+        quantize: Quantises `src` into `dst`.
+        max_loss: In percentage points of agreement with float32 on the calibration images.
+        keep_high: Nodes, or patterns, that are kept high in any case.
         progress: Called with (done, total) of the scan.
 
     Returns:
-        As `quantize_onnx`, and `loss` (percentage points), `sensitivity` (harm by layer, the worst first).
+        As `quantize`, and `loss` (percentage points), `sensitivity` (harm by layer, the worst first).
 
     Raises:
         QuantizeError: Not even with one layer quantised the loss is small enough; names the smallest reachable.
     """
-    assert config.max_loss is not None, "without a budget there is nothing to search"
     images = calibration[:_MAX_IMAGES]
     expected = run_graph(src.read_bytes(), images).argmax(1)
 
     def measure(kept: Sequence[str]) -> dict[str, Any]:
-        info = quantize_onnx(src, dst, calibration, replace(config, keep_high=tuple(kept)))
+        info = quantize(kept)
         answers = run_graph(dst.read_bytes(), images).argmax(1)
         return {**info, "loss": 100 * float((answers != expected).mean()), "sensitivity": {}}
 
-    best = measure(config.keep_high)
-    if best["loss"] <= config.max_loss:
+    best = measure(keep_high)
+    if best["loss"] <= max_loss:
         return best
     harm = scan_layers(src, dst, images, progress)
     asked = best["kept_high"]
     order = [*asked, *(name for name in harm if name not in asked)]
     low, high = len(asked), len(order) - 1  # one layer at least is quantised
     latest = best = measure(order[:high])
-    if best["loss"] > config.max_loss:
+    if best["loss"] > max_loss:
         raise QuantizeError(
-            f"{src.name}: max_loss: got {config.max_loss:g} points, but with all layers but one kept high the "
+            f"{src.name}: max_loss: got {max_loss:g} points, but with all layers but one kept high the "
             f"loss is still {best['loss']:g}; allow more"
         )
     while high - low > 1:  # `low` layers are too few, `high` are enough
         middle = (low + high) // 2
         latest = measure(order[:middle])
-        if latest["loss"] <= config.max_loss:
+        if latest["loss"] <= max_loss:
             high, best = middle, latest
         else:
             low = middle

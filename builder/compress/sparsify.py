@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from temper.builder.compress.step import NetworkStep, StepContext
 from temper.builder.errors import CompressError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from temper.builder.compress.step import StepContext
 
 # ModelOpt's and ASP's rule: the kernels work on blocks of so many outputs and inputs.
 _OUTPUT_BLOCK, _INPUT_BLOCK = 8, 16
@@ -60,6 +60,29 @@ class SparsityReport:
     def to_json(self) -> dict[str, Any]:
         """Returns the report as JSON."""
         return asdict(self)
+
+
+class Sparsify(NetworkStep[SparsifyConfig]):
+    """Sets two of every four weights to zero."""
+
+    name = "sparsify"
+    summary = "Set two of every four weights to zero, as sparse tensor cores need it."
+    config = SparsifyConfig
+    place = 30
+    sparse_weights = True
+
+    def run(
+        self, network: nn.Module, config: SparsifyConfig, context: StepContext
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """See `run_sparsify`."""
+        return run_sparsify(network, config, context)
+
+    def verify(self, graph: Path) -> dict[str, Any]:
+        """Checks the 2:4 pattern in the graph that the engine is made from."""
+        return {"sparsity": check_2_4(graph).to_json()}
+
+
+STEP = Sparsify()
 
 
 def run_sparsify(

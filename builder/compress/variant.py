@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from temper.builder.compress.cast import CastConfig
-from temper.builder.compress.distil import DistilConfig
-from temper.builder.compress.low_rank import LowRankConfig
-from temper.builder.compress.prune import PruneConfig
-from temper.builder.compress.quantize import QuantizeConfig
-from temper.builder.compress.sparsify import SparsifyConfig
-
-NETWORK_STEPS = ("prune", "low_rank", "sparsify", "distil")
-"""They change the PyTorch network."""
-GRAPH_STEPS = ("quantize", "cast")
-"""They change its ONNX graph."""
-# What comes later would undo, or cannot read, what comes earlier: a chain of small convolutions has no channels
-# left to search, a decomposition fills the zeros of 2:4 again, and whatever follows Q/DQ would need new scales.
-_ORDER = ("prune", "low_rank", "sparsify", "quantize", "cast")
-_ORDER_RULE = (
-    f"expected {', '.join(_ORDER)} in this order, each at most once; distil may follow any of the first three, "
-    "but nothing but cast may follow quantize"
-)
+from temper.builder.compress.step import REGISTRY, Step, rank
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressStage:
+class _Choice:
     """One step of a variant's compression; a table with exactly one key, for example `quantize`."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    prune: PruneConfig | None = None
-    """Search for a smaller network inside the finetuned one."""
-    low_rank: LowRankConfig | None = None
-    """Replace large convolutions by chains of small ones."""
-    sparsify: SparsifyConfig | None = None
-    """Set two of every four weights to zero, as sparse tensor cores need it."""
-    distil: DistilConfig | None = None
-    """Let the uncompressed network teach the compressed one, to recover what an earlier step cost."""
-    quantize: QuantizeConfig | None = None
-    """Quantise weights and activations."""
-    cast: CastConfig | None = None
-    """Convert what is float32 to a half-precision type."""
 
     def __post_init__(self) -> None:
         """Checks that the step says what to do, and one thing only.
@@ -64,9 +35,36 @@ class CompressStage:
         return next(field.name for field in fields(self) if getattr(self, field.name) is not None)
 
     @property
+    def step(self) -> Step[Any]:
+        """The step."""
+        return REGISTRY.get(self.name)
+
+    @property
     def config(self) -> Any:
-        """The step's own config."""
+        """Its config."""
         return getattr(self, self.name)
+
+
+if TYPE_CHECKING:
+
+    class ChosenStep(_Choice):
+        """A step by its name, with its config: `ChosenStep(quantize=QuantizeConfig())`."""
+
+        def __init__(self, **step: Any) -> None:
+            """Takes one step."""
+else:
+    # A field for every step there is, so that whatever reads the recipe's dataclasses knows them all.
+    ChosenStep = dataclasses.make_dataclass(
+        "ChosenStep",
+        [
+            (name, step.config | None, dataclasses.field(default=None, metadata={"doc": step.summary}))
+            for name, step in REGISTRY.all().items()
+        ],
+        bases=(_Choice,),
+        namespace={"__doc__": _Choice.__doc__, "__module__": __name__},
+        frozen=True,
+        kw_only=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ class VariantConfig:
 
     name: str
     """Names the model, after the recipe's name and `_`."""
-    compress: tuple[CompressStage, ...] = ()
+    compress: tuple[ChosenStep, ...] = ()
     """The steps, in order; none is the float32 network."""
     ensemble: tuple[str, ...] = ()
     """Earlier variants of the recipe that answer together, with the mean of their logits; without any step."""
@@ -98,11 +96,10 @@ class VariantConfig:
             raise ValueError(f"max_logit_diff: got {self.max_logit_diff}, expected a positive number")
         if self.ensemble:
             self._check_ensemble()
-        _check_order([step.name for step in self.compress])
-        if self.compress and self.compress[-1].cast is not None and self.compress[-1].cast.precision == "bf16":
-            if any(step.quantize is not None for step in self.compress):
-                # Its 8 bits round the scales themselves: an int8 network was right on 12 % of digits so.
-                raise ValueError("compress: got cast to bf16 after quantize, expected fp16")
+        _check_order([chosen.step for chosen in self.compress])
+        pairs = [(chosen.step, chosen.config) for chosen in self.compress]
+        for position, (step, config) in enumerate(pairs):
+            step.check_after(config, pairs[:position])
 
     def _check_ensemble(self) -> None:
         if len(set(self.ensemble)) < 2 or len(set(self.ensemble)) != len(self.ensemble):
@@ -114,34 +111,46 @@ class VariantConfig:
     @property
     def is_sparse(self) -> bool:
         """True when weights are 2:4 sparse."""
-        return any(step.name == "sparsify" for step in self.compress)
+        return any(chosen.step.sparse_weights for chosen in self.compress)
 
     @property
     def precision(self) -> str:
         """The type that most of it computes in: `fp32`, `fp16`, `bf16`, `int8` or `fp8`."""
-        found = "fp32"
-        for step in self.compress:
-            if step.quantize is not None:
-                return step.quantize.precision
-            found = step.cast.precision if step.cast is not None else found
-        return found
+        # The first that says so: a later one changes what this one left in float32.
+        found = (chosen.step.precision(chosen.config) for chosen in self.compress)
+        return next((precision for precision in found if precision is not None), "fp32")
 
     def to_json(self) -> dict[str, Any]:
         """Returns what was asked for, as JSON: every step under its own key."""
-        steps = [{step.name: asdict(step.config)} for step in self.compress]
+        steps = [{chosen.name: asdict(chosen.config)} for chosen in self.compress]
         return {**asdict(self), "compress": steps}
 
 
-def _check_order(names: list[str]) -> None:
-    last = -1
-    for position, name in enumerate(names):
-        if name == "distil":
-            if position == 0 or last > _ORDER.index("sparsify"):
-                where = "first" if position == 0 else f"after {names[position - 1]}"
-                raise ValueError(f"compress[{position}]: got distil {where}, {_ORDER_RULE}")
-            continue
-        rank = _ORDER.index(name)
-        if rank <= last:
-            what = "a second time" if name in names[:position] else f"after {_ORDER[last]}"
-            raise ValueError(f"compress[{position}]: got {name} {what}, {_ORDER_RULE}")
-        last = rank
+def _check_order(steps: list[Step[Any]]) -> None:
+    """Refuses an order in which what comes later would undo, or could not read, what comes earlier.
+
+    A chain of small convolutions has no channels left to search, a decomposition fills the zeros of 2:4 again, and
+    whatever follows Q/DQ would need new scales.
+    """
+    for position, step in enumerate(steps):
+        earlier = steps[:position]
+        if step.repeats and not earlier:
+            raise ValueError(f"compress[{position}]: got {step.name} first, {_order_rule()}")
+        if not step.repeats and step in earlier:
+            raise ValueError(f"compress[{position}]: got {step.name} a second time, {_order_rule()}")
+        if step.repeats:
+            later = [each for each in earlier if each.works_on != step.works_on]
+        else:
+            later = [each for each in earlier if not each.repeats and rank(each) > rank(step)]
+        if later:
+            raise ValueError(f"compress[{position}]: got {step.name} after {later[-1].name}, {_order_rule()}")
+
+
+def _order_rule() -> str:
+    steps = sorted(REGISTRY.all().values(), key=rank)
+    ordered = ", ".join(step.name for step in steps if not step.repeats)
+    rule = f"expected {ordered} in this order, each at most once"
+    for step in steps:
+        if step.repeats:
+            rule += f"; {step.name} may follow any that changes the {step.works_on}"
+    return rule

@@ -67,3 +67,9 @@ class DataConfig:
         if self.augment == "auto":
             return "shift" if self.source == "digits" else "crop-flip"
         return self.augment
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The packages, as pip names them, whose versions decide the images."""
+        own = {"digits": "scikit-learn", "torchvision": "torchvision"}.get(self.source)
+        return ("numpy", "pillow", *([own] if own else []))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from temper.builder.errors import StoreError
+from temper.builder.store.code import code_digest, library_versions
 from temper.builder.store.files import describe_os_error, fsync_path, fsync_tree, locked
 
 INFO_FILE = "artifact.json"
-# Raise it when the content of any stage's folder changes its meaning without a new version of the package.
-_FORMAT = 1
+# Raise it when the record or the key changes its form.
+_FORMAT = 2
 
 Make = Callable[[Path], Mapping[str, Any]]
 
@@ -35,7 +35,7 @@ class Artifact:
     path: Path
     """The folder with the stage's files."""
     digest: str
-    """SHA-256 of the stage's name, config, inputs and code version: the key, not the content."""
+    """SHA-256 of the stage's name, config, inputs, code and libraries: the key, not the content."""
     info: dict[str, Any]
     """The stage's figures, as JSON."""
     reused: bool
@@ -56,7 +56,16 @@ class Store:
         """Shows the folder."""
         return f"Store({str(self.root)!r})"
 
-    def run(self, stage: str, config: object, inputs: Sequence[Artifact], make: Make) -> Artifact:
+    def run(
+        self,
+        stage: str,
+        config: object,
+        inputs: Sequence[Artifact],
+        make: Make,
+        *,
+        code: Sequence[str],
+        libraries: Sequence[str] = (),
+    ) -> Artifact:
         """Returns the stage's result, made by `make` unless it is already there.
 
         Args:
@@ -64,12 +73,14 @@ class Store:
             config: A dataclass, mapping or None; everything besides the inputs that decides the result.
             inputs: The artifacts that the stage reads.
             make: Fills the work folder it is given and returns the stage's figures, as JSON. The work folder may
-                hold the files of an interrupted run with the same config and inputs.
+                hold the files of an interrupted run with the same key.
+            code: The modules whose source, with all that they import of their own package, decides the result.
+            libraries: The packages, as pip names them, whose versions do.
 
         Raises:
             StoreError: A file cannot be written or read, for example because the disk is full.
         """
-        digest = stage_digest(stage, config, inputs)
+        digest = stage_digest(stage, config, inputs, code=code, libraries=libraries)
         folder = self.root / f"{stage}-{digest[:12]}"
         work = folder.with_name(folder.name + ".partial")
         try:
@@ -86,14 +97,22 @@ class Store:
             raise StoreError(f"stage {stage}: {where}: {describe_os_error(error)}") from error
 
 
-def stage_digest(stage: str, config: object, inputs: Sequence[Artifact]) -> str:
-    """Returns a stage's key: 64 hexadecimal digits over its name, config, inputs and the package's version."""
+def stage_digest(
+    stage: str,
+    config: object,
+    inputs: Sequence[Artifact],
+    *,
+    code: Sequence[str],
+    libraries: Sequence[str] = (),
+) -> str:
+    """Returns a stage's key: 64 hexadecimal digits over all that decides its result; see `Store.run`."""
     key = {
         "format": _FORMAT,
-        "version": importlib.metadata.version("temper"),
         "stage": stage,
         "config": config,
         "inputs": [artifact.digest for artifact in inputs],
+        "code": code_digest(*sorted(code)),
+        "libraries": library_versions(libraries),
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=_as_json).encode()).hexdigest()
 

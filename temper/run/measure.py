@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,6 @@ CORRECT_FILE = "correct.npy"
 SURVIVED_FILE = "survived.npy"
 INDICES_FILE = "indices.npy"
 _CHECKPOINT = "finished.jsonl"
-# Raised when a measurement changes what it counts: figures made before are measured again.
-_FORMAT = 2
 _GALLERY_SIZE = 8
 _MAX_EXACT = 500
 _EXACT_LIMIT_S = 600.0
@@ -107,7 +105,7 @@ class Measurements:
             np.save(folder / CORRECT_FILE, result.correct)
             return result.to_json()
 
-        return self._run("accuracy", target, {}, make, _note_accuracy)
+        return self._run("accuracy", target, {}, make, _note_accuracy, code=("temper.client.accuracy",))
 
     def agreement(self, target: Subject, graph: Artifact) -> Artifact:
         """How far the served answers are from the exact arithmetic of the graph that the engine was made from.
@@ -132,7 +130,8 @@ class Measurements:
             return {**compare_logits(exact, served), "retries": retries}
 
         config = {"graph": graph.digest, "num_images": num_images}
-        return self._run("agreement", target, config, make, _note_agreement)
+        code = ("temper.client.accuracy", "temper.builder.network.export")
+        return self._run("agreement", target, config, make, _note_agreement, code=code)
 
     def load(self, target: Subject, config: LoadConfig) -> Artifact:
         """The load tests, one after the other; `info["runs"]` holds their figures.
@@ -156,7 +155,8 @@ class Measurements:
                 raise LoadStopped(f"load test of {target.model}: {reasons[-1]}", runs, by_user=False)
             return {"runs": runs}
 
-        return self._run("load", target, dataclasses.asdict(config), make, _note_load)
+        code = ("temper.client.load.generator", "temper.client.load.worker")
+        return self._run("load", target, dataclasses.asdict(config), make, _note_load, code=code)
 
     def attack(self, target: Subject, config: AttackConfig) -> Artifact:
         """One attack; `survived.npy` (bool [n]), `indices.npy` and the gallery lie in the artifact's folder.
@@ -185,7 +185,10 @@ class Measurements:
             np.save(folder / INDICES_FILE, result.indices)
             return {**result.to_json(), "gallery": self._gallery(result, folder / "gallery")}
 
-        return self._run(f"attack-{config.name}", target, dataclasses.asdict(config), make, _note_attack)
+        code = ("temper.client.robustness.harness",)
+        return self._run(
+            f"attack-{config.name}", target, dataclasses.asdict(config), make, _note_attack, code=code
+        )
 
     def class_names(self) -> list[str]:
         """The names of the data's classes, by index."""
@@ -218,8 +221,10 @@ class Measurements:
         config: Mapping[str, Any],
         make: Callable[[Path, Stage, str], dict[str, Any]],
         note: Callable[[dict[str, Any]], str],
+        *,
+        code: Sequence[str],
     ) -> Artifact:
-        key = {"format": _FORMAT, "config": config, "machine": machine_id(), "server": self.url}
+        key = {"config": config, "machine": machine_id(), "server": self.url}
         with self.display.stage(f"{target.name}: {stage.replace('-', ' ', 1)}") as shown:
 
             def checked(folder: Path) -> dict[str, Any]:
@@ -234,7 +239,7 @@ class Measurements:
                     raise WorkflowError(f"{stage} of {target.model}: {error}") from error
 
             try:
-                artifact = self.store.run(stage, key, [target.artifact, self.data], checked)
+                artifact = self.store.run(stage, key, [target.artifact, self.data], checked, code=code)
             except ClientError as error:
                 raise WorkflowError(f"{stage} of {target.model}: {self.endpoint.why(error)}") from error
             shown.reused = artifact.reused

@@ -94,7 +94,8 @@ def _measure(
         }
 
     config = {"hint": hint, "machine": machine_id(), "num_images": len(images)}
-    return store.run("audit", config, [snapshot.graph, before.graph, data], make)
+    code = ("temper.builder.engines.latency",)
+    return store.run("audit", config, [snapshot.graph, before.graph, data], make, code=code)
 
 
 def _rows(snapshots: Sequence[Snapshot], measured: Sequence[Artifact], labels: NDArray[np.int64]) -> list[Row]:

@@ -15,16 +15,14 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from temper.builder.compress.variant import CompressStage, VariantConfig
+from temper.builder.compress.step import REGISTRY, rank
+from temper.builder.compress.variant import VariantConfig
 from temper.errors import RecipeError
 from temper.run.recipe_errors import format_errors
 
 if TYPE_CHECKING:
     from temper.run.recipe import Recipe
 
-_STEPS = tuple(field.name for field in dataclasses.fields(CompressStage))
-# Where a step that the swept variant lacks is put; distil recovers what the steps before it cost.
-_PLACES = ("prune", "low_rank", "sparsify", "distil", "quantize", "cast")
 _LEFT_OUT = "none"
 
 
@@ -50,8 +48,8 @@ def parse_over(text: str) -> Over:
     if match is None:
         raise RecipeError(f"--over {text}: expected STEP.FIELD=VALUE,... as in low_rank.flops=0.8,0.6")
     step, field, values = match.groups()
-    if step not in _STEPS:
-        raise RecipeError(f"--over {text}: got the step {step}, expected one of {', '.join(_STEPS)}")
+    if step not in REGISTRY.names():
+        raise RecipeError(f"--over {text}: got the step {step}, expected one of {', '.join(REGISTRY.names())}")
     return Over(step, field, tuple(value.strip() for value in values.split(",")))
 
 
@@ -105,11 +103,8 @@ def _given(config: Any) -> dict[str, Any]:
     }
 
 
-_BUDGETS = {"prune": ("flops", "params", "latency"), "low_rank": ("flops", "energy")}
-
-
 def _replaced(step: str, config: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
-    budgets = _BUDGETS.get(step, ())
+    budgets = REGISTRY.get(step).budgets
     kept = {name: old for name, old in config.items() if not (field in budgets and name in budgets)}
     return {**kept, field: value}
 
@@ -119,8 +114,8 @@ def _position(steps: list[tuple[str, dict[str, Any]]], name: str) -> int | None:
 
 
 def _place(steps: list[tuple[str, dict[str, Any]]], name: str) -> int:
-    rank = _PLACES.index(name)
-    return next((index for index, step in enumerate(steps) if _PLACES.index(step[0]) > rank), len(steps))
+    own = rank(REGISTRY.get(name))
+    return next((index for index, step in enumerate(steps) if rank(REGISTRY.get(step[0])) > own), len(steps))
 
 
 def _parse(value: str) -> Any:

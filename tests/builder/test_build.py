@@ -13,25 +13,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from temper.builder import build, stages
 from temper.builder.build import build_variants
 from temper.builder.built import Built
 from temper.builder.compress import sensitivity
 from temper.builder.compress.cast import CastConfig
-from temper.builder.compress.quantize import QuantizeConfig
+from temper.builder.compress.quantize import STEP, Quantize, QuantizeConfig
 from temper.builder.compress.saturation import weight_bits
-from temper.builder.compress.variant import CompressStage, VariantConfig
+from temper.builder.compress.stage import run_graph_step
+from temper.builder.compress.variant import ChosenStep, VariantConfig
 from temper.builder.data.config import DataConfig
 from temper.builder.engines.config import EngineConfig
 from temper.builder.engines.isa import instruction_set
 from temper.builder.errors import DataError, EngineError, ModelError, QuantizeError
 from temper.builder.network.resnet import ModelConfig
+from temper.builder.network.stage import Setting
 from temper.builder.network.train import TrainConfig
 from temper.builder.publish.serving import ServingConfig
-from temper.builder.store.artifacts import Store
+from temper.builder.store import code
+from temper.builder.store.artifacts import Artifact, Store
 
 FP32 = VariantConfig(name="fp32")
-INT8 = VariantConfig(name="int8", compress=(CompressStage(quantize=QuantizeConfig(method="max")),))
+INT8 = VariantConfig(name="int8", compress=(ChosenStep(quantize=QuantizeConfig(method="max")),))
 
 
 class View:
@@ -142,8 +144,8 @@ def test_card_says_where_it_comes_from(workshop: Workshop) -> None:
 
 
 def test_every_precision_is_built_and_published(workshop: Workshop) -> None:
-    fp16 = CompressStage(cast=CastConfig(precision="fp16"))
-    fp8 = CompressStage(quantize=QuantizeConfig(precision="fp8", method="max"))
+    fp16 = ChosenStep(cast=CastConfig(precision="fp16"))
+    fp8 = ChosenStep(quantize=QuantizeConfig(precision="fp8", method="max"))
     half, low = workshop.build(
         VariantConfig(name="fp16", compress=(fp16,), min_agreement=0.5), VariantConfig(name="fp8", compress=(fp8,))
     )
@@ -171,15 +173,15 @@ def test_range_is_measured_only_where_a_cpu_runs_int8(
 ) -> None:
     seen = []
 
-    def stop(config: QuantizeConfig, *_: object) -> None:
+    def stop(step: object, source: Path, target: Path, config: QuantizeConfig, context: object) -> None:
         seen.append(config)
         raise QuantizeError("seen enough")
 
     monkeypatch.setattr("temper.builder.engines.build.pick_engine", lambda _: (kind, "for this test"))
-    monkeypatch.setattr("temper.builder.stages.quantize_graph", stop)
+    monkeypatch.setattr(Quantize, "run", stop)
     config = QuantizeConfig(precision=precision, reduce_range=asked, max_loss=99.0)  # of no other test
     with pytest.raises(QuantizeError, match="seen enough"):
-        workshop.build(VariantConfig(name="int8", compress=(CompressStage(quantize=config),)))
+        workshop.build(VariantConfig(name="int8", compress=(ChosenStep(quantize=config),)))
     assert seen == [dataclasses.replace(config, reduce_range=handed)]
 
 
@@ -191,31 +193,36 @@ def test_what_saturates_is_quantised_to_7_bits(
     found = iter([{"changed": 0.5 * saturates, "rms": 0.5 * saturates}, {"changed": 0.0, "rms": 0.0}])
     searched, search = [], sensitivity.quantize_within
 
-    def spy(*arguments: Any) -> dict[str, Any]:
-        searched.append(arguments[3].reduce_range)
-        return search(*arguments)
+    def spy(*arguments: Any, **settings: Any) -> dict[str, Any]:
+        searched.append(settings["max_loss"])
+        return search(*arguments, **settings)
 
     monkeypatch.setattr("temper.builder.compress.saturation.measure", lambda *_: next(found))
     monkeypatch.setattr("temper.builder.compress.sensitivity.quantize_within", spy)
     (fp32,) = workshop.build(FP32)
     config = QuantizeConfig(method="max", keep_high=("/model/fc/Gemm",), max_loss=max_loss)
-    info = stages.quantize_graph(config, fp32.data, fp32.snapshots[0].graph, tmp_path, lambda *_: None)
+    setting, weights = (
+        Setting(data=DataConfig(), model=ModelConfig(), train=TrainConfig()),
+        Artifact(tmp_path, "", {}, reused=True),
+    )
+    graph = fp32.snapshots[0].graph
+    info = run_graph_step(STEP, config, setting, fp32.data, weights, weights, graph, tmp_path, lambda *_: None)
     assert info["weight_bits"] == weight_bits(tmp_path / "model.onnx") == (7 if saturates else 8)
     assert (info["reduce_range"]["asked"], info["reduce_range"]["used"]) == ("auto", saturates)
     assert info["kept_high"] == ["/model/fc/Gemm"]
     # Other weights lose something else, so the search for the layers to keep is done again.
-    assert searched == ([] if max_loss is None else ["auto", True] if saturates else ["auto"])
+    assert searched == ([] if max_loss is None else [100.0] * (1 + saturates))
 
 
 def test_measured_range_belongs_to_its_openvino(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     def of(asked: Any, precision: Any = "int8") -> VariantConfig:
         config = QuantizeConfig(precision=precision, method="max", reduce_range=asked)
-        return VariantConfig(name="other", compress=(CompressStage(quantize=config),))
+        return VariantConfig(name="other", compress=(ChosenStep(quantize=config),))
 
     monkeypatch.setattr("temper.builder.compress.saturation.measure", lambda *_: {"changed": 0.0, "rms": 0.0})
-    version = build._package_version
+    version = code.package_version
     workshop.build(of(asked=False), of("auto"), of("auto", "fp8"))
-    monkeypatch.setattr(build, "_package_version", lambda name: "0" if name == "openvino" else version(name))
+    monkeypatch.setattr(code, "package_version", lambda name: "0" if name == "openvino" else version(name))
     made = {}
     for name, variant in {"asked": of(asked=False), "auto": of("auto"), "fp8": of(False, "fp8")}.items():
         workshop.build(variant)
@@ -233,7 +240,7 @@ def test_other_serving_rebuilds_nothing(workshop: Workshop) -> None:
 
 def test_quantisation_by_training_starts_from_the_network(workshop: Workshop) -> None:
     # Its Q/DQ graph is audited like that of quantisation after training: same layers, same residual additions.
-    trained = VariantConfig(name="qat", compress=(CompressStage(quantize=QuantizeConfig(method="qat")),))
+    trained = VariantConfig(name="qat", compress=(ChosenStep(quantize=QuantizeConfig(method="qat")),))
     (qat,) = workshop.build(trained)
     assert workshop.made() == ["qat: train in int8", "qat: openvino engine", "qat: publish"]
     assert [stage.name for stage in qat.stages] == ["data", "weights", "export", "quantize", "engine"]
@@ -262,7 +269,7 @@ def test_ensemble_follows_its_members(workshop: Workshop) -> None:
     assert workshop.build(FP32, INT8, pair)[2].reused
     other = VariantConfig(
         name="int8",
-        compress=(CompressStage(quantize=QuantizeConfig(method="max", keep_high=("/model/fc/Gemm",))),),
+        compress=(ChosenStep(quantize=QuantizeConfig(method="max", keep_high=("/model/fc/Gemm",))),),
     )
     changed = workshop.build(FP32, other, pair)[2]
     assert (changed.version, changed.reused) == (2, False)
@@ -300,7 +307,7 @@ def test_second_build_does_nothing(workshop: Workshop) -> None:
 
 
 def test_changed_quantisation_redoes_only_that(workshop: Workshop) -> None:
-    other = VariantConfig(name="int8", compress=(CompressStage(quantize=QuantizeConfig(method="entropy")),))
+    other = VariantConfig(name="int8", compress=(ChosenStep(quantize=QuantizeConfig(method="entropy")),))
     fp32, int8 = workshop.build(FP32, other)
     assert workshop.made() == ["int8: quantise to int8", "int8: openvino engine", "int8: publish"]
     assert fp32.reused
@@ -341,7 +348,7 @@ def test_changed_images_are_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CompressStage(), r"quantize: got nothing in one step, expected exactly one of .*quantize"),
+        (lambda: ChosenStep(), r"quantize: got nothing in one step, expected exactly one of .*quantize"),
         (
             lambda: VariantConfig(name="x", compress=(*INT8.compress, *INT8.compress)),
             r"compress\[1\]: got quantize a second time, expected prune, low_rank, sparsify, quantize",

@@ -193,7 +193,7 @@ def test_prune_by_latency_measures_candidates_in_the_engine(
         narrow, wide = count_network(candidate, 32), count_network(original, 32)
         return narrow.flops / 1e6, wide.flops / 1e6
 
-    pruned, info = run_prune(network, config, context, compare)
+    pruned, info = run_prune(network, config, dataclasses.replace(context, compare_latency=compare))
     assert len(measured) > 2 and min(measured) > 0
     assert info["latency_ms"] <= 0.9 * info["latency_ms_before"]
     assert info["reached"] == info["latency_ms"] / info["latency_ms_before"] <= 0.9
@@ -209,13 +209,17 @@ def test_prune_by_latency_takes_the_times_of_the_run_before(network: nn.Module, 
     (context.folder / "latency.json").write_text(json.dumps(known))
     # Every layer of one width to choose: the last stage's outputs, which the head reads, stay as they are.
     with pytest.raises(AssertionError, match="measured again"):
-        run_prune(network, PruneConfig(latency=0.5, divisor=64), context, refuse)
+        run_prune(
+            network, PruneConfig(latency=0.5, divisor=64), dataclasses.replace(context, compare_latency=refuse)
+        )
     widths = " ".join(str(width) for width in _narrowest_widths(network))
     (context.folder / "latency.json").write_text(json.dumps({widths: [9.5, 10.0]}))
     with pytest.raises(
         CompressError, match=r"latency: got 0\.5, but with every layer at its narrowest 0\.95 of the l"
     ):
-        run_prune(network, PruneConfig(latency=0.5, divisor=64), context, refuse)
+        run_prune(
+            network, PruneConfig(latency=0.5, divisor=64), dataclasses.replace(context, compare_latency=refuse)
+        )
 
 
 def _narrowest_widths(network: nn.Module) -> list[int]:
@@ -238,7 +242,8 @@ def test_latency_is_not_measured_in_an_engine_that_it_does_not_know() -> None:
 
 @pytest.mark.parametrize("budget", ["flops", "params", "latency"])
 def test_prune_without_anything_to_do_says_so(budget: str, network: nn.Module, context: StepContext) -> None:
-    same, info = run_prune(network, PruneConfig(**{budget: 1.0}), context, lambda candidate, original: (1.0, 1.0))
+    timed = dataclasses.replace(context, compare_latency=lambda candidate, original: (1.0, 1.0))
+    same, info = run_prune(network, PruneConfig(**{budget: 1.0}), timed)
     assert info["note"] == f"{budget} = 1 leaves nothing to prune"
     assert info["widths"] == {}
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in same.state_dict().items())

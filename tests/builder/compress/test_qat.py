@@ -225,7 +225,7 @@ def test_killed_training_goes_on_to_the_same_graph(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == -9, done.stderr
-    assert [path.name for path in (tmp_path / "b").iterdir()] == ["qat.pt"]
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["taught.pt"]
     resumed, info = quantize(sample.model, make_context(sample, tmp_path / "b"), epochs=2, learning_rate=1e-4)
     assert info["resumed_epoch"] == 1
     assert sha256_file(whole) == sha256_file(resumed)

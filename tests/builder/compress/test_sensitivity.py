@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -43,6 +44,13 @@ def fragile(toy_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def within(src: Path, dst: Path, images: Any, max_loss: float) -> dict[str, Any]:
+    def quantize(kept: Sequence[str]) -> dict[str, Any]:
+        return quantize_onnx(src, dst, images, QuantizeConfig(method="max", keep_high=tuple(kept)))
+
+    return quantize_within(src, dst, images, quantize, max_loss=max_loss, progress=lambda done, total: None)
+
+
 @pytest.mark.slow
 def test_scan_finds_the_fragile_layer(fragile: Path, sample: Sample, tmp_path: Path) -> None:
     quantized = tmp_path / "int8.onnx"
@@ -61,8 +69,7 @@ def test_scan_finds_the_fragile_layer(fragile: Path, sample: Sample, tmp_path: P
 @pytest.mark.slow
 def test_budget_keeps_the_fragile_layer_high(fragile: Path, sample: Sample, tmp_path: Path) -> None:
     target, images = tmp_path / "model.onnx", sample.calibration[:128]
-    config = QuantizeConfig(method="max", max_loss=6.0)
-    info = quantize_within(fragile, target, images, config, lambda done, total: None)
+    info = within(fragile, target, images, 6.0)
     assert FRAGILE in info["kept_high"]
     assert len(info["kept_high"]) < 20
     assert info["loss"] <= 6.0
@@ -73,10 +80,7 @@ def test_budget_keeps_the_fragile_layer_high(fragile: Path, sample: Sample, tmp_
 
 
 def test_generous_budget_quantises_everything(toy_onnx: Path, sample: Sample, tmp_path: Path) -> None:
-    config = QuantizeConfig(method="max", max_loss=100.0)
-    info = quantize_within(
-        toy_onnx, tmp_path / "model.onnx", sample.calibration[:32], config, lambda done, total: None
-    )
+    info = within(toy_onnx, tmp_path / "model.onnx", sample.calibration[:32], 100.0)
     assert (info["kept_high"], info["sensitivity"]) == ([], {})
 
 
@@ -98,6 +102,5 @@ def test_budget_out_of_reach_says_what_was_reached(sample: Sample, tmp_path: Pat
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)]), tmp_path / "tie.onnx")
     images = rng.integers(0, 256, (64, 4, 4, 3), np.uint8)
-    config = QuantizeConfig(method="max", max_loss=1.0)
     with pytest.raises(QuantizeError, match=r"tie.onnx: max_loss: got 1 points, but with all layers but one kept"):
-        quantize_within(tmp_path / "tie.onnx", tmp_path / "m.onnx", images, config, lambda done, total: None)
+        within(tmp_path / "tie.onnx", tmp_path / "m.onnx", images, 1.0)

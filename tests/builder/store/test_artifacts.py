@@ -41,8 +41,8 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str
 
 
 def test_run_twice_makes_once_and_gives_the_same(tmp_path: Path) -> None:
-    first = Store(tmp_path).run("data", Config(), [], make)
-    second = Store(tmp_path).run("data", Config(), [], never)
+    first = Store(tmp_path).run("data", Config(), [], make, code=())
+    second = Store(tmp_path).run("data", Config(), [], never, code=())
     assert (first.reused, second.reused) == (False, True)
     assert first.info == second.info == {"figure": 1.5, "shape": [2, 3]}
     assert first.path == second.path == tmp_path / f"data-{first.digest[:12]}"
@@ -53,15 +53,17 @@ def test_run_twice_makes_once_and_gives_the_same(tmp_path: Path) -> None:
 def test_digest_depends_on_stage_config_and_inputs() -> None:
     artifact = Artifact(path=Path("a"), digest="0" * 64, info={}, reused=False)
     digests = {
-        stage_digest("data", Config(), []),
-        stage_digest("other", Config(), []),
-        stage_digest("data", Config(size=2), []),
-        stage_digest("data", Config(path=Path("y")), []),
-        stage_digest("data", None, []),
-        stage_digest("data", Config(), [artifact]),
+        stage_digest("data", Config(), [], code=()),
+        stage_digest("other", Config(), [], code=()),
+        stage_digest("data", Config(size=2), [], code=()),
+        stage_digest("data", Config(path=Path("y")), [], code=()),
+        stage_digest("data", None, [], code=()),
+        stage_digest("data", Config(), [artifact], code=()),
     }
     assert len(digests) == 6
-    assert stage_digest("data", {"size": 1, "path": "x"}, []) == stage_digest("data", Config(), [])
+    assert stage_digest("data", {"size": 1, "path": "x"}, [], code=()) == stage_digest(
+        "data", Config(), [], code=()
+    )
 
 
 def test_failed_stage_keeps_its_files_for_the_next_run(tmp_path: Path) -> None:
@@ -73,8 +75,8 @@ def test_failed_stage_keeps_its_files_for_the_next_run(tmp_path: Path) -> None:
         return {"found": (folder / "checkpoint").read_text()}
 
     with pytest.raises(RuntimeError, match="stop"):
-        Store(tmp_path).run("train", None, [], fail)
-    artifact = Store(tmp_path).run("train", None, [], resume)
+        Store(tmp_path).run("train", None, [], fail, code=())
+    artifact = Store(tmp_path).run("train", None, [], resume, code=())
     assert artifact.info == {"found": "half"}
 
 
@@ -88,11 +90,11 @@ def test_killed_stage_leaves_nothing_that_looks_finished(tmp_path: Path) -> None
             (folder / "result.txt").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
 
-        Store(Path(sys.argv[1])).run("data", {"size": 1, "path": "x"}, [], die)
+        Store(Path(sys.argv[1])).run("data", {"size": 1, "path": "x"}, [], die, code=())
     """
     assert run_python(code, tmp_path).returncode == -9
     assert not list(tmp_path.glob("data-*/artifact.json"))
-    assert not Store(tmp_path).run("data", Config(), [], make).reused
+    assert not Store(tmp_path).run("data", Config(), [], make, code=()).reused
 
 
 RECORDS = {"record of a list": b"[]", "record without end": b"[" * 100_000, "record of nothing": b"{}"}
@@ -102,7 +104,7 @@ RECORDS = {"record of a list": b"[]", "record without end": b"[" * 100_000, "rec
     "damage", ["remove a file", "cut a file", "cut the record", "remove the record", *RECORDS]
 )
 def test_damaged_result_is_made_again(tmp_path: Path, damage: str) -> None:
-    folder = Store(tmp_path).run("data", Config(), [], make).path
+    folder = Store(tmp_path).run("data", Config(), [], make, code=()).path
     victim = folder / ("artifact.json" if "record" in damage else "result.txt")
     if damage in RECORDS:
         victim.write_bytes(RECORDS[damage])
@@ -110,7 +112,7 @@ def test_damaged_result_is_made_again(tmp_path: Path, damage: str) -> None:
         victim.unlink()
     else:
         victim.write_bytes(victim.read_bytes()[:3])
-    again = Store(tmp_path).run("data", Config(), [], make)
+    again = Store(tmp_path).run("data", Config(), [], make, code=())
     assert not again.reused
     assert (again.path / "result.txt").read_text() == "done"
     assert json.loads((again.path / "artifact.json").read_text())["digest"] == again.digest
@@ -126,7 +128,7 @@ def test_two_processes_make_a_stage_once(tmp_path: Path) -> None:
             time.sleep(0.5)
             return {}
 
-        print(Store(Path(sys.argv[1])).run("slow", None, [], make).reused)
+        print(Store(Path(sys.argv[1])).run("slow", None, [], make, code=()).reused)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -144,7 +146,9 @@ def test_file_over_the_limit_is_one_line(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
-            Store(Path(sys.argv[1])).run("data", None, [], lambda folder: (folder / "x").write_bytes(bytes(2000)))
+            def make(folder):
+                (folder / "x").write_bytes(bytes(2000))
+            Store(Path(sys.argv[1])).run("data", None, [], make, code=())
         except StoreError as error:
             print(error)
     """
@@ -155,10 +159,10 @@ def test_file_over_the_limit_is_one_line(tmp_path: Path) -> None:
 
 def test_config_without_json_form_is_our_bug(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="a stage's config holds set, which has no JSON form"):
-        Store(tmp_path).run("data", {"bad": {1}}, [], make)
+        Store(tmp_path).run("data", {"bad": {1}}, [], make, code=())
 
 
 def test_root_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"stage data: .*file.*: Not a directory"):
-        Store(tmp_path / "file" / "store").run("data", None, [], make)
+        Store(tmp_path / "file" / "store").run("data", None, [], make, code=())
