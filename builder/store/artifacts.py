@@ -7,6 +7,7 @@ from there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,8 @@ from temper.builder.store.code import code_digest, library_versions
 from temper.builder.store.files import describe_os_error, fsync_path, fsync_tree, locked
 
 INFO_FILE = "artifact.json"
+"""The record of a finished stage; its time is that of the last use."""
+PARTIAL_SUFFIX = ".partial"
 # Raise it when the record or the key changes its form.
 _FORMAT = 2
 
@@ -82,12 +85,14 @@ class Store:
         """
         digest = stage_digest(stage, config, inputs, code=code, libraries=libraries)
         folder = self.root / f"{stage}-{digest[:12]}"
-        work = folder.with_name(folder.name + ".partial")
+        work = folder.with_name(folder.name + PARTIAL_SUFFIX)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with locked(self.root / f".{folder.name}.lock"):
+            with locked(lock_path(folder)):
                 found = _read(folder, digest)
                 if found is not None:
+                    with contextlib.suppress(OSError):  # somebody else's store may be read all the same
+                        os.utime(folder / INFO_FILE)
                     return found
                 work.mkdir(exist_ok=True)
                 info = dict(make(work))
@@ -95,6 +100,11 @@ class Store:
         except OSError as error:
             where = error.filename or work
             raise StoreError(f"stage {stage}: {where}: {describe_os_error(error)}") from error
+
+
+def lock_path(folder: Path) -> Path:
+    """Returns the file whose lock a run holds while it makes or reads a stage's folder, finished or partial."""
+    return folder.with_name(f".{folder.name.removesuffix(PARTIAL_SUFFIX)}.lock")
 
 
 def stage_digest(

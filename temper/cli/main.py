@@ -1,4 +1,4 @@
-"""The `temper` command: run, build, sweep, serve, verify, query, load, attack, doctor.
+"""The `temper` command: run, build, sweep, serve, verify, query, load, attack, clean, doctor.
 
 Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
 that says why; 2: wrong usage; 130: Ctrl-C. Nothing heavy is imported before a command needs it.
@@ -251,6 +251,37 @@ def attack(
         save=save,
         as_json=as_json,
     )
+
+
+@cli.command()
+@click.option(
+    "--unused-for",
+    "unused_days",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Stages that no run has used for so long.",
+)
+@click.option(
+    "--to-size",
+    "to_gb",
+    type=click.FloatRange(0),
+    metavar="GB",
+    help="And as many more, the longest unused first, until no more than this is left.",
+)
+@click.option("--yes", is_flag=True, help="Remove them; without it they are shown only.")
+@runs_option
+@json_option
+def clean(runs: Path, as_json: bool, **settings: Any) -> None:
+    """Show and remove results of stages that nobody uses any more.
+
+    A stage whose recipe, code or libraries changed is never read again, but kept; what is removed is made anew by
+    the run that wants it. Reports, logs and the model repository stay.
+    """
+    from temper.cli.commands.clean import clean_command
+
+    clean_command(runs, as_json=as_json, **settings)
 
 
 @cli.command()

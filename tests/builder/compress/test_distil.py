@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from temper.builder.compress.calibrate import recalibrate
-from temper.builder.compress.distil import DistilConfig, run_distil
+from temper.builder.compress.distil import STEP, DistilConfig
 from temper.builder.compress.step import StepContext
 from temper.builder.data.config import DataConfig
 from temper.builder.data.prepare import load_train
@@ -67,7 +67,7 @@ def damaged(context: StepContext) -> Any:
 def test_student_comes_nearer_to_its_teacher(sample: Sample, tmp_path: Path) -> None:
     context = make_context(sample, tmp_path, num_train=512)
     config = DistilConfig(epochs=5, learning_rate=1e-3)
-    student, info = run_distil(damaged(context), config, context)
+    student, info = STEP.run(damaged(context), config, context)
     assert info["agreement_before"] < 0.9
     assert info["agreement"] > info["agreement_before"]
     assert not student.training
@@ -81,15 +81,15 @@ def test_interrupted_lesson_ends_as_an_uninterrupted_one(sample: Sample, tmp_pat
     config = DistilConfig(epochs=2)
     torch.manual_seed(0)
     context = make_context(sample, tmp_path / "whole")
-    whole, _ = run_distil(damaged(context), config, context)
+    whole, _ = STEP.run(damaged(context), config, context)
 
     def stop(done: int, total: int) -> None:
         if done > total // 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_distil(damaged(context), config, make_context(sample, tmp_path / "cut", stop))
-    again, info = run_distil(damaged(context), config, make_context(sample, tmp_path / "cut"))
+        STEP.run(damaged(context), config, make_context(sample, tmp_path / "cut", stop))
+    again, info = STEP.run(damaged(context), config, make_context(sample, tmp_path / "cut"))
     assert info["resumed_epoch"] == 1
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
@@ -100,7 +100,7 @@ def test_features_of_another_shape_are_refused(sample: Sample, tmp_path: Path) -
     with pytest.raises(
         CompressError, match=r"feature_weight: the features are \[2048, 1, 1\], the teacher's \[512"
     ):
-        run_distil(wider, DistilConfig(feature_weight=1.0), make_context(sample, tmp_path))
+        STEP.run(wider, DistilConfig(feature_weight=1.0), make_context(sample, tmp_path))
 
 
 @pytest.mark.parametrize(

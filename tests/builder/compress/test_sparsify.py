@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from temper.builder.compress.distil import DistilConfig, run_distil
+from temper.builder.compress.distil import STEP, DistilConfig
 from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
 from temper.builder.compress.sparsify import SparsifyConfig, check_2_4, keep_zeros, run_sparsify
 from temper.builder.compress.step import StepContext
@@ -118,7 +118,7 @@ def test_one_filled_zero_is_found(sample: Sample, context: StepContext, tmp_path
 def test_distilling_keeps_the_zeros_and_learns(sample: Sample, context: StepContext, tmp_path: Path) -> None:
     network, _ = run_sparsify(copy.deepcopy(sample.model), SparsifyConfig(), context)
     weights = copy.deepcopy(network.state_dict())
-    student, info = run_distil(network, DistilConfig(epochs=2), context)
+    student, info = STEP.run(network, DistilConfig(epochs=2), context)
     assert (info["num_sparse"], info["resumed_epoch"]) == (19, 0)
     assert info["agreement"] >= info["agreement_before"]
     assert len(check_2_4(export(student, context, tmp_path / "sparse.onnx")).sparse) == 19
