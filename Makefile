@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 UV_VERSION := 0.11.2
 
-.PHONY: setup demo test test-avx2 test-fast lint lock clean engines gpu gpu-pack
+.PHONY: setup demo test test-avx2 test-fast lint reference lock clean engines gpu gpu-pack
 
 demo: $(READY)  ## finetune, quantise, serve, measure and attack a ResNet-18 on digits
 	$(BIN)/temper run recipes/digits.toml
@@ -47,6 +47,9 @@ $(READY): requirements.lock pyproject.toml
 	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
+
+reference: $(READY)  ## docs/recipe.md, from the dataclasses that recipes are read into
+	$(BIN)/python -m temper.run.reference docs/recipe.md
 
 lock: $(READY)  ## pin what pyproject.toml allows, as plain name==version lines
 	$(UV) pip compile --quiet --no-annotate --no-header --python-version 3.11 \

@@ -16,7 +16,7 @@ class DataConfig:
     """scikit-learn's digits, 20 classes of generated colour textures with noise (4000 to train, 2000 to test), an
     ImageFolder tree, or a torchvision data set by name."""
     path: str | None = None
-    """`folder`: the tree, one folder per class, or `train/` beside `val/` or `test/`, as `folder.py` says.
+    """`folder`: the tree, one folder per class, or `train/` beside `val/` or `test/` with such folders.
     `torchvision`: its root."""
     name: str | None = None
     """`torchvision`: the class, for example `CIFAR10`."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import urllib.error
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from temper.builder.errors import ModelError
 from temper.builder.network.weights import CHECKPOINT_SUFFIXES, load_checkpoint
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-ARCHITECTURES = (
+Architecture = Literal[
     "resnet18",
     "resnet34",
     "resnet50",
@@ -26,7 +27,8 @@ ARCHITECTURES = (
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
-)
+]
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 _HEAD = "fc"
 
 
@@ -36,8 +38,8 @@ class ModelConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    arch: str = "resnet18"
-    """One of `ARCHITECTURES`."""
+    arch: Architecture = "resnet18"
+    """The network, under torchvision's name."""
     weights: str = "random"
     """`random`, `torchvision` (its best ImageNet weights, downloaded), or the path of a checkpoint."""
     replace_head: bool = False
@@ -92,6 +94,40 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     else:
         model = _new_resnet(config.arch, num_classes)
     return model.eval()
+
+
+def find_arch(path: Path) -> tuple[Architecture, int | None]:
+    """Finds the architecture whose layers a checkpoint holds.
+
+    Returns:
+        The architecture, and the classes of its head; None when it has none, so that `replace_head` must be set.
+
+    Raises:
+        ModelError: It cannot be read, or no architecture has these layers.
+    """
+    import torch
+
+    weights = load_checkpoint(path)
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    for arch in ARCHITECTURES:
+        with torch.device("meta"):
+            own = {name: tensor.shape for name, tensor in _new_resnet(arch, 1).state_dict().items()}
+        if _without_head(own) == _without_head(shapes) and (not _head(shapes) or _head(shapes) == _head(own)):
+            head = shapes.get(f"{_HEAD}.weight")
+            return arch, None if head is None else head[0]
+    raise ModelError(
+        f"checkpoint {path}: holds the layers of none of {', '.join(ARCHITECTURES)}: {len(shapes)} weights, "
+        f"{', '.join(list(shapes)[:2])} ...; expected those of one of torchvision's ResNets"
+    )
+
+
+def _without_head(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    return {name: shape for name, shape in shapes.items() if not name.startswith(f"{_HEAD}.")}
+
+
+def _head(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    """The head's weights; of their shapes only what does not depend on the number of classes."""
+    return {name: shape[1:] for name, shape in shapes.items() if name.startswith(f"{_HEAD}.")}
 
 
 def head_of(model: nn.Module) -> nn.Module:

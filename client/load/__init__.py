@@ -5,9 +5,35 @@ starting the server. `generator.py` holds the public calls, `processes.py` the l
 `worker.py` what runs in each of them, `histogram.py` keeps latencies in fixed memory. Read `generator.py` first.
 """
 
-from temper.client.load.config import LoadConfig
-from temper.client.load.generator import measure, run_closed_loop, run_open_loop
-from temper.client.load.histogram import Histogram
-from temper.client.load.result import LoadResult
+from __future__ import annotations
 
-__all__ = ["Histogram", "LoadConfig", "LoadResult", "measure", "run_closed_loop", "run_open_loop"]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from temper.client.load.config import LoadConfig as LoadConfig
+    from temper.client.load.generator import measure as measure
+    from temper.client.load.generator import run_closed_loop as run_closed_loop
+    from temper.client.load.generator import run_open_loop as run_open_loop
+    from temper.client.load.histogram import Histogram as Histogram
+    from temper.client.load.result import LoadResult as LoadResult
+
+# Loaded when used: who reads a recipe wants the configs alone, without gRPC.
+_HOMES = {
+    "LoadConfig": "temper.client.load.config",
+    "measure": "temper.client.load.generator",
+    "run_closed_loop": "temper.client.load.generator",
+    "run_open_loop": "temper.client.load.generator",
+    "Histogram": "temper.client.load.histogram",
+    "LoadResult": "temper.client.load.result",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'temper.client.load' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

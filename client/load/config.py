@@ -24,8 +24,8 @@ class LoadConfig:
     """Open loop: mean arrival rates in requests per second (Poisson), one run for each."""
 
     open_loop_fraction: float | None = 0.7
-    """Open loop when no rates are given: the rate as a share of the best closed-loop throughput; None for none.
-    TOML has no null: 0 means none too."""
+    """Open loop when no rates are given: the rate as a share of the best closed-loop throughput; 0, or None
+    from Python, for none."""
 
     duration_s: float = 5.0
     """Length of each run's measured window in seconds."""

@@ -1,4 +1,4 @@
-"""The `temper` command: run, build, sweep, serve, verify, query, load, attack, clean, doctor.
+"""The `temper` command: init, recipe, run, build, sweep, serve, verify, query, load, attack, clean, doctor.
 
 Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
 that says why; 2: wrong usage; 130: Ctrl-C. Nothing heavy is imported before a command needs it.
@@ -35,6 +35,46 @@ def cli(debug: bool) -> None:
 
     The main job is `temper run RECIPE`; the other commands are its parts.
     """
+
+
+@cli.command()
+@click.option("--images", type=path_type, required=True, help="Folder of images per class, split or not.")
+@click.option(
+    "--weights",
+    default="random",
+    show_default=True,
+    metavar="FILE",
+    help="The finetuned network's checkpoint, or `torchvision`, or `random`.",
+)
+@click.option("--out", type=path_type, default=Path("recipe.toml"), show_default=True, help="The recipe to write.")
+@click.option("--name", metavar="NAME", help="The recipe's name.  [like the folder's]")
+@click.option("--force", is_flag=True, help="Overwrite --out.")
+@json_option
+def init(images: Path, **settings: Any) -> None:
+    """Write a recipe for a folder of images.
+
+    Looks at the folder, its split, the images' sizes and the checkpoint, chooses from them, and gives its reasons
+    in the recipe's comments.
+    """
+    from temper.cli.commands.init import init_command
+
+    init_command(images, **settings)
+
+
+@cli.command()
+@click.argument("recipe_file", type=path_type, required=False, metavar="[RECIPE]")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of recipes, for editors.")
+@json_option
+def recipe(recipe_file: Path | None, schema: bool, as_json: bool) -> None:
+    """Check RECIPE and say what is wrong with it."""
+    from temper.cli.commands.recipe import check_command, schema_command
+
+    if schema == (recipe_file is not None):
+        raise click.UsageError("expected either RECIPE or --schema")
+    if recipe_file is None:
+        schema_command()
+    else:
+        check_command(recipe_file, as_json=as_json)
 
 
 @cli.command()

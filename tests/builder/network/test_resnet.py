@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from temper.builder.errors import ModelError
-from temper.builder.network.resnet import ModelConfig, build_model, save_weights
+from temper.builder.network.resnet import ModelConfig, build_model, find_arch, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,42 @@ def test_wider_weights_are_one_line(tmp_path: Path, weights: dict[str, torch.Ten
 def test_config_is_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(**changes)
+
+
+@pytest.mark.parametrize("arch", ["resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d"])
+def test_find_arch_of_a_checkpoint(tmp_path: Path, arch: str) -> None:
+    network = build_model(ModelConfig(arch=arch), 7)
+    save_weights(network, tmp_path / "w.safetensors")
+    assert find_arch(tmp_path / "w.safetensors") == (arch, 7)
+
+
+# What is done to the weights of a ResNet-18 with 10 classes, and the classes that are found; None for a refusal.
+HEADS: dict[str, tuple[dict[str, torch.Tensor | None], tuple[str, int | None] | None]] = {
+    "none": ({"fc.weight": None, "fc.bias": None}, ("resnet18", None)),
+    "of a Sequential": ({"fc.weight": None, "fc.bias": None, "fc.1.weight": torch.zeros(10, 512)}, None),
+    "too wide": ({"fc.weight": torch.zeros(10, 2048)}, None),
+    "one layer less": ({"layer4.1.conv2.weight": None}, None),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), HEADS.values(), ids=HEADS.keys())
+def test_find_arch_takes_only_what_would_load(
+    tmp_path: Path,
+    weights: dict[str, torch.Tensor],
+    changes: dict[str, torch.Tensor | None],
+    expected: tuple[str, int | None] | None,
+) -> None:
+    changed = {name: tensor for name, tensor in {**weights, **changes}.items() if tensor is not None}
+    path = tmp_path / "w.safetensors"
+    save_file(changed, path)
+    if expected is None:
+        with pytest.raises(
+            ModelError, match=r"w.safetensors: holds the layers of none of resnet18, .*expected those"
+        ):
+            find_arch(path)
+    else:
+        assert find_arch(path) == expected
+        assert build_model(ModelConfig(weights=str(path), replace_head=True), 3)
 
 
 def test_configs_import_nothing_heavy() -> None:

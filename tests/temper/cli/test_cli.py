@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -63,11 +64,11 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
-    for command in ("run", "build", "serve", "query", "load", "attack"):
+    for command in ("init", "recipe", "run", "build", "serve", "query", "load", "attack"):
         assert f"\n  {command} " in result.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "build", "serve", "query", "load", "attack"])
+@pytest.mark.parametrize("command", ["init", "recipe", "run", "build", "serve", "query", "load", "attack"])
 def test_help_of_a_command(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0
@@ -84,6 +85,13 @@ def test_version() -> None:
 USAGE = {
     "no such command": (("fly",), "No such command 'fly'"),
     "no recipe": (("run",), "Missing argument 'RECIPE'"),
+    "neither recipe nor schema": (("recipe",), "expected either RECIPE or --schema"),
+    "both recipe and schema": (("recipe", "x.toml", "--schema"), "expected either RECIPE or --schema"),
+    "no images": (("init",), "Missing option '--images'"),
+    "ending of weights": (
+        ("init", "--images", "d", "--weights", "model.onnx"),
+        "--weights: got 'model.onnx', expected 'random', 'torchvision' or a file that ends in .safetensors",
+    ),
     "no model": (("load",), "Missing option '--model'"),
     "no image": (("query", "--model", "m"), "Missing argument 'IMAGE...'"),
     "top": (("query", "--model", "m", "x.png", "--top", "0"), "0 is not in the range x>=1"),
@@ -135,6 +143,33 @@ def test_run_recipe_mistakes_one_line_each(tmp_path: Path) -> None:
         f"error: {path}: colour: no such key, expected one of {keys}",
     ]
     assert not (tmp_path / "runs").exists()
+
+
+def test_recipe_that_is_fine(quick_recipe: Path) -> None:
+    result = invoke("recipe", quick_recipe)
+    assert (result.exit_code, result.stdout) == (
+        0,
+        f"{quick_recipe}: fine: quick, variants fp32, int8, attacks: 2\n",
+    )
+    found = json.loads(invoke("recipe", quick_recipe, "--json").stdout)
+    assert (found["path"], found["ok"], found["errors"]) == (str(quick_recipe), True, [])
+    assert found["recipe"]["data"]["image_size"] == 32
+
+
+def test_recipe_mistakes(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('name = "X"\n[data]\nimage_size = 32\n[[variants]]\nname = "a"\n')
+    line = f'{path}: name: got "X", expected up to 100 of a-z, 0-9, "_" and "-", as it names the models'
+    check_failed(invoke("recipe", path), line)
+    result = invoke("recipe", path, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"path": str(path), "ok": False, "errors": [line], "recipe": None}
+
+
+def test_recipe_schema() -> None:
+    result = invoke("recipe", "--schema")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["title"] == "Temper recipe"
 
 
 def test_run_into_a_folder_that_cannot_be_made(quick_recipe: Path, tmp_path: Path) -> None:

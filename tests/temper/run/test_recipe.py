@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,19 @@ def test_load_recipe_good(tmp_path: Path) -> None:
 def test_load_recipe_demo() -> None:
     recipe = load_recipe(Path(__file__).parents[3] / "recipes" / "digits.toml")
     assert recipe.name == "digits"
+
+
+def test_load_recipe_imports_nothing_heavy() -> None:
+    """No gRPC, no torch: a mistake in a recipe is answered at once. The attacks' own code brings numpy."""
+    root = Path(__file__).parents[3]
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom temper.run.recipe import load_recipe\n"
+        "load_recipe(Path('recipes/compression.toml'))\n"
+        "heavy = ('grpc', 'tritonclient', 'torch', 'torchvision', 'onnx', 'openvino', 'modelopt', 'PIL', 'rich')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout == "[]\n", done.stderr
 
 
 # The text to replace in GOOD, what comes instead, and the line that answers it.
