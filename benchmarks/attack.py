@@ -16,7 +16,8 @@ import numpy as np
 from benchmarks.common import interleave, random_images, ratio, resnet50_repository, write_results
 from temper.client import Client
 from temper.client.load import LoadConfig, run_closed_loop
-from temper.client.robustness import AttackConfig, attack
+from temper.client.robustness import attack
+from temper.client.robustness.attacks.square import SquareConfig
 from temper.serve.server import TritonServer
 
 _MODEL = "resnet50_int8"
@@ -54,8 +55,7 @@ def _attack(
     url: str, images: Any, labels: np.ndarray[Any, Any], batch_size: int, seconds: float
 ) -> Callable[[], dict[str, float]]:
     # Enough queries for about `seconds` at 90 per second.
-    config = AttackConfig(
-        name="square",
+    config = SquareConfig(
         epsilon=1,
         max_queries=max(2, int(seconds * 90 / len(images))),
         batch_size=batch_size,

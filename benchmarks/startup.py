@@ -14,7 +14,8 @@ from typing import Any
 from benchmarks.common import CACHE, interleave, random_images, resnet50_repository, write_results
 from temper.client import Client
 from temper.client.load import LoadConfig, run_closed_loop
-from temper.client.robustness import AttackConfig, attack
+from temper.client.robustness import attack
+from temper.client.robustness.attacks.noise import NoiseConfig
 from temper.serve.server import TritonServer
 
 _MODEL = "resnet50_int8"
@@ -59,7 +60,7 @@ def _attack(url: str, seconds: float) -> None:
     images = random_images(64)
     with Client(url) as client:
         labels = client.infer(_MODEL, images).argmax(axis=1)
-    config = AttackConfig(name="noise", epsilon=1, max_queries=max(1, int(seconds * 80 / 64)), batch_size=16)
+    config = NoiseConfig(epsilon=1, max_queries=max(1, int(seconds * 80 / 64)), batch_size=16)
     CACHE.mkdir(parents=True, exist_ok=True)
     attack(url, _MODEL, images, labels, config)
 

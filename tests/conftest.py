@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from temper.plugins import Registry
 from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
@@ -51,6 +54,42 @@ def why_no_engine(kinds: tuple[Literal["tensorrt", "tensorrt-rtx"], ...]) -> str
 
     reasons = [why_not(kind, compute_capability() or "") for kind in kinds]
     return "; ".join(filter(None, reasons)) if reasons and all(reasons) else None
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Installs small packages, each a module with entry points, for the length of a test.
+
+    Called with a registry, the package's name, its module's text, and name=object of each entry point; returns the
+    folder that a process of its own needs in PYTHONPATH.
+    """
+    site, touched = tmp_path / "site-packages", list[Registry[object]]()
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    loaded = set(sys.modules)
+
+    def write(registry: Registry[object], package: str, text: str, points: dict[str, str]) -> Path:
+        about = site / f"{package}-1.0.dist-info"
+        about.mkdir(parents=True)
+        (site / f"{package}.py").write_text(text)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        lines = [f"{name} = {package}:{value}\n" for name, value in points.items()]
+        (about / "entry_points.txt").write_text(f"[{registry.group}]\n{''.join(lines)}")
+        touched.append(registry)
+        _forget(registry)
+        return site
+
+    yield write
+    for registry in touched:
+        _forget(registry)
+    for module in [name for name in sys.modules.keys() - loaded if (site / f"{name}.py").exists()]:
+        del sys.modules[module]
+
+
+def _forget(registry: Registry[object]) -> None:
+    """Makes a registry look again for what is installed."""
+    vars(registry).pop("_others", None)
+    importlib.invalidate_caches()
 
 
 # Before any fixture: a server for a test that is skipped need not start.

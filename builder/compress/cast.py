@@ -46,7 +46,7 @@ class Cast(GraphStep[CastConfig]):
     """Converts what is float32 to a half-precision type."""
 
     name = "cast"
-    summary = "Convert what is float32 to a half-precision type."
+    about = "Convert what is float32 to a half-precision type."
     config = CastConfig
     place = 60
 

@@ -35,7 +35,7 @@ class Distil(NetworkStep[DistilConfig]):
     """Lets the uncompressed network teach the compressed one."""
 
     name = "distil"
-    summary = "Let the uncompressed network teach the compressed one, to recover what an earlier step cost."
+    about = "Let the uncompressed network teach the compressed one, to recover what an earlier step cost."
     config = DistilConfig
     place = 40
     repeats = True

@@ -75,7 +75,7 @@ class LowRank(NetworkStep[LowRankConfig]):
     """Replaces large convolutions by chains of small ones."""
 
     name = "low_rank"
-    summary = "Replace large convolutions by chains of small ones."
+    about = "Replace large convolutions by chains of small ones."
     config = LowRankConfig
     place = 20
     budgets = ("flops", "energy")

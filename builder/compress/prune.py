@@ -86,7 +86,7 @@ class Prune(NetworkStep[PruneConfig]):
     """Searches for a smaller network inside the finetuned one."""
 
     name = "prune"
-    summary = "Search for a smaller network inside the finetuned one."
+    about = "Search for a smaller network inside the finetuned one."
     config = PruneConfig
     place = 10
     budgets = _BUDGETS

@@ -97,7 +97,7 @@ class Quantize(GraphStep[QuantizeConfig]):
     """Quantises weights and activations, after training or by training on."""
 
     name = "quantize"
-    summary = "Quantise weights and activations."
+    about = "Quantise weights and activations."
     config = QuantizeConfig
     place = 50
 

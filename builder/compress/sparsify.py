@@ -66,7 +66,7 @@ class Sparsify(NetworkStep[SparsifyConfig]):
     """Sets two of every four weights to zero."""
 
     name = "sparsify"
-    summary = "Set two of every four weights to zero, as sparse tensor cores need it."
+    about = "Set two of every four weights to zero, as sparse tensor cores need it."
     config = SparsifyConfig
     place = 30
     sparse_weights = True

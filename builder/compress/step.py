@@ -91,7 +91,7 @@ class Step(ABC, Generic[Config]):
 
     name: ClassVar[str]
     """Its key in a recipe's `compress`, and its stage in the store."""
-    summary: ClassVar[str]
+    about: ClassVar[str]
     """One sentence, for the docs."""
     config: type[Config]
     """A frozen dataclass that is checked when it is made."""

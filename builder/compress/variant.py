@@ -57,7 +57,7 @@ else:
     ChosenStep = dataclasses.make_dataclass(
         "ChosenStep",
         [
-            (name, step.config | None, dataclasses.field(default=None, metadata={"doc": step.summary}))
+            (name, step.config | None, dataclasses.field(default=None, metadata={"doc": step.about}))
             for name, step in REGISTRY.all().items()
         ],
         bases=(_Choice,),

@@ -1,36 +1,42 @@
-"""What an attack is configured with, and what it must be able to do.
+"""What an attack is: its config, what the harness shows it, and where all of them are listed.
 
-An attack works on *slots*: each holds one image under attack, with its own query count and its own random stream.
-The harness fills the slots, asks for proposals, rounds and clips them, sends them, counts, and judges the answers;
-an image that is fooled or out of queries leaves its slot and the next image takes it. As nothing is shared between
-slots, a result does not depend on the batch size, the concurrency or the order of the answers.
+Most attacks work on *slots*: each holds one image under attack, with its own query count and its own random
+stream. The harness fills the slots, asks for proposals, rounds and projects them, sends them, counts, and judges
+the answers; an image that is fooled or out of queries leaves its slot and the next image takes it. As nothing is
+shared between slots, a result does not depend on the batch size, the concurrency or the order of the answers.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
+from temper.client.robustness.balls import BALLS, Ball, Norm
 from temper.client.scores import Float32Array, Int64Array, UInt8Array
+from temper.client.stats import BoolArray
+from temper.plugins import Registry, Tagged
 
-# ART asks for the image, its loss and the new loss: at the start, and in every iteration.
-ART_QUERIES_PER_STEP = 3
+Sees = Literal["scores", "labels", "surrogate", "nothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackConfig:
-    """One attack on one endpoint."""
+class AttackConfig(Tagged):
+    """One attack on one endpoint: what all attacks share. Each has its own config, beside its code."""
 
-    name: Literal["square", "noise", "art-square"] = "square"
+    tag_key: ClassVar[str] = "name"
+    default_tag: ClassVar[str] = "square"
+
+    name: str
     """attack family"""
     epsilon: float = 8.0
-    """budget per channel of a pixel in units of 1/255; the grid is integer, so its floor is what counts"""
-    norm: Literal["linf"] = "linf"
+    """budget in units of 1/255 on the uint8 image. "linf": per channel of a pixel, and as the grid is integer, its
+    floor is what counts. "l2": over all values of the image"""
+    norm: Norm = "linf"
     """norm of the budget"""
     num_images: int | None = None
     """images to evaluate, drawn by the seed; all when not given"""
@@ -42,24 +48,21 @@ class AttackConfig:
     """requests in flight"""
     seed: int = 0
     """decides the images and every random draw"""
-    p_init: float = 0.8
-    """Square: share of the image that the first squares cover; 0.8 as in AutoAttack, 0.05 for undefended ImageNet
-    models in the paper"""
 
     def __post_init__(self) -> None:
-        """Refuse what no attack can run with."""
-        choices: tuple[tuple[str, tuple[str, ...]], ...] = (
-            ("name", ("square", "noise", "art-square")),
-            ("norm", ("linf",)),
-        )
-        for field, allowed in choices:
-            if getattr(self, field) not in allowed:
-                listed = ", ".join(f'"{choice}"' for choice in allowed)
+        """Refuse what no attack can run with.
+
+        Raises:
+            ValueError: a field is out of its range, or not among what this attack knows.
+            TypeError: this is the base itself, which is no attack.
+        """
+        if type(self) is AttackConfig:
+            raise TypeError("AttackConfig is the base of all, expected one attack's own, such as SquareConfig")
+        for field, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, field) not in get_args(kind):
+                listed = ", ".join(f'"{choice}"' for choice in get_args(kind))
                 raise ValueError(f'{field}: got "{getattr(self, field)}", expected one of {listed}')
-        if not 1 <= self.epsilon <= 255:
-            raise ValueError(
-                f"epsilon: got {self.epsilon:g}, expected 1 to 255 (units of 1/255 on the uint8 image: 8/255 is 8)"
-            )
+        _ = self.ball  # checks epsilon
         for field in ("max_queries", "batch_size", "concurrency"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected at least 1")
@@ -67,18 +70,20 @@ class AttackConfig:
             raise ValueError(f"num_images: got {self.num_images}, expected at least 1")
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}, expected at least 0")
-        if not 0 < self.p_init < 1:
-            raise ValueError(f"p_init: got {self.p_init:g}, expected a share between 0 and 1")
-        if self.name == "art-square" and self.max_queries < 2 * ART_QUERIES_PER_STEP:
-            raise ValueError(
-                f"max_queries: got {self.max_queries}, expected at least {2 * ART_QUERIES_PER_STEP}: "
-                f"art-square spends {ART_QUERIES_PER_STEP} queries per image and iteration"
-            )
+
+    @classmethod
+    def kinds(cls) -> dict[str, type[Tagged]]:
+        """Return the configs of all attacks, by name.
+
+        Raises:
+            PluginError: an attack of another package cannot be used.
+        """
+        return {name: kind.config for name, kind in ATTACKS.all().items()}
 
     @property
-    def budget(self) -> int:
-        """The largest change of one uint8 value that the budget allows."""
-        return math.floor(self.epsilon)
+    def ball(self) -> Ball:
+        """The images that the budget allows."""
+        return BALLS[self.norm](self.epsilon)
 
 
 class Slots:
@@ -96,6 +101,7 @@ class Slots:
     def __init__(self, num_slots: int, image_shape: tuple[int, int, int], config: AttackConfig) -> None:
         """Allocate `num_slots` slots for images of shape (H, W, 3)."""
         self.config = config
+        self.ball = config.ball
         self.image_shape = image_shape
         self.original: UInt8Array = np.zeros((num_slots, *image_shape), dtype=np.uint8)
         self.low: UInt8Array = np.zeros((num_slots, *image_shape), dtype=np.uint8)
@@ -107,7 +113,7 @@ class Slots:
     def fill(self, slot: int, index: int, image: UInt8Array, label: int) -> None:
         """Put an image, uint8 [H, W, 3], into a slot."""
         self.original[slot] = image
-        write_bounds(self.original[slot], self.config.budget, self.low[slot], self.high[slot])
+        self.ball.write_bounds(self.original[slot], self.low[slot], self.high[slot])
         self.label[slot] = label
         self.index[slot] = index
         self.num_queries[slot] = 0
@@ -119,7 +125,6 @@ class Attack(ABC):
     def __init__(self, slots: Slots) -> None:
         """Attach the attack to the slots it works on."""
         self.slots = slots
-        self.config = slots.config
 
     @abstractmethod
     def propose(self, slots: Int64Array) -> npt.NDArray[Any]:
@@ -128,20 +133,112 @@ class Attack(ABC):
         The harness owns the array from here on: it must be a new one.
         """
 
-    @abstractmethod
-    def observe(self, slots: Int64Array, scores: Float32Array) -> None:
-        """Take in the endpoint's scores [n, classes] for the last proposals of these slots.
+    def observe(self, slots: Int64Array, answers: npt.NDArray[Any], /) -> None:
+        """Take in the endpoint's answers to the last proposals of these slots.
 
-        Only slots that go on are shown: not those whose image is fooled or out of queries.
+        They are what the attack's kind `sees`: scores, float32 [n, classes], or labels, int64 [n]. Only slots that
+        go on are shown: not those whose image is fooled or out of queries. An attack that sees neither is never
+        called and leaves this out.
         """
+        raise NotImplementedError
 
 
-def write_bounds(images: UInt8Array, budget: int, low: UInt8Array, high: UInt8Array) -> None:
-    """Write the ends of the L-inf ball around uint8 images, cut at 0 and 255, without leaving uint8."""
-    np.maximum(images, budget, out=low)
-    low -= np.uint8(budget)
-    np.minimum(images, 255 - budget, out=high)
-    high += np.uint8(budget)
+class Harness(Protocol):
+    """What an attack with a loop of its own is given: the images, and the endpoint as far as it may ask it.
+
+    Attributes:
+        config: the attack's config.
+        images: uint8 [N, H, W, 3], all of the data set.
+        labels: int64 [N], their classes.
+        finished: bool [N], true for what needs no more queries.
+    """
+
+    config: AttackConfig
+    images: UInt8Array
+    labels: Int64Array
+    finished: BoolArray
+
+    async def ask(self, indices: Int64Array, proposals: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+        """Send proposals, each cut to its budget, and return what the attack's kind `sees` of the answers.
+
+        Args:
+            indices: int64 [n], the images; each at most once.
+            proposals: [n, H, W, 3] of any number type, in units of uint8.
+
+        Returns:
+            Scores, float32 [n, classes], with NaN in the whole row where the answer was no score; or labels,
+            int64 [n], with -1 there; None for an attack that sees neither.
+
+        Raises:
+            ClientError: the server failed, a proposal is no image, or one of the images is out of queries.
+        """
+        ...
+
+    async def count_classes(self) -> int:
+        """Return the number of the model's classes. It is one question that counts as no query."""
+        ...
+
+    def finish(self, indices: Int64Array) -> None:
+        """Note that the attack on these images is over."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackKind:
+    """All there is to know of one attack: what the recipe, the command line, the harness and the docs read."""
+
+    about: str
+    """what it does, in one line"""
+    config: type[AttackConfig]
+    """its config: the default of `name` names the attack, the choices of `norm` are the norms it has"""
+    sees: Sees
+    """what it is shown of the endpoint's answers: the scores, the answered class, or nothing; "surrogate" is shown
+    nothing of them either: it follows the gradients of a network of its own"""
+    attack: Callable[[Slots], Attack] | None = None
+    """makes the attack for the harness's slots: one query per image and step"""
+    run: Callable[[Harness, Int64Array], Awaitable[None]] | None = None
+    """runs a loop of its own over the images of these indices, finished ones among them, instead"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ValueError: the config has no name, the choices are not ours, or there is not one way to run it.
+        """
+        if not isinstance(getattr(self.config, self.config.tag_key, None), str):
+            raise ValueError(
+                f"config: got {self.config.__name__} without a name, expected it as the field's default"
+            )
+        if self.sees not in get_args(Sees):
+            raise ValueError(f'sees: got "{self.sees}", expected one of {", ".join(get_args(Sees))}')
+        if not set(self.norms) <= set(BALLS):
+            raise ValueError(f"config: got the norms {', '.join(self.norms)}, expected some of {', '.join(BALLS)}")
+        if (self.attack is None) == (self.run is None):
+            raise ValueError(f'attack: got {"neither" if self.run is None else "both"}, expected it or "run"')
+
+    @property
+    def name(self) -> str:
+        """What recipes call it."""
+        name: str = getattr(self.config, self.config.tag_key)
+        return name
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms that its budget may have."""
+        return get_args(get_type_hints(self.config)["norm"])
+
+
+_HERE = "temper.client.robustness"
+ATTACKS: Registry[AttackKind] = Registry(
+    "temper.attacks",
+    f"{_HERE}.base:AttackKind",
+    {
+        "square": f"{_HERE}.attacks.square:SQUARE",
+        "noise": f"{_HERE}.attacks.noise:NOISE",
+        "art-square": f"{_HERE}.attacks.art_square:ART_SQUARE",
+    },
+)
+"""Ours, and those that other packages bring as entry points of `temper.attacks`."""
 
 
 def margin(scores: Float32Array, labels: Int64Array) -> Float32Array:

@@ -16,18 +16,14 @@ import numpy.typing as npt
 from temper.client.accuracy import evaluate
 from temper.client.errors import ClientError
 from temper.client.retry import RetryPolicy, open_model
-from temper.client.robustness.base import Attack, AttackConfig, Slots
+from temper.client.robustness.base import ATTACKS, AttackConfig, AttackKind
 from temper.client.robustness.checkpoint import Checkpoint, build_header, checkpoint_path
 from temper.client.robustness.judge import Judge
-from temper.client.robustness.noise import Noise
 from temper.client.robustness.result import AttackResult, build_result
 from temper.client.robustness.scheduler import Scheduler, build_slots
-from temper.client.robustness.square import Square
 from temper.client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels
 
 Say = Callable[[str], None]
-
-_FAMILIES: dict[str, Callable[[Slots], Attack]] = {"square": Square, "noise": Noise}
 
 
 def attack(
@@ -122,6 +118,7 @@ async def attack_endpoint(
             that answered the images themselves otherwise.
         say: called with one line when the attack goes on from a checkpoint, or can keep none.
     """
+    kind = ATTACKS.get(config.name)
     truth = check_labels(images, labels)
     indices = choose_images(len(images), config)
     log = None
@@ -141,10 +138,12 @@ async def attack_endpoint(
                 log = _open_checkpoint(checkpoint, checkpoints, header, say or _quiet)
                 stack.enter_context(log or nullcontext())
             right = indices[clean.correct]
-            judge = Judge(config, images, truth, right, gallery=gallery, checkpoint=log, progress=progress)
+            judge = Judge(
+                config, kind.sees, infer, images, truth, right, gallery=gallery, checkpoint=log, progress=progress
+            )
             start = time.perf_counter()
             try:
-                await _run(infer, judge, right)
+                await _run(kind, judge, right)
             finally:
                 num_finished = int(judge.finished[right].sum())
         except ClientError as error:
@@ -194,18 +193,15 @@ def _quiet(line: str) -> None:
     """Says nothing."""
 
 
-async def _run(infer: Infer, judge: Judge, right: Int64Array) -> None:
+async def _run(kind: AttackKind, judge: Judge, right: Int64Array) -> None:
     judge.report_progress()
-    if judge.config.name == "art-square":
-        # ART brings scikit-learn and scipy along: seconds that only this attack should cost.
-        from temper.client.robustness.art import attack_with_art
-
-        await attack_with_art(infer, judge, right)
+    if kind.run:
+        await kind.run(judge, right)
         return
+    assert kind.attack
     todo = right[~judge.finished[right]]
     if todo.size:
-        family = _FAMILIES[judge.config.name]
-        await Scheduler(infer, family(build_slots(judge, len(todo))), judge, todo).run()
+        await Scheduler(kind.attack(build_slots(judge, len(todo))), judge, todo).run()
 
 
 def choose_images(num_available: int, config: AttackConfig) -> Int64Array:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from temper.client.robustness.base import AttackConfig
+from temper.client.errors import ClientError
+from temper.client.robustness.balls import to_pixels
+from temper.client.robustness.base import AttackConfig, Sees
 from temper.client.robustness.checkpoint import Checkpoint, pack_image, unpack_image
 from temper.client.robustness.draws import image_keys
 from temper.client.robustness.result import Example
-from temper.client.scores import Float32Array, Int64Array, Progress, UInt8Array, finite_rows
+from temper.client.scores import (
+    Float32Array,
+    Infer,
+    Int64Array,
+    Progress,
+    UInt8Array,
+    check_scores,
+    finite_rows,
+)
 from temper.client.stats import BoolArray
 
 
 class Judge:
-    """Counts queries and judges answers for the images of a data set.
+    """Counts queries and judges answers for the images of a data set; it is an attack's `Harness`.
 
     Attributes:
+        infer: the endpoint.
         fooled_at: int64 [N], the query that fooled each image, counted from 1; 0 where none did.
         broken_at: int64 [N], the query whose answer was no score (NaN or an infinity); 0 where all were. Such an
             image is neither fooled nor robust.
@@ -31,6 +43,8 @@ class Judge:
     def __init__(
         self,
         config: AttackConfig,
+        sees: Sees,
+        infer: Infer,
         images: UInt8Array,
         labels: Int64Array,
         todo: Int64Array,
@@ -40,12 +54,14 @@ class Judge:
         progress: Progress | None = None,
     ) -> None:
         """Prepare to judge the images `todo` (indices); outcomes found in the checkpoint are taken over."""
-        self.config, self.images, self.labels = config, images, labels
+        self.config, self.infer, self.images, self.labels = config, infer, images, labels
         self.fooled_at: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.broken_at: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.queries: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.finished: BoolArray = np.zeros(len(images), dtype=np.bool_)
         self.num_queries = 0
+        self._sees = sees
+        self._free = asyncio.Semaphore(config.concurrency)
         self._checkpoint, self._progress = checkpoint, progress
         self._spent, self._budget = 0, len(todo) * config.max_queries
         self._gallery_size = gallery
@@ -54,6 +70,43 @@ class Judge:
         self._examples: dict[int, Example] = {}
         for entry in checkpoint.entries if checkpoint else []:
             self._restore(entry)
+
+    async def ask(self, indices: Int64Array, proposals: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+        """Send proposals for these images, judge the answers and return what the attack sees of them."""
+        if (self.queries[indices] >= self.config.max_queries).any():
+            raise ClientError(
+                f"{self.config.name} asked for an image more than max_queries ({self.config.max_queries}) times; "
+                "mend the attack"
+            )
+        originals: UInt8Array = np.array(self.images[indices])
+        low, high = np.empty_like(originals), np.empty_like(originals)
+        ball = self.config.ball
+        ball.write_bounds(originals, low, high)
+        sent = to_pixels(ball, proposals, list(originals), list(low), list(high))
+        size = self.config.batch_size
+        parts = [slice(start, start + size) for start in range(0, len(indices), size)]
+        scores = np.concatenate(
+            await asyncio.gather(*(self._ask_once(indices[part], sent[part]) for part in parts))
+        )
+        self.report_progress()
+        return self.shown(scores)
+
+    async def _ask_once(self, indices: Int64Array, sent: UInt8Array) -> Float32Array:
+        async with self._free:
+            scores = check_scores(await self.infer(sent), self.labels[indices])
+        self.answer(indices, sent, scores)
+        return scores
+
+    def shown(self, scores: Float32Array) -> npt.NDArray[Any] | None:
+        """Return what the attack sees of these scores; see `Harness.ask`."""
+        broken = ~finite_rows(scores)
+        if self._sees == "scores":
+            return np.where(broken[:, None], np.float32(np.nan), scores)
+        return np.where(broken, -1, scores.argmax(axis=1)) if self._sees == "labels" else None
+
+    async def count_classes(self) -> int:
+        """Return the number of the model's classes, by a question that counts as no query."""
+        return (await self.infer(np.array(self.images[:1]))).shape[1]
 
     def answer(self, indices: Int64Array, sent: UInt8Array | list[UInt8Array], scores: Float32Array) -> BoolArray:
         """Judge answers.
@@ -89,6 +142,7 @@ class Judge:
             self._spent += max(0, self.config.max_queries - int(self.queries[index]))
             if self._checkpoint:
                 self._checkpoint.append(self._entry(index))
+        self.report_progress()
 
     def report_progress(self) -> None:
         """Tell how much of the query budget of all images is spent; a fooled image gives back its rest at once."""
@@ -139,28 +193,3 @@ class Judge:
         if "adversarial" in entry:
             sent = unpack_image(entry["adversarial"], self.images.shape[1:])
             self._show(index, sent, int(entry["served_label"]))
-
-
-def to_pixels(proposals: npt.NDArray[Any], lows: list[UInt8Array], highs: list[UInt8Array]) -> UInt8Array:
-    """Round proposals to the grid and clip them into their budgets.
-
-    Args:
-        proposals: [n, H, W, 3] of any number type, in units of uint8; overwritten when it is uint8.
-        lows: n arrays uint8 [H, W, 3], the least value of each pixel.
-        highs: the greatest.
-
-    Returns:
-        uint8 [n, H, W, 3], what may be sent.
-    """
-    if proposals.dtype == np.uint8:
-        pixels: UInt8Array = proposals
-        # Image by image, because one image fits the cache and a whole batch does not.
-        for image, low, high in zip(pixels, lows, highs, strict=True):
-            np.maximum(image, low, out=image)
-            np.minimum(image, high, out=image)
-        return pixels
-    pixels = np.empty(proposals.shape, dtype=np.uint8)
-    whole = np.issubdtype(proposals.dtype, np.integer)
-    for image, proposal, low, high in zip(pixels, proposals, lows, highs, strict=True):
-        image[:] = np.clip(proposal if whole else np.rint(proposal), low, high)
-    return pixels

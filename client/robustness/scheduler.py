@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from temper.client.accuracy import gather_or_cancel
+from temper.client.robustness.balls import to_pixels
 from temper.client.robustness.base import Attack, Slots
-from temper.client.robustness.judge import Judge, to_pixels
-from temper.client.scores import Float32Array, Infer, Int64Array, UInt8Array, check_scores
+from temper.client.robustness.judge import Judge
+from temper.client.scores import Float32Array, Int64Array, UInt8Array, check_scores
 
 # Images proposed ahead of need, at least: numpy's cost per call is shared among them when requests are small.
 _MIN_AHEAD = 32
@@ -20,16 +21,16 @@ _TURNS_TO_SEND = 3
 
 
 class Scheduler:
-    """Runs one attack over the images `todo` through an endpoint.
+    """Runs one attack over the images `todo` through the judge's endpoint.
 
     There are more slots than images in flight, so that requests lie prepared: when an answer comes, the next
     request leaves at once, and only when none is left are the answers settled and new requests prepared, all
     together, while the server computes. At the end, when no image waits, the rest is shared evenly.
     """
 
-    def __init__(self, infer: Infer, attack: Attack, judge: Judge, todo: Int64Array) -> None:
+    def __init__(self, attack: Attack, judge: Judge, todo: Int64Array) -> None:
         """Take over the attack's slots."""
-        self._infer, self._attack, self._judge = infer, attack, judge
+        self._attack, self._judge = attack, judge
         self._slots = attack.slots
         self._config = judge.config
         self._waiting: Iterator[int] = iter(todo.tolist())
@@ -56,7 +57,7 @@ class Scheduler:
             slots, sent = self._prepared.popleft()
             if not self._prepared:
                 self._wanted.set()
-            self._answered.append((slots, sent, await self._infer(sent)))
+            self._answered.append((slots, sent, await self._judge.infer(sent)))
             if not self._prepared:
                 self._wanted.set()
 
@@ -90,9 +91,9 @@ class Scheduler:
         if not num_requests:
             return
         slots = np.array([self._ready.popleft() for _ in range(num_requests * size)], dtype=np.int64)
-        lows = [self._slots.low[slot] for slot in slots.tolist()]
-        highs = [self._slots.high[slot] for slot in slots.tolist()]
-        sent = to_pixels(self._attack.propose(slots), lows, highs)
+        state = self._slots
+        bounds = ([rows[slot] for slot in slots.tolist()] for rows in (state.original, state.low, state.high))
+        sent = to_pixels(state.ball, self._attack.propose(slots), *bounds)
         for start in range(0, len(slots), size):
             part = slice(start, start + size)
             self._prepared.append((slots[part], sent[part]))
@@ -113,7 +114,8 @@ class Scheduler:
         over = lost | (state.num_queries[slots] >= self._config.max_queries)
         going_on = slots[~over]
         if going_on.size:
-            self._attack.observe(going_on, scores[~over])
+            if (shown := self._judge.shown(scores[~over])) is not None:
+                self._attack.observe(going_on, shown)
             self._ready.extend(going_on.tolist())
         if over.any():
             self._judge.finish(state.index[slots[over]])

@@ -15,6 +15,7 @@ import click
 
 from temper.cli.failures import Group
 from temper.cli.options import (
+    RegistryChoice,
     debug_option,
     json_option,
     model_option,
@@ -248,9 +249,20 @@ def load(
 )
 @click.option("--labels", type=path_type, help="With a .npy of images: .npy of their classes, integers [N].")
 @click.option(
-    "--attack", "name", default="square", show_default=True, type=click.Choice(["square", "noise", "art-square"])
+    "--attack",
+    "name",
+    default="square",
+    show_default=True,
+    type=RegistryChoice("temper.client.robustness.base:ATTACKS"),
 )
-@click.option("--epsilon", type=click.FLOAT, default=8.0, show_default=True, help="L-inf budget in 1/255.")
+@click.option(
+    "--epsilon",
+    type=click.FLOAT,
+    default=8.0,
+    show_default=True,
+    help="Budget in 1/255: per channel of a pixel in linf, over the whole image in l2.",
+)
+@click.option("--norm", metavar="[linf|l2]", help="Norm of the budget, of those that the attack has.  [linf]")
 @click.option("--max-queries", type=click.INT, default=1000, show_default=True, help="Queries per image.")
 @click.option("--num-images", type=click.INT, help="Images to attack, drawn by the seed; all when not given.")
 @click.option("--batch-size", type=click.INT, default=32, show_default=True, help="Images per request.")

@@ -5,10 +5,16 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from temper.plugins import Registry
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -24,6 +30,33 @@ class _PathType(click.Path):
             if error.errno == errno.ENAMETOOLONG:
                 self.fail(f"{str(path)[:60]}...: no file has a name of that length", param, ctx)
         return path
+
+
+class RegistryChoice(click.ParamType[str]):
+    """One of a registry's names. The registry is imported when they are wanted, not for the list of commands."""
+
+    name = "choice"
+
+    def __init__(self, registry: str) -> None:
+        """Takes the registry's place, "module:name"."""
+        self._place = registry
+
+    def _choice(self) -> click.Choice[str]:
+        module, _, name = self._place.partition(":")
+        registry: Registry[Any] = getattr(import_module(module), name)
+        return click.Choice(registry.names())
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """The names, as the help shows them."""
+        return self._choice().get_metavar(param, ctx)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuses what is no name."""
+        return self._choice().convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names that begin so."""
+        return self._choice().shell_complete(ctx, param, incomplete)
 
 
 path_type = _PathType(path_type=Path)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from temper.client.robustness.base import ATTACKS
 from temper.report import text
 from temper.report.svg import Axis, Plot, log_span, span
 from temper.report.table import attack_keys
@@ -122,8 +123,13 @@ def _groups(variant: Variant, keys: Sequence[tuple[str, str, float]]) -> Iterato
             yield group, {**rows[key], "value": rows[key]["accuracy"]}
 
 
+def _is_blind(attack: str) -> bool:
+    """Whether an attack is shown nothing of the answers; False for one that is not installed here."""
+    return attack in ATTACKS.names() and ATTACKS.get(attack).sees == "nothing"
+
+
 def robust_accuracy_over_queries(variants: Sequence[Variant]) -> str | None:
-    """How accuracy falls as the attacker may ask more often; noise, which searches nothing, is broken."""
+    """How accuracy falls as the attacker may ask more often; what goes by no answers, as noise, is broken."""
     curves = [
         (index, row)
         for index, variant in enumerate(variants)
@@ -138,10 +144,10 @@ def robust_accuracy_over_queries(variants: Sequence[Variant]) -> str | None:
     y = Axis(low=0, high=100, label="accuracy", suffix=" %")
     plot = Plot(x, y, "Accuracy over the attacker's queries, per variant")
     for index, row in curves:
-        plot.line(_steps(row["curve"]), f"{style(index)} {'broken' if row['attack'] == 'noise' else 'full'}")
+        plot.line(_steps(row["curve"]), f"{style(index)} {'broken' if _is_blind(row['attack']) else 'full'}")
     ends: dict[str, Mapping[str, float]] = {}
     for _, row in curves:
-        name, last = f"{row['attack']} {row['epsilon']:g}", row["curve"][-1]
+        name, last = f"{row['attack']} {text.budget(row['norm'], row['epsilon'])}", row["curve"][-1]
         ends[name] = min(ends.get(name, last), last, key=lambda point: point["accuracy"])
     for name, end in ends.items():
         # Under the lowest curve, unless that is where the axis is.

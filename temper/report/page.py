@@ -80,7 +80,8 @@ def _tiles(report: Report) -> str:
     if ratio := comparison.get("throughput_ratio"):
         tiles.append((text.times(ratio), "throughput", names))
     for attack in comparison.get("robustness", []):
-        tiles.append(_paired_tile(f"accuracy under {attack['attack']}", attack))
+        budget = text.budget(attack["norm"], attack["epsilon"])
+        tiles.append(_paired_tile(f"accuracy under {attack['attack']} {budget}", attack))
     if ratio := comparison.get("size_ratio"):
         tiles.append((text.times(ratio), "size of the engine file", names))
     body = "".join(

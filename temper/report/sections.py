@@ -56,7 +56,8 @@ def per_class(report: Report) -> str:
     for variant in report["variants"]:
         columns[f"{variant['name']} clean"] = _by_class(variant.get("per_class"))
         for row in variant.get("robustness", []):
-            columns[f"{variant['name']} {row['attack']}"] = _by_class(row.get("per_class"))
+            budget = text.budget(row["norm"], row["epsilon"])
+            columns[f"{variant['name']} {row['attack']} {budget}"] = _by_class(row.get("per_class"))
     columns = {name: column for name, column in columns.items() if column}
     labels = list(dict.fromkeys(label for column in columns.values() for label in column))
     if not columns:

@@ -56,6 +56,6 @@ def probability(value: float) -> str:
 
 
 def budget(norm: str, epsilon: float) -> str:
-    """An attack's budget: `L∞ 24/255`."""
+    """An attack's budget: `L∞ 24/255`, `L2 512/255`."""
     name = {"linf": "L\N{INFINITY}", "l2": "L2"}.get(norm, norm)
     return f"{name} {epsilon:g}/255"

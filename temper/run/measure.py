@@ -185,7 +185,7 @@ class Measurements:
             np.save(folder / INDICES_FILE, result.indices)
             return {**result.to_json(), "gallery": self._gallery(result, folder / "gallery")}
 
-        code = ("temper.client.robustness.harness",)
+        code = ("temper.client.robustness.harness", type(config).__module__)
         return self._run(
             f"attack-{config.name}", target, dataclasses.asdict(config), make, _note_attack, code=code
         )

@@ -106,8 +106,8 @@ class Recipe:
             key = (attack.name, attack.norm, attack.epsilon)
             if key in seen:
                 raise ValueError(
-                    f"attacks[{index}]: got {attack.name} at epsilon {attack.epsilon:g} "
-                    f"as in attacks[{seen[key]}], expected another name or epsilon"
+                    f"attacks[{index}]: got {attack.name} at epsilon {attack.epsilon:g} in {attack.norm} "
+                    f"as in attacks[{seen[key]}], expected another name, norm or epsilon"
                 )
             seen[key] = index
             limit = self.data.num_test

@@ -10,13 +10,14 @@ import pytest
 
 from temper.client.errors import ServerUnavailable
 from temper.client.robustness import AttackConfig, attack_endpoint
+from temper.client.robustness.base import ATTACKS
 from temper.client.robustness.checkpoint import Checkpoint
 
 Digits = Any  # the fixture's class in conftest.py
 
 
 def config(name: str = "square", **changes: Any) -> AttackConfig:
-    return AttackConfig(**{"name": name, "epsilon": 40, "max_queries": 60, "batch_size": 8, **changes})
+    return ATTACKS.get(name).config(**{"epsilon": 40, "max_queries": 60, "batch_size": 8, **changes})
 
 
 @pytest.mark.parametrize("name", ["square", "noise", "art-square"])

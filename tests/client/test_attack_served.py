@@ -16,6 +16,9 @@ from temper.client import Client
 from temper.client.errors import ModelNotFound, ServerUnavailable
 from temper.client.retry import RetryPolicy
 from temper.client.robustness import AttackConfig, AttackResult, attack
+from temper.client.robustness.attacks.noise import NoiseConfig
+from temper.client.robustness.attacks.square import SquareConfig
+from temper.client.robustness.base import ATTACKS
 from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
@@ -26,7 +29,8 @@ NUM_IMAGES = 32
 
 
 def config(name: str) -> AttackConfig:
-    return AttackConfig(name=name, epsilon=24, num_images=NUM_IMAGES, max_queries=60, batch_size=8, concurrency=4)
+    shared = {"epsilon": 24, "num_images": NUM_IMAGES, "max_queries": 60, "batch_size": 8, "concurrency": 4}
+    return ATTACKS.get(name).config(**shared)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def test_server_misjudges_every_example_when_it_is_asked_again(
 def test_attack_reads_a_memory_map(server: TritonServer, sample: Sample, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", sample.images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    small = AttackConfig(epsilon=24, num_images=4, max_queries=5)
+    small = SquareConfig(epsilon=24, num_images=4, max_queries=5)
     assert attack(server.grpc_url, "toy_fp32", mapped, sample.labels, small).accuracy["num_images"] == 4
 
 
@@ -112,7 +116,7 @@ def test_attack_goes_on_through_a_restart_of_the_server(toy_repository: Path, sa
                 os.kill(doomed.pid, signal.SIGKILL)
                 restart.start()
 
-        small = AttackConfig(name="noise", epsilon=24, num_images=16, max_queries=20, batch_size=4)
+        small = NoiseConfig(epsilon=24, num_images=16, max_queries=20, batch_size=4)
         patient = RetryPolicy(max_attempts=1000, patience_s=600, budget_share=100.0)
         data = (sample.images, sample.labels)
         result = attack(doomed.grpc_url, "toy_fp32", *data, small, kill, retry=patient)

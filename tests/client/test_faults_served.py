@@ -19,7 +19,8 @@ from temper.cli.main import cli
 from temper.client import AsyncClient, Client, ModelNotFound, NonFiniteOutput, Overloaded, VersionChanged
 from temper.client.accuracy import evaluate_accuracy
 from temper.client.load import LoadConfig, run_closed_loop, run_open_loop
-from temper.client.robustness import AttackConfig, attack
+from temper.client.robustness import attack
+from temper.client.robustness.attacks.noise import NoiseConfig
 from temper.serve.server import TritonServer
 
 pytestmark = pytest.mark.server
@@ -137,7 +138,7 @@ def test_accuracy_and_attack_count_it(served: TritonServer) -> None:
     labels = np.ones(40, int)
     result = evaluate_accuracy(served.grpc_url, "faulty", images(40, 255), labels)
     assert (result.value, result.errors) == (0.5, {"nonfinite_output": 20})
-    config = AttackConfig(name="noise", epsilon=1, max_queries=3, batch_size=8)
+    config = NoiseConfig(epsilon=1, max_queries=3, batch_size=8)
     attacked = attack(served.grpc_url, "faulty", images(40, 255), labels, config)
     assert attacked.accuracy["value"] == 0.5 and attacked.errors == {"nonfinite_output": 20}
     with pytest.raises(NonFiniteOutput, match="not one answer to 40 images"):
@@ -279,7 +280,7 @@ def test_measurements_across_a_promotion_fail_by_name(served: TritonServer, prom
     with pytest.raises(ModelNotFound, match=r"model 'promoted' on .* has no version \d+; it serves: \d+"):
         evaluate_accuracy(served.grpc_url, "promoted", pixels, labels, 4, once)
     promoted.clear()
-    config = AttackConfig(name="noise", max_queries=500, batch_size=8)
+    config = NoiseConfig(max_queries=500, batch_size=8)
     with pytest.raises(ModelNotFound, match=r"has no version \d+; it serves: \d+ .attack noise: "):
         attack(served.grpc_url, "promoted", pixels, labels, config, once)
 

@@ -22,7 +22,8 @@ from temper.client.errors import (
     ShortOutput,
 )
 from temper.client.retry import RetryingInfer, RetryPolicy
-from temper.client.robustness import AttackConfig, attack_endpoint
+from temper.client.robustness import attack_endpoint
+from temper.client.robustness.base import ATTACKS
 
 Digits = Any  # the fixture's class in conftest.py
 IMAGES = np.zeros((2, 16, 16, 3), np.uint8)
@@ -145,7 +146,7 @@ async def test_server_that_sheds_load_is_asked_one_thing_at_a_time_and_the_budge
 @pytest.mark.parametrize("name", ["square", "noise", "art-square"])
 async def test_attack_through_faults_equals_one_without(digits: Digits, name: str) -> None:
     data = (digits.images[:40], digits.labels[:40])
-    config = AttackConfig(name=name, epsilon=40, max_queries=30, batch_size=8)
+    config = ATTACKS.get(name).config(epsilon=40, max_queries=30, batch_size=8)
     whole = await attack_endpoint(digits.endpoint().infer, *data, config)
     endpoint = Failing(PASSES["lost connection"], range(20, 26), digits.endpoint().infer)
     infer = RetryingInfer(endpoint, SWIFT)

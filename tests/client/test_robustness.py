@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import math
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ import pytest
 
 from temper.client.errors import ServerUnavailable
 from temper.client.robustness import AttackConfig, AttackResult, attack_endpoint
+from temper.client.robustness.base import ATTACKS
 from temper.client.robustness.result import build_result
+from temper.plugins import PluginError
 
 Digits = Any  # the fixture's class in conftest.py
 FAMILIES = ("square", "noise", "art-square")
 
 
 def config(name: str, **changes: Any) -> AttackConfig:
-    return AttackConfig(**{"name": name, "epsilon": 40, "max_queries": 60, "batch_size": 16, **changes})
+    return ATTACKS.get(name).config(**{"epsilon": 40, "max_queries": 60, "batch_size": 16, **changes})
 
 
 async def run(digits: Digits, endpoint: Any, settings: AttackConfig, **arguments: Any) -> AttackResult:
@@ -243,8 +246,12 @@ async def test_answer_that_is_no_number_is_neither_robust_nor_fooled(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "pgd"}, 'name: got "pgd", expected one of "square", "noise", "art-square"'),
-        ({"norm": "l1"}, 'norm: got "l1", expected one of "linf"'),
+        ({"norm": "l2"}, 'norm: got "l2", expected one of "linf"'),
+        ({"name": "art-square", "norm": "l2"}, 'norm: got "l2", expected one of "linf"'),
+        ({"name": "noise", "norm": "l1"}, 'norm: got "l1", expected one of "linf", "l2"'),
+        ({"name": "noise", "norm": "l2", "epsilon": 0.5}, "epsilon: got 0.5, expected at least 1, and finite"),
+        ({"name": "noise", "norm": "l2", "epsilon": math.inf}, "epsilon: got inf, expected at least 1, and fin"),
+        ({"name": "noise", "norm": "l2", "epsilon": math.nan}, "epsilon: got nan, expected at least 1, and fin"),
         ({"epsilon": 0.03}, r"epsilon: got 0.03, expected 1 to 255 \(units of 1/255 on the uint8 image"),
         ({"epsilon": 256}, "epsilon: got 256, expected 1 to 255"),
         ({"epsilon": float("nan")}, "epsilon: got nan, expected 1 to 255"),
@@ -254,6 +261,7 @@ async def test_answer_that_is_no_number_is_neither_robust_nor_fooled(
         ({"num_images": 0}, "num_images: got 0, expected at least 1"),
         ({"seed": -1}, "seed: got -1, expected at least 0"),
         ({"p_init": 1.0}, "p_init: got 1, expected a share between 0 and 1"),
+        ({"name": "art-square", "p_init": 0.0}, "p_init: got 0, expected a share between 0 and 1"),
         (
             {"name": "art-square", "max_queries": 5},
             "max_queries: got 5, expected at least 6: art-square spends 3 queries per image and iteration",
@@ -261,8 +269,16 @@ async def test_answer_that_is_no_number_is_neither_robust_nor_fooled(
     ],
 )
 def test_config_refuses_what_no_attack_can_run_with(changes: dict[str, Any], message: str) -> None:
+    kind = ATTACKS.get(changes.get("name", "square"))
     with pytest.raises(ValueError, match=message):
-        AttackConfig(**changes)
+        kind.config(**changes)
+
+
+def test_what_is_no_attack_is_refused() -> None:
+    with pytest.raises(PluginError, match="temper.attacks: got 'pgd', expected one of square, noise, art-square"):
+        ATTACKS.get("pgd")
+    with pytest.raises(TypeError, match="AttackConfig is the base of all, expected one attack's own, such as Squ"):
+        AttackConfig(name="square")
 
 
 async def test_more_images_than_there_are_is_refused(digits: Digits) -> None:

@@ -6,11 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from temper.client.robustness.base import AttackConfig, Slots, margin, write_bounds
+from temper.client.robustness.attacks.noise import Noise, NoiseConfig
+from temper.client.robustness.attacks.square import Square, SquareConfig, square_sides
+from temper.client.robustness.base import Slots, margin
 from temper.client.robustness.draws import below, image_keys, random_words
-from temper.client.robustness.judge import to_pixels
-from temper.client.robustness.noise import Noise
-from temper.client.robustness.square import Square, square_sides
 
 
 def published_share(p_init: float, iteration: int, num_iterations: int) -> float:
@@ -39,7 +38,7 @@ def test_sides_stay_inside_small_and_oblong_images() -> None:
 
 
 def make_square(images: npt.NDArray[np.uint8], epsilon: float = 10, max_queries: int = 1000) -> Square:
-    slots = Slots(len(images), images.shape[1:], AttackConfig(epsilon=epsilon, max_queries=max_queries))
+    slots = Slots(len(images), images.shape[1:], SquareConfig(epsilon=epsilon, max_queries=max_queries))
     for slot, image in enumerate(images):
         slots.fill(slot, slot, image, 0)
     return Square(slots)
@@ -119,7 +118,7 @@ def test_below_is_uniform_and_inside() -> None:
 
 
 def test_noise_fills_the_ball_evenly_and_its_corners_in_turn(images: npt.NDArray[np.uint8]) -> None:
-    slots = Slots(6, images.shape[1:], AttackConfig(name="noise", epsilon=4))
+    slots = Slots(6, images.shape[1:], NoiseConfig(epsilon=4))
     grey = np.full_like(images[0], 128)
     for slot in range(6):
         slots.fill(slot, slot, grey, 0)
@@ -131,26 +130,6 @@ def test_noise_fills_the_ball_evenly_and_its_corners_in_turn(images: npt.NDArray
     assert set(np.unique(corners)) == {-4, 4} and abs(corners.mean()) < 0.4
     slots.num_queries += 1
     assert not np.array_equal(inside, Noise(slots).propose(np.arange(6)).astype(int) - 128)
-
-
-@pytest.mark.parametrize("budget", [1, 10, 200, 255])
-def test_bounds_equal_wide_arithmetic(budget: int) -> None:
-    values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    low, high = np.empty_like(values), np.empty_like(values)
-    write_bounds(values, budget, low, high)
-    assert np.array_equal(low, np.clip(values.astype(int) - budget, 0, 255))
-    assert np.array_equal(high, np.clip(values.astype(int) + budget, 0, 255))
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
-def test_harness_rounds_and_clips_whatever_an_attack_proposes(dtype: type) -> None:
-    original = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
-    low, high = np.empty_like(original), np.empty_like(original)
-    write_bounds(original, 5, low, high)
-    wild = np.random.default_rng(1).uniform(0 if dtype == np.uint8 else -300, 255, original.shape).astype(dtype)
-    pixels = to_pixels(wild.copy(), list(low), list(high))
-    assert pixels.dtype == np.uint8
-    assert np.array_equal(pixels, np.clip(np.rint(wild.astype(np.float64)), low, high))
 
 
 def test_margin_is_negative_exactly_when_another_class_wins() -> None:

@@ -31,7 +31,7 @@ class Clip(NetworkStep[ClipConfig]):
     """Cuts off the weights of convolutions and linear layers."""
 
     name = "clip"
-    summary = "Cut off the weights that are far from all others."
+    about = "Cut off the weights that are far from all others."
     config = ClipConfig
     place = 35  # after sparsify (30), before distil (40)
 

@@ -17,7 +17,8 @@ from temper.cli.inputs import Tree, load_tree, open_images, open_labels
 from temper.client.client import Client
 from temper.client.errors import ClientError
 from temper.client.model import ModelInfo
-from temper.client.robustness import AttackConfig, AttackResult, attack
+from temper.client.robustness import AttackResult, attack
+from temper.client.robustness.base import ATTACKS
 from temper.client.robustness.checkpoint import FILE_NAME
 from temper.errors import TemperError
 from temper.imaging.errors import show
@@ -55,7 +56,8 @@ def attack_command(
             failed.
     """
     try:
-        config = AttackConfig(**settings)
+        kind = ATTACKS.get(settings["name"])
+        config = kind.config(**{name: value for name, value in settings.items() if value is not None})
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     label = f"{config.name} {budget(config.norm, config.epsilon)} on {model}"

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from temper.cli.main import cli
+from temper.client.robustness.base import ATTACKS
 from temper.errors import WorkflowError
 from temper.serve.ports import take_ports
 
@@ -75,6 +76,30 @@ def test_help_of_a_command(command: str) -> None:
     assert result.stdout.startswith(f"Usage: cli {command} [OPTIONS]")
 
 
+def test_attacks_of_other_packages_are_choices(install: Callable[..., Path]) -> None:
+    install(
+        ATTACKS,
+        "stripes",
+        (ROOT / "docs" / "examples" / "attack" / "temper_example_attack.py").read_text(),
+        {"stripes": "STRIPES"},
+    )
+    assert "--attack [square|noise|art-square|stripes]" in " ".join(invoke("attack", "--help").stdout.split())
+
+
+def test_broken_attack_of_another_package_costs_only_what_it_is_for(install: Callable[..., Path]) -> None:
+    install(ATTACKS, "broken", "import no_such_module", {"mine": "MINE"})
+    assert invoke("attack", "--help").exit_code == 0
+    check_failed(
+        invoke("attack", "--model", "m", "--images", "d", "--attack", "mine"),
+        "temper.attacks 'mine' of broken (broken:MINE) does not load: ModuleNotFoundError: No module named "
+        "'no_such_module'; mend or uninstall it",
+    )
+    install(ATTACKS, "greedy", "", {"mine": "MINE"})
+    result = invoke("attack", "--help")
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "has the name of temper.attacks 'mine' of " in result.stderr
+
+
 def test_version() -> None:
     result = invoke("--version")
     assert result.exit_code == 0
@@ -103,6 +128,14 @@ USAGE = {
     "duration": (("load", "--model", "m", "--duration", "-1"), "duration_s: got -1.0, expected seconds above 0"),
     "port": (("serve", "--grpc-port", "70000"), "70000 is not in the range 1<=x<=65535"),
     "attack": (("attack", "--model", "m", "--images", "d", "--attack", "laser"), "'laser' is not one of 'square'"),
+    "norm": (
+        ("attack", "--model", "m", "--images", "d", "--norm", "l2"),
+        'norm: got "l2", expected one of "linf"',
+    ),
+    "norm that there is not": (
+        ("attack", "--model", "m", "--images", "d", "--attack", "noise", "--norm", "l1"),
+        'norm: got "l1", expected one of "linf", "l2"',
+    ),
     "epsilon": (
         ("attack", "--model", "m", "--images", "d", "--epsilon", "300"),
         "epsilon: got 300, expected 1 to 255 (units of 1/255",

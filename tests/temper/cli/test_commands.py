@@ -18,6 +18,7 @@ from PIL import Image
 
 from temper.cli.main import cli
 from temper.client.client import Client
+from temper.client.robustness.base import ATTACKS
 from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
@@ -273,6 +274,19 @@ def test_attack_arrays_json(server: TritonServer, sample: Sample, tmp_path: Path
     assert found["accuracy"]["value"] <= found["clean_accuracy"]["value"]
     assert (found["errors"], found["retries"]) == ({}, {})
     assert list(Path("runs", "attacks").iterdir()) == []  # its checkpoint goes when it is done
+
+
+def test_attack_of_another_package_in_l2(server: TritonServer, tree: Path, install: Callable[..., Path]) -> None:
+    install(
+        ATTACKS,
+        "stripes",
+        (ROOT / "docs" / "examples" / "attack" / "temper_example_attack.py").read_text(),
+        {"stripes": "STRIPES"},
+    )
+    settings = ("--attack", "stripes", "--norm", "l2", "--epsilon", 512, "--max-queries", 3)
+    result = on(server, "attack", "--images", tree, *settings)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"stripes L2 512/255, at most 3 queries per image, on {MODEL} version 1\n")
 
 
 def test_attack_more_images_than_there_are(server: TritonServer, tree: Path) -> None:

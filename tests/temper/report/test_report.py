@@ -188,6 +188,34 @@ def test_answers_when_nothing_was_measured(report: Report) -> None:
     assert answers(report) == []
 
 
+def test_budget_names_its_norm_wherever_it_stands(report: Report, tmp_path: Path) -> None:
+    """The same attack in two norms is two attacks."""
+    for variant in report["variants"]:
+        noise = variant["robustness"][0]
+        variant["robustness"].append({**noise, "norm": "l2", "epsilon": 512.0})
+    report["comparisons"][0]["robustness"][0] |= {"norm": "l2", "epsilon": 512.0}
+    assert "96.0 % under noise (L∞ 24/255), 31.0 % under square (L∞ 24/255), 96.0 % under noise (L2 512/255)" in (
+        " ".join(answers({**report, "variants": report["variants"][:1], "comparisons": []}))
+    )
+    assert render_table(report).splitlines()[0].split()[-3:] == ["noise", "L2", "512/255"]
+    _, page = check_page(report, tmp_path)
+    for words in (
+        "accuracy under noise L2 512/255",
+        "fp32 noise L∞ 24/255",
+        "fp32 noise L2 512/255",
+        ">noise L2 512/255<",
+    ):
+        assert words in page
+
+
+def test_curve_of_an_attack_that_sees_no_answers_is_broken(report: Report) -> None:
+    variants = report["variants"][:1]
+    for name, is_broken in (("noise", True), ("square", False), ("not installed here", False)):
+        variants[0]["robustness"] = [{**variants[0]["robustness"][0], "attack": name}]
+        drawn = figures.robust_accuracy_over_queries(variants)
+        assert drawn is not None and ("broken" in drawn) == is_broken
+
+
 def test_render_table(report: Report) -> None:
     head, _, first, second = render_table(report).splitlines()
     assert head.split() == (

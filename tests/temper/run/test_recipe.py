@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from temper.client.robustness.base import ATTACKS
 from temper.errors import RecipeError
+from temper.plugins import PluginError
 from temper.run.recipe import Recipe, load_recipe
 
 GOOD = """
@@ -269,10 +272,45 @@ MISTAKES = {
         'name = "fp32"',
         'variants[1].name: got "fp32", expected another name than that of variants[0]',
     ),
+    "attack that nobody provides": (
+        'name = "square"',
+        'name = "laser"',
+        'attacks[0].name: got "laser", expected one of "square", "noise", "art-square"',
+    ),
+    "attack that is no name": (
+        'name = "square"\nepsilon',
+        "name = 3\nepsilon",
+        'attacks[0].name: got 3, expected one of "square", "noise", "art-square"',
+    ),
+    "key of another attack": (
+        'name = "square"',
+        'name = "noise"\np_init = 0.5',
+        "attacks[0].p_init: no such key, expected one of name, epsilon, norm, num_images,",
+    ),
+    "norm that the attack has not": (
+        "epsilon = 8",
+        'norm = "l2"',
+        'attacks[0].norm: got "l2", expected "linf"',
+    ),
+    "norm that no attack has": (
+        'name = "square"',
+        'name = "noise"\nnorm = "l1"',
+        'attacks[0].norm: got "l1", expected one of "linf", "l2"',
+    ),
+    "budget below a step of the grid": (
+        'name = "square"\nepsilon = 8',
+        'name = "noise"\nnorm = "l2"\nepsilon = 0.5',
+        "attacks[0].epsilon: got 0.5, expected at least 1, and finite (units of 1/255 over the whole image",
+    ),
+    "share of the attack": (
+        "epsilon = 8",
+        "p_init = 2.0",
+        "attacks[0].p_init: got 2, expected a share between 0 and 1",
+    ),
     "duplicate attacks": (
         "epsilon = 8",
         'epsilon = 8\n[[attacks]]\nname = "square"\nepsilon = 8.0',
-        "attacks[1]: got square at epsilon 8 as in attacks[0], expected another name or epsilon",
+        "attacks[1]: got square at epsilon 8 in linf as in attacks[0], expected another name, norm or epsilon",
     ),
     "batches": (
         'kind = "auto"',
@@ -367,3 +405,40 @@ def test_load_recipe_paths_are_the_recipes_own(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, text))
     assert recipe.data.path == str(tmp_path / "images")
     assert recipe.model.weights == str(tmp_path / "weights" / "best.safetensors")
+
+
+def test_attack_of_a_recipe_takes_its_own_keys(tmp_path: Path) -> None:
+    unnamed = GOOD.replace('name = "square"\n', "p_init = 0.05\n")
+    noise = '[[attacks]]\nname = "noise"\nnorm = "l2"\nepsilon = 512\n'
+    attacks = load_recipe(write(tmp_path, unnamed + noise)).attacks
+    assert [(attack.name, attack.norm, attack.epsilon) for attack in attacks] == [
+        ("square", "linf", 8.0),
+        ("noise", "l2", 512.0),
+    ]
+    assert [type(attack) for attack in attacks] == [ATTACKS.get(attack.name).config for attack in attacks]
+
+
+STRIPES = (Path(__file__).parents[3] / "docs" / "examples" / "attack" / "temper_example_attack.py").read_text()
+
+
+def test_attack_of_another_package_is_an_attack_like_ours(tmp_path: Path, install: Callable[..., Path]) -> None:
+    install(ATTACKS, "stripes", STRIPES, {"stripes": "STRIPES"})
+    recipe = load_recipe(write(tmp_path, GOOD.replace('"square"', '"stripes"\nwidth = 3')))
+    assert recipe.attacks[0] == ATTACKS.get("stripes").config(epsilon=8, width=3)
+    assert read_error(tmp_path, GOOD.replace('"square"', '"stripes"\nwidth = 0')) == [
+        "attacks[0].width: got 0, expected at least 1"
+    ]
+    assert read_error(tmp_path, GOOD.replace('"square"', '"stripes"\np_init = 0.1'))[0].startswith(
+        "attacks[0].p_init: no such key, expected one of name, epsilon, norm,"
+    )
+    assert read_error(tmp_path, GOOD.replace('"square"', '"laser"')) == [
+        'attacks[0].name: got "laser", expected one of "square", "noise", "art-square", "stripes"'
+    ]
+
+
+def test_broken_attack_of_another_package_is_named(tmp_path: Path, install: Callable[..., Path]) -> None:
+    install(ATTACKS, "broken", "import no_such_module", {"mine": "MINE"})
+    with pytest.raises(
+        PluginError, match="^temper.attacks 'mine' of broken .* does not load: ModuleNotFoundError: "
+    ):
+        load_recipe(write(tmp_path, GOOD))

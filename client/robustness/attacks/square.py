@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from temper.client.robustness.base import Attack, Slots, margin
+from temper.client.robustness.base import Attack, AttackConfig, AttackKind, Slots, margin
 from temper.client.robustness.draws import UInt64Array, below, image_keys, random_words
 from temper.client.scores import Float32Array, Int64Array, UInt8Array
 
@@ -15,6 +17,27 @@ from temper.client.scores import Float32Array, Int64Array, UInt8Array
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # Stripes draw from counters that the steps, two words each, never reach.
 _STRIPE_COUNTER = 1 << 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareConfig(AttackConfig):
+    """Square Attack."""
+
+    name: Literal["square"] = "square"
+    norm: Literal["linf"] = "linf"
+    p_init: float = 0.8
+    """share of the image that the first squares cover; 0.8 as in AutoAttack, 0.05 for undefended ImageNet models
+    in the paper"""
+
+    def __post_init__(self) -> None:
+        """Check the share as well.
+
+        Raises:
+            ValueError: a field is out of its range.
+        """
+        super().__post_init__()
+        if not 0 < self.p_init < 1:
+            raise ValueError(f"p_init: got {self.p_init:g}, expected a share between 0 and 1")
 
 
 class Square(Attack):
@@ -31,17 +54,19 @@ class Square(Attack):
     def __init__(self, slots: Slots) -> None:
         """Allocate the two images per slot that the search needs: the best so far and the candidate."""
         super().__init__(slots)
+        assert isinstance(slots.config, SquareConfig)
+        self._seed = slots.config.seed
         num_slots, (height, width, _) = len(slots.label), slots.image_shape
         self._candidate: UInt8Array = np.zeros_like(slots.low)
         self._best: UInt8Array = np.zeros_like(slots.low)
         self._loss: Float32Array = np.zeros(num_slots, dtype=np.float32)
         self._square: Int64Array = np.zeros((num_slots, 3), dtype=np.int64)  # top, left, side of the last one
-        self._sides = square_sides(self.config.p_init, self.config.max_queries, height, width)
+        self._sides = square_sides(slots.config.p_init, slots.config.max_queries, height, width)
 
     def propose(self, slots: Int64Array) -> UInt8Array:
         """Return the candidates, uint8 [n, H, W, 3]: stripes first, then the best image with one new square."""
         step = self.slots.num_queries[slots]
-        keys = image_keys(self.config.seed, self.slots.index[slots])
+        keys = image_keys(self._seed, self.slots.index[slots])
         fresh = step == 0
         if fresh.any():
             self._paint_stripes(slots[fresh], keys[fresh])
@@ -50,7 +75,7 @@ class Square(Attack):
         chosen: UInt8Array = self._candidate[slots]
         return chosen
 
-    def observe(self, slots: Int64Array, scores: Float32Array) -> None:
+    def observe(self, slots: Int64Array, scores: Float32Array, /) -> None:
         """Keep the squares that lowered the margin, take back the others; only the square is copied."""
         loss = margin(scores, self.slots.label[slots])
         fresh = self.slots.num_queries[slots] == 1
@@ -116,3 +141,11 @@ def square_sides(p_init: float, max_queries: int, height: int, width: int) -> In
         share = p_init / 2 ** bisect_left(_HALVINGS, iteration)
         sides[query] = min(max(1, round(math.sqrt(share * height * width))), largest)
     return sides
+
+
+SQUARE = AttackKind(
+    about="Square Attack: random search with square-shaped updates, one query per step",
+    config=SquareConfig,
+    sees="scores",
+    attack=Square,
+)

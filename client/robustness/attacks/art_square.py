@@ -1,4 +1,4 @@
-"""The reference: adversarial-robustness-toolbox's Square Attack, its queries going through our judge.
+"""The reference: adversarial-robustness-toolbox's Square Attack, its queries going through our harness.
 
 ART attacks a block of images together, draws one square for all of them, and asks again for what it already knows.
 Every image it sends is counted. Its blocks are of one size whatever the batch size, so its results are too.
@@ -10,20 +10,47 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from temper.client.errors import ClientError
-from temper.client.robustness.base import ART_QUERIES_PER_STEP, AttackConfig, write_bounds
-from temper.client.robustness.judge import Judge, to_pixels
-from temper.client.scores import Float32Array, Infer, Int64Array, UInt8Array, check_scores, finite_rows
+from temper.client.robustness.base import AttackConfig, AttackKind, Harness
+from temper.client.scores import Float32Array, Int64Array, UInt8Array, finite_rows
 
 _BLOCK_SIZE = 128
+# ART asks for the image, its loss and the new loss: at the start, and in every iteration.
+_QUERIES_PER_STEP = 3
 
 
-async def attack_with_art(infer: Infer, judge: Judge, todo: Int64Array) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ArtSquareConfig(AttackConfig):
+    """ART's Square Attack."""
+
+    name: Literal["art-square"] = "art-square"
+    norm: Literal["linf"] = "linf"
+    p_init: float = 0.8
+    """share of the image that the first squares cover"""
+
+    def __post_init__(self) -> None:
+        """Check the share, and that there are queries for one iteration.
+
+        Raises:
+            ValueError: a field is out of its range.
+        """
+        super().__post_init__()
+        if not 0 < self.p_init < 1:
+            raise ValueError(f"p_init: got {self.p_init:g}, expected a share between 0 and 1")
+        if self.max_queries < 2 * _QUERIES_PER_STEP:
+            raise ValueError(
+                f"max_queries: got {self.max_queries}, expected at least {2 * _QUERIES_PER_STEP}: "
+                f"art-square spends {_QUERIES_PER_STEP} queries per image and iteration"
+            )
+
+
+async def attack_with_art(harness: Harness, todo: Int64Array) -> None:
     """Run ART's SquareAttack over the images `todo`; blocks that a checkpoint has finished are left out.
 
     ART draws from numpy's global generator: it is seeded for each block and put back afterwards, so nothing else
@@ -32,36 +59,29 @@ async def attack_with_art(infer: Infer, judge: Judge, todo: Int64Array) -> None:
     Raises:
         ClientError: ART is not installed.
     """
-    num_steps = judge.config.max_queries // ART_QUERIES_PER_STEP - 1
-    build = _load_art(judge.config, num_steps)
-    num_classes = 0
-    if todo.size:
-        first = await infer(np.array(judge.images[todo[:1]]))
-        num_classes = first.shape[1]
+    assert isinstance(harness.config, ArtSquareConfig)
+    build = _load_art(harness.config)
+    num_classes = await harness.count_classes() if todo.size else 0
     for start in range(0, len(todo), _BLOCK_SIZE):
         rows = todo[start : start + _BLOCK_SIZE]
-        if judge.finished[rows].all():
+        if harness.finished[rows].all():
             continue
-        block = _Block(infer, judge, rows, asyncio.get_running_loop())
+        block = _Block(harness, rows, asyncio.get_running_loop())
         try:
             await asyncio.to_thread(block.generate, build, num_classes, start)
         finally:
             block.stopped.set()
-        judge.finish(rows)
-        judge.report_progress()
+        harness.finish(rows)
 
 
 class _Block:
     """One block of images: ART's blocking calls on one side, the event loop on the other."""
 
-    def __init__(self, infer: Infer, judge: Judge, rows: Int64Array, loop: asyncio.AbstractEventLoop) -> None:
-        self._infer, self._judge, self._rows, self._loop = infer, judge, rows, loop
-        self._originals: UInt8Array = np.array(judge.images[rows])
-        self._low, self._high = np.empty_like(self._originals), np.empty_like(self._originals)
-        write_bounds(self._originals, judge.config.budget, self._low, self._high)
+    def __init__(self, harness: Harness, rows: Int64Array, loop: asyncio.AbstractEventLoop) -> None:
+        self._harness, self._rows, self._loop = harness, rows, loop
+        self._originals: UInt8Array = np.array(harness.images[rows])
         # Which images of the block ART's next batch holds: its batches carry no names.
         self._asked: Int64Array = np.arange(len(rows))
-        self._free = asyncio.Semaphore(judge.config.concurrency)
         self.stopped = threading.Event()
 
     def generate(self, build: Callable[..., Any], num_classes: int, number: int) -> None:
@@ -88,8 +108,8 @@ class _Block:
             return found
 
         attack.adv_criterion, attack.loss = adv_criterion, loss
-        with _seeded_numpy([self._judge.config.seed, number]):
-            attack.generate(self._originals.astype(np.float32), self._judge.labels[self._rows])
+        with _seeded_numpy([self._harness.config.seed, number]):
+            attack.generate(self._originals.astype(np.float32), self._harness.labels[self._rows])
 
     def _predict(self, images: npt.NDArray[np.float32]) -> Float32Array:
         if self.stopped.is_set():
@@ -103,27 +123,16 @@ class _Block:
                 f"art-square: ART asked for {len(images)} images where {len(asked)} were expected; "
                 "use adversarial-robustness-toolbox 1.20"
             )
-        sent = to_pixels(images, list(self._low[asked]), list(self._high[asked]))
-        size = self._judge.config.batch_size
-        parts = [slice(start, start + size) for start in range(0, len(asked), size)]
-        answers = await asyncio.gather(*(self._ask(sent[part], self._rows[asked[part]]) for part in parts))
-        self._judge.report_progress()
-        return np.concatenate(answers)
-
-    async def _ask(self, sent: UInt8Array, indices: Int64Array) -> Float32Array:
-        async with self._free:
-            scores = check_scores(await self._infer(sent), self._judge.labels[indices])
-        self._judge.answer(indices, sent, scores)
+        scores = await self._harness.ask(self._rows[asked], images)
+        assert scores is not None, "this attack sees scores"
         broken = ~finite_rows(scores)
-        if not broken.any():
-            return scores
         # ART is shown a wrong class where there is no score, so that it leaves the image alone.
-        shown = np.where(broken[:, None], np.float32(0), scores)
-        shown[broken, self._judge.labels[indices][broken]] = -1
-        return shown
+        scores[broken] = 0
+        scores[broken, self._harness.labels[self._rows[asked]][broken]] = -1
+        return scores
 
 
-def _load_art(config: AttackConfig, num_steps: int) -> Callable[..., Any]:
+def _load_art(config: ArtSquareConfig) -> Callable[..., Any]:
     """Return what makes ART's attack for an endpoint; the only place that imports ART."""
     try:
         from art.attacks.evasion import SquareAttack  # type: ignore[import-untyped]  # ART ships no types
@@ -147,8 +156,8 @@ def _load_art(config: AttackConfig, num_steps: int) -> Callable[..., Any]:
         return SquareAttack(
             classifier,
             norm=np.inf,
-            eps=config.budget,
-            max_iter=num_steps,
+            eps=config.ball.reach,
+            max_iter=config.max_queries // _QUERIES_PER_STEP - 1,
             p_init=config.p_init,
             batch_size=_BLOCK_SIZE,
             verbose=False,
@@ -165,3 +174,11 @@ def _seeded_numpy(seed: list[int]) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
+
+
+ART_SQUARE = AttackKind(
+    about="The Square Attack of adversarial-robustness-toolbox, as a reference: three queries per step",
+    config=ArtSquareConfig,
+    sees="scores",
+    run=attack_with_art,
+)
