@@ -23,6 +23,7 @@ from temper.errors import WorkflowError
 from temper.serve.ports import take_ports
 
 ROOT = Path(__file__).parents[3]
+STRIPES = ROOT / "docs" / "examples" / "attack" / "temper_example_attack.py"
 HEAVY = (
     "torch",
     "numpy",

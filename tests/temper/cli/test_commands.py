@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).parents[3]
+STRIPES = ROOT / "docs" / "examples" / "attack" / "temper_example_attack.py"
 MODEL = "toy_fp32"
 
 
