@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from temper.builder.built import Built, Snapshot, StageReport
 from temper.builder.compress.variant import GRAPH_STEPS, CompressStage, VariantConfig
 from temper.builder.contract import GRAPH_FILE, LABELS_FILE
-from temper.builder.engines.config import EngineConfig, EngineKind
 from temper.builder.names import read_labels
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.store.artifacts import Artifact, Store
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from temper.builder.compress.cast import CastConfig
     from temper.builder.compress.quantize import QuantizeConfig
     from temper.builder.data.config import DataConfig
+    from temper.builder.engines.build import PickedEngine
+    from temper.builder.engines.kind import EngineConfig
     from temper.builder.network.resnet import ModelConfig
     from temper.builder.network.train import TrainConfig
     from temper.builder.stages import Setting
@@ -114,7 +115,7 @@ class _Chain:
     """A variant on its way: what is done, and the latest network and graph."""
 
     variant: VariantConfig
-    kind: EngineKind
+    engine: PickedEngine
     data: Artifact
     original: Artifact
     done: list[_Done]
@@ -166,7 +167,7 @@ class _Build:
         from temper.builder.engines.build import pick_engine
         from temper.builder.network.weights import check_weights_file
 
-        kind, why = pick_engine(self.engine)
+        engine = pick_engine(self.engine)
         if self.model.checkpoint is not None:  # before the minutes that the images may take
             check_weights_file(self.model.checkpoint)
         self.members = {name for variant in variants for name in variant.ensemble}
@@ -179,7 +180,7 @@ class _Build:
                 members = [built[name] for name in variant.ensemble]
                 built[variant.name] = self._publish_ensemble(variant, members)
             else:
-                built[variant.name] = self._build_variant(variant, kind, why, (data, weights, graph))
+                built[variant.name] = self._build_variant(variant, engine, (data, weights, graph))
         return list(built.values())
 
     def _stage(
@@ -249,24 +250,24 @@ class _Build:
         )
 
     def _build_variant(
-        self, variant: VariantConfig, kind: EngineKind, why: str, shared: tuple[_Done, _Done, _Done]
+        self, variant: VariantConfig, engine: PickedEngine, shared: tuple[_Done, _Done, _Done]
     ) -> Built:
         data, weights, graph = (each.artifact for each in shared)
         chain = _Chain(
-            variant, kind, data, weights, list(shared), weights, exported=graph, graph=graph, snapshots=[]
+            variant, engine, data, weights, list(shared), weights, exported=graph, graph=graph, snapshots=[]
         )
         chain.add_graph("float32", graph)
-        for step in _planned(variant, kind):
+        for step in _planned(variant, engine):
             if step.name in GRAPH_STEPS:
                 self._change_graph(chain, step)
             else:
                 self._change_network(chain, step)
         chain.done.append(self._build_engine(chain))
-        return self._publish(chain, why)
+        return self._publish(chain)
 
     def _change_network(self, chain: _Chain, step: CompressStage) -> None:
         data, original, before = chain.data, chain.original, chain.network
-        engine = (chain.kind, self.engine)
+        engine = chain.engine.config
         timed = step.prune is not None and step.prune.latency is not None
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
@@ -296,11 +297,12 @@ class _Build:
     def _quantize(self, chain: _Chain, config: QuantizeConfig) -> _Done:
         data, original, network, graph = chain.data, chain.original, chain.network, chain.graph
         trained = config.method == "qat"
-        if config.reduce_range == "auto" and (chain.kind != "openvino" or config.precision != "int8"):
+        if config.reduce_range == "auto" and (not chain.engine.kind.saturates_int8 or config.precision != "int8"):
             config = replace(config, reduce_range=False)  # only int8 saturates, and only on CPUs
         key: object = config
         if config.reduce_range == "auto":  # OpenVINO's answers decide
-            key = {"quantize": config, "openvino": _package_version("openvino")}
+            project = chain.engine.kind.project
+            key = {"quantize": config, project: _package_version(project)}
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from temper.builder.stages import quantize_graph, train_quantized
@@ -332,10 +334,10 @@ class _Build:
         )
 
     def _build_engine(self, chain: _Chain) -> _Done:
-        variant, kind, data = chain.variant, chain.kind, chain.data
+        variant, engine, data = chain.variant, chain.engine, chain.data
         graph, exported, network = chain.graph, chain.exported, chain.network
         # The other road starts from PyTorch, which post-training quantisation leaves for the graph.
-        from_torch = self.engine.frontend == "torch-tensorrt" and variant.precision not in ("int8", "fp8")
+        from_torch = engine.kind.wants_module(engine.config) and variant.precision not in ("int8", "fp8")
         timing_cache = self.store.root / "timing.cache"
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
@@ -344,48 +346,55 @@ class _Build:
             sparse = {"sparsity": stages.check_sparse(graph)} if variant.is_sparse else {}
             module = stages.served_module(self._setting(), data, network) if from_torch else None
             info = stages.build_engine_file(
-                kind, self.engine, variant, data, graph, exported, folder, timing_cache, module
+                engine.config, variant, data, graph, exported, folder, timing_cache, module
             )
             return {**info, **sparse}
 
         limits = {"min_agreement": variant.min_agreement, "max_logit_diff": variant.max_logit_diff}
         return self._stage(
             "engine",
-            f"{variant.name}: {kind} engine",
-            {"kind": kind, "engine": self.engine, "package": _package_version(kind), "sparse": variant.is_sparse}
-            | limits,
+            f"{variant.name}: {engine.kind.name} engine",
+            {
+                "engine": engine.config.build_key(),
+                "package": _package_version(engine.kind.project),
+                "sparse": variant.is_sparse,
+                **limits,
+            },
             [data, network, exported, graph],
             make,
             lambda info: f"{info['size_bytes'] / 1e6:.1f} MB",
         )
 
-    def _publish(self, chain: _Chain, why: str) -> Built:
-        from temper.builder.publish.entry import publish
+    def _publish(self, chain: _Chain) -> Built:
+        from temper.builder.publish.entry import Binding, publish
+        from temper.builder.publish.triton_config import TritonConfig
 
-        kind, data, engine = chain.kind, chain.data, chain.done[-1].artifact
+        kind, config = chain.engine.kind, chain.engine.config
+        data, engine = chain.data, chain.done[-1].artifact
         labels = read_labels(data.path / LABELS_FILE)
-        name = f"{self.recipe_name}_{chain.variant.name}"
-        bound = kind == "tensorrt" and self.engine.hardware_compatibility != "ampere_plus"
         with self.progress_factory(f"{chain.variant.name}: publish") as view:
             published = publish(
                 self.repository,
-                model=name,
+                TritonConfig(
+                    name=f"{self.recipe_name}_{chain.variant.name}",
+                    image_size=self.data.image_size,
+                    num_classes=len(labels),
+                    max_batch=config.max_batch,
+                    backend=kind.backend(config, chain.weight_bits),
+                    parameters={"max_batch": str(config.max_batch)},
+                    num_instances=config.num_instances,
+                    serving=self.serving,
+                    in_ensemble=chain.variant.name in self.members,
+                ),
                 engine_file=engine.path / engine.info["file"],
                 labels=labels,
                 card=self._card(chain),
-                image_size=self.data.image_size,
-                num_classes=len(labels),
-                max_batch=self.engine.max_batch,
-                parameters=self._parameters(chain),
-                num_instances=self.engine.num_instances,
-                serving=self.serving,
-                in_ensemble=chain.variant.name in self.members,
-                server_backend=self.engine.server_backend,
-                opt_batch=self.engine.opt_batch,
-                version_compatible=self.engine.version_compatible,
-                # Other engines, and plans built for several, are not bound to the GPU that built them.
-                compute_capability=engine.info["compute_capability"] if bound else None,
-                graph_sha256=sha256_file(chain.graph.path / GRAPH_FILE) if bound else None,
+                binding=Binding(
+                    compute_capability=engine.info["compute_capability"],
+                    graph_sha256=sha256_file(chain.graph.path / GRAPH_FILE),
+                )
+                if kind.is_bound(config)
+                else None,
             )
             view.reused = published.reused
             view.note = published.note
@@ -393,8 +402,8 @@ class _Build:
             variant=chain.variant.name,
             model=published.model,
             version=published.version,
-            engine=kind,
-            engine_why=why,
+            engine=kind.name,
+            engine_why=chain.engine.why,
             size_bytes=engine.info["size_bytes"],
             path=published.path,
             reused=published.reused,
@@ -407,6 +416,7 @@ class _Build:
 
     def _publish_ensemble(self, variant: VariantConfig, members: list[Built]) -> Built:
         from temper.builder.publish.ensemble import publish_ensemble
+        from temper.builder.publish.triton_config import EnsembleBackend, TritonConfig
 
         first = members[0]
         labels = read_labels(first.data.path / LABELS_FILE)
@@ -419,14 +429,16 @@ class _Build:
         with self.progress_factory(f"{variant.name}: publish") as view:
             published = publish_ensemble(
                 self.repository,
-                model=f"{self.recipe_name}_{variant.name}",
-                members=[one.model for one in members],
+                TritonConfig(
+                    name=f"{self.recipe_name}_{variant.name}",
+                    image_size=self.data.image_size,
+                    num_classes=len(labels),
+                    max_batch=self.engine.max_batch,
+                    backend=EnsembleBackend(members=tuple(one.model for one in members)),
+                    serving=self.serving,
+                ),
                 labels=labels,
                 card=card,
-                image_size=self.data.image_size,
-                num_classes=len(labels),
-                max_batch=self.engine.max_batch,
-                serving=self.serving,
             )
             view.reused = published.reused
             view.note = published.note
@@ -444,14 +456,6 @@ class _Build:
             weight_bits=max((one.weight_bits for one in members if one.weight_bits is not None), default=None),
         )
 
-    def _parameters(self, chain: _Chain) -> dict[str, str]:
-        parameters = {"engine": chain.kind, "max_batch": str(self.engine.max_batch)}
-        if chain.kind == "openvino":
-            parameters["precision_hint"] = self.engine.precision_hint
-            if (bits := chain.weight_bits) is not None:
-                parameters["int8_weight_bits"] = str(bits)
-        return parameters
-
     def _card(self, chain: _Chain) -> dict[str, Any]:
         return {
             "recipe": {
@@ -463,7 +467,7 @@ class _Build:
                 "engine": asdict(self.engine),
             },
             "data_digest": chain.data.digest,
-            "engine": chain.kind,
+            "engine": chain.engine.kind.name,
             "versions": {name: version for name in _PACKAGES if (version := _package_version(name)) is not None},
             "stages": [
                 {"name": each.report.name, "digest": each.artifact.digest, "figures": each.report.figures}
@@ -472,7 +476,7 @@ class _Build:
         }
 
 
-def _planned(variant: VariantConfig, kind: EngineKind) -> list[CompressStage]:
+def _planned(variant: VariantConfig, engine: PickedEngine) -> list[CompressStage]:
     """Returns the variant's steps; for TensorRT the float32 rest of a quantised graph becomes float16.
 
     Its networks are strongly typed, so a layer left in float32 would run in float32.
@@ -480,7 +484,7 @@ def _planned(variant: VariantConfig, kind: EngineKind) -> list[CompressStage]:
     from temper.builder.compress.cast import CastConfig
 
     steps = list(variant.compress)
-    if kind != "openvino" and steps and steps[-1].quantize is not None:
+    if engine.kind.wants_half_precision and steps and steps[-1].quantize is not None:
         steps.append(CompressStage(cast=CastConfig(precision="fp16")))
     return steps
 

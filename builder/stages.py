@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from temper.builder.compress.quantize import QuantizeConfig
     from temper.builder.compress.variant import CompressStage, VariantConfig
     from temper.builder.data.config import DataConfig
-    from temper.builder.engines.config import EngineConfig, EngineKind
+    from temper.builder.engines.kind import EngineConfig
     from temper.builder.engines.latency import CompareLatency
     from temper.builder.network.resnet import ModelConfig
     from temper.builder.network.train import TrainConfig
@@ -96,7 +96,7 @@ def open_network(setting: Setting, data: Artifact, weights: Artifact) -> nn.Modu
 def compress_network(
     setting: Setting,
     step: CompressStage,
-    engine: tuple[EngineKind, EngineConfig],
+    engine: EngineConfig,
     data: Artifact,
     original: Artifact,
     before: Artifact,
@@ -115,11 +115,11 @@ def compress_network(
     return dict(info)
 
 
-def _compare_latency(setting: Setting, engine: tuple[EngineKind, EngineConfig]) -> CompareLatency:
+def _compare_latency(setting: Setting, engine: EngineConfig) -> CompareLatency:
     from temper.builder.engines.latency import compare_in_engine
 
     size, mean, std = setting.data.image_size, setting.model.mean, setting.model.std
-    return compare_in_engine(*engine, image_size=size, mean=mean, std=std)
+    return compare_in_engine(engine, image_size=size, mean=mean, std=std)
 
 
 def step_context(
@@ -250,7 +250,6 @@ def served_module(setting: Setting, data: Artifact, weights: Artifact) -> nn.Mod
 
 
 def build_engine_file(
-    kind: EngineKind,
     engine: EngineConfig,
     variant: VariantConfig,
     data: Artifact,
@@ -264,7 +263,6 @@ def build_engine_file(
     from temper.builder.engines.build import AgreementLimits, build_engine
 
     return build_engine(
-        kind,
         graph.path / GRAPH_FILE,
         folder,
         engine,
