@@ -1,7 +1,7 @@
 """One runner per engine kind: ours here, those of other packages by their entry points.
 
-An entry point of the group `temper.runners`, named as the engine kind, is a module like ours; tritonserver's python3
-must have its package installed. It finds `runners` (this one) and `artifact` by these names.
+An entry point of the group `temper.runners`, named as the engine kind, is a module like ours; its package must be
+installed for tritonserver's python3. It imports this package as `runners`, and `artifact` beside it.
 
 Each module has `signature(entry, config)`, what the artifact takes and gives, and `Runner(entry, instance)` with
 

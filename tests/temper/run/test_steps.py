@@ -108,5 +108,5 @@ def test_step_that_gains_nothing_is_said_so(row: dict[str, Any], expected: str |
     from temper.run.steps import _verdict
 
     change = {"difference": 0.02, "low": row.get("low", 0.0), "high": 0.03}
-    verdict = _verdict({**row, "accuracy_change": change})
+    verdict = _verdict({**row, "accuracy_change": change}, "OpenVINO")
     assert verdict is None if expected is None else str(verdict).startswith(expected)
