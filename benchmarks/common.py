@@ -39,6 +39,7 @@ def resnet50_repository() -> Path:
     from temper.builder.network.export import export_onnx
     from temper.builder.network.resnet import ModelConfig, build_model
     from temper.builder.publish.entry import publish
+    from temper.builder.publish.triton_config import PluginBackend, TritonConfig
 
     fp32, int8 = CACHE / "fp32" / "model.onnx", CACHE / "int8" / "model.onnx"
     if not int8.exists():
@@ -51,15 +52,17 @@ def resnet50_repository() -> Path:
     for name, (weights, hint, num_instances) in _MODELS.items():
         publish(
             CACHE / "model_repository",
-            model=name,
+            TritonConfig(
+                name=name,
+                image_size=IMAGE_SIZE,
+                num_classes=1000,
+                max_batch=MAX_BATCH,
+                backend=PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": hint}),
+                num_instances=num_instances,
+            ),
             engine_file={"fp32": fp32, "int8": int8}[weights],
             labels=[str(number) for number in range(1000)],
             card={"recipe": "benchmarks"},
-            image_size=IMAGE_SIZE,
-            num_classes=1000,
-            max_batch=MAX_BATCH,
-            parameters={"engine": "openvino", "precision_hint": hint},
-            num_instances=num_instances,
         )
     return CACHE / "model_repository"
 
@@ -69,25 +72,23 @@ def publish_sample(folder: Path, models: Mapping[str, Mapping[str, Any]]) -> Sam
 
     Args:
         folder: Receives the repository, and the ONNX file beside it.
-        models: Per name, what differs from an entry of one instance and batches of 32: arguments of `publish`.
+        models: Per name, what differs from an entry of one instance and batches of 32: fields of `TritonConfig`.
     """
     from benchmarks.sample import make_sample
     from temper.builder.publish.entry import publish
+    from temper.builder.publish.triton_config import PluginBackend, TritonConfig
 
     sample = make_sample()
     sample.export(folder / "model.onnx")
     for name, more in models.items():
-        settings: dict[str, Any] = {"max_batch": MAX_BATCH, "num_instances": 1, **more}
+        settings: dict[str, Any] = {"max_batch": MAX_BATCH, **more}
+        backend = PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"})
         publish(
             folder / "models",
-            model=name,
+            TritonConfig(name=name, image_size=32, num_classes=10, backend=backend, **settings),
             engine_file=folder / "model.onnx",
             labels=sample.class_names,
             card={"recipe": "benchmarks"},
-            image_size=32,
-            num_classes=10,
-            parameters={"engine": "openvino", "precision_hint": "f32"},
-            **settings,
         )
     return sample
 

@@ -22,7 +22,7 @@ from temper.builder.compress.low_rank import LowRankConfig
 from temper.builder.compress.quantize import QuantizeConfig
 from temper.builder.compress.variant import ChosenStep, VariantConfig
 from temper.builder.data.config import DataConfig
-from temper.builder.engines.config import EngineConfig
+from temper.builder.engines.openvino import OpenVinoConfig
 from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.train import TrainConfig
 from temper.client.load import LoadConfig, run_closed_loop
@@ -89,7 +89,7 @@ def _served(rounds: int, seconds: float, display: Display) -> dict[str, Any]:
             VariantConfig(name="int8", compress=(_INT8,)),
             VariantConfig(name="half_int8", compress=(_HALF, _INT8)),
         ),
-        engine=EngineConfig(kind="openvino", num_instances=2),
+        engine=OpenVinoConfig(num_instances=2),
     )
     built = build_recipe(recipe, repository=_REPOSITORY, runs=_RUNS, display=display)
     share = built[2].snapshots[-1].flops / built[0].snapshots[-1].flops

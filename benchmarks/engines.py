@@ -90,7 +90,7 @@ def _build(folder: Path, precision: str) -> dict[str, Any]:
     from temper.builder.compress.qdq import audit_qdq
     from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
     from temper.builder.engines.build import build_engine
-    from temper.builder.engines.config import EngineConfig
+    from temper.builder.engines.tensorrt_rtx import TensorRtRtxConfig
 
     source, audit = folder / "fp32.onnx", None
     images = photographs(_NUM_CALIBRATION)
@@ -109,8 +109,8 @@ def _build(folder: Path, precision: str) -> dict[str, Any]:
             "num_kept_high": len(report.kept_high),
             "num_residual_adds": report.num_residual_adds,
         }
-    config = EngineConfig(kind="tensorrt-rtx", opt_batch=32, max_batch=256)
-    info = build_engine("tensorrt-rtx", source, folder, config, precision=precision)
+    config = TensorRtRtxConfig(opt_batch=32, max_batch=256)
+    info = build_engine(source, folder, config, precision=precision)
     return {
         "size_bytes": info["size_bytes"],
         "compile_s": info["build_s"],

@@ -40,6 +40,7 @@ def build() -> list[Built]:
     """Publishes the demo's float32 network, and int8 with each way to choose the range."""
     from temper.builder.compress.quantize import QuantizeConfig
     from temper.builder.compress.variant import ChosenStep, VariantConfig
+    from temper.builder.engines.openvino import OpenVinoConfig
     from temper.progress import Display
     from temper.run.recipe import load_recipe
     from temper.run.workflow import build_recipe
@@ -49,7 +50,7 @@ def build() -> list[Built]:
     for name, reduce_range in RANGES.items():
         config = QuantizeConfig(reduce_range=reduce_range)  # type: ignore[arg-type]  # one of the three
         variants.append(VariantConfig(name=f"int8_{name}", compress=(ChosenStep(quantize=config),)))
-    engine = dataclasses.replace(recipe.engine, kind="openvino")
+    engine = OpenVinoConfig(max_batch=recipe.engine.max_batch)
     recipe = dataclasses.replace(recipe, variants=tuple(variants), engine=engine)
     with Display() as display:
         return build_recipe(recipe, repository=CACHE / "int8_repository", runs=CACHE / "runs", display=display)

@@ -22,7 +22,6 @@ from temper.builder.built import Built, Snapshot, StageReport
 from temper.builder.compress.step import REGISTRY, Step
 from temper.builder.compress.variant import VariantConfig
 from temper.builder.contract import GRAPH_FILE, LABELS_FILE, REFERENCE_FILE, TEST_IMAGES_FILE
-from temper.builder.engines.config import EngineConfig, EngineKind
 from temper.builder.names import read_labels
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.store.artifacts import Artifact, Store
@@ -31,6 +30,8 @@ from temper.builder.store.files import sha256_file
 
 if TYPE_CHECKING:
     from temper.builder.data.config import DataConfig
+    from temper.builder.engines.build import PickedEngine
+    from temper.builder.engines.kind import EngineConfig, EngineKind
     from temper.builder.engines.latency import CompareLatency
     from temper.builder.network.resnet import ModelConfig
     from temper.builder.network.stage import Setting
@@ -113,7 +114,7 @@ class _Chain:
     """A variant on its way: what is done, and the latest network and graph."""
 
     variant: VariantConfig
-    kind: EngineKind
+    engine: PickedEngine
     data: Artifact
     original: Artifact
     done: list[_Done]
@@ -165,7 +166,7 @@ class _Build:
         from temper.builder.engines.build import pick_engine
         from temper.builder.network.weights import check_weights_file
 
-        kind, why = pick_engine(self.engine)
+        engine = pick_engine(self.engine)
         if self.model.checkpoint is not None:  # before the minutes that the images may take
             check_weights_file(self.model.checkpoint)
         self.members = {name for variant in variants for name in variant.ensemble}
@@ -178,7 +179,7 @@ class _Build:
                 members = [built[name] for name in variant.ensemble]
                 built[variant.name] = self._publish_ensemble(variant, members)
             else:
-                built[variant.name] = self._build_variant(variant, kind, why, (data, weights, graph))
+                built[variant.name] = self._build_variant(variant, engine, (data, weights, graph))
         return list(built.values())
 
     def _stage(
@@ -260,31 +261,31 @@ class _Build:
         )
 
     def _build_variant(
-        self, variant: VariantConfig, kind: EngineKind, why: str, shared: tuple[_Done, _Done, _Done]
+        self, variant: VariantConfig, engine: PickedEngine, shared: tuple[_Done, _Done, _Done]
     ) -> Built:
         data, weights, graph = (each.artifact for each in shared)
         chain = _Chain(
-            variant, kind, data, weights, list(shared), weights, exported=graph, graph=graph, snapshots=[]
+            variant, engine, data, weights, list(shared), weights, exported=graph, graph=graph, snapshots=[]
         )
         chain.add_graph("float32", graph)
-        for step, config in _planned(variant, kind):
+        for step, config in _planned(variant, engine.kind):
             self._run_step(chain, step, config)
         chain.done.append(self._build_engine(chain))
-        return self._publish(chain, why)
+        return self._publish(chain)
 
     def _run_step(self, chain: _Chain, step: Step[Any], config: Any) -> None:
         data, original, network, graph = chain.data, chain.original, chain.network, chain.graph
-        config = step.settle(config, chain.kind)
+        config = step.settle(config, chain.engine.kind)
         needs, on_network = step.needs(config), step.works_on == "network"
         trains = on_network or "training" in needs
-        engine = {"kind": chain.kind, "engine": self.engine} if "engine" in needs else None
+        engine = {"engine": chain.engine.config.build_key()} if "engine" in needs else None
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from temper.builder.compress import stage
 
             setting = self._setting()
             if on_network:
-                timed = None if engine is None else self._compare_latency(chain.kind)
+                timed = None if engine is None else self._compare_latency(chain.engine.config)
                 return stage.run_network_step(step, config, setting, data, original, network, folder, view, timed)
             return stage.run_graph_step(step, config, setting, data, original, network, graph, folder, view)
 
@@ -308,18 +309,18 @@ class _Build:
             chain.network, chain.exported, left = left, exported.artifact, exported.artifact
         chain.add_graph(step.name, left)
 
-    def _compare_latency(self, kind: EngineKind) -> CompareLatency:
+    def _compare_latency(self, engine: EngineConfig) -> CompareLatency:
         from temper.builder.engines.latency import compare_in_engine
 
         size, mean, std = self.data.image_size, self.model.mean, self.model.std
-        return compare_in_engine(kind, self.engine, image_size=size, mean=mean, std=std)
+        return compare_in_engine(engine, image_size=size, mean=mean, std=std)
 
     def _build_engine(self, chain: _Chain) -> _Done:
-        variant, kind, data = chain.variant, chain.kind, chain.data
+        variant, engine, data = chain.variant, chain.engine, chain.data
         graph, exported, network = chain.graph, chain.exported, chain.network
         # The other road starts from PyTorch, which post-training quantisation leaves for the graph.
-        from_torch = self.engine.frontend == "torch-tensorrt" and variant.precision not in ("int8", "fp8")
-        timing_cache = self.store.root / "timing.cache"
+        from_torch = engine.kind.wants_module(engine.config) and variant.precision not in ("int8", "fp8")
+        limits = {"min_agreement": variant.min_agreement, "max_logit_diff": variant.max_logit_diff}
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from temper.builder.engines.build import AgreementLimits, build_engine
@@ -328,59 +329,60 @@ class _Build:
             path = graph.path / GRAPH_FILE
             promised = [chosen.step.verify(path) for chosen in variant.compress]
             info = build_engine(
-                kind,
                 path,
                 folder,
-                self.engine,
+                engine.config,
                 images_of(data, TEST_IMAGES_FILE)[:NUM_VERIFY],
                 reference=images_of(exported, REFERENCE_FILE),
                 limits=AgreementLimits(**limits),
                 precision=variant.precision,
                 sparse_weights=variant.is_sparse,
-                timing_cache=timing_cache,
+                timing_cache=self.store.root / "timing.cache",
                 module=served_module(self._setting(), data, network) if from_torch else None,
             )
             return {name: value for figures in (info, *promised) for name, value in figures.items()}
 
-        limits = {"min_agreement": variant.min_agreement, "max_logit_diff": variant.max_logit_diff}
         return self._stage(
             "engine",
-            f"{variant.name}: {kind} engine",
-            {"kind": kind, "engine": self.engine, "sparse": variant.is_sparse} | limits,
+            f"{variant.name}: {engine.kind.name} engine",
+            {"engine": engine.config.build_key(), "sparse": variant.is_sparse, **limits},
             [data, network, exported, graph],
             make,
             lambda info: f"{info['size_bytes'] / 1e6:.1f} MB",
-            code=("temper.builder.engines.build",),
-            libraries=(kind,),
+            code=("temper.builder.engines.build", type(engine.kind).__module__),
+            libraries=(engine.kind.project,),
         )
 
-    def _publish(self, chain: _Chain, why: str) -> Built:
-        from temper.builder.publish.entry import publish
+    def _publish(self, chain: _Chain) -> Built:
+        from temper.builder.publish.entry import Binding, publish
+        from temper.builder.publish.triton_config import TritonConfig
 
-        kind, data, engine = chain.kind, chain.data, chain.done[-1].artifact
+        kind, config = chain.engine.kind, chain.engine.config
+        data, engine = chain.data, chain.done[-1].artifact
         labels = read_labels(data.path / LABELS_FILE)
-        name = f"{self.recipe_name}_{chain.variant.name}"
-        bound = kind == "tensorrt" and self.engine.hardware_compatibility != "ampere_plus"
         with self.progress_factory(f"{chain.variant.name}: publish") as view:
             published = publish(
                 self.repository,
-                model=name,
+                TritonConfig(
+                    name=f"{self.recipe_name}_{chain.variant.name}",
+                    image_size=self.data.image_size,
+                    num_classes=len(labels),
+                    max_batch=config.max_batch,
+                    backend=kind.backend(config, chain.weight_bits),
+                    parameters={"max_batch": str(config.max_batch)},
+                    num_instances=config.num_instances,
+                    serving=self.serving,
+                    in_ensemble=chain.variant.name in self.members,
+                ),
                 engine_file=engine.path / engine.info["file"],
                 labels=labels,
                 card=self._card(chain),
-                image_size=self.data.image_size,
-                num_classes=len(labels),
-                max_batch=self.engine.max_batch,
-                parameters=self._parameters(chain),
-                num_instances=self.engine.num_instances,
-                serving=self.serving,
-                in_ensemble=chain.variant.name in self.members,
-                server_backend=self.engine.server_backend,
-                opt_batch=self.engine.opt_batch,
-                version_compatible=self.engine.version_compatible,
-                # Other engines, and plans built for several, are not bound to the GPU that built them.
-                compute_capability=engine.info["compute_capability"] if bound else None,
-                graph_sha256=sha256_file(chain.graph.path / GRAPH_FILE) if bound else None,
+                binding=Binding(
+                    compute_capability=engine.info["compute_capability"],
+                    graph_sha256=sha256_file(chain.graph.path / GRAPH_FILE),
+                )
+                if kind.is_bound(config)
+                else None,
             )
             view.reused = published.reused
             view.note = published.note
@@ -388,8 +390,8 @@ class _Build:
             variant=chain.variant.name,
             model=published.model,
             version=published.version,
-            engine=kind,
-            engine_why=why,
+            engine=kind.name,
+            engine_why=chain.engine.why,
             size_bytes=engine.info["size_bytes"],
             path=published.path,
             reused=published.reused,
@@ -402,6 +404,7 @@ class _Build:
 
     def _publish_ensemble(self, variant: VariantConfig, members: list[Built]) -> Built:
         from temper.builder.publish.ensemble import publish_ensemble
+        from temper.builder.publish.triton_config import EnsembleBackend, TritonConfig
 
         first = members[0]
         labels = read_labels(first.data.path / LABELS_FILE)
@@ -414,14 +417,16 @@ class _Build:
         with self.progress_factory(f"{variant.name}: publish") as view:
             published = publish_ensemble(
                 self.repository,
-                model=f"{self.recipe_name}_{variant.name}",
-                members=[one.model for one in members],
+                TritonConfig(
+                    name=f"{self.recipe_name}_{variant.name}",
+                    image_size=self.data.image_size,
+                    num_classes=len(labels),
+                    max_batch=self.engine.max_batch,
+                    backend=EnsembleBackend(members=tuple(one.model for one in members)),
+                    serving=self.serving,
+                ),
                 labels=labels,
                 card=card,
-                image_size=self.data.image_size,
-                num_classes=len(labels),
-                max_batch=self.engine.max_batch,
-                serving=self.serving,
             )
             view.reused = published.reused
             view.note = published.note
@@ -439,14 +444,6 @@ class _Build:
             weight_bits=max((one.weight_bits for one in members if one.weight_bits is not None), default=None),
         )
 
-    def _parameters(self, chain: _Chain) -> dict[str, str]:
-        parameters = {"engine": chain.kind, "max_batch": str(self.engine.max_batch)}
-        if chain.kind == "openvino":
-            parameters["precision_hint"] = self.engine.precision_hint
-            if (bits := chain.weight_bits) is not None:
-                parameters["int8_weight_bits"] = str(bits)
-        return parameters
-
     def _card(self, chain: _Chain) -> dict[str, Any]:
         return {
             "recipe": {
@@ -458,7 +455,7 @@ class _Build:
                 "engine": asdict(self.engine),
             },
             "data_digest": chain.data.digest,
-            "engine": chain.kind,
+            "engine": chain.engine.kind.name,
             "versions": {name: version for name in _PACKAGES if (version := package_version(name)) is not None},
             "stages": [
                 {"name": each.report.name, "digest": each.artifact.digest, "figures": each.report.figures}
@@ -467,13 +464,10 @@ class _Build:
         }
 
 
-def _planned(variant: VariantConfig, kind: EngineKind) -> list[tuple[Step[Any], Any]]:
-    """Returns the variant's steps; for TensorRT the float32 rest of a quantised graph becomes float16.
-
-    Its networks are strongly typed, so a layer left in float32 would run in float32.
-    """
+def _planned(variant: VariantConfig, engine: EngineKind[Any]) -> list[tuple[Step[Any], Any]]:
+    """Returns the variant's steps, and a cast where the engine would run in float32 what is not quantised."""
     steps = [(chosen.step, chosen.config) for chosen in variant.compress]
-    if kind != "openvino" and steps and steps[-1][0].leaves_float(steps[-1][1]):
+    if engine.wants_half_precision and steps and steps[-1][0].leaves_float(steps[-1][1]):
         cast = REGISTRY.get("cast")
         steps.append((cast, cast.config(precision="fp16")))
     return steps

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from temper.builder.contract import TEST_IMAGES_FILE, TEST_LABELS_FILE
 
 if TYPE_CHECKING:
-    from temper.builder.engines.config import EngineKind
     from temper.builder.store.artifacts import Artifact
 
 
@@ -53,8 +52,8 @@ class Built:
     """Its model in the repository."""
     version: int
     """The version that is served."""
-    engine: EngineKind
-    """What runs it."""
+    engine: str
+    """The kind of engine that runs it."""
     engine_why: str
     """Why that one."""
     size_bytes: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import shutil
 import signal
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from temper.builder.engines.gpu import read_driver
+from temper.builder.engines.kind import ENGINES
 from temper.plugins import Registry
 from temper.serve.server import TritonServer
 
@@ -32,27 +33,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def why_no_gpu() -> str | None:
     """The driver's own reason why this process has no NVIDIA GPU; None when it has one."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        return f"no NVIDIA driver: {error}"
-    status = cuda.cuInit(0)
-    if status != 0:
-        name = ctypes.c_char_p()
-        cuda.cuGetErrorName(status, ctypes.byref(name))
-        return f"the NVIDIA driver does not start: cuInit says {(name.value or b'').decode() or status}"
-    count = ctypes.c_int(0)
-    cuda.cuDeviceGetCount(ctypes.byref(count))
-    return None if count.value else "the NVIDIA driver shows 0 devices to this process"
+    return read_driver()[1] or None
 
 
 @cache
 def why_no_engine(kinds: tuple[Literal["tensorrt", "tensorrt-rtx"], ...]) -> str | None:
     """Why none of these kinds runs on this GPU; None when one of them does, or none is asked for."""
-    from temper.builder.engines.build import why_not
-    from temper.builder.engines.gpu import compute_capability
-
-    reasons = [why_not(kind, compute_capability() or "") for kind in kinds]
+    reasons = [ENGINES.get(kind).why_not_run() for kind in kinds]
     return "; ".join(filter(None, reasons)) if reasons and all(reasons) else None
 
 
@@ -198,19 +185,17 @@ def publish_toy(
 ) -> None:
     """Publish the sample model as the builder would."""
     from temper.builder.publish.entry import publish
+    from temper.builder.publish.triton_config import PluginBackend, TritonConfig
 
-    publish(
-        repository,
-        model=model,
-        engine_file=onnx,
-        labels=sample.class_names,
-        card={"recipe": "toy"},
+    config = TritonConfig(
+        name=model,
         image_size=32,
         num_classes=10,
         max_batch=32,
-        parameters={"engine": "openvino", "precision_hint": "f32"},
+        backend=PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"}),
         num_instances=num_instances,
     )
+    publish(repository, config, engine_file=onnx, labels=sample.class_names, card={"recipe": "toy"})
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import importlib.util
 import json
@@ -26,6 +27,7 @@ import yaml
 from temper.builder.engines.containers import expected_tensorrt
 from temper.builder.publish.ensemble import publish_ensemble
 from temper.builder.publish.entry import publish
+from temper.builder.publish.triton_config import EnsembleBackend, NativeBackend, PluginBackend, TritonConfig
 from temper.serve.runtime import environment, find_runtime, lay_out_backends
 
 ROOT = Path(__file__).parents[1]
@@ -316,21 +318,14 @@ def test_stub_that_its_server_forgets_is_missed(
 def entries(tmp_path: Path) -> Path:
     """One entry of every kind; nothing here parses their engines."""
     root = tmp_path / "repository"
-    labels, shape = ["cat", "dog"], {"image_size": 32, "num_classes": 2, "max_batch": 8}
-    for model, backend in (("plugin", "temper"), ("native", "tensorrt")):
-        (tmp_path / "model.plan").write_bytes(b"engine")
-        publish(
-            root,
-            model=model,
-            engine_file=tmp_path / "model.plan",
-            labels=labels,
-            card={},
-            parameters={"engine": "tensorrt"},
-            server_backend=backend,  # type: ignore[arg-type]  # one of them
-            in_ensemble=True,
-            **shape,  # type: ignore[arg-type]  # integers
-        )
-    publish_ensemble(root, model="pair", members=["plugin", "native"], labels=labels, card={}, **shape)
+    labels, ensemble = ["cat", "dog"], EnsembleBackend(members=("plugin", "native"))
+    pair = TritonConfig(name="pair", image_size=32, num_classes=2, max_batch=8, backend=ensemble, in_ensemble=True)
+    (tmp_path / "model.plan").write_bytes(b"engine")
+    backends = {"plugin": PluginBackend(engine="tensorrt"), "native": NativeBackend()}
+    for model, backend in backends.items():
+        config = dataclasses.replace(pair, name=model, backend=backend)
+        publish(root, config, engine_file=tmp_path / "model.plan", labels=labels, card={})
+    publish_ensemble(root, pair, labels=labels, card={})
     return root
 
 

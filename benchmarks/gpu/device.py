@@ -6,7 +6,7 @@ import ctypes
 import dataclasses
 from typing import Any
 
-from temper.host.gpu import read_driver
+from temper.builder.engines.gpu import read_driver
 
 
 def describe() -> dict[str, Any]:

@@ -67,12 +67,12 @@ def build(context: Context, kind: str, arch: str, precision: str) -> dict[str, A
         return info | {"path": str(folder / info["file"])}
     if not about.exists():
         from temper.builder.engines.build import build_engine
-        from temper.builder.engines.config import EngineConfig
+        from temper.builder.engines.kind import ENGINES
 
         folder.mkdir(parents=True, exist_ok=True)
-        config = EngineConfig(kind=kind, opt_batch=_opt_batch(batches), max_batch=batches[-1])  # type: ignore[arg-type]  # a kind
+        config = ENGINES.get(kind).config(opt_batch=_opt_batch(batches), max_batch=batches[-1])
         graph = find_graph(context, arch, precision)
-        info = build_engine(config.kind, graph, folder, config, precision=precision)  # type: ignore[arg-type]  # not auto
+        info = build_engine(graph, folder, config, precision=precision)
         about.write_text(json.dumps(info | {"path": str(folder / info["file"])}, default=str))
     built: dict[str, Any] = json.loads(about.read_text())
     return built
@@ -103,7 +103,9 @@ def publish_engine(
     Raises:
         BuilderError: The engine cannot be built.
     """
+    from temper.builder.engines.kind import ENGINES
     from temper.builder.publish.entry import publish
+    from temper.builder.publish.triton_config import PluginBackend, TritonConfig
 
     built = build(context, kind, arch, precision)
     batches = [batch for batch in sorted(context.batches or BATCHES) if batch <= (max_batch or batch)]
@@ -112,17 +114,22 @@ def publish_engine(
     shutil.rmtree(repository / model, ignore_errors=True)
     published = publish(
         repository,
-        model=model,
+        TritonConfig(
+            name=model,
+            image_size=context.image_size,
+            num_classes=NUM_CLASSES,
+            max_batch=batches[-1],
+            backend=PluginBackend(
+                engine=_engine(kind),
+                on_cpu=ENGINES.get(_engine(kind)).device == "cpu",
+                opt_batch=_opt_batch(batches),
+                graph_batches=tuple(batches),
+            ),
+            num_instances=num_instances,
+        ),
         engine_file=Path(built["path"]),
         labels=[str(number) for number in range(NUM_CLASSES)],
         card={"recipe": "benchmarks.gpu", "stages": [{"name": "engine", "figures": built}]},
-        image_size=context.image_size,
-        num_classes=NUM_CLASSES,
-        max_batch=batches[-1],
-        parameters={"engine": _engine(kind)},
-        num_instances=num_instances,
-        opt_batch=_opt_batch(batches),
-        graph_batches=tuple(batches),
     )
     return {"repository": str(repository), "model": model, "version": str(published.path), **built}
 

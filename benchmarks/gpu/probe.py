@@ -133,18 +133,18 @@ def _torch() -> dict[str, str]:
 def _known_capabilities() -> list[str]:
     import tensorrt_rtx  # type: ignore[import-untyped]  # ships none
 
-    from temper.builder.engines.tensorrt import known_capabilities
+    from temper.builder.engines.tensorrt_rtx import known_capabilities
 
     return known_capabilities(tensorrt_rtx)
 
 
 def _load(kind: str, path: Path) -> str:
     """Why the library does not deserialise an engine; "loads" when it does."""
-    from temper.builder.engines.library import LIBRARIES
+    from temper.builder.engines.kind import ENGINES
     from temper.builder.engines.run import LoadedEngine
 
     try:
-        with LoadedEngine(LIBRARIES[kind], path):
+        with LoadedEngine(ENGINES.get(kind), path):
             return "loads"
     except Exception as error:  # it is the answer
         return str(error)

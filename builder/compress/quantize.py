@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from temper.builder.engines.kind import EngineKind
+
 _CALIBRATION_BATCH = 16
 
 
@@ -111,9 +113,9 @@ class Quantize(GraphStep[QuantizeConfig]):
         asked = ("openvino",) if config.reduce_range == "auto" else ()
         return ("nvidia-modelopt", "onnx", "onnxruntime-gpu", *found, *asked)
 
-    def settle(self, config: QuantizeConfig, engine: str) -> QuantizeConfig:
+    def settle(self, config: QuantizeConfig, engine: EngineKind[Any]) -> QuantizeConfig:
         """Only int8 saturates, and only on CPUs."""
-        if config.reduce_range == "auto" and (engine != "openvino" or config.precision != "int8"):
+        if config.reduce_range == "auto" and (not engine.saturates_int8 or config.precision != "int8"):
             return replace(config, reduce_range=False)
         return config
 

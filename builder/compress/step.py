@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from temper.builder.data.sources import TrainImages
+    from temper.builder.engines.kind import EngineKind
     from temper.builder.engines.latency import CompareLatency
     from temper.builder.network.train import TrainConfig
 
@@ -118,7 +119,7 @@ class Step(ABC, Generic[Config]):
         """The packages, as pip names them, whose versions decide the result."""
         return ("torch", "nvidia-modelopt")
 
-    def settle(self, config: Config, engine: str) -> Config:
+    def settle(self, config: Config, engine: EngineKind[Any]) -> Config:
         """The config for an engine kind, when part of it depends on where the variant will run."""
         return config
 

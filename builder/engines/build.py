@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from temper.builder.engines.config import EngineConfig, EngineKind
-from temper.builder.engines.gpu import compute_capability
+from temper.builder.engines.gpu import read_driver
+from temper.builder.engines.kind import ENGINES, AutoConfig, BuildJob, EngineConfig, EngineKind
 from temper.builder.errors import EngineError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
-
-_MODULES = {"openvino": "openvino", "tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-_EXTRAS = {"openvino": "embedded", "tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,49 +26,55 @@ class AgreementLimits:
     """The largest difference of a logit; None for no limit."""
 
 
-def pick_engine(config: EngineConfig) -> tuple[EngineKind, str]:
+@dataclass(frozen=True, kw_only=True)
+class PickedEngine:
+    """What runs the variants of a recipe."""
+
+    config: EngineConfig
+    """Of the picked kind, never `auto`."""
+    why: str
+    """Why that one, in a few words."""
+
+    @property
+    def kind(self) -> EngineKind[Any]:
+        """The kind."""
+        return ENGINES.get(self.config.kind)
+
+
+def pick_engine(config: EngineConfig) -> PickedEngine:
     """Decides what runs the variants.
 
     Args:
-        config: With the wanted kind, or `auto`.
-
-    Returns:
-        The kind, and in a few words why.
+        config: Of the wanted kind, or `auto`.
 
     Raises:
         EngineError: The library of the kind is not installed.
+        PluginError: Another package's kind does not load.
     """
-    if config.kind != "auto":
-        _require(config.kind)
-        return config.kind, "asked for in the recipe"
-    capability = compute_capability()
-    if capability is None:
-        _require("openvino")
-        return "openvino", "no NVIDIA GPU found, so the CPU"
+    if not isinstance(config, AutoConfig):
+        picked = PickedEngine(config=config, why="asked for in the recipe")
+        picked.kind.require()
+        return picked
+    driver, _ = read_driver()
+    ranked = [kind for kind in ENGINES.all().values() if kind.rank is not None]
+    *others, last = sorted(ranked, key=lambda kind: kind.rank or 0)
     refusals = []
-    for kind in ("tensorrt", "tensorrt-rtx"):
-        reason = why_not(kind, capability)
+    for kind in others:
+        if kind.device == "gpu" and driver is None:
+            continue
+        reason = kind.why_not_run()
         if reason is None:
-            return kind, f"a GPU of compute capability {capability}"
+            capability = driver.gpus[0].compute_capability if driver is not None else ""
+            on = f"a GPU of compute capability {capability}" if kind.device == "gpu" else f"{kind.title} runs here"
+            return PickedEngine(config=config.become(kind.config), why=on)
         refusals.append(reason)
-    _require("openvino")
-    return "openvino", f"the CPU, as {' and '.join(refusals)}"
-
-
-def why_not(kind: Literal["tensorrt", "tensorrt-rtx"], capability: str) -> str | None:
-    """Says why a kind cannot run on the GPU that is here; None when it can."""
-    if not _installed(kind):
-        return f"{_MODULES[kind]} is not installed"
-    from temper.builder.engines import tensorrt
-
-    try:
-        return tensorrt.why_not(kind, capability)
-    except EngineError as error:
-        return str(error)
+    # The last one is taken whatever it would say: there is no other, and it tells when it is used.
+    last.require()
+    why = f"the CPU, as {' and '.join(refusals)}" if refusals else "no NVIDIA GPU found, so the CPU"
+    return PickedEngine(config=config.become(last.config), why=why)
 
 
 def build_engine(
-    kind: EngineKind,
     onnx_path: Path,
     folder: Path,
     config: EngineConfig,
@@ -88,51 +90,45 @@ def build_engine(
     """Builds the engine of a graph, and loads, runs and inspects it once where that is possible here.
 
     Args:
-        kind: From `pick_engine`.
         onnx_path: The graph, float32, half precision or Q/DQ.
         folder: Receives the engine file.
-        config: Batch sizes, precision, portability, limits.
+        config: Of the wanted kind, from `pick_engine`: batch sizes, precision, portability, limits.
         images: uint8 [N, S, S, 3] to run it on, where this machine can.
         reference: PyTorch's logits of the images, float32 [N, classes].
         limits: How far the engine may be from them.
         precision: The variant's, `fp32`, `fp16`, `bf16`, `int8` or `fp8`: what the engine's audit expects.
-        sparse_weights: TensorRT may use the sparse kernels; the weights must be 2:4.
+        sparse_weights: Sparse kernels may be used; the weights must be 2:4.
         timing_cache: TensorRT's timings, read when there and written back; builds get shorter and more alike.
-        module: `frontend = "torch-tensorrt"`: uint8 [N, S, S, 3] to logits, with its quantisers.
+        module: Where the kind wants one: uint8 [N, S, S, 3] to logits, with its quantisers.
 
     Returns:
-        kind, file (model.onnx, model.rtx or model.plan, in `folder`), size_bytes, and what the kind adds.
+        kind, file (in `folder`), size_bytes, and what the kind adds.
 
     Raises:
         EngineError: The library is missing, it refuses the graph (names the node where the library does), or a
             limit is passed.
     """
-    _require(kind)
-    if kind == "openvino":
-        from temper.builder.engines import openvino
-
-        info, logits = openvino.build(onnx_path, folder, config, images)
-    else:
-        from temper.builder.engines import tensorrt
-
-        info, logits = tensorrt.build(
-            kind,
-            onnx_path,
-            folder,
-            config,
-            images,
-            precision=precision,
-            sparse_weights=sparse_weights,
-            timing_cache=timing_cache,
-            module=module,
-        )
+    kind = ENGINES.get(config.kind)
+    kind.require()
+    job = BuildJob(
+        onnx_path=onnx_path,
+        folder=folder,
+        config=config,
+        images=images,
+        precision=precision,
+        sparse_weights=sparse_weights,
+        timing_cache=timing_cache,
+        module=module,
+    )
+    info, logits = kind.build(job)
     if logits is not None and reference is not None:
-        info["against_pytorch"] = _compare(kind, reference, logits, limits or AgreementLimits())
-    return {"kind": kind, "size_bytes": (folder / info["file"]).stat().st_size, **info}
+        info["against_pytorch"] = _compare(kind.name, reference, logits, limits or AgreementLimits())
+    size_bytes = (folder / kind.file).stat().st_size
+    return {"kind": kind.name, "file": kind.file, "size_bytes": size_bytes, **info}
 
 
 def _compare(
-    kind: EngineKind, reference: NDArray[np.float32], logits: NDArray[np.float32], limits: AgreementLimits
+    kind: str, reference: NDArray[np.float32], logits: NDArray[np.float32], limits: AgreementLimits
 ) -> dict[str, Any]:
     from temper.builder.network.export import compare_logits
 
@@ -149,15 +145,3 @@ def _compare(
             f"{limits.max_logit_diff:g} (max_logit_diff); do not serve it"
         )
     return figures
-
-
-def _installed(kind: EngineKind) -> bool:
-    return importlib.util.find_spec(_MODULES[kind]) is not None
-
-
-def _require(kind: EngineKind) -> None:
-    if not _installed(kind):
-        raise EngineError(
-            f"engine {kind}: the package {_MODULES[kind]} is not installed; "
-            f"run `pip install 'temper[{_EXTRAS[kind]}]'` or choose another engine.kind"
-        )

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from temper.builder.contract import INPUT_NAME, NUM_CHANNELS
+from temper.builder.contract import NUM_CHANNELS
+from temper.builder.engines.kind import ENGINES, EngineConfig, Run
 from temper.builder.errors import CompressError
 
 if TYPE_CHECKING:
@@ -17,18 +18,42 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from temper.builder.engines.config import EngineConfig, EngineKind
-
 CompareLatency = Callable[["nn.Module", "nn.Module"], tuple[float, float]]
 """Takes two networks, float32 [N, 3, S, S] to logits, and returns their latencies in ms at batch 1."""
-Run = Callable[["NDArray[np.uint8]"], "NDArray[np.float32]"]
 
 _WARMUP = 5
 _ROUNDS = 40
 
 
+def timing_engine(config: EngineConfig) -> EngineConfig | None:
+    """Returns the engine in which steps are timed in process.
+
+    Args:
+        config: Of the engine that serves, from `pick_engine`.
+
+    Returns:
+        That one where it runs in process, else the first installed kind that does; None without any.
+    """
+    if ENGINES.get(config.kind).runs_in_process:
+        return config
+    others = (kind for kind in ENGINES.all().values() if kind.runs_in_process and kind.is_installed)
+    return next((kind.config() for kind in others), None)
+
+
+def open_graph(path: Path, config: EngineConfig) -> Run:
+    """Opens a graph in this process as the server does for one request at a time.
+
+    Args:
+        path: The ONNX file.
+        config: Of a kind that runs in process.
+
+    Raises:
+        EngineError: This kind does not, or it refuses the graph.
+    """
+    return ENGINES.get(config.kind).open_graph(path, config)
+
+
 def compare_in_engine(
-    kind: EngineKind,
     config: EngineConfig,
     *,
     image_size: int,
@@ -38,17 +63,19 @@ def compare_in_engine(
     """Returns the function that times two networks in the engine that will serve.
 
     Args:
-        kind: The engine.
-        config: With OpenVINO's `precision_hint`.
+        config: Of that engine, from `pick_engine`.
         image_size: Height and width, in pixels.
         mean: Mean per channel, RGB, on a scale of 0 to 1.
         std: Standard deviation per channel, RGB, on a scale of 0 to 1.
 
     Raises:
-        CompressError: This engine is not timed yet.
+        CompressError: This engine does not run in process.
     """
-    if kind != "openvino":
-        raise CompressError(f"prune: latency: is measured in openvino only, not in {kind}; give flops or params")
+    if not ENGINES.get(config.kind).runs_in_process:
+        known = " or ".join(name for name, kind in ENGINES.all().items() if kind.runs_in_process)
+        raise CompressError(
+            f"prune: latency: is measured in {known} only, not in {config.kind}; give flops or params"
+        )
 
     def compare(candidate: nn.Module, original: nn.Module) -> tuple[float, float]:
         import numpy as np
@@ -61,35 +88,11 @@ def compare_in_engine(
             for name, network in (("candidate", candidate), ("original", original)):
                 path = Path(folder) / f"{name}.onnx"
                 export_onnx(network, path, image_size=image_size, mean=mean, std=std)
-                runs.append(open_graph(path, config.precision_hint))
+                runs.append(open_graph(path, config))
             candidate_ms, original_ms = (median(times) for times in time_in_turns(runs, image))
         return candidate_ms, original_ms
 
     return compare
-
-
-def open_graph(path: Path, precision_hint: str) -> Run:
-    """Compiles a graph in OpenVINO as the plugin does for one request at a time.
-
-    Args:
-        path: The ONNX file.
-        precision_hint: OpenVINO's INFERENCE_PRECISION_HINT.
-
-    Returns:
-        A function from uint8 [N, S, S, 3] to float32 logits [N, classes].
-    """
-    import numpy as np
-
-    from temper.builder.engines.openvino import open_core
-
-    settings = {"INFERENCE_PRECISION_HINT": precision_hint, "NUM_STREAMS": "1"}
-    request = open_core().compile_model(path, "CPU", settings).create_infer_request()
-
-    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = request.infer({INPUT_NAME: np.ascontiguousarray(batch)})[0]
-        return logits
-
-    return run
 
 
 def time_in_turns(runs: Sequence[Run], image: NDArray[np.uint8]) -> list[list[float]]:

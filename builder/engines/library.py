@@ -5,57 +5,31 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
-from dataclasses import dataclass
 from typing import Any
 
+from temper.builder.engines.kind import EngineKind
 from temper.builder.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Library:
-    """One of the two packages."""
-
-    kind: str
-    """The engine kind."""
-    package: str
-    """As Python imports it."""
-    name: str
-    """As NVIDIA writes it."""
-    file: str
-    """The engine's file."""
-    builds_anywhere: bool
-    """True when no GPU is needed to build."""
-
-
-LIBRARIES = {
-    "tensorrt": Library(
-        kind="tensorrt", package="tensorrt", name="TensorRT", file="model.plan", builds_anywhere=False
-    ),
-    "tensorrt-rtx": Library(
-        kind="tensorrt-rtx", package="tensorrt_rtx", name="TensorRT-RTX", file="model.rtx", builds_anywhere=True
-    ),
-}
-
-
-def load_library(library: Library) -> Any:
+def load_library(kind: EngineKind[Any]) -> Any:
     """Imports the package.
 
     Raises:
         EngineError: It is not installed, or only its placeholder without libraries is.
     """
     try:
-        trt = importlib.import_module(library.package)
+        trt = importlib.import_module(kind.package)
         _ = trt.Builder
-        if trt.__name__ != library.package:
+        if trt.__name__ != kind.package:
             # torch-tensorrt-rtx registers tensorrt_rtx under the name tensorrt.
             raise ImportError(f"it is {trt.__name__} {trt.__version__} under another name")
     except (ImportError, OSError, AttributeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise EngineError(
-            f"engine {library.kind}: the package {library.package} cannot be used: {reason}; install "
-            f"{library.name} as NVIDIA's documentation says, or build in docker/builder.Dockerfile"
+            f"engine {kind.name}: the package {kind.package} cannot be used: {reason}; install "
+            f"{kind.title} as NVIDIA's documentation says, or build in docker/builder.Dockerfile"
         ) from error
     return trt
 

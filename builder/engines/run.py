@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
 from temper.builder.contract import INPUT_NAME, OUTPUT_NAME
-from temper.builder.engines.library import Library, Logger, load_library
+from temper.builder.engines.kind import EngineKind
+from temper.builder.engines.library import Logger, load_library
 from temper.builder.errors import EngineError
 
 if TYPE_CHECKING:
@@ -23,24 +24,24 @@ if TYPE_CHECKING:
 class LoadedEngine:
     """A deserialised engine with one execution context, a context manager."""
 
-    def __init__(self, library: Library, path: Path) -> None:
+    def __init__(self, kind: EngineKind[Any], path: Path) -> None:
         """Deserialises the engine on the current GPU.
 
         Args:
-            library: Of its kind.
+            kind: Its kind.
             path: The engine file; it was built here, so its content is trusted.
 
         Raises:
             EngineError: The library refuses it.
         """
-        trt = load_library(library)
+        trt = load_library(kind)
         self._trt = trt
-        self._library = library
+        self._kind = kind
         self._log = Logger(trt)
         self._runtime = trt.Runtime(self._log.native)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            raise EngineError(f"engine {library.kind}: cannot load {path.name} on this GPU: {self._log.reason}")
+            raise EngineError(f"engine {kind.name}: cannot load {path.name} on this GPU: {self._log.reason}")
 
     def __enter__(self) -> Self:
         """Holds the engine."""
@@ -76,14 +77,14 @@ class LoadedEngine:
         except RuntimeError as error:  # PyTorch's: no memory left, or a driver older than its CUDA
             reason = (str(error).splitlines() or [""])[0]
             raise EngineError(
-                f"engine {self._library.kind}: cannot run on this GPU: {reason}; free its memory, or take a "
+                f"engine {self._kind.name}: cannot run on this GPU: {reason}; free its memory, or take a "
                 "smaller engine.max_batch"
             ) from error
 
     def _run(self, images: NDArray[np.uint8], max_batch: int) -> NDArray[np.float32]:
         context = self._engine.create_execution_context()
         if context is None:
-            raise EngineError(f"engine {self._library.kind}: no execution context on this GPU: {self._log.reason}")
+            raise EngineError(f"engine {self._kind.name}: no execution context on this GPU: {self._log.reason}")
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
         parts = []
         for start in range(0, len(images), max_batch):
@@ -96,7 +97,7 @@ class LoadedEngine:
             torch.cuda.synchronize()  # the tensors were made on PyTorch's own stream
             if not context.execute_async_v3(stream.cuda_stream):
                 raise EngineError(
-                    f"engine {self._library.kind}: failed on a batch of {len(batch)}: {self._log.reason}"
+                    f"engine {self._kind.name}: failed on a batch of {len(batch)}: {self._log.reason}"
                 )
             stream.synchronize()
             parts.append(logits.cpu().numpy())

@@ -24,30 +24,33 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from temper.builder.engines.config import EngineConfig
-    from temper.builder.engines.library import Library
+    from temper.builder.engines.kind import EngineConfig, EngineKind
 
 
 def compile_module(
-    library: Library,
+    kind: EngineKind[Any],
     module: nn.Module | None,
     config: EngineConfig,
     *,
+    project: str,
     image_shape: tuple[int, ...],
     precision: str,
+    hardware_compatible: bool = False,
     sparse_weights: bool = False,
     timing_cache: Path | None = None,
 ) -> Any:
     """Exports a module and compiles it.
 
     Args:
-        library: TensorRT or TensorRT-RTX.
+        kind: TensorRT or TensorRT-RTX.
         module: uint8 [N, S, S, 3] to float32 logits, an `export.Served`; quantised ones hold ModelOpt's
             quantisers. It is not changed.
-        config: The batches and the portability.
+        config: The batches.
+        project: The package that drives the kind, as pip knows it.
         image_shape: (S, S, 3).
         precision: `fp32` leaves the module as it is, `bf16` converts it, and everything else makes what is not
             quantised float16.
+        hardware_compatible: The plan runs on Ampere and later.
         sparse_weights: TensorRT may use the sparse kernels.
         timing_cache: Of TensorRT; TensorRT-RTX has none.
 
@@ -57,10 +60,10 @@ def compile_module(
     Raises:
         EngineError: torch-tensorrt is not installed, finds no driver, or cannot compile the module.
     """
-    torch_tensorrt = _import(library)
+    torch_tensorrt = _import(kind, project)
     if module is None:
         raise EngineError(
-            f"engine {library.kind}: frontend 'torch-tensorrt' compiles PyTorch networks, but this variant's "
+            f"engine {kind.name}: frontend 'torch-tensorrt' compiles PyTorch networks, but this variant's "
             "steps made an ONNX graph; use frontend 'onnx' for it"
         )
     options: dict[str, Any] = {} if timing_cache is None else {"timing_cache_path": str(timing_cache)}
@@ -71,7 +74,7 @@ def compile_module(
                 exported,
                 arg_inputs=[_input(torch_tensorrt, config, image_shape)],
                 use_explicit_typing=True,  # 2.13 knows nothing else and ignores it
-                hardware_compatible=config.hardware_compatibility == "ampere_plus",
+                hardware_compatible=hardware_compatible,
                 sparse_weights=sparse_weights,
                 immutable_weights=True,
                 # The network stays in the machine's memory: the GPU's is for TensorRT.
@@ -83,7 +86,7 @@ def compile_module(
     except Exception as error:  # torch.export's, torch-tensorrt's and TensorRT's own
         reason = _first_line(error)
         raise EngineError(
-            f"engine {library.kind}: torch-tensorrt cannot compile the network: {type(error).__name__}: {reason}; "
+            f"engine {kind.name}: torch-tensorrt cannot compile the network: {type(error).__name__}: {reason}; "
             "use engine.frontend = 'onnx'"
         ) from error
 
@@ -113,7 +116,7 @@ def export_module(
     body = getattr(ready, "model", ready)
     body.register_forward_pre_hook(lambda _, inputs: tuple(each.contiguous() for each in inputs))
     example = torch.zeros((2, *image_shape), dtype=torch.uint8, device=device)
-    batch = torch.export.Dim("batch", min=config.min_batch, max=config.max_batch)
+    batch = torch.export.Dim("batch", min=1, max=config.max_batch)
     with _exportable_quantizers(), torch.no_grad(), warnings.catch_warnings():
         # torch's own export uses what torch deprecates.
         warnings.filterwarnings("ignore", category=FutureWarning, message=r"`isinstance\(treespec, LeafSpec\)`")
@@ -139,7 +142,7 @@ def _input(torch_tensorrt: Any, config: EngineConfig, image_shape: tuple[int, ..
     import torch
 
     return torch_tensorrt.Input(
-        min_shape=(config.min_batch, *image_shape),
+        min_shape=(1, *image_shape),
         opt_shape=(config.opt_batch, *image_shape),
         max_shape=(config.max_batch, *image_shape),
         dtype=torch.uint8,
@@ -181,25 +184,24 @@ def _our_names(torch_tensorrt: Any) -> Iterator[None]:
             setattr(interpreter, step, theirs)
 
 
-def _import(library: Library) -> Any:
-    project = "torch-tensorrt-rtx" if library.kind == "tensorrt-rtx" else "torch-tensorrt"
+def _import(kind: EngineKind[Any], project: str) -> Any:
     try:
         import torch_tensorrt  # type: ignore[import-not-found,import-untyped,unused-ignore]  # optional
     except ImportError as error:
         if error.name == "torch_tensorrt":
             raise EngineError(
-                f"engine {library.kind}: the package {project} is not installed; run `pip install {project}` in "
+                f"engine {kind.name}: the package {project} is not installed; run `pip install {project}` in "
                 "an environment of its own, or use engine.frontend = 'onnx'"
             ) from error
-        raise _no_driver(library, error) from error
+        raise _no_driver(kind, error) from error
     except Exception as error:  # it looks at the GPU when it is imported
-        raise _no_driver(library, error) from error
+        raise _no_driver(kind, error) from error
     return torch_tensorrt
 
 
-def _no_driver(library: Library, error: Exception) -> EngineError:
+def _no_driver(kind: EngineKind[Any], error: Exception) -> EngineError:
     return EngineError(
-        f"engine {library.kind}: torch-tensorrt cannot be imported here: {_first_line(error)}; it wants an NVIDIA "
+        f"engine {kind.name}: torch-tensorrt cannot be imported here: {_first_line(error)}; it wants an NVIDIA "
         "driver, so build on a machine with a GPU, or use engine.frontend = 'onnx'"
     )
 

@@ -28,8 +28,7 @@ from temper.builder.contract import CARD_FILE, CONFIG_FILE, DIGESTS_FILE, LABELS
 from temper.builder.errors import PublishError
 from temper.builder.names import is_model_name, is_printable, render_labels
 from temper.builder.publish.plans import Plan, carried_plans, plan_name, runtime_of
-from temper.builder.publish.serving import ServingConfig
-from temper.builder.publish.triton_config import ServerBackend, TritonConfig, render_config
+from temper.builder.publish.triton_config import TritonConfig, render_config
 from temper.builder.store.files import describe_os_error, fsync_path, fsync_tree, locked, replace_file, sha256_file
 
 _WORK_PREFIX = "publish-"
@@ -80,26 +79,24 @@ class Entry:
         return self.config.name
 
 
+@dataclass(frozen=True, kw_only=True)
+class Binding:
+    """To what a plan is bound that runs on the GPUs of one compute capability only."""
+
+    compute_capability: str
+    """The GPU's that built it, as "9.0"."""
+    graph_sha256: str | None = None
+    """SHA-256 of the graph that it was built from; without it no plan is kept from before."""
+
+
 def publish(
     repository: Path,
+    config: TritonConfig,
     *,
-    model: str,
     engine_file: Path,
     labels: Sequence[str],
     card: Mapping[str, Any],
-    image_size: int,
-    num_classes: int,
-    max_batch: int,
-    parameters: Mapping[str, str],
-    num_instances: int = 1,
-    serving: ServingConfig | None = None,
-    in_ensemble: bool = False,
-    server_backend: ServerBackend = "temper",
-    opt_batch: int | None = None,
-    graph_batches: tuple[int, ...] | None = None,
-    version_compatible: bool = False,
-    compute_capability: str | None = None,
-    graph_sha256: str | None = None,
+    binding: Binding | None = None,
 ) -> Published:
     """Publishes an engine as the newest version of a model, atomically.
 
@@ -113,24 +110,12 @@ def publish(
 
     Args:
         repository: The model repository; made when missing.
-        model: The model's name in Triton: letters, digits, `_`, `.`, `-`.
+        config: What config.pbtxt says; the engine file's name is added to its parameters.
         engine_file: The engine, copied under its own name (model.onnx, model.rtx, model.plan), with a compute
             capability as model_sm90.plan.
         labels: One class name per output, in order.
         card: The provenance, as JSON; the engine's digest and size are added to it.
-        image_size: Height and width of the input, in pixels.
-        num_classes: Length of the output.
-        max_batch: The largest batch that the engine takes.
-        parameters: config.pbtxt's parameters; `engine` and `file` are read by the plugin.
-        num_instances: Triton's model instances.
-        serving: What bounds its queue, and how many versions are kept; the defaults when not given.
-        in_ensemble: It may be a member of an ensemble, so that its queue is bounded by time alone.
-        server_backend: `temper`, the plugin, or `tensorrt`, Triton's own backend.
-        opt_batch: The batch that the engine was tuned for.
-        graph_batches: Batch sizes that get a CUDA graph on a GPU; None is 1, `opt_batch` and `max_batch`.
-        version_compatible: The plan was built to run on later versions of TensorRT too.
-        compute_capability: The only one that a plan runs on, as "9.0"; None for an engine that is not so bound.
-        graph_sha256: SHA-256 of the graph that the plan was built from; without it no plan is kept from before.
+        binding: Of a plan that does not run on every GPU.
 
     Returns:
         The version served from now on.
@@ -139,33 +124,20 @@ def publish(
         PublishError: The name, the labels or the compute capability are wrong, an ONNX file keeps weights in
             another one, a plan to be kept was changed since it was published, or the repository cannot be written.
     """
-    check_names(model, labels, num_classes)
-    plan = _read_plan(engine_file, compute_capability, card)
-    if parameters.get("engine") == "openvino":
-        _check_whole(engine_file)
+    check_names(config.name, labels, config.num_classes)
+    capability, graph_sha256 = (binding.compute_capability, binding.graph_sha256) if binding else (None, None)
+    plan = _read_plan(engine_file, capability, card)
+    _check_whole(engine_file)
     entry = Entry(
         plans=(plan,),
         labels=render_labels(labels),
         card={
-            "model": model,
+            "model": config.name,
             **card,
             **({"graph_sha256": graph_sha256} if graph_sha256 else {}),
             "engine_file": {"name": plan.name, "sha256": plan.sha256, "size_bytes": plan.size_bytes},
         },
-        config=TritonConfig(
-            name=model,
-            image_size=image_size,
-            num_classes=num_classes,
-            max_batch=max_batch,
-            parameters={"file": plan.name, **parameters},
-            num_instances=num_instances,
-            serving=serving or ServingConfig(),
-            in_ensemble=in_ensemble,
-            server_backend=server_backend,
-            opt_batch=opt_batch,
-            graph_batches=graph_batches,
-            version_compatible=version_compatible,
-        ),
+        config=replace(config, parameters={"file": plan.name, **config.parameters}),
         graph_sha256=graph_sha256,
     )
     return publish_entry(repository, entry)
@@ -201,8 +173,8 @@ def _read_plan(engine_file: Path, compute_capability: str | None, card: Mapping[
         raise PublishError(f"engine {engine_file}: cannot be read: {describe_os_error(error)}") from error
 
 
-def _check_whole(onnx_file: Path) -> None:
-    """Refuses weights outside of the ONNX file, which would be published without a digest, or not at all."""
+def _check_whole(engine_file: Path) -> None:
+    """Refuses weights outside of an ONNX file, which would be published without a digest, or not at all."""
     from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]  # ships none
     from onnx import ModelProto, TensorProto
 
@@ -215,11 +187,11 @@ def _check_whole(onnx_file: Path) -> None:
         )
 
     try:
-        model = ModelProto.FromString(onnx_file.read_bytes())
+        model = ModelProto.FromString(engine_file.read_bytes())
     except DecodeError:
-        return  # the server says what it is instead
+        return  # an engine of another kind; of one that reads ONNX the server says what it is instead
     if not is_whole(model):
-        raise PublishError(f"engine {onnx_file}: keeps weights in another file; export one file")
+        raise PublishError(f"engine {engine_file}: keeps weights in another file; export one file")
 
 
 def check_names(model: str, labels: Sequence[str], num_classes: int) -> None:

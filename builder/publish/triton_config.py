@@ -1,22 +1,18 @@
 """Triton's config.pbtxt, written from the protobuf message that tritonclient ships.
 
-One description, `TritonConfig`, for whatever serves a model: the plugin, Triton's own TensorRT backend, an
-ensemble, or the mean at an ensemble's end.
+`TritonConfig` is what every model says; a `Backend` adds what it alone reads: the plugin, Triton's own TensorRT
+backend, an ensemble, or the mean at an ensemble's end.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from temper.builder.contract import INPUT_NAME, NUM_CHANNELS, OUTPUT_NAME
 from temper.builder.publish.serving import ServingConfig
-
-# The wire, written once (see DESIGN's contract): names that the export, the plugin and every client share.
-BACKEND = "temper"
-
-ServerBackend = Literal["temper", "tensorrt", "ensemble", "temper_mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,37 +27,182 @@ class TritonConfig:
     """Length of the output."""
     max_batch: int
     """The largest batch that Triton puts together."""
+    backend: Backend
+    """What runs it."""
     parameters: Mapping[str, str] = field(default_factory=dict)
-    """String parameters; `engine` is the kind of engine, `file` its name in the version's folder."""
+    """Further string parameters; they win over the backend's own."""
     num_instances: int = 1
     """Model instances."""
     serving: ServingConfig = field(default_factory=ServingConfig)
     """What bounds its queue; an ensemble has none of its own, its members' bound it."""
     in_ensemble: bool = False
     """A step of an ensemble, whose queue is bounded by time alone."""
-    server_backend: ServerBackend = "temper"
-    """What runs it: the plugin, Triton's own TensorRT backend, Triton's ensemble scheduler, or the mean."""
+    cc_model_filenames: Mapping[str, str] = field(default_factory=dict)
+    """Compute capability, as "9.0", to the file built for it; a GPU that is not named takes `file`."""
+
+    @property
+    def image_dims(self) -> list[int]:
+        """The input's shape without the batch."""
+        return [self.image_size, self.image_size, NUM_CHANNELS]
+
+
+class Backend(ABC):
+    """A backend of Triton, and what it alone is told."""
+
+    name: ClassVar[str]
+    """As config.pbtxt names it."""
+
+    @abstractmethod
+    def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
+        """Adds to the message what this backend reads.
+
+        Args:
+            message: An `inference.ModelConfig` with the name, the version, the output and the input.
+            config: The model.
+            pb: tritonclient's module of messages.
+        """
+
+    def add_inputs(self, message: Any, config: TritonConfig, pb: Any) -> None:
+        """Adds the inputs: the image."""
+        message.input.add(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=config.image_dims)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginBackend(Backend):
+    """Temper's plugin (backends/temper), which runs every kind of engine that has a runner."""
+
+    name = "temper"
+
+    engine: str
+    """The engine kind, which decides on the runner."""
+    on_cpu: bool = False
+    """The engine reads host memory and runs on the CPU."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """What the runner reads."""
     opt_batch: int | None = None
     """The batch that the engine was tuned for."""
     graph_batches: tuple[int, ...] | None = None
     """Batch sizes that get a CUDA graph on a GPU; None is 1, `opt_batch` and `max_batch`, empty is none."""
     version_compatible: bool = False
     """The plan carries the host code that lets it run on later versions of TensorRT."""
-    cc_model_filenames: Mapping[str, str] = field(default_factory=dict)
-    """Compute capability, as "9.0", to the file built for it; a GPU that is not named takes `file`."""
-    members: tuple[str, ...] = ()
-    """`ensemble`, `temper_mean`: the models whose logits are averaged."""
 
-    @property
-    def prepared_batches(self) -> tuple[int, ...]:
-        """The batch sizes that get a CUDA graph, ascending."""
-        wanted = (1, self.opt_batch or 1, self.max_batch) if self.graph_batches is None else self.graph_batches
-        return tuple(sorted({batch for batch in wanted if 1 <= batch <= self.max_batch}))
+    def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
+        """Adds the queue, the instances and the parameters."""
+        parameters = {"engine": self.engine}
+        kind = pb.ModelInstanceGroup.KIND_CPU
+        if not self.on_cpu:
+            # KIND_GPU would make Triton itself refuse a machine without a GPU, in a line that helps nobody; so the
+            # plugin is asked, which says why. With a GPU the two are the same.
+            kind = pb.ModelInstanceGroup.KIND_AUTO
+            parameters["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
+            prepared = prepared_batches(self.graph_batches, self.opt_batch, config.max_batch)
+            parameters["graph_batches"] = ",".join(map(str, prepared))
+        if self.version_compatible:
+            parameters["version_compatible"] = "true"
+        _add_parameters(message, {**parameters, **self.parameters})
+        _add_scheduler(message, config, kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeBackend(Backend):
+    """Triton's own TensorRT backend (tensorrt_backend, src/instance_state.cc and tensorrt_model.cc).
+
+    Two options stay off: `eager_batching` prepares the next batch while one runs, at the price of smaller batches;
+    `gather_kernel_buffer_threshold` swaps many small copies for a kernel on the GPU that is busy. Either may pay,
+    which is for a measurement on the user's load to say.
+    """
+
+    name = "tensorrt"
+
+    opt_batch: int | None = None
+    """The batch that the plan was tuned for."""
+    graph_batches: tuple[int, ...] | None = None
+    """Batch sizes that get a CUDA graph; None is 1, `opt_batch` and `max_batch`, empty is none."""
+
+    def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
+        """Adds the queue, the instances, the graphs and the samples to warm up with."""
+        message.platform = "tensorrt_plan"
+        _add_parameters(message, {"engine": "tensorrt"})
+        _add_scheduler(message, config, pb.ModelInstanceGroup.KIND_GPU)
+        # With files per compute capability there is no default: a plan for another GPU must not be tried.
+        if not config.cc_model_filenames:
+            message.default_model_filename = config.parameters.get("file", "model.plan")
+        self._add_optimization(message.optimization, config)
+        for batch in sorted({1, config.max_batch}):
+            sample = message.model_warmup.add(name=f"batch of {batch}", batch_size=batch)
+            image = sample.inputs[INPUT_NAME]
+            image.data_type = pb.TYPE_UINT8
+            image.dims.extend(config.image_dims)
+            image.zero_data = True
+
+    def _add_optimization(self, optimization: Any, config: TritonConfig) -> None:
+        prepared = prepared_batches(self.graph_batches, self.opt_batch, config.max_batch)
+        optimization.input_pinned_memory.enable = True
+        optimization.output_pinned_memory.enable = True
+        cuda = optimization.cuda
+        # Answers travel while the next batch runs; costs a second set of tensors on the GPU.
+        cuda.output_copy_stream = True
+        cuda.graphs = bool(prepared)
+        for batch in prepared:
+            # Listed one by one: left to itself the backend captures 1 and the largest only, as this model has
+            # `dynamic_batching` (InitializeGraphSpecs). A batch of any other size runs without a graph.
+            spec = cuda.graph_spec.add(batch_size=batch)
+            spec.input[INPUT_NAME].dim.extend(config.image_dims)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleBackend(Backend):
+    """Triton's ensemble scheduler: every member on the image, then their mean."""
+
+    name = "ensemble"
+
+    members: tuple[str, ...]
+    """The models whose logits are averaged."""
+
+    def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
+        """Adds the steps."""
+        message.platform = self.name
+        steps = message.ensemble_scheduling.step
+        for index, member in enumerate(self.members):
+            step = steps.add(model_name=member, model_version=-1)
+            step.input_map[INPUT_NAME] = INPUT_NAME
+            step.output_map[OUTPUT_NAME] = _member_logits(index)
+        mean = steps.add(model_name=mean_name(config.name), model_version=-1)
+        for index in range(len(self.members)):
+            mean.input_map[_member_logits(index)] = _member_logits(index)
+        mean.output_map[OUTPUT_NAME] = OUTPUT_NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanBackend(Backend):
+    """The last step of an ensemble (backends/temper_mean)."""
+
+    name = "temper_mean"
+
+    num_members: int
+    """How many models' logits are averaged."""
+
+    def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
+        """Adds the queue and the instances."""
+        _add_scheduler(message, config, pb.ModelInstanceGroup.KIND_CPU)
+
+    def add_inputs(self, message: Any, config: TritonConfig, pb: Any) -> None:
+        """Adds the inputs: every member's logits."""
+        for index in range(self.num_members):
+            message.input.add(name=_member_logits(index), data_type=pb.TYPE_FP32, dims=[config.num_classes])
 
 
 def mean_name(model: str) -> str:
     """Returns the name of the model that averages an ensemble's logits."""
     return f"{model}_mean"
+
+
+def prepared_batches(
+    graph_batches: tuple[int, ...] | None, opt_batch: int | None, max_batch: int
+) -> tuple[int, ...]:
+    """Returns the batch sizes that get a CUDA graph, ascending."""
+    wanted = (1, opt_batch or 1, max_batch) if graph_batches is None else graph_batches
+    return tuple(sorted({batch for batch in wanted if 1 <= batch <= max_batch}))
 
 
 def render_config(config: TritonConfig, *, version: int, label_filename: str) -> bytes:
@@ -81,115 +222,41 @@ def render_config(config: TritonConfig, *, version: int, label_filename: str) ->
 
     message = pb.ModelConfig(name=config.name, max_batch_size=config.max_batch)
     message.version_policy.specific.versions.append(version)
-    _add_tensors(message, config, label_filename, pb)
-    if config.server_backend == "ensemble":
-        _add_steps(message, config)
-    else:
-        message.backend = config.server_backend
-        _add_queue(message, config)
-        _add_backend(message, config, pb)
-    for key, value in config.parameters.items():
-        message.parameters[key].string_value = value
-    text: str = text_format.MessageToString(message)
-    return text.encode()
-
-
-def _add_queue(message: Any, config: TritonConfig) -> None:
-    """Adds the batcher, and the bound of what waits for it: by default Triton queues without end.
-
-    `timeout_action` stays at REJECT, Triton's default; DELAY would keep what nobody waits for any more.
-    """
-    queue = message.dynamic_batching.default_queue_policy
-    # A step that is refused because its queue is full leaves an ensemble's request unanswered for ever, or takes
-    # the server along (2.51; core pull request 466 mends it, February 2026). Refused in time it ends as it should.
-    if not config.in_ensemble:
-        queue.max_queue_size = config.serving.queue_size(config.max_batch, config.num_instances)
-    queue.default_timeout_microseconds = config.serving.queue_timeout_ms * 1000
-
-
-def _add_tensors(message: Any, config: TritonConfig, label_filename: str, pb: Any) -> None:
-    if config.server_backend == "temper_mean":
-        for index in range(len(config.members)):
-            message.input.add(name=_member_logits(index), data_type=pb.TYPE_FP32, dims=[config.num_classes])
-    else:
-        message.input.add(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=_image_dims(config))
+    config.backend.add_inputs(message, config, pb)
     message.output.add(
         name=OUTPUT_NAME,
         data_type=pb.TYPE_FP32,
         dims=[config.num_classes],
         label_filename=label_filename,
     )
-
-
-def _add_backend(message: Any, config: TritonConfig, pb: Any) -> None:
-    """Adds the instances, and what only one of the backends reads."""
-    group, engine = pb.ModelInstanceGroup, config.parameters.get("engine")
     for capability, name in config.cc_model_filenames.items():
         message.cc_model_filenames[capability] = name
-    if config.server_backend == "tensorrt":
-        kind = group.KIND_GPU
-        _add_native(message, config, pb)
-    elif config.server_backend == "temper_mean" or engine == "openvino":
-        kind = group.KIND_CPU
-    else:
-        # KIND_GPU would make Triton itself refuse a machine without a GPU, in a line that helps nobody; so the
-        # plugin is asked, which says why. With a GPU the two are the same.
-        kind = group.KIND_AUTO
-        message.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value = "no"
-        message.parameters["graph_batches"].string_value = ",".join(map(str, config.prepared_batches))
-        if config.version_compatible:
-            message.parameters["version_compatible"].string_value = "true"
+    config.backend.fill(message, config, pb)
+    _add_parameters(message, config.parameters)
+    text: str = text_format.MessageToString(message)
+    return text.encode()
+
+
+def _add_parameters(message: Any, parameters: Mapping[str, str]) -> None:
+    for key, value in parameters.items():
+        message.parameters[key].string_value = value
+
+
+def _add_scheduler(message: Any, config: TritonConfig, kind: int) -> None:
+    """Adds the backend's name, the instances and the batcher, and bounds what waits for it.
+
+    By default Triton queues without end. `timeout_action` stays at REJECT, its default; DELAY would keep what
+    nobody waits for any more.
+    """
+    message.backend = config.backend.name
     # No `profile`: the engine has one, and since TensorRT 10 several contexts may share it.
     message.instance_group.add(count=config.num_instances, kind=kind)
-
-
-def _add_native(message: Any, config: TritonConfig, pb: Any) -> None:
-    """Adds what Triton's TensorRT backend reads (tensorrt_backend, src/instance_state.cc and tensorrt_model.cc).
-
-    Two options stay off: `eager_batching` prepares the next batch while one runs, at the price of smaller batches;
-    `gather_kernel_buffer_threshold` swaps many small copies for a kernel on the GPU that is busy. Either may pay,
-    which is for a measurement on the user's load to say.
-    """
-    message.platform = "tensorrt_plan"
-    # With files per compute capability there is no default: a plan for another GPU must not be tried.
-    if not config.cc_model_filenames:
-        message.default_model_filename = config.parameters.get("file", "model.plan")
-    optimization = message.optimization
-    optimization.input_pinned_memory.enable = True
-    optimization.output_pinned_memory.enable = True
-    cuda = optimization.cuda
-    # Answers travel while the next batch runs; costs a second set of tensors on the GPU.
-    cuda.output_copy_stream = True
-    cuda.graphs = bool(config.prepared_batches)
-    for batch in config.prepared_batches:
-        # Listed one by one: left to itself the backend captures 1 and the largest only, as this model has
-        # `dynamic_batching` (InitializeGraphSpecs). A batch of any other size runs without a graph.
-        spec = cuda.graph_spec.add(batch_size=batch)
-        spec.input[INPUT_NAME].dim.extend(_image_dims(config))
-    for batch in sorted({1, config.max_batch}):
-        sample = message.model_warmup.add(name=f"batch of {batch}", batch_size=batch)
-        image = sample.inputs[INPUT_NAME]
-        image.data_type = pb.TYPE_UINT8
-        image.dims.extend(_image_dims(config))
-        image.zero_data = True
-
-
-def _add_steps(message: Any, config: TritonConfig) -> None:
-    """Adds an ensemble's steps: every member on the image, then their mean."""
-    message.platform = "ensemble"
-    steps = message.ensemble_scheduling.step
-    for index, member in enumerate(config.members):
-        step = steps.add(model_name=member, model_version=-1)
-        step.input_map[INPUT_NAME] = INPUT_NAME
-        step.output_map[OUTPUT_NAME] = _member_logits(index)
-    mean = steps.add(model_name=mean_name(config.name), model_version=-1)
-    for index in range(len(config.members)):
-        mean.input_map[_member_logits(index)] = _member_logits(index)
-    mean.output_map[OUTPUT_NAME] = OUTPUT_NAME
-
-
-def _image_dims(config: TritonConfig) -> list[int]:
-    return [config.image_size, config.image_size, NUM_CHANNELS]
+    queue = message.dynamic_batching.default_queue_policy
+    # A step that is refused because its queue is full leaves an ensemble's request unanswered for ever, or takes
+    # the server along (2.51; core pull request 466 mends it, February 2026). Refused in time it ends as it should.
+    if not config.in_ensemble:
+        queue.max_queue_size = config.serving.queue_size(config.max_batch, config.num_instances)
+    queue.default_timeout_microseconds = config.serving.queue_timeout_ms * 1000
 
 
 def _member_logits(index: int) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from temper.builder.engines.gpu import Driver, read_driver
 from temper.builder.engines.isa import instruction_set, is_exact
-from temper.host.gpu import Driver, read_driver
+from temper.builder.engines.kind import ENGINES, EngineKind
 from temper.host.machine import machine
-from temper.host.packages import Part, cuda_release, find_parts
+from temper.host.packages import Part, Refusals, find_parts
+from temper.plugins import PluginError
 
 _INEXACT = (
     "this CPU has neither VNNI nor AMX: int8 gains less, and weights of 8 bits saturate; quantize.reduce_range, "
@@ -20,7 +21,6 @@ _INEXACT = (
 )
 _BUILD = ("torch", "torchvision", "ModelOpt", "ONNX")
 _SERVE = ("tritonserver", "tritonclient")
-_PACKAGE = {"TensorRT": "tensorrt", "TensorRT-RTX": "tensorrt_rtx"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,12 @@ def examine() -> dict[str, Any]:
         none), `parts` and `engines`, as `Part` and `EngineState` describe them.
     """
     driver, no_gpu = read_driver()
-    parts = find_parts()
+    kinds, broken = _find_kinds()
+    parts, refusals = find_parts(kinds)
     engines = [
-        _openvino(parts),
-        *(_gpu_engine(name, parts, driver, no_gpu) for name in ("TensorRT-RTX", "TensorRT")),
+        conclude(kind, parts[kind.title], refusals.get(kind.name), parts["tritonserver"], driver) for kind in kinds
     ]
+    engines += broken
     lacking = [name for name in (*_BUILD, *_SERVE) if not parts[name].ok]
     usable = [engine.kind for engine in engines if engine.build and engine.run]
     if lacking:
@@ -67,51 +68,46 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _openvino(parts: Mapping[str, Part]) -> EngineState:
-    part = parts["OpenVINO"]
-    why = f"OpenVINO {part.version} on the CPU" if part.ok else _lack(part)
-    server = parts["tritonserver"]
-    run_why = why if server.ok or not part.ok else _lack(server)
-    return EngineState(kind="openvino", build=part.ok, build_why=why, run=part.ok and server.ok, run_why=run_why)
+def _find_kinds() -> tuple[list[EngineKind[Any]], list[EngineState]]:
+    """Returns the engine kinds that load, and what is to be said of the others."""
+    kinds, broken = [], []
+    for name in ENGINES.names():
+        try:
+            kinds.append(ENGINES.get(name))
+        except PluginError as error:
+            why = str(error)
+            broken.append(EngineState(kind=name, build=False, build_why=why, run=False, run_why=why))
+    return kinds, broken
 
 
-def _gpu_engine(name: str, parts: Mapping[str, Part], driver: Driver | None, no_gpu: str) -> EngineState:
-    part, kind = parts[name], name.lower()
-    if not part.ok:
-        return EngineState(kind=kind, build=False, build_why=_lack(part), run=False, run_why=_lack(part))
-    refusal = _why_not_run(part, parts, driver, no_gpu)
-    compiles = f"{name} {part.version}"
-    if refusal is None:
-        assert driver is not None
-        on = f"{compiles} on {driver.gpus[0].name}"
-        return EngineState(kind=kind, build=True, build_why=on, run=True, run_why=on)
-    if name == "TensorRT-RTX":
-        # Ahead of time, for other machines.
-        return EngineState(
-            kind=kind, build=True, build_why=f"{compiles}, which needs no GPU to build", run=False, run_why=refusal
-        )
-    build = driver is not None and refusal == _lack(parts["cuda-bindings"])
-    why = compiles if build else f"{refusal}; a plan is compiled on the GPU that will run it"
-    return EngineState(kind=kind, build=build, build_why=why, run=False, run_why=refusal)
+def conclude(
+    kind: EngineKind[Any], part: Part, refusals: Refusals | None, server: Part, driver: Driver | None
+) -> EngineState:
+    """Says what can be done with a kind of engine here.
 
-
-def _why_not_run(part: Part, parts: Mapping[str, Part], driver: Driver | None, no_gpu: str) -> str | None:
-    """Says why the first GPU does not run a library's engines; None when it does."""
-    if driver is None:
-        return no_gpu
-    release = cuda_release(_PACKAGE[part.name])
-    if release is not None and driver.cuda[0] < release:
-        return (
-            f"the NVIDIA driver {driver.version or ''} knows CUDA {driver.cuda[0]}.{driver.cuda[1]}, {part.name} "
-            f"needs {release}; install a newer driver"
-        )
-    capability = driver.gpus[0].compute_capability
-    if part.capabilities and capability not in part.capabilities:
-        return (
-            f"{part.name} {part.version} has no kernels for compute capability {capability}, only for "
-            f"{', '.join(part.capabilities)}"
-        )
-    return None if parts["cuda-bindings"].ok else _lack(parts["cuda-bindings"])
+    Args:
+        kind: The kind.
+        part: Its package.
+        refusals: What the kind says; None when its package does not work.
+        server: The embedded tritonserver.
+        driver: The NVIDIA driver and its GPUs.
+    """
+    if refusals is None:
+        return EngineState(kind=kind.name, build=False, build_why=_lack(part), run=False, run_why=_lack(part))
+    library = f"{kind.title} {part.version}"
+    device = driver.gpus[0].name if driver is not None and kind.device == "gpu" else "the CPU"
+    on = f"{library} on {device}"
+    if refusals.run is None:
+        build_why = on
+    else:
+        build_why = f"{library}, which needs no GPU to build" if kind.builds_anywhere else library
+    return EngineState(
+        kind=kind.name,
+        build=refusals.build is None,
+        build_why=refusals.build or build_why,
+        run=refusals.run is None and server.ok,
+        run_why=refusals.run or (on if server.ok else _lack(server)),
+    )
 
 
 def _lack(part: Part) -> str:

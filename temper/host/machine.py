@@ -13,6 +13,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from temper.builder.engines.gpu import read_driver
+
 _PACKAGES = (
     "temper",
     "numpy",
@@ -76,22 +78,18 @@ def _ram_bytes() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-_ASK_TIMEOUT_S = 120
-"""How long nvidia-smi or git may take: only one that hangs reaches it."""
+_GIT_TIMEOUT_S = 120
+"""How long git may take: only one that hangs reaches it."""
 
 
 def _gpu() -> dict[str, str] | None:
     """The first NVIDIA GPU's name, memory and driver, or None when there is none."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    driver, _ = read_driver()
+    if driver is None:
         return None
-    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        result = subprocess.run(query, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    values = [value.strip() for value in (result.stdout.splitlines() or [""])[0].split(",")]
-    return dict(zip(("name", "memory", "driver"), values, strict=True)) if len(values) == 3 else None
+    first = driver.gpus[0]
+    memory = f"{first.memory_bytes >> 20} MiB"
+    return {"name": first.name, "memory": memory, "driver": driver.version or "of unknown version"}
 
 
 def _os_name() -> str:
@@ -143,7 +141,7 @@ def commit() -> str | None:
 
 def _git(root: Path, *args: str) -> str:
     command = ["git", "-C", str(root), *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True)
     return done.stdout.strip()
 
 

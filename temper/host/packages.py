@@ -15,27 +15,35 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from temper.builder.engines.kind import EngineKind
 
 PROBE_TIMEOUT_S = 120.0
 """How long the imports may take, all of them together: they run at once. Seconds, if the machine is not busy."""
 
-# Prints one JSON object: a name that the real package has and its placeholder lacks, or why it does not load.
+# Prints one JSON object: whether the package is whole (a name that its placeholder lacks is there) or why it does
+# not load, and what an engine kind says of this machine.
 _PROBE = """
 import importlib, json, sys
-module, wanted = sys.argv[1:]
+module, symbol, root, kind = sys.argv[1:]
 try:
     found = importlib.import_module(module)
-    answer = {"version": str(getattr(found, "__version__", "")), "whole": hasattr(found, wanted)}
-    capabilities = dir(getattr(found, "ComputeCapability", None))
-    numbers = [name[2:] for name in capabilities if name.startswith("SM") and name[2:].isdigit()]
-    answer["capabilities"] = [f"{number[:-1]}.{number[-1]}" for number in sorted(numbers, key=int)]
+    answer = {"version": str(getattr(found, "__version__", "")), "whole": hasattr(found, symbol)}
+    if kind and answer["whole"]:
+        sys.path.insert(0, root)
+        from temper.builder.engines.kind import ENGINES
+        engine = ENGINES.get(kind)
+        answer |= {"build": engine.why_not_build(), "run": engine.why_not_run()}
 except BaseException as error:
     answer = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
 print("\\n" + json.dumps(answer))
 """
+_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +58,21 @@ class Part:
     """What is wrong with it, or what else there is to say."""
     install: str | None = None
     """The command that mends it; None when nothing is to mend."""
-    capabilities: tuple[str, ...] = ()
-    """TensorRT-RTX: the compute capabilities that it builds for."""
 
     @property
     def ok(self) -> bool:
         """Whether it can be used."""
         return self.state == "ok"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusals:
+    """What an engine kind says of this machine, asked in a process of its own."""
+
+    build: str | None
+    """Why no engine is built here; None when it is."""
+    run: str | None
+    """Why its engines do not run here; None when they do: what `engine.kind = "auto"` asks as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +82,16 @@ class _Package:
     install: str
     module: str | None = None
     """Imported, to see whether it works; None trusts the metadata."""
-    wanted: str = ""
+    symbol: str = ""
     """What the module must have."""
+    kind: EngineKind[Any] | None = None
+    """The engine kind that it is the library of."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether pip or Python knows it."""
+        return _version(self.project) is not None or (self.kind is not None and self.kind.is_installed)
 
-_NVIDIA_INDEX = "pip install tensorrt, where pip reaches NVIDIA's own index; or build in docker/builder.Dockerfile"
 
 _PACKAGES = (
     _Package(name="torch", project="torch", install="pip install 'temper[builder]'"),
@@ -78,49 +99,54 @@ _PACKAGES = (
     _Package(name="ModelOpt", project="nvidia-modelopt", install="pip install 'temper[builder]'"),
     _Package(name="ONNX", project="onnx", install="pip install 'temper[builder]'"),
     _Package(name="tritonclient", project="tritonclient", install="pip install 'temper[client]'"),
-    _Package(
-        name="OpenVINO",
-        project="openvino",
-        install="pip install 'temper[embedded]'",
-        module="openvino",
-        wanted="Core",
-    ),
-    _Package(
-        name="TensorRT-RTX",
-        project="tensorrt-rtx",
-        install="pip install 'temper[rtx]'",
-        module="tensorrt_rtx",
-        wanted="Builder",
-    ),
-    _Package(name="TensorRT", project="tensorrt", install=_NVIDIA_INDEX, module="tensorrt", wanted="Builder"),
+)
+
+_MORE = (
     _Package(name="torch-tensorrt", project="torch-tensorrt", install="pip install 'temper[tensorrt]'"),
     _Package(
         name="cuda-bindings",
         project="cuda-bindings",
         install="pip install 'cuda-bindings>=12.9,<14'",
         module="cuda.bindings.runtime",
-        wanted="cudaGetDeviceCount",
+        symbol="cudaGetDeviceCount",
     ),
     _Package(name="Ray", project="ray", install="pip install ray"),
 )
 
 
-def find_parts() -> dict[str, Part]:
-    """Looks at every package, and at the embedded server; by name, in the order to show."""
+def find_parts(kinds: Iterable[EngineKind[Any]]) -> tuple[dict[str, Part], dict[str, Refusals]]:
+    """Looks at every package, and at the embedded server.
+
+    Args:
+        kinds: The engine kinds.
+
+    Returns:
+        The parts by name, in the order to show; and what each kind says whose package works, by the kind's name.
+    """
     deadline = time.monotonic() + PROBE_TIMEOUT_S
-    probes = {each.name: _start(each) for each in _PACKAGES if each.module and _version(each.project)}
-    parts = {each.name: _judge(each, probes.get(each.name), deadline) for each in _PACKAGES}
+    packages = (*_PACKAGES, *map(_package_of, kinds), *_MORE)
+    probes = {each.name: _start(each) for each in packages if each.module and each.is_here}
+    answers = {name: _answer(probe, deadline) for name, probe in probes.items()}
+    parts = {each.name: _judge(each, answers.get(each.name, {})) for each in packages}
     if parts["torch"].ok:
         parts["torch"] = _with_cuda_build(parts["torch"])
-    return {**parts, "tritonserver": find_server()}
+    refusals = {
+        each.kind.name: Refusals(build=answers[each.name]["build"], run=answers[each.name]["run"])
+        for each in packages
+        if each.kind and parts[each.name].ok
+    }
+    return {**parts, "tritonserver": find_server()}, refusals
 
 
-def cuda_release(package: str) -> int | None:
-    """Returns the CUDA major release that a package is built for, 12 or 13; None when its name does not say."""
-    for major in (13, 12):
-        if _version(f"{package}_cu{major}") is not None:
-            return major
-    return None
+def _package_of(kind: EngineKind[Any]) -> _Package:
+    return _Package(
+        name=kind.title,
+        project=kind.project,
+        install=", ".join(filter(None, (kind.install, kind.install_note))),
+        module=kind.package,
+        symbol=kind.symbol,
+        kind=kind,
+    )
 
 
 def find_server() -> Part:
@@ -177,9 +203,10 @@ def _version(project: str) -> str | None:
 
 
 def _start(package: _Package) -> subprocess.Popen[str]:
+    kind = package.kind.name if package.kind is not None else ""
     # -P: a file of the current folder must not pass for the package.
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", _PROBE, str(package.module), package.wanted],
+        [sys.executable, "-P", "-c", _PROBE, str(package.module), package.symbol, _ROOT, kind],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -187,18 +214,16 @@ def _start(package: _Package) -> subprocess.Popen[str]:
     )
 
 
-def _judge(package: _Package, probe: subprocess.Popen[str] | None, deadline: float) -> Part:
-    version = _version(package.project)
-    if version is None:
+def _judge(package: _Package, answer: Mapping[str, Any]) -> Part:
+    version = _version(package.project) or answer.get("version") or None
+    if not package.is_here:
         return Part(name=package.name, state="missing", install=package.install)
-    answer = {} if probe is None else _answer(probe, deadline)
     note = str(answer.get("error", ""))
     if answer.get("whole") is False:
         note = "only its placeholder is here, without the libraries"
     if note:
         return Part(name=package.name, state="broken", version=version, note=note, install=package.install)
-    capabilities = tuple(answer.get("capabilities", ()))
-    return Part(name=package.name, state="ok", version=version, capabilities=capabilities)
+    return Part(name=package.name, state="ok", version=version)
 
 
 def _answer(probe: subprocess.Popen[str], deadline: float) -> dict[str, Any]:

@@ -51,8 +51,9 @@ def run_on_ray(
         repository: The model repository, on every machine of the cluster.
         runs: The runs' folder, on every machine of the cluster.
         display: Shows a line for every variant that is done.
-        num_gpus: GPUs for each variant; 1 for a TensorRT engine, otherwise 0, when not given.
-        num_cpus: Cores for each variant; those of the smallest machine for OpenVINO, otherwise 1, when not given.
+        num_gpus: GPUs for each variant; 1 for an engine that runs on one, otherwise 0, when not given.
+        num_cpus: Cores for each variant; those of the smallest machine for an engine on the CPU, otherwise 1, when
+            not given.
 
     Yields:
         The outcomes as they come.
@@ -123,7 +124,7 @@ def _reach(address: str) -> None:
 
 
 def _resources(ray: Any, pair: Recipe, num_gpus: float | None, num_cpus: float | None) -> dict[str, float]:
-    on_cpu = pick_engine(pair.engine)[0] == "openvino"
+    on_cpu = pick_engine(pair.engine).kind.device == "cpu"
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if num_cpus is None:
         num_cpus = min(node.get("CPU", 0.0) for node in nodes) if on_cpu else 1.0

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from temper.builder.compress.variant import VariantConfig
 from temper.builder.data.config import DataConfig
-from temper.builder.engines.config import EngineConfig
+from temper.builder.engines.kind import AutoConfig, EngineConfig
 from temper.builder.names import MAX_NAME_LENGTH, is_recipe_name
 from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.train import TrainConfig
@@ -44,7 +44,7 @@ class Recipe:
     """How the weights are finetuned."""
     variants: tuple[VariantConfig, ...]
     """What is built from them; the first one is what the others are compared with."""
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    engine: EngineConfig = field(default_factory=AutoConfig)
     """What runs the variants."""
     serving: ServingConfig = field(default_factory=ServingConfig)
     """How they are served: what bounds their queues."""

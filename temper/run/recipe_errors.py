@@ -64,10 +64,23 @@ def _unknown_kind(path: str, came: Mapping[str, Any], family: object) -> str:
 
 def _unknown_key(loc: Loc, root: type) -> str:
     key = str(loc[-1])
+    elsewhere = _kinds_with(key, type_at(root, loc[:-2]), loc[-2] if len(loc) > 1 else None)
+    if elsewhere:
+        return f"{show_path(_without_tags(root, loc))}: no such key with {elsewhere}"
     allowed = _keys(type_at(root, loc[:-1]))
     close = difflib.get_close_matches(key, allowed, n=1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     return f"{show_path(_without_tags(root, loc))}: no such key, {hint}expected one of {', '.join(allowed)}"
+
+
+def _kinds_with(key: str, family: object, kind: object) -> str:
+    """Names the kinds that have a key, where another kind's table was given it; empty where none has."""
+    family = _without_none(family)
+    if not _is_family(family):
+        return ""
+    having = [name for name, other in family.kinds().items() if key in _keys(other)]
+    expected = " or ".join(json.dumps(name) for name in having)
+    return f"{family.tag_key} {json.dumps(kind)}, expected {expected}" if having else ""
 
 
 def _own_words(loc: Loc, message: str, root: type) -> str:
@@ -169,6 +182,8 @@ def _is_family(kind: object) -> TypeGuard[type[Tagged]]:
 def _step(kind: object, part: int | str) -> object:
     if _is_family(kind):
         kinds = kind.kinds()
+        if part == kind.tag_key:
+            return Literal[tuple(kinds)]
         kind = kinds[part] if part in kinds else kinds[kind.default_tag]
         if part in kinds:
             return kind

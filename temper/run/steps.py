@@ -1,6 +1,7 @@
 """What each step of a compression did to a model: accuracy, agreement, size, and speed in the engine that serves.
 
-The graph that every step left runs in process, in OpenVINO with the settings of the plugin, on the test images.
+The graph that every step left runs in process with the settings of the plugin on the test images: in the engine
+that serves, or in OpenVINO where that one does not run in process.
 Its speed is taken in turns with that of the graph before it, so that a busy machine slows both. A step that gains
 nothing is said to gain nothing.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from temper.builder.engines.kind import ENGINES, EngineConfig
 from temper.builder.engines.latency import open_graph, time_in_turns
 from temper.builder.store.artifacts import Artifact, Store
 from temper.client.stats import compare_paired, proportion
@@ -36,7 +38,12 @@ Row = dict[str, Any]
 
 
 def audit_steps(
-    built: Built, store: Store, images: NDArray[np.uint8], labels: NDArray[np.int64], hint: str, display: Display
+    built: Built,
+    store: Store,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    engine: EngineConfig,
+    display: Display,
 ) -> list[Row]:
     """Measures every step of a variant; a variant without steps has none.
 
@@ -45,7 +52,7 @@ def audit_steps(
         store: Keeps the measurements.
         images: Test images, uint8 [N, S, S, 3]; the first 2,000 are used.
         labels: Their labels, int64 [N].
-        hint: OpenVINO's INFERENCE_PRECISION_HINT, as the plugin gets it.
+        engine: From `latency.timing_engine`.
         display: Shows one line for each measurement that has to run.
 
     Returns:
@@ -53,7 +60,7 @@ def audit_steps(
         its 95 % interval), agreement (share of the float32 network's answers), latency_ms (median, one image),
         and against the row before: accuracy_change (paired), latency_ratio, verdict (a sentence, or None).
     """
-    snapshots = built.snapshots
+    snapshots, title = built.snapshots, ENGINES.get(engine.kind).title
     if len(snapshots) < 2:
         return []
     images, labels = images[:_MAX_IMAGES], np.asarray(labels[:_MAX_IMAGES])
@@ -62,11 +69,11 @@ def audit_steps(
         before = snapshots[max(0, position - 1)]
         label = f"{built.variant}: audit of {snapshot.step.replace('_', ' ')}"
         with display.stage(label) as shown:
-            artifact = _measure(store, snapshot, before, built.data, images, hint, shown)
+            artifact = _measure(store, snapshot, before, built.data, images, engine, shown)
             shown.reused = artifact.reused
-            shown.note = f"{text.number(artifact.info['latency_ms'])} ms in OpenVINO"
+            shown.note = f"{text.number(artifact.info['latency_ms'])} ms in {title}"
         measured.append(artifact)
-    return _rows(snapshots, measured, labels)
+    return _rows(snapshots, measured, labels, title)
 
 
 def _measure(
@@ -75,11 +82,11 @@ def _measure(
     before: Snapshot,
     data: Artifact,
     images: NDArray[np.uint8],
-    hint: str,
+    engine: EngineConfig,
     shown: Stage,
 ) -> Artifact:
     def make(folder: Path) -> Row:
-        runs = [open_graph(one.graph.path / "model.onnx", hint) for one in (snapshot, before)]
+        runs = [open_graph(one.graph.path / "model.onnx", engine) for one in (snapshot, before)]
         answers = []
         for start in range(0, len(images), _BATCH):
             answers.append(runs[0](images[start : start + _BATCH]).argmax(1))
@@ -93,12 +100,14 @@ def _measure(
             "num_images": len(images),
         }
 
-    config = {"hint": hint, "machine": machine_id(), "num_images": len(images)}
+    config = {"engine": engine, "machine": machine_id(), "num_images": len(images)}
     code = ("temper.builder.engines.latency",)
     return store.run("audit", config, [snapshot.graph, before.graph, data], make, code=code)
 
 
-def _rows(snapshots: Sequence[Snapshot], measured: Sequence[Artifact], labels: NDArray[np.int64]) -> list[Row]:
+def _rows(
+    snapshots: Sequence[Snapshot], measured: Sequence[Artifact], labels: NDArray[np.int64], title: str
+) -> list[Row]:
     answers = [np.load(artifact.path / ANSWERS_FILE) for artifact in measured]
     rows: list[Row] = []
     for position, (snapshot, artifact) in enumerate(zip(snapshots, measured, strict=True)):
@@ -117,12 +126,12 @@ def _rows(snapshots: Sequence[Snapshot], measured: Sequence[Artifact], labels: N
         }
         if position > 0:
             row["accuracy_change"] = compare_paired(answers[position - 1] == labels, correct).to_json()
-            row["verdict"] = _verdict(row)
+            row["verdict"] = _verdict(row, title)
         rows.append(row)
     return rows
 
 
-def _verdict(row: Row) -> str | None:
+def _verdict(row: Row, title: str) -> str | None:
     """Says so when a step gained nothing."""
     change, ratio = row["accuracy_change"], row["latency_ratio"]
     if row["name"] == "distil":
@@ -133,4 +142,4 @@ def _verdict(row: Row) -> str | None:
         )
     if ratio < _GAIN:
         return None
-    return f"no gain in speed in OpenVINO on this machine ({text.times(ratio)} the latency of the step before)"
+    return f"no gain in speed in {title} on this machine ({text.times(ratio)} the latency of the step before)"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from temper.builder.build import build_variants
+from temper.builder.engines.build import pick_engine
 from temper.builder.engines.isa import UNKNOWN, instruction_set, why_inexact
+from temper.builder.engines.kind import ENGINES
+from temper.builder.engines.latency import timing_engine
 from temper.builder.errors import BuilderError
 from temper.builder.store.artifacts import Artifact, Store
 from temper.errors import TemperError
@@ -153,18 +155,15 @@ class _Run:
 
     def _audit(self) -> None:
         """Measures the steps in process, before there is a server to share the machine with."""
-        if importlib.util.find_spec("openvino") is None:
+        engine = timing_engine(pick_engine(self.recipe.engine).config)
+        if engine is None:
             return
         from temper.run.steps import audit_steps
 
         images, labels = self.measurements.test_images()
-        hint, store, display = (
-            self.recipe.engine.precision_hint,
-            self.measurements.store,
-            self.measurements.display,
-        )
+        store, display = self.measurements.store, self.measurements.display
         for row, one in zip(self.report["variants"], self.built, strict=True):
-            row["stages"] = audit_steps(one, store, images, labels, hint, display)
+            row["stages"] = audit_steps(one, store, images, labels, engine, display)
 
     def _load(self, row: Row, target: Subject) -> None:
         try:
@@ -224,13 +223,13 @@ def _int8(built: Built, isa: str | None) -> Row | None:
     if built.weight_bits is None:
         return None
     stages = {stage.name: stage.figures for stage in built.stages}  # none for an ensemble
-    on_cpu = built.engine == "openvino"
+    saturates = ENGINES.get(built.engine).saturates_int8
     return {
         "weight_bits": built.weight_bits,
         "reduce_range": stages.get("quantize", {}).get("reduce_range"),
         "verified_isa": stages.get("engine", {}).get("isa"),
-        "serving_isa": isa if on_cpu else None,
-        "warning": why_inexact(isa, built.weight_bits) if on_cpu else None,
+        "serving_isa": isa if saturates else None,
+        "warning": why_inexact(isa, built.weight_bits) if saturates else None,
         "exact": None,
     }
 

@@ -105,7 +105,7 @@ def _check(folder: Path, only_served: bool) -> tuple[Verdict, list[str]]:
         artifact.check_beside(folder)
         if backend in ("temper", "tensorrt"):
             entry = artifact.verify(folder / str(version), config)
-            if entry.engine == "openvino" and keeps_weights_outside(entry.read()):
+            if entry.file.suffix == ".onnx" and keeps_weights_outside(entry.read()):
                 raise VerifyError(f"{entry.file}: {WEIGHTS_OUTSIDE}")
         else:
             artifact.verify_files(folder / str(version), config)

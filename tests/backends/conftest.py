@@ -16,13 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "backends" / "tempe
 def publish_engine() -> Callable[..., Path]:
     """Publishes an engine file under a name, and returns the version's folder."""
     from temper.builder.publish.entry import publish
+    from temper.builder.publish.triton_config import PluginBackend, TritonConfig
 
     def publish_file(repository: Path, model: str, engine: Path, **more: Any) -> Path:
-        settings: dict[str, Any] = {"card": {"recipe": "toy"}, "max_batch": 16, "num_instances": 1, **more}
-        settings["parameters"] = {"engine": "tensorrt-rtx", **settings.get("parameters", {})}
+        card = more.pop("card", {"recipe": "toy"})
+        backend = PluginBackend(engine="tensorrt-rtx")
+        settings = {"max_batch": 16, **more}
+        config = TritonConfig(name=model, image_size=32, num_classes=10, backend=backend, **settings)
         labels = [str(digit) for digit in range(10)]
-        return publish(
-            repository, model=model, engine_file=engine, labels=labels, image_size=32, num_classes=10, **settings
-        ).path
+        return publish(repository, config, engine_file=engine, labels=labels, card=card).path
 
     return publish_file

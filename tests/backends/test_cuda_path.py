@@ -24,6 +24,7 @@ from benchmarks.gpu.shared_memory import TRANSPORTS, Transport, requests
 from benchmarks.standin.exercise import count_wrong
 from runners import cuda
 from temper.builder.publish.entry import publish
+from temper.builder.publish.triton_config import PluginBackend, TritonConfig
 from temper.client import protocol, wire
 from temper.client.client import Client
 from temper.client.errors import ClientError
@@ -40,17 +41,21 @@ def _publish(repository: Path, model: str, *, num_instances: int = 1, graphs: st
     )
     published = publish(
         repository,
-        model=model,
+        TritonConfig(
+            name=model,
+            image_size=SIZE,
+            num_classes=CLASSES,
+            max_batch=MAX_BATCH,
+            backend=PluginBackend(
+                engine="tensorrt",
+                opt_batch=8,
+                graph_batches=tuple(int(size) for size in graphs.split(",") if size),
+            ),
+            num_instances=num_instances,
+        ),
         engine_file=repository.parent / f"engine_{model}" / about["file"],
         labels=[str(number) for number in range(CLASSES)],
         card={"recipe": "stand-in", "stages": [{"name": "engine", "figures": about}]},
-        image_size=SIZE,
-        num_classes=CLASSES,
-        max_batch=MAX_BATCH,
-        parameters={"engine": "tensorrt"},
-        num_instances=num_instances,
-        opt_batch=8,
-        graph_batches=tuple(int(size) for size in graphs.split(",") if size),
     )
     return published.path
 

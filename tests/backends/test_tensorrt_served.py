@@ -24,14 +24,14 @@ from runners.dlpack import DeviceTensor
 from runners.tensorrt_engine import make_logger
 from runners.tensorrt_runner import Runner
 from temper.builder.engines.build import build_engine
-from temper.builder.engines.config import EngineConfig
-from temper.builder.engines.gpu import count_gpus
+from temper.builder.engines.gpu import compute_capability
+from temper.builder.engines.tensorrt_rtx import TensorRtRtxConfig
 from temper.builder.network.export import run_onnx
 from temper.serve.server import TritonServer
 
 PublishEngine = Callable[..., Path]
 MAX_BATCH = 16
-without_gpu = pytest.mark.skipif(count_gpus() > 0, reason="this machine has an NVIDIA GPU")
+without_gpu = pytest.mark.skipif(compute_capability() is not None, reason="this machine has an NVIDIA GPU")
 
 
 # On a machine without a GPU.
@@ -42,7 +42,7 @@ def rtx(toy_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """model.rtx of the sample model, and what its card says of it."""
     pytest.importorskip("tensorrt_rtx")
     folder = tmp_path_factory.mktemp("rtx")
-    info = build_engine("tensorrt-rtx", toy_onnx, folder, EngineConfig(opt_batch=8, max_batch=MAX_BATCH))
+    info = build_engine(toy_onnx, folder, TensorRtRtxConfig(opt_batch=8, max_batch=MAX_BATCH))
     return folder / info["file"], {"recipe": "toy", "stages": [{"name": "engine", "figures": info}]}
 
 

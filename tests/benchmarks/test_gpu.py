@@ -24,15 +24,15 @@ from benchmarks.gpu.processor import CpuMeter
 from benchmarks.gpu.served import write_null
 from benchmarks.gpu.shared_memory import Transport, requests
 from temper.builder.engines.build import pick_engine
-from temper.builder.engines.config import EngineConfig
-from temper.builder.engines.gpu import count_gpus
+from temper.builder.engines.gpu import compute_capability
+from temper.builder.engines.kind import AutoConfig
 from temper.client.client import Client
 from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
     from benchmarks.sample import Sample
 
-without_gpu = pytest.mark.skipif(count_gpus() > 0, reason="this machine has an NVIDIA GPU")
+without_gpu = pytest.mark.skipif(compute_capability() is not None, reason="this machine has an NVIDIA GPU")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -469,7 +469,7 @@ def test_pytests_last_line_is_read(output: str, expected: dict[str, int]) -> Non
 def test_contenders_on_the_gpu_agree(context: Context, tmp_path: Path) -> None:
     from benchmarks.gpu.engines import Network
 
-    kind, _ = pick_engine(EngineConfig())
+    kind = pick_engine(AutoConfig()).config.kind
     settings = replace(
         context, device="cuda", kind=kind, batches=(1, 4), precisions=("fp32",), rounds=1, seconds=0.05
     )

@@ -22,8 +22,11 @@ from temper.builder.compress.saturation import weight_bits
 from temper.builder.compress.stage import run_graph_step
 from temper.builder.compress.variant import ChosenStep, VariantConfig
 from temper.builder.data.config import DataConfig
-from temper.builder.engines.config import EngineConfig
+from temper.builder.engines.build import PickedEngine
 from temper.builder.engines.isa import instruction_set
+from temper.builder.engines.kind import ENGINES
+from temper.builder.engines.openvino import OpenVinoConfig
+from temper.builder.engines.tensorrt_rtx import TensorRtRtxConfig
 from temper.builder.errors import DataError, EngineError, ModelError, QuantizeError
 from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.stage import Setting
@@ -73,7 +76,7 @@ class Workshop:
             ),
             "model": ModelConfig(),
             "train": TrainConfig(epochs=3, batch_size=6, device="cpu"),
-            "engine": EngineConfig(kind="openvino"),
+            "engine": OpenVinoConfig(),
         }
         return build_variants(
             "toy",
@@ -177,7 +180,8 @@ def test_range_is_measured_only_where_a_cpu_runs_int8(
         seen.append(config)
         raise QuantizeError("seen enough")
 
-    monkeypatch.setattr("temper.builder.engines.build.pick_engine", lambda _: (kind, "for this test"))
+    picked = PickedEngine(config=ENGINES.get(kind).config(), why="for this test")
+    monkeypatch.setattr("temper.builder.engines.build.pick_engine", lambda _: picked)
     monkeypatch.setattr(Quantize, "run", stop)
     config = QuantizeConfig(precision=precision, reduce_range=asked, max_loss=99.0)  # of no other test
     with pytest.raises(QuantizeError, match="seen enough"):
@@ -238,6 +242,12 @@ def test_other_serving_rebuilds_nothing(workshop: Workshop) -> None:
     assert "default_timeout_microseconds: 500000" in config
 
 
+def test_other_instances_build_no_engine_again(workshop: Workshop) -> None:
+    workshop.build(INT8, engine=OpenVinoConfig(num_instances=5, opt_batch=3))
+    assert workshop.made() == ["int8: publish"]
+    workshop.build(INT8)  # the others of this file expect two
+
+
 def test_quantisation_by_training_starts_from_the_network(workshop: Workshop) -> None:
     # Its Q/DQ graph is audited like that of quantisation after training: same layers, same residual additions.
     trained = VariantConfig(name="qat", compress=(ChosenStep(quantize=QuantizeConfig(method="qat")),))
@@ -278,7 +288,7 @@ def test_ensemble_follows_its_members(workshop: Workshop) -> None:
 
 def test_tensorrt_engine_gets_half_precision_where_it_is_not_quantised(workshop: Workshop) -> None:
     pytest.importorskip("tensorrt_rtx")
-    (int8,) = workshop.build(INT8, engine=EngineConfig(kind="tensorrt-rtx"))
+    (int8,) = workshop.build(INT8, engine=TensorRtRtxConfig())
     assert [stage.name for stage in int8.stages] == ["data", "weights", "export", "quantize", "cast", "engine"]
     assert int8.stages[-2].figures["precision"] == "fp16"
     assert int8.stages[-3].figures["weight_bits"] == 8  # a GPU does not saturate

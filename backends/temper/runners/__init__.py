@@ -1,4 +1,7 @@
-"""One runner per engine kind.
+"""One runner per engine kind: ours here, those of other packages by their entry points.
+
+An entry point of the group `temper.runners`, named as the engine kind, is a module like ours; its package must be
+installed for tritonserver's python3. It imports this package as `runners`, and `artifact` beside it.
 
 Each module has `signature(entry, config)`, what the artifact takes and gives, and `Runner(entry, instance)` with
 
@@ -13,10 +16,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 import artifact
 
+_GROUP = "temper.runners"
 # Engine kind -> module of this package. Imported on demand: each needs the runtime of its engine.
 _MODULES = {
     "openvino": "runners.openvino_runner",
@@ -91,13 +96,16 @@ def load(engine: str) -> Any:
     Raises:
         ArtifactError: No runner for this kind, or its runtime is not installed beside tritonserver.
     """
-    if engine not in _MODULES:
+    others = {} if engine in _MODULES else {each.name: each for each in entry_points(group=_GROUP)}
+    known = {**_MODULES, **{name: each.value for name, each in others.items()}}
+    if engine not in known:
         raise artifact.ArtifactError(
-            f"engine: got {engine!r}, expected one of {', '.join(sorted(_MODULES))}; "
-            "build the recipe again with an engine kind that this plugin runs"
+            f"engine: got {engine!r}, expected one of {', '.join(sorted(known))}; "
+            "build the recipe again with an engine kind that this plugin runs, or install the package that brings "
+            "its runner beside tritonserver"
         )
     try:
-        return importlib.import_module(_MODULES[engine])
+        return importlib.import_module(known[engine])
     except ImportError as error:
         raise artifact.ArtifactError(
             f"engine {engine} needs the package {error.name}, which the python3 of tritonserver lacks; install it"

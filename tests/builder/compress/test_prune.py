@@ -26,6 +26,8 @@ from temper.builder.compress.step import StepContext
 from temper.builder.data.config import DataConfig
 from temper.builder.data.prepare import load_train
 from temper.builder.engines.latency import compare_in_engine
+from temper.builder.engines.openvino import OpenVinoConfig
+from temper.builder.engines.tensorrt import TensorRtConfig
 from temper.builder.errors import CompressError
 from temper.builder.network.files import count_network, load_network, save_network
 from temper.builder.network.resnet import ModelConfig, build_model
@@ -172,12 +174,10 @@ def test_prune_starts_again_from_a_damaged_checkpoint(network: nn.Module, contex
 def test_prune_by_latency_measures_candidates_in_the_engine(
     network: nn.Module, context: StepContext, until: Callable[[Callable[[], object]], None]
 ) -> None:
-    from temper.builder.engines.config import EngineConfig
-
     config = PruneConfig(latency=0.9, divisor=128, num_images=32)
     with pytest.raises(CompressError, match="prune: latency: there is no engine to measure it in; give flops or"):
         run_prune(network, config, context)
-    engine = compare_in_engine("openvino", EngineConfig(), image_size=32, mean=_CONFIG.mean, std=_CONFIG.std)
+    engine = compare_in_engine(OpenVinoConfig(), image_size=32, mean=_CONFIG.mean, std=_CONFIG.std)
     tiny = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)).eval()
 
     def tells_them_apart() -> bool:
@@ -232,12 +232,10 @@ def _narrowest_widths(network: nn.Module) -> list[int]:
 
 
 def test_latency_is_not_measured_in_an_engine_that_it_does_not_know() -> None:
-    from temper.builder.engines.config import EngineConfig
-
     with pytest.raises(
         CompressError, match="latency: is measured in openvino only, not in tensorrt; give flops or"
     ):
-        compare_in_engine("tensorrt", EngineConfig(), image_size=32, mean=_CONFIG.mean, std=_CONFIG.std)
+        compare_in_engine(TensorRtConfig(), image_size=32, mean=_CONFIG.mean, std=_CONFIG.std)
 
 
 @pytest.mark.parametrize("budget", ["flops", "params", "latency"])

@@ -14,11 +14,14 @@ import pytest
 
 from temper.builder.compress.cast import CastConfig, cast_onnx
 from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
-from temper.builder.engines import tensorrt
-from temper.builder.engines.build import AgreementLimits, build_engine, pick_engine
-from temper.builder.engines.config import EngineConfig
-from temper.builder.engines.gpu import compute_capability, count_gpus
+from temper.builder.engines.build import AgreementLimits, PickedEngine, build_engine, pick_engine
+from temper.builder.engines.gpu import Driver, Gpu, compute_capability
 from temper.builder.engines.isa import instruction_set
+from temper.builder.engines.kind import ENGINES, AutoConfig, EngineConfig
+from temper.builder.engines.library import load_library
+from temper.builder.engines.openvino import OpenVinoConfig
+from temper.builder.engines.tensorrt import TENSORRT, TensorRtConfig
+from temper.builder.engines.tensorrt_rtx import TENSORRT_RTX, TensorRtRtxConfig
 from temper.builder.engines.torch_tensorrt import export_module
 from temper.builder.errors import EngineError
 from temper.builder.network.export import Served, run_onnx
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.int8
 def test_openvino_keeps_the_graph_and_runs_it(sample: Sample, toy_reduced: Path, tmp_path: Path) -> None:
-    info = build_engine("openvino", toy_reduced, tmp_path, EngineConfig(), sample.images[:40])
+    info = build_engine(toy_reduced, tmp_path, OpenVinoConfig(), sample.images[:40])
     assert (info["kind"], info["file"], info["precision_hint"]) == ("openvino", "model.onnx", "f32")
     assert info["size_bytes"] == toy_reduced.stat().st_size
     assert info["runtime"].startswith("OpenVINO 20")
@@ -43,7 +46,7 @@ def test_openvino_keeps_the_graph_and_runs_it(sample: Sample, toy_reduced: Path,
 def test_openvino_refuses_what_is_no_graph(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"engine openvino: cannot compile bad.onnx: \S") as caught:
-        build_engine("openvino", tmp_path / "bad.onnx", tmp_path, EngineConfig())
+        build_engine(tmp_path / "bad.onnx", tmp_path, OpenVinoConfig())
     assert "\n" not in str(caught.value)
 
 
@@ -60,17 +63,17 @@ def test_tensorrt_rtx_compiles_without_a_gpu(
         cast = CastConfig(precision="bf16" if precision == "bf16" else "fp16")
         cast_onnx(source, tmp_path / "cast.onnx", sample.calibration[:2], cast)
         source = tmp_path / "cast.onnx"
-    config = EngineConfig(kind="tensorrt-rtx", opt_batch=4, max_batch=16)
-    info = build_engine("tensorrt-rtx", source, tmp_path, config, sample.images[:4], precision=precision)
+    config = TensorRtRtxConfig(opt_batch=4, max_batch=16)
+    info = build_engine(source, tmp_path, config, sample.images[:4], precision=precision)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     engine = tmp_path / "model.rtx"
     assert info["file"] == "model.rtx"
     assert info["size_bytes"] == engine.stat().st_size
     assert 0.9 * source.stat().st_size < engine.stat().st_size < 1.5 * source.stat().st_size
-    assert (info["min_batch"], info["opt_batch"], info["max_batch"]) == (1, 4, 16)
+    assert (info["opt_batch"], info["max_batch"]) == (4, 16)
     assert info["runtime"].startswith("TensorRT-RTX 1.")
-    if count_gpus() == 0:
+    if compute_capability() is None:
         assert info["engine_audit"] == {
             "status": "not inspected",
             "reason": "no NVIDIA GPU; the Q/DQ audit stands alone",
@@ -80,12 +83,12 @@ def test_tensorrt_rtx_compiles_without_a_gpu(
 def test_fewer_compute_capabilities_make_another_engine(toy_onnx: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     (tmp_path / "one").mkdir()
-    config = EngineConfig(kind="tensorrt-rtx", compute_capabilities=("8.9",))
-    info = build_engine("tensorrt-rtx", toy_onnx, tmp_path / "one", config)
+    config = TensorRtRtxConfig(compute_capabilities=("8.9",))
+    info = build_engine(toy_onnx, tmp_path / "one", config)
     assert info["compute_capabilities"] == ["8.9"]
-    other = EngineConfig(kind="tensorrt-rtx", compute_capabilities=("9.9",))
+    other = TensorRtRtxConfig(compute_capabilities=("9.9",))
     with pytest.raises(EngineError, match=r"compute_capabilities: got 9.9, expected some of 7.5, 8.0, .*, which"):
-        build_engine("tensorrt-rtx", toy_onnx, tmp_path, other)
+        build_engine(toy_onnx, tmp_path, other)
 
 
 def test_graph_with_a_fixed_batch_is_refused(toy_onnx: Path, tmp_path: Path) -> None:
@@ -94,21 +97,21 @@ def test_graph_with_a_fixed_batch_is_refused(toy_onnx: Path, tmp_path: Path) -> 
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, tmp_path / "fixed.onnx")
     with pytest.raises(EngineError, match=r"fixed.onnx has a fixed batch of 4, expected a free one"):
-        build_engine("tensorrt-rtx", tmp_path / "fixed.onnx", tmp_path, EngineConfig(kind="tensorrt-rtx"))
+        build_engine(tmp_path / "fixed.onnx", tmp_path, TensorRtRtxConfig())
 
 
-@pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
+@pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU")
 def test_tensorrt_without_its_libraries_is_one_line(toy_onnx: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed")
     with pytest.raises(EngineError, match=r"engine tensorrt: the package tensorrt is not installed; run `pip"):
-        build_engine("tensorrt", toy_onnx, tmp_path, EngineConfig(kind="tensorrt"))
+        build_engine(toy_onnx, tmp_path, TensorRtConfig())
 
 
 def test_sparse_kernels_are_allowed_on_request(toy_onnx: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    config = EngineConfig(kind="tensorrt-rtx")
-    info = build_engine("tensorrt-rtx", toy_onnx, tmp_path, config, precision="fp32", sparse_weights=True)
+    config = TensorRtRtxConfig()
+    info = build_engine(toy_onnx, tmp_path, config, precision="fp32", sparse_weights=True)
     assert (info["sparse_weights"], info["precision"], info["timings_reused"]) == (True, "fp32", None)
 
 
@@ -117,15 +120,15 @@ def test_rtx_is_asked_whether_it_runs_and_gives_its_reason() -> None:
     capability = compute_capability()
     if capability is None:
         message = r"TensorRT-RTX 1\.\S+ does not run on compute capability 9.0 \(it names 7.5, 8.0, .*\): \S.*CUDA"
-        assert re.fullmatch(message + ".*", tensorrt.why_not("tensorrt-rtx", "9.0") or "")
+        assert re.fullmatch(message + ".*", TENSORRT_RTX.why_not_try(load_library(TENSORRT_RTX), "9.0") or "")
     else:
-        reason = tensorrt.why_not("tensorrt-rtx", capability)
+        reason = TENSORRT_RTX.why_not_library()
         assert reason is None or capability in reason
 
 
 def test_engine_for_other_gpus_is_not_loaded_here() -> None:
-    config = EngineConfig(kind="tensorrt-rtx", compute_capabilities=("8.9", "12.0"))
-    reason = tensorrt._why_not_here("tensorrt-rtx", config, "9.0")
+    config = TensorRtRtxConfig(compute_capabilities=("8.9", "12.0"))
+    reason = TENSORRT_RTX.why_not_load_here(config, "9.0")
     assert reason == "built for 8.9, 12.0, and this GPU is 9.0"
 
 
@@ -135,7 +138,7 @@ def test_library_under_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         EngineError, match=r"tensorrt cannot be used: it is tensorrt_rtx 1\.\S+ under another name;"
     ):
-        tensorrt.load_library(tensorrt.LIBRARIES["tensorrt"])
+        load_library(TENSORRT)
 
 
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning")  # torch's own
@@ -144,7 +147,7 @@ def test_torch_tensorrt_is_given_what_it_can_convert(sample: Sample) -> None:
     import torch
 
     served = Served(sample.model, mean=sample.config.mean, std=sample.config.std).eval()
-    config = EngineConfig(kind="tensorrt-rtx", frontend="torch-tensorrt")
+    config = TensorRtRtxConfig(frontend="torch-tensorrt")
     program = export_module(served, config, image_shape=sample.images.shape[1:], precision="fp16")
     program = program.run_decompositions()
     used = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
@@ -160,22 +163,22 @@ def test_torch_tensorrt_is_given_what_it_can_convert(sample: Sample) -> None:
     assert not served.model._forward_pre_hooks
 
 
-@pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
+@pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU")
 def test_torch_tensorrt_without_a_driver_is_one_line(toy_onnx: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    config = EngineConfig(kind="tensorrt-rtx", frontend="torch-tensorrt")
+    config = TensorRtRtxConfig(frontend="torch-tensorrt")
     with pytest.raises(EngineError, match=r"use engine.frontend = 'onnx'") as caught:
-        build_engine("tensorrt-rtx", toy_onnx, tmp_path, config)
+        build_engine(toy_onnx, tmp_path, config)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.gpu("tensorrt", "tensorrt-rtx")
 def test_tensorrt_engine_agrees_with_pytorch_on_the_gpu(sample: Sample, toy_onnx: Path, tmp_path: Path) -> None:
-    kind, _ = pick_engine(EngineConfig())
+    config = pick_engine(AutoConfig()).config
     images = sample.images[:40]
     reference = run_onnx(toy_onnx, images)
     limits = AgreementLimits(min_agreement=1.0, max_logit_diff=0.5)
-    info = build_engine(kind, toy_onnx, tmp_path, EngineConfig(), images, reference=reference, limits=limits)
+    info = build_engine(toy_onnx, tmp_path, config, images, reference=reference, limits=limits)
     assert info["against_pytorch"]["num_images"] == 40
     assert info["engine_audit"]["status"] == "inspected"
     assert sum(info["engine_audit"]["convs"].values()) >= 20
@@ -185,14 +188,13 @@ def test_tensorrt_engine_agrees_with_pytorch_on_the_gpu(sample: Sample, toy_onnx
 def test_torch_tensorrt_engine_agrees_with_pytorch_on_the_gpu(
     sample: Sample, toy_onnx: Path, tmp_path: Path
 ) -> None:
-    kind, _ = pick_engine(EngineConfig())
+    kind = pick_engine(AutoConfig()).kind
     pytest.importorskip("torch_tensorrt")
     images = sample.images[:40]
     info = build_engine(
-        kind,
         toy_onnx,
         tmp_path,
-        EngineConfig(kind=kind, frontend="torch-tensorrt"),
+        kind.config(frontend="torch-tensorrt"),
         images,
         reference=run_onnx(toy_onnx, images),
         limits=AgreementLimits(min_agreement=1.0, max_logit_diff=0.5),
@@ -206,8 +208,8 @@ def test_engine_that_differs_from_pytorch_is_refused(sample: Sample, toy_onnx: P
     reference = run_onnx(toy_onnx, images)
 
     def build(reference: Any, limits: AgreementLimits) -> dict[str, Any]:
-        config = EngineConfig(kind="openvino")
-        return build_engine("openvino", toy_onnx, tmp_path, config, images, reference=reference, limits=limits)
+        config = OpenVinoConfig()
+        return build_engine(toy_onnx, tmp_path, config, images, reference=reference, limits=limits)
 
     figures = build(reference, AgreementLimits(min_agreement=1.0, max_logit_diff=0.01))["against_pytorch"]
     assert (figures["agreement"], figures["num_images"]) == (1.0, 40)
@@ -224,17 +226,20 @@ def test_tensorrt_rtx_refuses_what_is_no_graph(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     (tmp_path / "bad.onnx").write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"engine tensorrt-rtx: cannot parse bad.onnx: \S") as caught:
-        build_engine("tensorrt-rtx", tmp_path / "bad.onnx", tmp_path, EngineConfig())
+        build_engine(tmp_path / "bad.onnx", tmp_path, TensorRtRtxConfig())
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(count_gpus() > 0, reason="there is a GPU")
+@pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU")
 def test_auto_takes_the_cpu_without_a_gpu() -> None:
-    assert pick_engine(EngineConfig()) == ("openvino", "no NVIDIA GPU found, so the CPU")
+    picked = pick_engine(AutoConfig(precision_hint="bf16", max_batch=4, max_reformats=3))
+    config = OpenVinoConfig(precision_hint="bf16", max_batch=4)
+    assert picked == PickedEngine(config=config, why="no NVIDIA GPU found, so the CPU")
 
 
 def test_asked_for_engine_is_taken() -> None:
-    assert pick_engine(EngineConfig(kind="openvino")) == ("openvino", "asked for in the recipe")
+    config = OpenVinoConfig(precision_hint="bf16")
+    assert pick_engine(config) == PickedEngine(config=config, why="asked for in the recipe")
 
 
 def test_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,42 +248,95 @@ def test_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         EngineError, match=r"the package tensorrt_rtx is not installed; run `pip install 'temper\[rtx\]'`"
     ):
-        pick_engine(EngineConfig(kind="tensorrt-rtx"))
+        pick_engine(TensorRtRtxConfig())
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("config", "changes", "message"),
     [
-        ({"kind": "onnx"}, r"kind: got 'onnx', expected one of 'auto', 'openvino', 'tensorrt-rtx', 'tensorrt'"),
-        ({"min_batch": 2}, r"min_batch: got 2, expected 1, as a request may come alone"),
-        ({"opt_batch": 64}, r"opt_batch: got 64, expected 1 \(min_batch\) to 32 \(max_batch\)"),
-        ({"precision_hint": "f16"}, r"precision_hint: got 'f16', expected 'f32' or 'bf16'"),
-        ({"num_instances": 0}, r"num_instances: got 0, expected 1 to 256"),
-        ({"max_reformats": -1}, r"max_reformats: got -1, expected 0 or more"),
-        ({"frontend": "onnxruntime"}, r"frontend: got 'onnxruntime', expected 'onnx' or 'torch-tensorrt'"),
-        ({"server_backend": "onnx"}, r"server_backend: got 'onnx', expected 'temper' or 'tensorrt'"),
+        (OpenVinoConfig, {"kind": "tensorrt"}, r"kind: got 'tensorrt', expected 'openvino'"),
+        (OpenVinoConfig, {"max_batch": 0}, r"max_batch: got 0, expected 1 to 4096"),
+        (AutoConfig, {"opt_batch": 64}, r"opt_batch: got 64, expected 1 to 32 \(max_batch\)"),
+        (AutoConfig, {"precision_hint": "f16"}, r"precision_hint: got 'f16', expected 'f32' or 'bf16'"),
+        (OpenVinoConfig, {"precision_hint": "f16"}, r"precision_hint: got 'f16', expected 'f32' or 'bf16'"),
+        (AutoConfig, {"num_instances": 0}, r"num_instances: got 0, expected 1 to 256"),
+        (AutoConfig, {"max_reformats": -1}, r"max_reformats: got -1, expected 0 or more"),
+        (TensorRtConfig, {"max_high_precision_convs": -1}, r"max_high_precision_convs: got -1, expected 0 or"),
+        (TensorRtRtxConfig, {"frontend": "ort"}, r"frontend: got 'ort', expected 'onnx' or 'torch-tensorrt'"),
+        (TensorRtConfig, {"server_backend": "onnx"}, r"server_backend: got 'onnx', expected 'temper' or 'tenso"),
         (
-            {"kind": "tensorrt-rtx", "server_backend": "tensorrt"},
-            r"server_backend: got 'tensorrt' with kind 'tensorrt-rtx', expected kind 'tensorrt'",
-        ),
-        ({"version_compatible": True}, r"version_compatible: got True with kind 'auto', expected kind 'tensorrt'"),
-        (
-            {"kind": "openvino", "frontend": "torch-tensorrt"},
-            r"with kind 'openvino', expected kind 'tensorrt' or 'tensorrt-rtx'",
-        ),
-        (
-            {"kind": "tensorrt", "frontend": "torch-tensorrt", "version_compatible": True},
+            TensorRtConfig,
+            {"frontend": "torch-tensorrt", "version_compatible": True},
             r"version_compatible: got True with frontend 'torch-tensorrt', expected frontend 'onnx'",
         ),
         (
-            {"kind": "tensorrt", "hardware_compatibility": "all"},
+            TensorRtConfig,
+            {"frontend": "torch-tensorrt", "hardware_compatibility": "same_compute_capability"},
+            r"hardware_compatibility: got 'same_compute_capability' with frontend 'torch-tensorrt', expected",
+        ),
+        (
+            TensorRtRtxConfig,
+            {"frontend": "torch-tensorrt", "compute_capabilities": ("8.9",)},
+            r"compute_capabilities: got \('8.9',\) with frontend 'torch-tensorrt', expected frontend 'onnx'",
+        ),
+        (
+            TensorRtConfig,
+            {"hardware_compatibility": "all"},
             r"hardware_compatibility: got 'all', expected one",
         ),
     ],
 )
-def test_config_is_checked(changes: dict[str, Any], message: str) -> None:
+def test_config_is_checked(config: type[EngineConfig], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EngineConfig(**changes)
+        config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "builds"),
+    [
+        (OpenVinoConfig, {"num_instances": 3}, False),
+        (OpenVinoConfig, {"opt_batch": 3}, False),
+        (OpenVinoConfig, {"precision_hint": "bf16"}, True),
+        (TensorRtConfig, {"num_instances": 3}, False),
+        (TensorRtConfig, {"server_backend": "tensorrt"}, False),
+        (TensorRtConfig, {"opt_batch": 3}, True),
+        (TensorRtConfig, {"triton_release": "26.06"}, True),
+        (TensorRtRtxConfig, {"num_instances": 3}, False),
+        (TensorRtRtxConfig, {"compute_capabilities": ("8.9",)}, True),
+    ],
+)
+def test_build_key_holds_what_the_build_reads(config: Any, changes: dict[str, Any], builds: bool) -> None:
+    assert (config(**changes).build_key() != config().build_key()) == builds
+
+
+def test_every_kind_describes_itself() -> None:
+    for name, kind in ENGINES.all().items():
+        assert (kind.name, kind.config().kind) == (name, name)
+        assert kind.install.startswith("pip install ")
+        assert kind.backend(kind.config(), None).name in ("temper", "tensorrt")
+    ranks = [kind.rank for kind in ENGINES.all().values()]
+    assert len(set(ranks)) == len(ranks)
+
+
+# What is told of a driver that this machine has not.
+
+GPUS = (Gpu(name="NVIDIA H200", compute_capability="9.0", memory_bytes=150 << 30),)
+NEW = Driver(version="580.95.05", cuda=(13, 0), gpus=GPUS)
+OLD = Driver(version="550.54.15", cuda=(11, 4), gpus=GPUS)
+
+
+@pytest.mark.parametrize(
+    ("driver", "why"),
+    [
+        (NEW, None),
+        (OLD, "the NVIDIA driver 550.54.15 knows CUDA 11.4, TensorRT-RTX needs 1"),
+        (None, "no driver"),
+    ],
+)
+def test_driver_that_is_too_old_is_told(driver: Driver | None, why: str | None) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    told = TENSORRT_RTX.why_not_driver(driver, "no driver")
+    assert told is None if why is None else (told or "").startswith(why)
 
 
 SIGNALLED = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,24 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from temper.builder.publish.entry import Published, publish
+from temper.builder.publish.triton_config import PluginBackend, TritonConfig
+
+OPENVINO = PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"})
+CONFIG = TritonConfig(name="m_int8", image_size=32, num_classes=2, max_batch=8, backend=OPENVINO, num_instances=2)
 
 
 def publish_bytes(folder: Path, content: bytes = b"engine 1", **changes: Any) -> Published:
+    """Publishes a file of these bytes; `changes` are arguments of `publish`, or fields of its config."""
     engine = folder / "model.onnx"
     engine.write_bytes(content)
     arguments: dict[str, Any] = {
-        "model": "m_int8",
         "engine_file": engine,
         "labels": ["cat", "dog"],
         "card": {"recipe": {"name": "m"}},
-        "image_size": 32,
-        "num_classes": 2,
-        "max_batch": 8,
-        "parameters": {"engine": "openvino", "precision_hint": "f32"},
-        "num_instances": 2,
+        "binding": None,
     }
-    return publish(folder / "repository", **{**arguments, **changes})
+    fields = {name: changes.pop(name) for name in list(changes) if name not in arguments}
+    return publish(folder / "repository", replace(CONFIG, **fields), **{**arguments, **changes})
 
 
 def read_config(model: Path) -> Any:

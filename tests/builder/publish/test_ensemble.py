@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from temper.builder.errors import PublishError
 from temper.builder.publish.ensemble import publish_ensemble
 from temper.builder.publish.entry import Published, publish
 from temper.builder.publish.serving import ServingConfig
+from temper.builder.publish.triton_config import EnsembleBackend, PluginBackend, TritonConfig
 from temper.client import Client
 from temper.client.errors import ClientError
 from temper.serve.server import TritonServer
@@ -31,31 +33,22 @@ if TYPE_CHECKING:
 
 LABELS = [f"digit {digit}" for digit in range(10)]
 MEMBERS = ["toy_fp32", "toy_int8"]
+CONFIG = TritonConfig(
+    name="pair", image_size=32, num_classes=10, max_batch=16, backend=EnsembleBackend(members=tuple(MEMBERS))
+)
 
 
 def publish_member(repository: Path, model: str, engine: Path, **changes: Any) -> Published:
-    settings: dict[str, Any] = {
-        "image_size": 32,
-        "num_classes": 10,
-        "max_batch": 16,
-        "in_ensemble": True,
-        **changes,
-    }
-    labels = LABELS[: settings["num_classes"]]
-    return publish(
-        repository,
-        model=model,
-        engine_file=engine,
-        labels=labels,
-        card={},
-        parameters={"engine": "openvino", "precision_hint": "f32"},
-        **settings,
-    )
+    backend = PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"})
+    config = replace(CONFIG, name=model, backend=backend, in_ensemble=True)
+    config = replace(config, **changes)
+    return publish(repository, config, engine_file=engine, labels=LABELS[: config.num_classes], card={})
 
 
 def publish_pair(repository: Path, **changes: Any) -> Published:
-    settings: dict[str, Any] = {"model": "pair", "members": MEMBERS, "labels": LABELS, "max_batch": 16, **changes}
-    return publish_ensemble(repository, card={"recipe": "toy"}, image_size=32, num_classes=10, **settings)
+    labels = changes.pop("labels", LABELS)
+    config = replace(CONFIG, backend=EnsembleBackend(members=tuple(changes.pop("members", MEMBERS))))
+    return publish_ensemble(repository, replace(config, **changes), labels=labels, card={"recipe": "toy"})
 
 
 @pytest.fixture
@@ -168,9 +161,9 @@ def served(
     hasty = ServingConfig(queue_timeout_ms=50)
     publish_member(repository, "hasty_1", toy_onnx, serving=hasty)
     publish_member(repository, "hasty_2", toy_onnx, serving=hasty)
-    publish_pair(repository, model="bounded", members=["hasty_1", "hasty_2"])
+    publish_pair(repository, name="bounded", members=["hasty_1", "hasty_2"])
     publish_pair(repository)
-    publish_pair(repository, model="orphan", members=["toy_fp32", "gone"])
+    publish_pair(repository, name="orphan", members=["toy_fp32", "gone"])
     shutil.rmtree(repository / "gone")
     # Triton loads an ensemble's members with it.
     models = ["pair", "narrow", "bounded", "orphan"]

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from onnx import TensorProto, helper
-from publishing import check_repository, publish_bytes, read_config
+from publishing import CONFIG, check_repository, publish_bytes, read_config
 from tritonclient.grpc import model_config_pb2
 
 from temper.backends.temper import artifact
 from temper.builder.errors import PublishError
-from temper.builder.publish.entry import Published, publish
+from temper.builder.publish.entry import Binding, Published, publish
 from temper.builder.publish.serving import ServingConfig
+from temper.builder.publish.triton_config import PluginBackend
 
 # A terminal or a reader of lines takes these for more than text.
 ODD = ["\x1b", "\0", "\r", "\x85", "\x9b", "\u2028", "\u202e", "\udc80"]
@@ -79,8 +80,9 @@ def publish_plan(folder: Path, capability: str, content: bytes, **changes: Any) 
     plan.write_bytes(content)
     runtime = changes.pop("runtime", "TensorRT 11.0.0.114")
     card = {"stages": [{"name": "engine", "figures": {"runtime": runtime}}]}
-    settings = {"engine_file": plan, "compute_capability": capability, "graph_sha256": GRAPH, "card": card}
-    return publish_bytes(folder, **{**settings, "parameters": {"engine": "tensorrt"}, **changes})
+    settings = {"engine_file": plan, "binding": Binding(compute_capability=capability, graph_sha256=GRAPH)}
+    backend = PluginBackend(engine="tensorrt")
+    return publish_bytes(folder, **{**settings, "card": card, "backend": backend, **changes})
 
 
 def test_plans_of_one_graph_are_served_together(tmp_path: Path) -> None:
@@ -116,7 +118,8 @@ def test_new_plan_replaces_the_one_of_its_compute_capability(tmp_path: Path) -> 
 @pytest.mark.parametrize("graph", ["b" * 64, None], ids=["another", "unknown"])
 def test_plans_of_another_graph_are_left_behind(tmp_path: Path, graph: str | None) -> None:
     publish_plan(tmp_path, "9.0", b"for 9.0")
-    second = publish_plan(tmp_path, "8.9", b"of another graph", graph_sha256=graph)
+    binding = Binding(compute_capability="8.9", graph_sha256=graph)
+    second = publish_plan(tmp_path, "8.9", b"of another graph", binding=binding)
     assert sorted(path.name for path in second.path.iterdir()) == [*ALWAYS, "model_sm89.plan"]
     config = read_config(tmp_path / "repository" / "m_int8")
     assert dict(config.cc_model_filenames) == {"8.9": "model_sm89.plan"}
@@ -164,7 +167,7 @@ def test_edited_list_of_plans_is_one_line(tmp_path: Path) -> None:
 
 def test_plan_for_any_compute_capability_has_no_list(tmp_path: Path) -> None:
     publish_plan(tmp_path, "9.0", b"for 9.0")
-    second = publish_plan(tmp_path, "9.0", b"for all", compute_capability=None)
+    second = publish_plan(tmp_path, "9.0", b"for all", binding=None)
     assert sorted(path.name for path in second.path.iterdir()) == [*ALWAYS, "model.plan"]
     assert not read_config(tmp_path / "repository" / "m_int8").cc_model_filenames
 
@@ -323,11 +326,14 @@ def test_files_of_others_in_the_work_folder_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "../x"}, r"model name: got '../x', expected up to 220 letters, digits, '_', '.', '-'"),
-        ({"model": ".x"}, r"model name: got '.x'"),
-        ({"model": "x" * 300}, r"model name: got 'xxx.*', expected up to 220 letters, digits"),
+        ({"name": "../x"}, r"model name: got '../x', expected up to 220 letters, digits, '_', '.', '-'"),
+        ({"name": ".x"}, r"model name: got '.x'"),
+        ({"name": "x" * 300}, r"model name: got 'xxx.*', expected up to 220 letters, digits"),
         *(({"labels": ["cat", f"d{odd}og"]}, "got the label .*, expected one line of printable") for odd in ODD),
-        ({"compute_capability": "sm90"}, r"compute capability: got 'sm90', expected one such as '9.0'"),
+        (
+            {"binding": Binding(compute_capability="sm90")},
+            r"compute capability: got 'sm90', expected one such as",
+        ),
         ({"labels": ["cat"]}, r"model m_int8: got 1 labels, expected one for each of 2 classes"),
         (
             {"labels": ["cat", "d\nog"]},
@@ -351,14 +357,4 @@ def test_root_of_a_file_system_is_refused() -> None:
     with pytest.raises(
         PublishError, match="repository /proc: is the root of its file system.*use a folder inside it"
     ):
-        publish(
-            Path("/proc"),
-            model="m",
-            engine_file=Path(__file__),
-            labels=["a", "b"],
-            card={},
-            image_size=32,
-            num_classes=2,
-            max_batch=1,
-            parameters={"engine": "openvino"},
-        )
+        publish(Path("/proc"), CONFIG, engine_file=Path(__file__), labels=["a", "b"], card={})

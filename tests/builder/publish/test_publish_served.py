@@ -23,22 +23,20 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from temper.builder.publish.entry import publish
+from temper.builder.publish.triton_config import PluginBackend, TritonConfig
 
 def hook(event, arguments):
     if event == "os.rename" and str(arguments[1]).endswith(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(hook)
+backend = PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"})
 publish(
     Path(sys.argv[1]),
-    model="toy_fp32",
+    TritonConfig(name="toy_fp32", image_size=32, num_classes=10, max_batch=16, backend=backend),
     engine_file=Path(sys.argv[2]),
     labels=[f"class {number}" for number in range(10)],
     card={"recipe": "another"},
-    image_size=32,
-    num_classes=10,
-    max_batch=16,
-    parameters={"engine": "openvino", "precision_hint": "f32"},
 )
 """
 

@@ -11,9 +11,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from temper.builder.publish.entry import publish
+from temper.builder.publish.entry import Binding, publish
 from temper.builder.publish.serving import ServingConfig
-from temper.builder.publish.triton_config import TritonConfig, render_config
+from temper.builder.publish.triton_config import NativeBackend, PluginBackend, TritonConfig, render_config
 from temper.client import Client
 from temper.serve.server import TritonServer
 
@@ -26,12 +26,11 @@ NATIVE = TritonConfig(
     image_size=64,
     num_classes=10,
     max_batch=32,
-    parameters={"engine": "tensorrt", "file": "model.plan"},
+    backend=NativeBackend(opt_batch=8),
+    parameters={"file": "model.plan"},
     num_instances=3,
-    server_backend="tensorrt",
-    opt_batch=8,
 )
-PLUGIN = replace(NATIVE, server_backend="temper")
+PLUGIN = replace(NATIVE, backend=PluginBackend(engine="tensorrt", opt_batch=8))
 
 
 def read(config: TritonConfig) -> Any:
@@ -71,8 +70,8 @@ def test_native_entry_is_for_tritons_own_backend() -> None:
         ({"num_instances": 2}, 128, 30_000_000),
         ({"max_batch": 1, "num_instances": 1}, 64, 30_000_000),
         ({"serving": ServingConfig(max_queue=5, queue_timeout_ms=500)}, 5, 500_000),
-        ({"server_backend": "temper", "num_instances": 4}, 256, 30_000_000),
-        ({"server_backend": "temper", "in_ensemble": True}, 0, 30_000_000),
+        ({"backend": PLUGIN.backend, "num_instances": 4}, 256, 30_000_000),
+        ({"backend": PLUGIN.backend, "in_ensemble": True}, 0, 30_000_000),
     ],
     ids=str,
 )
@@ -105,9 +104,9 @@ def test_native_entry_copies_through_pinned_memory_and_warms_up() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, (1, 8, 32)),
+        ({"opt_batch": 8}, (1, 8, 32)),
         ({"opt_batch": None}, (1, 32)),
-        ({"opt_batch": 1, "max_batch": 1}, (1,)),
+        ({"opt_batch": 32}, (1, 32)),
         ({"graph_batches": (16, 4, 4)}, (4, 16)),
         ({"graph_batches": (1, 64)}, (1,)),
         ({"graph_batches": ()}, ()),
@@ -115,7 +114,8 @@ def test_native_entry_copies_through_pinned_memory_and_warms_up() -> None:
     ids=str,
 )
 def test_graph_sizes_are_the_same_in_both_backends(changes: dict[str, Any], expected: tuple[int, ...]) -> None:
-    native, plugin = read(replace(NATIVE, **changes)), read(replace(PLUGIN, **changes))
+    native = read(replace(NATIVE, backend=NativeBackend(**changes)))
+    plugin = read(replace(PLUGIN, backend=PluginBackend(engine="tensorrt", **changes)))
     assert tuple(spec.batch_size for spec in native.optimization.cuda.graph_spec) == expected
     assert native.optimization.cuda.graphs == bool(expected)
     assert parameters(plugin)["graph_batches"] == ",".join(map(str, expected))
@@ -131,7 +131,8 @@ def test_plan_is_chosen_by_compute_capability(config: TritonConfig) -> None:
 
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
 def test_gpu_engine_of_the_plugin(engine: str) -> None:
-    message = read(replace(PLUGIN, parameters={"engine": engine, "file": "model.bin"}))
+    backend = PluginBackend(engine=engine, opt_batch=8)
+    message = read(replace(PLUGIN, backend=backend, parameters={"file": "model.bin"}))
     assert (message.backend, message.platform) == ("temper", "")
     (group,) = message.instance_group
     assert (group.count, group.kind) == (3, pb.ModelInstanceGroup.KIND_AUTO)
@@ -145,7 +146,8 @@ def test_gpu_engine_of_the_plugin(engine: str) -> None:
 
 
 def test_version_compatible_plan_says_so_to_the_plugin() -> None:
-    assert parameters(read(replace(PLUGIN, version_compatible=True)))["version_compatible"] == "true"
+    backend = PluginBackend(engine="tensorrt", version_compatible=True)
+    assert parameters(read(replace(PLUGIN, backend=backend)))["version_compatible"] == "true"
 
 
 def test_parameter_that_is_given_wins() -> None:
@@ -161,17 +163,11 @@ def test_server_without_the_backend_names_the_model_and_serves_its_neighbour(
     plan.write_bytes(b"a plan")
     publish(
         toy_repository,
-        model="toy_native",
+        TritonConfig(name="toy_native", image_size=32, num_classes=10, max_batch=32, backend=NATIVE.backend),
         engine_file=plan,
         labels=sample.class_names,
         card={},
-        image_size=32,
-        num_classes=10,
-        max_batch=32,
-        parameters={"engine": "tensorrt"},
-        server_backend="tensorrt",
-        opt_batch=8,
-        compute_capability="9.0",
+        binding=Binding(compute_capability="9.0"),
     )
     with (
         TritonServer(toy_repository, log_file=tmp_path / "tritonserver.log", strict=False) as server,

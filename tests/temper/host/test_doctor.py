@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from temper.builder.engines.build import pick_engine
+from temper.builder.engines.gpu import Driver, Gpu, read_driver
+from temper.builder.engines.kind import ENGINES, AutoConfig, EngineKind
+from temper.builder.engines.tensorrt import TENSORRT
+from temper.builder.engines.tensorrt_rtx import TENSORRT_RTX
 from temper.cli.commands.doctor import doctor_command
 from temper.host import doctor
 from temper.host import packages as parts
 from temper.host.doctor import examine
-from temper.host.gpu import Driver, Gpu, read_driver
-from temper.host.packages import Part, find_parts, find_server
+from temper.host.packages import Part, Refusals, find_parts, find_server
 
 H200 = Driver(
     version="580.95.05",
@@ -156,7 +160,9 @@ def test_package_that_does_not_work_is_told_in_a_line(
     install(tmp_path, monkeypatch, "tensorrt", code)
     if "sleep" in code:
         monkeypatch.setattr(parts, "PROBE_TIMEOUT_S", 5.0)
-    part = find_parts()["TensorRT"]
+    found, refusals = find_parts([TENSORRT])
+    part = found["TensorRT"]
+    assert (TENSORRT.name in refusals) == part.ok
     assert (part.version, part.note) == ("99.0", note)
     assert part.state == ("broken" if note else "ok")
     assert (part.install is None) == part.ok
@@ -190,41 +196,48 @@ def test_machine_that_cannot_serve_exits_1(
 
 # What is concluded of a machine that this one is not.
 
-RTX = Part(name="TensorRT-RTX", state="ok", version="1.7.1", capabilities=("8.9", "9.0"))
-TENSORRT = Part(name="TensorRT", state="ok", version="11.0.0.114")
-BINDINGS = Part(name="cuda-bindings", state="ok", version="13.5.0")
-NO_BINDINGS = Part(name="cuda-bindings", state="missing")
-OLD = Driver(version="550.54.15", cuda=(12, 4), gpus=H200.gpus)
-OTHER = Driver(version="580.95.05", cuda=(13, 0), gpus=(Gpu(name="X", compute_capability="7.5", memory_bytes=1),))
+RTX = Part(name="TensorRT-RTX", state="ok", version="1.7.1")
+TRT = Part(name="TensorRT", state="ok", version="11.0.0.114")
+BROKEN = Part(name="TensorRT", state="broken", version="99.0", note="OSError: gone")
+SERVER = Part(name="tritonserver", state="ok", version="0.7.0")
+NO_SERVER = Part(name="tritonserver", state="missing", note="no nvidia-pytriton here")
+GOOD = Refusals(build=None, run=None)
+NOT_RUN = Refusals(build=None, run="it does not")
+NEITHER = Refusals(build="no GPU; a plan is", run="no GPU")
 
 
 @pytest.mark.parametrize(
-    ("part", "bindings", "driver", "build", "run", "why"),
+    ("kind", "part", "refusals", "server", "expected"),
     [
-        (RTX, BINDINGS, H200, True, True, "TensorRT-RTX 1.7.1 on NVIDIA H200"),
-        (TENSORRT, BINDINGS, H200, True, True, "TensorRT 11.0.0.114 on NVIDIA H200"),
         (
+            TENSORRT_RTX,
             RTX,
-            BINDINGS,
-            OLD,
-            True,
-            False,
-            "the NVIDIA driver 550.54.15 knows CUDA 12.4, TensorRT-RTX needs 13; inst",
+            GOOD,
+            SERVER,
+            (True, "TensorRT-RTX 1.7.1 on NVIDIA H", True, "TensorRT-RTX 1.7.1 o"),
         ),
-        (
-            RTX,
-            BINDINGS,
-            OTHER,
-            True,
-            False,
-            "TensorRT-RTX 1.7.1 has no kernels for compute capability 7.5, only for",
-        ),
-        (RTX, NO_BINDINGS, H200, True, False, "cuda-bindings is missing"),
-        (TENSORRT, NO_BINDINGS, H200, True, False, "cuda-bindings is missing"),
-        (TENSORRT, BINDINGS, None, False, False, "no driver"),
+        (TENSORRT_RTX, RTX, NOT_RUN, SERVER, (True, "TensorRT-RTX 1.7.1, which needs no G", False, "it does not")),
+        (TENSORRT, TRT, NOT_RUN, SERVER, (True, "TensorRT 11.0.0.114", False, "it does not")),
+        (TENSORRT, TRT, NEITHER, SERVER, (False, "no GPU; a plan is", False, "no GPU")),
+        (TENSORRT, BROKEN, None, SERVER, (False, "TensorRT is broken: OSError: g", False, "TensorRT is broken")),
+        (TENSORRT, TRT, GOOD, NO_SERVER, (True, "TensorRT 11.0.0.114 on NVIDIA", False, "tritonserver is missi")),
     ],
 )
-def test_gpu_engines(part: Part, bindings: Part, driver: Driver | None, build: bool, run: bool, why: str) -> None:
-    told = doctor._gpu_engine(part.name, {part.name: part, "cuda-bindings": bindings}, driver, "no driver")
-    assert (told.build, told.run) == (build, run)
-    assert told.run_why.startswith(why)
+def test_what_is_concluded_of_a_kind(
+    kind: EngineKind[Any],
+    part: Part,
+    refusals: Refusals | None,
+    server: Part,
+    expected: tuple[bool, str, bool, str],
+) -> None:
+    told = doctor.conclude(kind, part, refusals, server, H200)
+    assert (told.build, told.run) == (expected[0], expected[2])
+    assert told.build_why.startswith(expected[1])
+    assert told.run_why.startswith(expected[3])
+
+
+def test_auto_takes_what_doctor_says_runs_here(found: dict[str, Any]) -> None:
+    engines = by(found, "engines", "kind")
+    assert engines[pick_engine(AutoConfig()).config.kind]["run"]
+    for name, kind in ENGINES.all().items():
+        assert engines[name]["run"] == (kind.why_not_run() is None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from temper.builder.contract import TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.engines.isa import AVX2_ONLY
 from temper.builder.publish.ensemble import publish_ensemble
 from temper.builder.publish.entry import publish
+from temper.builder.publish.triton_config import EnsembleBackend, PluginBackend, TritonConfig
 from temper.builder.store.artifacts import Artifact, Store
 from temper.cli.main import cli
 from temper.progress import Display
@@ -33,29 +35,20 @@ pytestmark = [pytest.mark.server, pytest.mark.int8]
 def folder(sample: Sample, toy_int8: Path, toy_reduced: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the sample in int8, over the full range, the reduced one and both, and an image."""
     folder = tmp_path_factory.mktemp("int8")
+    ensemble = EnsembleBackend(members=("toy_8", "toy_7"))
+    pair = TritonConfig(
+        name="toy_pair", image_size=32, num_classes=10, max_batch=32, backend=ensemble, in_ensemble=True
+    )
     for bits, graph in (("8", toy_int8), ("7", toy_reduced)):
+        backend = PluginBackend(engine="openvino", on_cpu=True, parameters={"int8_weight_bits": bits})
         publish(
             folder / "model_repository",
-            model=f"toy_{bits}",
+            replace(pair, name=f"toy_{bits}", backend=backend),
             engine_file=graph,
             labels=sample.class_names,
             card={"stages": [{"name": "engine", "figures": {"isa": "amx"}}]},
-            image_size=32,
-            num_classes=10,
-            max_batch=32,
-            parameters={"engine": "openvino", "int8_weight_bits": bits},
-            in_ensemble=True,
         )
-    publish_ensemble(
-        folder / "model_repository",
-        model="toy_pair",
-        members=["toy_8", "toy_7"],
-        labels=sample.class_names,
-        card={},
-        image_size=32,
-        num_classes=10,
-        max_batch=32,
-    )
+    publish_ensemble(folder / "model_repository", pair, labels=sample.class_names, card={})
     Image.fromarray(sample.images[0]).save(folder / "image.png")
     return folder
 

@@ -315,7 +315,7 @@ MISTAKES = {
     "batches": (
         'kind = "auto"',
         "opt_batch = 16\nmax_batch = 8",
-        "engine.opt_batch: got 16, expected 1 (min_batch) to 8 (max_batch)",
+        "engine.opt_batch: got 16, expected 1 to 8 (max_batch)",
     ),
     "load beyond the engine": (
         "[engine]",

@@ -10,6 +10,7 @@ import pytest
 
 from temper.builder.built import Built, Snapshot
 from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
+from temper.builder.engines.openvino import OpenVinoConfig
 from temper.builder.store.artifacts import Artifact, Store
 from temper.progress import Display
 from temper.run.steps import audit_steps
@@ -57,7 +58,7 @@ def built(sample: Sample, toy_onnx: Path, tmp_path_factory: pytest.TempPathFacto
 def audit(built: Built, store: Path, sample: Sample, **changes: Any) -> tuple[list[dict[str, Any]], list[bool]]:
     labels = changes.get("labels", np.asarray(sample.labels, np.int64)[:120])
     with Display(quiet=True) as display:
-        rows = audit_steps(built, Store(store), sample.images[:120], labels, "f32", display)
+        rows = audit_steps(built, Store(store), sample.images[:120], labels, OpenVinoConfig(), display)
         return rows, [stage.reused for stage in display.finished]
 
 
@@ -107,5 +108,5 @@ def test_step_that_gains_nothing_is_said_so(row: dict[str, Any], expected: str |
     from temper.run.steps import _verdict
 
     change = {"difference": 0.02, "low": row.get("low", 0.0), "high": 0.03}
-    verdict = _verdict({**row, "accuracy_change": change})
+    verdict = _verdict({**row, "accuracy_change": change}, "OpenVINO")
     assert verdict is None if expected is None else str(verdict).startswith(expected)

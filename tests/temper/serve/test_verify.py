@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,33 +12,28 @@ from click.testing import CliRunner, Result
 
 from temper.builder.publish.ensemble import publish_ensemble
 from temper.builder.publish.entry import publish
+from temper.builder.publish.triton_config import EnsembleBackend, NativeBackend, PluginBackend, TritonConfig
 from temper.cli.main import cli
 from temper.serve.verify import find_changed
 
 LABELS = ["cat", "dog"]
-SHAPE = {"image_size": 32, "num_classes": 2, "max_batch": 8}
+OPENVINO = PluginBackend(engine="openvino", on_cpu=True)
+CONFIG = TritonConfig(name="a", image_size=32, num_classes=2, max_batch=8, backend=OPENVINO, in_ensemble=True)
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """One entry of every kind; nothing here parses their engines."""
     root = tmp_path / "repository"
-    for model, file, backend in (("a", "model.onnx", "temper"), ("b", "model.plan", "tensorrt")):
+    # Empty, as the batch sizes are that get no CUDA graph: the text form has no value there.
+    plain = dataclasses.replace(CONFIG, parameters={"graph_batches": ""})
+    native = dataclasses.replace(plain, name="b", backend=NativeBackend())
+    for config, file in ((plain, "model.onnx"), (native, "model.plan")):
         engine = tmp_path / file
         engine.write_bytes(b"engine")
-        publish(
-            root,
-            model=model,
-            engine_file=engine,
-            labels=LABELS,
-            card={},
-            # Empty, as the batch sizes are that get no CUDA graph: the text form has no value there.
-            parameters={"engine": "openvino", "graph_batches": ""},
-            server_backend=backend,  # type: ignore[arg-type]  # one of them
-            in_ensemble=True,
-            **SHAPE,  # type: ignore[arg-type]  # integers
-        )
-    publish_ensemble(root, model="pair", members=["a", "b"], labels=LABELS, card={}, **SHAPE)
+        publish(root, config, engine_file=engine, labels=LABELS, card={})
+    pair = dataclasses.replace(CONFIG, name="pair", backend=EnsembleBackend(members=("a", "b")))
+    publish_ensemble(root, pair, labels=LABELS, card={})
     (root / "README.md").write_text("not a model")
     (root / ".hidden").mkdir()
     return root
@@ -164,8 +160,7 @@ def test_version_that_is_not_served_is_verified_too(repository: Path, tmp_path: 
     """One may go back to it; the served one is what was published meanwhile, and is served."""
     engine = tmp_path / "model.onnx"
     engine.write_bytes(b"better engine")
-    settings = {"model": "a", "engine_file": engine, "labels": LABELS, "card": {}, "in_ensemble": True}
-    publish(repository, parameters={"engine": "openvino"}, **settings, **SHAPE)  # type: ignore[arg-type]
+    publish(repository, CONFIG, engine_file=engine, labels=LABELS, card={})
     assert "a: version 2 (temper) is what was published" in verify(repository).output
     old = repository / "a" / "1"
     if change == "engine":
