@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 UV_VERSION := 0.11.2
 
-.PHONY: setup demo test test-avx2 test-fast lint reference lock clean engines gpu gpu-pack
+.PHONY: setup demo test test-avx2 test-fast lint reference docs lock clean engines gpu gpu-pack
 
 demo: $(READY)  ## finetune, quantise, serve, measure and attack a ResNet-18 on digits
 	$(BIN)/temper run recipes/digits.toml
@@ -39,6 +39,12 @@ lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 
+# From nothing, as what a former build left would hide a link that leads nowhere; a warning is an error.
+docs: $(READY)  ## the pages of docs/, with the Python API, in docs/build
+	rm -rf docs/build
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs . docs/build
+	@echo "docs/build/docs/index.html"
+
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
@@ -53,7 +59,7 @@ reference: $(READY)  ## docs/recipe.md, from the dataclasses that recipes are re
 
 lock: $(READY)  ## pin what pyproject.toml allows, as plain name==version lines
 	$(UV) pip compile --quiet --no-annotate --no-header --python-version 3.11 \
-		--extra builder --extra embedded --extra rtx --extra art --extra ray --extra dev pyproject.toml -o requirements.lock
+		--extra builder --extra embedded --extra rtx --extra art --extra ray --extra dev --extra docs pyproject.toml -o requirements.lock
 
 engines: bench-engines  ## every ResNet in every precision, compiled by TensorRT-RTX; needs no GPU
 
@@ -64,7 +70,7 @@ gpu-pack: $(READY)  ## what `make gpu` needs on a machine without network
 	$(BIN)/python -m benchmarks.gpu.pack $(ARGS)
 
 clean:  ## runs and caches, but neither the environment nor what was published
-	rm -rf runs .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf runs .mypy_cache .ruff_cache .pytest_cache build docs/build *.egg-info
 
 bench-%: $(READY)  ## one of the measurements of benchmarks/: serving, load, attack, startup, engines, compression, int8, stress, exits, overload
 	$(BIN)/python -m benchmarks.$* $(ARGS)

@@ -2,7 +2,7 @@
 FROM nvcr.io/nvidia/tensorrt:26.06-py3
 
 RUN install -d -m 0755 -o 1000 -g 1000 /models /runs /recipes /home/temper
-COPY pyproject.toml README.md /opt/temper/
+COPY pyproject.toml README.md LICENSE /opt/temper/
 COPY builder /opt/temper/builder
 COPY client /opt/temper/client
 COPY imaging /opt/temper/imaging

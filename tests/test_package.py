@@ -136,7 +136,7 @@ def test_wheel_holds_every_file_and_takes_one_name(tmp_path: Path) -> None:
 def _copy_of_sources(target: Path) -> Path:
     """A copy, so that the build leaves nothing in the checkout."""
     target.mkdir()
-    tracked = [*PARTS, "temper", "pyproject.toml", "README.md"]
+    tracked = [*PARTS, "temper", "pyproject.toml", "README.md", "LICENSE"]
     subprocess.run(["cp", "-r", *(str(ROOT / name) for name in tracked), target], check=True)
     return target
 

@@ -1,8 +1,9 @@
-"""The README's commands exist as written there."""
+"""The README's commands and folders exist as written there."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,18 @@ def test_readme_make_target_exists(target: str) -> None:
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_readme_link_leads_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
+
+
+def test_readme_tree_is_the_tree_there_is() -> None:
+    """Every folder with files of ours, and of those with rooms also the rooms."""
+    with_rooms = ("builder", "backends", "client", "temper")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    paths = [line.split("/") for line in tracked.splitlines()]
+    folders = {path[0] for path in paths if len(path) > 1 and not path[0].startswith(".")}
+    rooms = {"/".join(path[:2]) for path in paths if len(path) > 2 and path[0] in with_rooms}
+
+    printed: list[str] = []
+    for indent, name in re.findall(r"^    ( {0,2})(\w+)/ ", README.partition("## The tree")[2], re.MULTILINE):
+        parent = next((each for each in reversed(printed) if "/" not in each), "")
+        printed.append(f"{parent}/{name}" if indent else name)
+    assert sorted(printed) == sorted(folders | rooms)
