@@ -25,6 +25,7 @@ from temper.builder.compress.variant import GRAPH_STEPS, CompressStage, VariantC
 from temper.builder.contract import GRAPH_FILE, LABELS_FILE
 from temper.builder.engines.config import EngineConfig, EngineKind
 from temper.builder.names import read_labels
+from temper.builder.publish.card import Card, CardRecipe, CardStage
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.files import sha256_file
@@ -372,7 +373,7 @@ class _Build:
                 model=name,
                 engine_file=engine.path / engine.info["file"],
                 labels=labels,
-                card=self._card(chain),
+                card=self._card(chain).to_json(),
                 image_size=self.data.image_size,
                 num_classes=len(labels),
                 max_batch=self.engine.max_batch,
@@ -394,7 +395,7 @@ class _Build:
             model=published.model,
             version=published.version,
             engine=kind,
-            engine_why=why,
+            engine_reason=why,
             size_bytes=engine.info["size_bytes"],
             path=published.path,
             reused=published.reused,
@@ -411,18 +412,18 @@ class _Build:
         first = members[0]
         labels = read_labels(first.data.path / LABELS_FILE)
         digests = {one.model: one.digest for one in members}
-        card = {
-            "recipe": {"name": self.recipe_name, "variant": variant.to_json(), "engine": asdict(self.engine)},
-            "data_digest": first.data.digest,
-            "member_digests": digests,
-        }
+        card = Card(
+            recipe=CardRecipe(name=self.recipe_name, variant=variant.to_json(), engine=asdict(self.engine)),
+            data_digest=first.data.digest,
+            member_digests=digests,
+        )
         with self.progress_factory(f"{variant.name}: publish") as view:
             published = publish_ensemble(
                 self.repository,
                 model=f"{self.recipe_name}_{variant.name}",
                 members=[one.model for one in members],
                 labels=labels,
-                card=card,
+                card=card.to_json(),
                 image_size=self.data.image_size,
                 num_classes=len(labels),
                 max_batch=self.engine.max_batch,
@@ -435,7 +436,7 @@ class _Build:
             model=published.model,
             version=published.version,
             engine=first.engine,
-            engine_why=f"the mean of the logits of {', '.join(variant.ensemble)}",
+            engine_reason=f"the mean of the logits of {', '.join(variant.ensemble)}",
             size_bytes=sum(one.size_bytes for one in members),
             path=published.path,
             reused=published.reused,
@@ -452,24 +453,24 @@ class _Build:
                 parameters["int8_weight_bits"] = str(bits)
         return parameters
 
-    def _card(self, chain: _Chain) -> dict[str, Any]:
-        return {
-            "recipe": {
-                "name": self.recipe_name,
-                "data": asdict(self.data),
-                "model": asdict(self.model),
-                "train": asdict(self.train),
-                "variant": chain.variant.to_json(),
-                "engine": asdict(self.engine),
-            },
-            "data_digest": chain.data.digest,
-            "engine": chain.kind,
-            "versions": {name: version for name in _PACKAGES if (version := _package_version(name)) is not None},
-            "stages": [
-                {"name": each.report.name, "digest": each.artifact.digest, "figures": each.report.figures}
+    def _card(self, chain: _Chain) -> Card:
+        return Card(
+            recipe=CardRecipe(
+                name=self.recipe_name,
+                data=asdict(self.data),
+                model=asdict(self.model),
+                train=asdict(self.train),
+                variant=chain.variant.to_json(),
+                engine=asdict(self.engine),
+            ),
+            data_digest=chain.data.digest,
+            engine=chain.kind,
+            versions={name: version for name in _PACKAGES if (version := _package_version(name)) is not None},
+            stages=tuple(
+                CardStage(name=each.report.name, digest=each.artifact.digest, figures=each.report.figures)
                 for each in chain.done
-            ],
-        }
+            ),
+        )
 
 
 def _planned(variant: VariantConfig, kind: EngineKind) -> list[CompressStage]:

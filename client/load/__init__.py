@@ -6,8 +6,17 @@ starting the server. `generator.py` holds the public calls, `processes.py` the l
 """
 
 from temper.client.load.config import LoadConfig
-from temper.client.load.generator import measure, run_closed_loop, run_open_loop
+from temper.client.load.generator import POOL_REQUESTS, measure, plan_runs, run_closed_loop, run_open_loop
 from temper.client.load.histogram import Histogram
 from temper.client.load.result import LoadResult
 
-__all__ = ["Histogram", "LoadConfig", "LoadResult", "measure", "run_closed_loop", "run_open_loop"]
+__all__ = [
+    "POOL_REQUESTS",
+    "Histogram",
+    "LoadConfig",
+    "LoadResult",
+    "measure",
+    "plan_runs",
+    "run_closed_loop",
+    "run_open_loop",
+]

@@ -249,6 +249,7 @@ def test_ctrl_c_keeps_what_was_measured(server: TritonServer, until: Until) -> N
     output, _ = process.communicate()
     result: dict[str, Any] = json.loads(output)
     assert result["interrupted"].startswith("stopped by Ctrl-C: ")
+    assert result["stopped_by_user"] is True
     assert result["completed"] > 0 and result["lost"] <= 4 and result["errors"] == {}
     until(lambda: not any(map(_command, workers)))
 
