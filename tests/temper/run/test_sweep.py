@@ -12,10 +12,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from temper.errors import RecipeError
-from temper.report.model import Report, Variant
+from temper.report.model import Failure, Report, Variant
+from temper.report.read import read_report
 from temper.run.frontier import mark_frontier
 from temper.run.recipe import Recipe, load_recipe
 from temper.run.sweep import parse_over, sweep_recipe
+from temper.run.sweep_run import Outcome, run_sweep
 
 TEXT = """
 name = "toy"
@@ -134,3 +136,23 @@ def test_frontier_keeps_what_nothing_beats(measured: Callable[..., Variant]) -> 
 def test_equal_variants_are_both_on_the_frontier(measured: Callable[..., Variant]) -> None:
     variants = [measured(10, 0.9, 5.0, 0.5), measured(10, 0.9, 5.0, 0.5)]
     assert [one.frontier for one in mark_frontier(variants)] == [True, True]
+
+
+def test_reports_of_the_runs_become_one(recipe: Recipe, report: dict[str, Any], tmp_path: Path) -> None:
+    overs = [parse_over("low_rank.flops=0.8,0.6"), parse_over("quantize.method=max")]
+    swept = sweep_recipe(recipe, overs)
+    _, good, bad = (variant.name for variant in swept.variants)
+    report["variants"][1]["name"] = good
+    part = TypeAdapter(Report).validate_json(json.dumps(report), strict=True)
+    outcomes = [
+        Outcome(variant=bad, report=None, reason="too small"),
+        Outcome(variant=good, report=part, reason=None),
+    ]
+    joined = run_sweep(swept, runs=tmp_path, run_all=lambda pairs: iter(outcomes))
+    assert [(one.name, one.frontier) for one in joined.variants] == [("fp32", True), (good, True)]
+    assert joined.failed == (Failure(variant=bad, reason="too small"),)
+    assert joined.stopped == f"{bad}: too small"
+    assert (joined.comparisons, joined.timings) == (part.comparisons, part.timings)
+    before, after = (one.variants[1].robustness[1].gallery[0].original for one in (part, joined))
+    assert after == f"variants/{good}/{before}"
+    assert read_report(tmp_path / swept.name).variants == joined.variants
