@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 UV_VERSION := 0.11.2
 
-.PHONY: setup demo test test-avx2 test-fast lint reference docs lock clean engines gpu gpu-pack
+.PHONY: setup demo test test-avx2 test-fast lint schemas reference docs lock clean engines gpu gpu-pack
 
 demo: $(READY)  ## finetune, quantise, serve, measure and attack a ResNet-18 on digits
 	$(BIN)/temper run recipes/digits.toml
@@ -38,6 +38,9 @@ lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
+
+schemas: $(READY)  ## the JSON Schemas of report.json and card.json, from their types
+	$(BIN)/python -m temper.report.schemas
 
 # From nothing, as what a former build left would hide a link that leads nowhere; a warning is an error.
 docs: $(READY)  ## the pages of docs/, with the Python API, in docs/build

@@ -27,6 +27,7 @@ from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.train import TrainConfig
 from temper.client.load import LoadConfig, run_closed_loop
 from temper.progress import Display
+from temper.report.measured import Paired
 from temper.run.recipe import Recipe, load_recipe
 from temper.run.workflow import build_recipe, run_recipe
 from temper.serve.server import TritonServer
@@ -54,28 +55,25 @@ def main() -> None:
 
 def _steps(recipe: Recipe, display: Display) -> dict[str, Any]:
     report = run_recipe(recipe, repository=_REPOSITORY, runs=_RUNS, display=display)
-    for variant in report["variants"]:
-        for row in variant["stages"]:
-            accuracy, change = row["accuracy"], row["accuracy_change"]
-            against = "" if change is None else _points(change)
-            sizes = f"{row['flops'] / 1e9:6.3f} GFLOPs {row['num_parameters'] / 1e6:6.2f} M parameters"
-            cost = (
-                f"{row['size_bytes'] / 1e6:6.1f} MB {row['latency_ms']:6.2f} ms {100 * accuracy['value']:6.2f} %"
-            )
-            print(f"{variant['name']:14} {row['name']:9} {sizes} {cost} {against:26} {row['verdict'] or ''}")
-    for row in report["comparisons"]:
-        robust = " ".join(_points(attack) for attack in row["robustness"])
-        print(
-            f"{row['variant']:14} served, against {row['baseline']}: {_points(row['accuracy'])}  attacked {robust}"
-        )
+    for variant in report.variants:
+        for step in variant.steps:
+            against = "" if step.accuracy_change is None else _points(step.accuracy_change)
+            sizes = f"{step.flops / 1e9:6.3f} GFLOPs {step.num_parameters / 1e6:6.2f} M parameters"
+            cost = f"{step.size_bytes / 1e6:6.1f} MB {step.latency_ms:6.2f} ms {100 * step.accuracy.value:6.2f} %"
+            print(f"{variant.name:14} {step.name:9} {sizes} {cost} {against:26} {step.verdict or ''}")
+    for row in report.comparisons:
+        robust = " ".join(map(_points, row.robustness))
+        accuracy = "" if row.accuracy is None else _points(row.accuracy)
+        print(f"{row.variant:14} served, against {row.baseline}: {accuracy}  attacked {robust}")
+    found = report.to_json()
     return {
-        "variants": {row["name"]: row["stages"] for row in report["variants"]},
-        "comparisons": report["comparisons"],
+        "variants": {variant["name"]: variant["steps"] for variant in found["variants"]},
+        "comparisons": found["comparisons"],
     }
 
 
-def _points(change: dict[str, Any]) -> str:
-    return f"{100 * change['difference']:+.2f} ({100 * change['low']:+.2f} to {100 * change['high']:+.2f})"
+def _points(change: Paired) -> str:
+    return f"{100 * change.difference:+.2f} ({100 * change.low:+.2f} to {100 * change.high:+.2f})"
 
 
 def _served(rounds: int, seconds: float, display: Display) -> dict[str, Any]:

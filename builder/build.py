@@ -23,6 +23,7 @@ from temper.builder.compress.step import REGISTRY, Step
 from temper.builder.compress.variant import VariantConfig
 from temper.builder.contract import GRAPH_FILE, LABELS_FILE, REFERENCE_FILE, TEST_IMAGES_FILE
 from temper.builder.names import read_labels
+from temper.builder.publish.card import Card, CardRecipe, CardStage
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.code import package_version
@@ -376,7 +377,7 @@ class _Build:
                 ),
                 engine_file=engine.path / engine.info["file"],
                 labels=labels,
-                card=self._card(chain),
+                card=self._card(chain).to_json(),
                 binding=Binding(
                     compute_capability=engine.info["compute_capability"],
                     graph_sha256=sha256_file(chain.graph.path / GRAPH_FILE),
@@ -391,7 +392,7 @@ class _Build:
             model=published.model,
             version=published.version,
             engine=kind.name,
-            engine_why=chain.engine.why,
+            engine_reason=chain.engine.why,
             size_bytes=engine.info["size_bytes"],
             path=published.path,
             reused=published.reused,
@@ -409,11 +410,11 @@ class _Build:
         first = members[0]
         labels = read_labels(first.data.path / LABELS_FILE)
         digests = {one.model: one.digest for one in members}
-        card = {
-            "recipe": {"name": self.recipe_name, "variant": variant.to_json(), "engine": asdict(self.engine)},
-            "data_digest": first.data.digest,
-            "member_digests": digests,
-        }
+        card = Card(
+            recipe=CardRecipe(name=self.recipe_name, variant=variant.to_json(), engine=asdict(self.engine)),
+            data_digest=first.data.digest,
+            member_digests=digests,
+        )
         with self.progress_factory(f"{variant.name}: publish") as view:
             published = publish_ensemble(
                 self.repository,
@@ -426,7 +427,7 @@ class _Build:
                     serving=self.serving,
                 ),
                 labels=labels,
-                card=card,
+                card=card.to_json(),
             )
             view.reused = published.reused
             view.note = published.note
@@ -435,7 +436,7 @@ class _Build:
             model=published.model,
             version=published.version,
             engine=first.engine,
-            engine_why=f"the mean of the logits of {', '.join(variant.ensemble)}",
+            engine_reason=f"the mean of the logits of {', '.join(variant.ensemble)}",
             size_bytes=sum(one.size_bytes for one in members),
             path=published.path,
             reused=published.reused,
@@ -444,24 +445,24 @@ class _Build:
             weight_bits=max((one.weight_bits for one in members if one.weight_bits is not None), default=None),
         )
 
-    def _card(self, chain: _Chain) -> dict[str, Any]:
-        return {
-            "recipe": {
-                "name": self.recipe_name,
-                "data": asdict(self.data),
-                "model": asdict(self.model),
-                "train": asdict(self.train),
-                "variant": chain.variant.to_json(),
-                "engine": asdict(self.engine),
-            },
-            "data_digest": chain.data.digest,
-            "engine": chain.engine.kind.name,
-            "versions": {name: version for name in _PACKAGES if (version := package_version(name)) is not None},
-            "stages": [
-                {"name": each.report.name, "digest": each.artifact.digest, "figures": each.report.figures}
+    def _card(self, chain: _Chain) -> Card:
+        return Card(
+            recipe=CardRecipe(
+                name=self.recipe_name,
+                data=asdict(self.data),
+                model=asdict(self.model),
+                train=asdict(self.train),
+                variant=chain.variant.to_json(),
+                engine=asdict(self.engine),
+            ),
+            data_digest=chain.data.digest,
+            engine=chain.engine.kind.name,
+            versions={name: version for name in _PACKAGES if (version := package_version(name)) is not None},
+            stages=tuple(
+                CardStage(name=each.report.name, digest=each.artifact.digest, figures=each.report.figures)
                 for each in chain.done
-            ],
-        }
+            ),
+        )
 
 
 def _planned(variant: VariantConfig, engine: EngineKind[Any]) -> list[tuple[Step[Any], Any]]:

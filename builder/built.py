@@ -30,7 +30,7 @@ class StageReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The variant as it was after one step: what an audit of the steps runs."""
+    """The variant as it was after one step: what the measurement of the steps runs."""
 
     step: str
     """The step, `float32` for the network before any."""
@@ -54,7 +54,7 @@ class Built:
     """The version that is served."""
     engine: str
     """The kind of engine that runs it."""
-    engine_why: str
+    engine_reason: str
     """Why that one."""
     size_bytes: int
     """Size of the engine file, of all members' together for an ensemble."""

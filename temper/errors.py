@@ -2,6 +2,7 @@
 
     TemperError
     ├── RecipeError     the recipe cannot be read, or asks for something impossible
+    ├── ReportError     a report cannot be read
     ├── ServerError     the embedded tritonserver did not start, or died
     └── WorkflowError   a run could not be finished; what was measured before is kept
 
@@ -16,6 +17,10 @@ class TemperError(Exception):
 
 class RecipeError(TemperError):
     """A recipe cannot be read or is impossible; the text names the file and the key's full path."""
+
+
+class ReportError(TemperError):
+    """A report.json cannot be read, or is of a format that this version does not know; the text names the file."""
 
 
 class ServerError(TemperError):

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from temper.client.load.config import LoadConfig as LoadConfig
+    from temper.client.load.generator import POOL_REQUESTS as POOL_REQUESTS
     from temper.client.load.generator import measure as measure
+    from temper.client.load.generator import plan_runs as plan_runs
     from temper.client.load.generator import run_closed_loop as run_closed_loop
     from temper.client.load.generator import run_open_loop as run_open_loop
     from temper.client.load.histogram import Histogram as Histogram
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 # Loaded when used: who reads a recipe wants the configs alone, without gRPC.
 _HOMES = {
     "LoadConfig": "temper.client.load.config",
+    "POOL_REQUESTS": "temper.client.load.generator",
     "measure": "temper.client.load.generator",
+    "plan_runs": "temper.client.load.generator",
     "run_closed_loop": "temper.client.load.generator",
     "run_open_loop": "temper.client.load.generator",
     "Histogram": "temper.client.load.histogram",

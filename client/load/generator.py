@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,8 @@ from temper.client.model import ModelInfo, ServerStatistics
 
 Progress = Callable[[int, int], None]
 
-_POOL_REQUESTS = 64
+POOL_REQUESTS = 64
+"""As many different requests are sent in turn, and no more of the images are used."""
 _POOL_BYTES = 64 << 20
 _GO_DELAY_S = 0.05
 # After the last deadline the processes have this long to end, on a busy machine too.
@@ -113,7 +114,7 @@ def measure(
     results: list[LoadResult] = []
     with Client(url) as client:
         run = _prepare(client, model, version, images, config)
-        for concurrency, rate_rps in _runs(config, results):
+        for concurrency, rate_rps in plan_runs(config, results):
             done_ms = one_ms * len(results)
             step = progress and _shift(progress, done_ms, total_ms)
             results.append(run.start(concurrency, rate_rps, step))
@@ -122,8 +123,13 @@ def measure(
     return results
 
 
-def _runs(config: LoadConfig, results: list[LoadResult]) -> Iterator[tuple[int, float]]:
-    """Yield (concurrency, 0) for closed loops, then (0, rate) for open ones; `results` grows meanwhile."""
+def plan_runs(config: LoadConfig, results: Sequence[LoadResult]) -> Iterator[tuple[int, float]]:
+    """Yield what `measure` runs: (concurrency, 0) for closed loops, then (0, rate in requests/s) for open ones.
+
+    Args:
+        config: The settings.
+        results: The results until then; the caller lets it grow, as they decide on the open loop's rate.
+    """
     for concurrency in config.concurrencies:
         yield concurrency, 0.0
     rates = config.rates_rps
@@ -147,7 +153,7 @@ def _prepare(client: Client, model: str, version: str, images: npt.NDArray[Any],
             f"batch_size: got {size}, model {model} takes at most {max(1, info.max_batch_size)} images per request"
         )
     image_bytes = max(1, images[0].nbytes)
-    num_requests = min(_POOL_REQUESTS, math.ceil(len(images) / size), _POOL_BYTES // (size * image_bytes))
+    num_requests = min(POOL_REQUESTS, math.ceil(len(images) / size), _POOL_BYTES // (size * image_bytes))
     requests = []
     for number in range(max(1, num_requests)):
         chosen = np.arange(number * size, (number + 1) * size) % len(images)
@@ -182,6 +188,7 @@ class _Run:
             batch_size=self.config.batch_size,
             num_processes=len(jobs),
             server=server,
+            stopped_by_user=processes.stopped_by_user,
         )
         return _fill(result, processes.tally, watch.start, self.config.duration_s, reason)
 

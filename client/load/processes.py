@@ -47,6 +47,7 @@ class LoadProcesses:
         self._pipes: list[Connection] = []
         self._waiting: set[Connection] = set()
         self.tally = Tally()
+        self.stopped_by_user = False
 
     def __enter__(self) -> LoadProcesses:
         """Start the processes and wait until each has its connection."""
@@ -70,6 +71,8 @@ class LoadProcesses:
     def run(self, begin: float, tick: Callable[[bool], str | None]) -> str | None:
         """Begin at the clock `begin`, gather the counts into `tally`, and return why the run was cut short, if so.
 
+        Ctrl-C is such a reason, and sets `stopped_by_user`.
+
         Args:
             begin: When the load starts (`time.monotonic`).
             tick: Called ten times a second with whether a process told of a failing connection; a text it returns
@@ -84,6 +87,7 @@ class LoadProcesses:
                 trouble = self._gather(_TICK_S)
                 reason = self._lost_process() or tick(trouble)
         except KeyboardInterrupt:
+            self.stopped_by_user = True
             reason = "stopped by Ctrl-C"
         if reason is not None:
             self._stop()

@@ -36,6 +36,7 @@ class LoadResult:
         late_share: Open loop: share of requests sent more than 1 ms after their scheduled time.
         send_lag_p99_ms: Open loop: 99th percentile of how long after its scheduled time a request was sent.
         interrupted: One line that says why the run was cut short; None when it was not.
+        stopped_by_user: Whether Ctrl-C cut it short. It raises nothing, so that what was measured is returned.
     """
 
     mode: Literal["closed", "open"]
@@ -57,6 +58,7 @@ class LoadResult:
     late_share: float | None = None
     send_lag_p99_ms: float | None = None
     interrupted: str | None = None
+    stopped_by_user: bool = False
 
     @property
     def num_errors(self) -> int:

@@ -15,6 +15,8 @@ from temper.client.robustness.base import AttackConfig
 from temper.client.scores import Int64Array, UInt8Array
 from temper.client.stats import BoolArray, Proportion, proportion, proportion_per_class
 
+SURVIVED_FILE = "survived.npy"
+INDICES_FILE = "indices.npy"
 _CURVE_POINTS = 20
 
 
@@ -101,16 +103,20 @@ class AttackResult:
             "curve": self.curve,
         }
 
+    def save_vectors(self, folder: Path) -> None:
+        """Write survived.npy and indices.npy into a folder."""
+        np.save(folder / SURVIVED_FILE, self.survived)
+        np.save(folder / INDICES_FILE, self.indices)
+
     def save(self, folder: Path) -> None:
-        """Write survived.npy, indices.npy and the gallery's PNG pairs into a folder, made when missing.
+        """Write the vectors and the gallery's PNG pairs into a folder, made when missing.
 
         PNG is lossless: reading `<index>_adversarial_*.png` gives the very image that the server misjudged.
         """
         from PIL import Image  # only a saved gallery needs it
 
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "survived.npy", self.survived)
-        np.save(folder / "indices.npy", self.indices)
+        self.save_vectors(folder)
         for example in self.gallery:
             stem = f"{example.index:06d}"
             Image.fromarray(example.original).save(folder / f"{stem}_original_{example.label}.png")

@@ -1,4 +1,4 @@
-"""The `temper` command: init, recipe, run, build, sweep, serve, verify, query, load, attack, clean, doctor.
+"""The `temper` command, as it is declared; each of its commands is a file of `commands/`.
 
 Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
 that says why; 2: wrong usage; 130: Ctrl-C. Nothing heavy is imported before a command needs it.
@@ -135,6 +135,19 @@ def sweep(recipe: Path, over: tuple[str, ...], **settings: Any) -> None:
     from temper.cli.commands.sweep import sweep_command
 
     sweep_command(recipe, over=over, **settings)
+
+
+@cli.command()
+@click.argument("path", type=path_type, metavar="RUN")
+@json_option
+def report(path: Path, as_json: bool) -> None:
+    """Show a finished run again and render its report.html anew.
+
+    RUN is a run's folder, such as runs/digits, or its report.json, also of an older version of Temper.
+    """
+    from temper.cli.commands.report import report_command
+
+    report_command(path, as_json=as_json)
 
 
 @cli.command()

@@ -1,30 +1,47 @@
 """What a run leaves behind: `report.json`, one table for the terminal and a self-contained `report.html`.
 
-In scope: rendering a finished report. Not in scope: measuring (`temper/run/workflow.py`). Read `page.py` first.
+In scope: the report's own form (`model.py`), reading and rendering it. Not in scope: measuring
+(`temper/run/workflow.py`). Read `model.py` first, then `page.py`.
 """
+
+from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from temper.report.model import Report
+
+REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
 
 
-def write_report(report: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
+def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     """Writes `report.json` and `report.html` into `folder`, each in one step.
 
     Args:
-        report: The run's report, JSON throughout.
+        report: The run's report.
         folder: The run's folder; made when missing. The gallery's files are named relative to it.
 
     Returns:
         The paths of report.json and report.html.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    return _replace(folder / REPORT_FILE, render_json(report) + "\n"), write_page(report, folder)
+
+
+def write_page(report: Report, folder: Path) -> Path:
+    """Writes `report.html` alone, as `write_report` does, and returns its path."""
     from temper.report.page import render_page
 
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return _replace(folder / "report.json", text), _replace(folder / "report.html", render_page(report, folder))
+    return _replace(folder / PAGE_FILE, render_page(report, folder))
+
+
+def render_json(report: Report) -> str:
+    """Returns the text of report.json."""
+    return json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _replace(path: Path, text: str) -> Path:

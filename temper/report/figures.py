@@ -1,17 +1,18 @@
 """The report's five pictures, each from the report's figures alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 from temper.client.robustness.base import ATTACKS
 from temper.report import text
+from temper.report.measured import CurvePoint, Latency, LoadRun, Share
+from temper.report.model import Variant
 from temper.report.svg import Axis, Plot, log_span, span
 from temper.report.table import attack_keys
 
 NUM_STYLES = 6
-
-Variant = Mapping[str, Any]
 
 
 def style(index: int) -> str:
@@ -21,79 +22,84 @@ def style(index: int) -> str:
 
 def accuracy_against_throughput(variants: Sequence[Variant]) -> str | None:
     """Accuracy with its interval over images per second: up and to the right is better."""
-    known = [(i, v) for i, v in enumerate(variants) if v.get("accuracy") and v.get("throughput_ips")]
+    known = [
+        (index, variant.name, variant.accuracy, variant.throughput_ips)
+        for index, variant in enumerate(variants)
+        if variant.accuracy and variant.throughput_ips
+    ]
     if not known:
         return None
-    bounds = [100 * v["accuracy"][end] for _, v in known for end in ("low", "high")]
-    x = span([v["throughput_ips"] for _, v in known], "images per second", zero=True, pad=0.15)
-    y = span(bounds, "accuracy", suffix=" %")
+    x = span([speed for *_, speed in known], "images per second", zero=True, pad=0.15)
+    y = span(_bounds(accuracy for _, _, accuracy, _ in known), "accuracy", suffix=" %")
     plot = Plot(x, y, "Accuracy against throughput, per variant")
-    for index, variant in known:
-        accuracy, speed = variant["accuracy"], variant["throughput_ips"]
-        plot.error_bar(speed, 100 * accuracy["low"], 100 * accuracy["high"], style(index))
-        note = f"{variant['name']}: {text.percent(accuracy['value'])}, {text.number(speed)} images/s"
-        plot.marker(speed, 100 * accuracy["value"], style(index), note)
-        plot.label(speed, 100 * accuracy["value"], variant["name"], "direct", dx=11, dy=4)
+    for index, name, accuracy, speed in known:
+        plot.error_bar(speed, 100 * accuracy.low, 100 * accuracy.high, style(index))
+        note = f"{name}: {text.percent(accuracy.value)}, {text.number(speed)} images/s"
+        plot.marker(speed, 100 * accuracy.value, style(index), note)
+        plot.label(speed, 100 * accuracy.value, name, "direct", dx=11, dy=4)
     return plot.svg()
+
+
+def _bounds(shares: Iterable[Share]) -> list[float]:
+    return [100 * end for share in shares for end in (share.low, share.high)]
 
 
 def frontier(variants: Sequence[Variant]) -> str | None:
     """Accuracy over latency for a sweep: full marks are on the frontier, rings are beaten by another variant."""
     known = [
-        (i, v) for i, v in enumerate(variants) if v.get("accuracy") and v.get("latency_ms") and "frontier" in v
+        (index, variant, variant.accuracy, variant.latency_ms.p50)
+        for index, variant in enumerate(variants)
+        if variant.accuracy and variant.latency_ms and variant.frontier is not None
     ]
     if not known:
         return None
-    x = log_span([v["latency_ms"]["p50"] for _, v in known], "p50 latency", suffix=" ms")
-    y = span([100 * v["accuracy"][end] for _, v in known for end in ("low", "high")], "accuracy", suffix=" %")
+    x = log_span([latency for *_, latency in known], "p50 latency", suffix=" ms")
+    y = span(_bounds(accuracy for _, _, accuracy, _ in known), "accuracy", suffix=" %")
     plot = Plot(x, y, "Accuracy over latency, per variant, and which variants no other beats")
-    for index, variant in known:
-        accuracy, latency = variant["accuracy"], variant["latency_ms"]["p50"]
-        plot.error_bar(latency, 100 * accuracy["low"], 100 * accuracy["high"], style(index))
-        note = f"{variant['name']}: {text.percent(accuracy['value'])}, {text.number(latency)} ms, "
-        note += text.size(variant["size_bytes"])
-        look = style(index) if variant["frontier"] else f"{style(index)} ring"
-        plot.marker(latency, 100 * accuracy["value"], look, note)
-        plot.label(latency, 100 * accuracy["value"], variant["name"], "direct", dx=11, dy=4)
+    for index, variant, accuracy, latency in known:
+        plot.error_bar(latency, 100 * accuracy.low, 100 * accuracy.high, style(index))
+        note = f"{variant.name}: {text.percent(accuracy.value)}, {text.number(latency)} ms, "
+        note += text.size(variant.size_bytes)
+        look = style(index) if variant.frontier else f"{style(index)} ring"
+        plot.marker(latency, 100 * accuracy.value, look, note)
+        plot.label(latency, 100 * accuracy.value, variant.name, "direct", dx=11, dy=4)
     return plot.svg()
 
 
 def latency_against_throughput(variants: Sequence[Variant]) -> str | None:
     """p50 (full line) and p99 (broken line) of the closed loop over its throughput; rings for the open loop."""
-    runs = [run for variant in variants for run in variant.get("load", []) if run["completed"]]
-    if not runs:
+    answered = [[(run, run.latency_ms) for run in variant.load if run.latency_ms] for variant in variants]
+    points = [point for each in answered for point in each]
+    if not points:
         return None
-    latencies = [run["latency_ms"][p] for run in runs for p in ("p50", "p99")]
-    x = span([run["throughput_ips"] for run in runs], "images per second", zero=True)
-    y = log_span(latencies, "latency", suffix=" ms")
+    x = span([run.throughput_ips for run, _ in points], "images per second", zero=True)
+    y = log_span([value for _, latency in points for value in (latency.p50, latency.p99)], "latency", suffix=" ms")
     plot = Plot(x, y, "Latency against throughput, per variant")
-    for index, variant in enumerate(variants):
-        for run in variant.get("load", []):
-            if run["completed"] and run["mode"] == "open":
-                _latency_marks(plot, run, f"{style(index)} ring", variant["name"])
-        closed = [run for run in variant.get("load", []) if run["completed"] and run["mode"] == "closed"]
-        closed.sort(key=lambda run: run["concurrency"])
-        for p, look in (("p99", "broken"), ("p50", "full")):
-            points = [(run["throughput_ips"], run["latency_ms"][p]) for run in closed]
-            if len(points) > 1:
-                plot.line(points, f"{style(index)} {look}")
-        for run in closed:
-            _latency_marks(plot, run, style(index), variant["name"])
-            plot.label(run["throughput_ips"], run["latency_ms"]["p99"], str(run["concurrency"]), "small", dy=-9)
+    for index, (variant, each) in enumerate(zip(variants, answered, strict=True)):
+        for run, latency in each:
+            if run.mode == "open":
+                _latency_marks(plot, run, latency, f"{style(index)} ring", variant.name)
+        closed = [(run.concurrency or 0, run, latency) for run, latency in each if run.mode == "closed"]
+        closed.sort(key=lambda one: one[0])
+        if len(closed) > 1:
+            plot.line([(run.throughput_ips, latency.p99) for _, run, latency in closed], f"{style(index)} broken")
+            plot.line([(run.throughput_ips, latency.p50) for _, run, latency in closed], f"{style(index)} full")
+        for concurrency, run, latency in closed:
+            _latency_marks(plot, run, latency, style(index), variant.name)
+            plot.label(run.throughput_ips, latency.p99, str(concurrency), "small", dy=-9)
     return plot.svg()
 
 
-def _latency_marks(plot: Plot, run: Mapping[str, Any], look: str, name: str) -> None:
-    where = f"concurrency {run['concurrency']}" if run["mode"] == "closed" else f"{run['rate_rps']:.1f} requests/s"
-    for p in ("p50", "p99"):
-        note = f"{name}, {where}: {p} {text.number(run['latency_ms'][p])} ms, "
-        note += f"{text.number(run['throughput_ips'])} images/s"
-        plot.marker(run["throughput_ips"], run["latency_ms"][p], look, note)
+def _latency_marks(plot: Plot, run: LoadRun, latency: Latency, look: str, name: str) -> None:
+    where = f"concurrency {run.concurrency}" if run.rate_rps is None else f"{run.rate_rps:.1f} requests/s"
+    for p, value in (("p50", latency.p50), ("p99", latency.p99)):
+        note = f"{name}, {where}: {p} {text.number(value)} ms, {text.number(run.throughput_ips)} images/s"
+        plot.marker(run.throughput_ips, value, look, note)
 
 
 def robust_accuracy(variants: Sequence[Variant]) -> str | None:
     """Bars of accuracy, clean and under each attack on the same images, with their intervals."""
-    keys = attack_keys({"variants": variants})
+    keys = attack_keys(variants)
     if not keys:
         return None
     names = ["clean", *(f"{attack} {text.budget(norm, epsilon)}" for attack, norm, epsilon in keys)]
@@ -104,23 +110,19 @@ def robust_accuracy(variants: Sequence[Variant]) -> str | None:
     for index, variant in enumerate(variants):
         for group, share in _groups(variant, keys):
             left = group + 0.14 + index * width
-            value = 100 * share["value"]
-            note = f"{variant['name']}, {names[group]}: {text.percent(share['value'])} "
-            note += f"[{text.interval(share['low'], share['high'])}], {share['num_images']} images"
-            plot.bar(left + 0.02, left + width - 0.02, value, style(index), note)
-            middle = left + width / 2
-            plot.error_bar(middle, 100 * share["low"], 100 * share["high"], "ink")
+            note = f"{variant.name}, {names[group]}: {text.percent(share.value)} "
+            note += f"[{text.interval(share.low, share.high)}], {share.num_images} images"
+            plot.bar(left + 0.02, left + width - 0.02, 100 * share.value, style(index), note)
+            plot.error_bar(left + width / 2, 100 * share.low, 100 * share.high, "ink")
     return plot.svg()
 
 
-def _groups(variant: Variant, keys: Sequence[tuple[str, str, float]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    rows = {(row["attack"], row["norm"], row["epsilon"]): row for row in variant.get("robustness", [])}
-    clean = next((row["clean_accuracy"] for row in rows.values() if row.get("clean_accuracy")), None)
-    if clean:
-        yield 0, clean
+def _groups(variant: Variant, keys: Sequence[tuple[str, str, float]]) -> Iterator[tuple[int, Share]]:
+    if variant.robustness:
+        yield 0, variant.robustness[0].clean_accuracy
     for group, key in enumerate(keys, start=1):
-        if key in rows:
-            yield group, {**rows[key], "value": rows[key]["accuracy"]}
+        if attack := variant.attack(key):
+            yield group, attack.share
 
 
 def _is_blind(attack: str) -> bool:
@@ -131,34 +133,35 @@ def _is_blind(attack: str) -> bool:
 def robust_accuracy_over_queries(variants: Sequence[Variant]) -> str | None:
     """How accuracy falls as the attacker may ask more often; what goes by no answers, as noise, is broken."""
     curves = [
-        (index, row)
+        (index, attack)
         for index, variant in enumerate(variants)
-        for row in variant.get("robustness", [])
-        if len(row.get("curve") or []) > 1
+        for attack in variant.robustness
+        if len(attack.curve) > 1
     ]
     if not curves:
         return None
-    longest = max(point["num_queries"] for _, row in curves for point in row["curve"])
+    longest = max(point.num_queries for _, attack in curves for point in attack.curve)
     # A logarithmic axis has no 0: the accuracy before the first query stands at its left end.
     x = Axis(low=1, high=max(longest, 2), label="queries per image", log=True)
     y = Axis(low=0, high=100, label="accuracy", suffix=" %")
     plot = Plot(x, y, "Accuracy over the attacker's queries, per variant")
-    for index, row in curves:
-        plot.line(_steps(row["curve"]), f"{style(index)} {'broken' if _is_blind(row['attack']) else 'full'}")
-    ends: dict[str, Mapping[str, float]] = {}
-    for _, row in curves:
-        name, last = f"{row['attack']} {text.budget(row['norm'], row['epsilon'])}", row["curve"][-1]
-        ends[name] = min(ends.get(name, last), last, key=lambda point: point["accuracy"])
+    for index, attack in curves:
+        plot.line(_path(attack.curve), f"{style(index)} {'broken' if _is_blind(attack.attack) else 'full'}")
+    ends: dict[str, CurvePoint] = {}
+    for _, attack in curves:
+        name, last = f"{attack.attack} {text.budget(attack.norm, attack.epsilon)}", attack.curve[-1]
+        ends[name] = min(ends.get(name, last), last, key=lambda point: point.accuracy)
     for name, end in ends.items():
         # Under the lowest curve, unless that is where the axis is.
-        below = end["accuracy"] > 0.1
-        plot.label(end["num_queries"], 100 * end["accuracy"], name, "small", dx=-4, dy=15 if below else -7)
+        below = end.accuracy > 0.1
+        plot.label(end.num_queries, 100 * end.accuracy, name, "small", dx=-4, dy=15 if below else -7)
     return plot.svg()
 
 
-def _steps(curve: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
-    points = [(point["num_queries"], 100 * point["accuracy"]) for point in curve]
-    path = [points[0]]
+def _path(curve: Sequence[CurvePoint]) -> list[tuple[float, float]]:
+    """The curve as a staircase: accuracy stays until the query that lowers it."""
+    points = [(point.num_queries, 100 * point.accuracy) for point in curve]
+    path: list[tuple[float, float]] = [points[0]]
     for (_, before), (queries, after) in pairwise(points):
         path += [(queries, before), (queries, after)]
     return path

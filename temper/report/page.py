@@ -1,13 +1,16 @@
 """The report as one page that needs nothing else: no script, no address outside it, pictures inside it."""
 
+from __future__ import annotations
+
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from temper.report import figures, html, text
 from temper.report.answer import answers
+from temper.report.measured import Paired
+from temper.report.model import Report
 from temper.report.sections import (
     compression,
     gallery,
@@ -15,11 +18,9 @@ from temper.report.sections import (
     machine,
     per_class,
     results,
-    stages,
     steps,
+    timings,
 )
-
-Report = Mapping[str, Any]
 
 
 def render_page(report: Report, folder: Path) -> str:
@@ -30,7 +31,7 @@ def render_page(report: Report, folder: Path) -> str:
         folder: Where the report lies; the gallery's files are named relative to it.
     """
     css = importlib.resources.files("temper.report").joinpath("style.css").read_text(encoding="utf-8")
-    title = f"Temper report: {report['recipe']}"
+    title = f"Temper report: {report.recipe}"
     parts = [
         _header(report, title),
         _section("Results", results(report)),
@@ -41,7 +42,7 @@ def render_page(report: Report, folder: Path) -> str:
         _section("Load tests", load_table(report)),
         _section("Compression", compression(report)),
         _section("Compression, step by step", steps(report)),
-        _section("Stages", stages(report)),
+        _section("Stages", timings(report)),
         _section("Machine and versions", machine(report)),
     ]
     return (
@@ -58,32 +59,31 @@ def _section(heading: str, body: str) -> str:
 
 
 def _header(report: Report, title: str) -> str:
-    here = report["machine"]
-    device = here["gpu"]["name"] if here["gpu"] else here["cpu"]
-    facts = f"{report['created']} · {device}, {here['cores']} cores · measured through {report['server']}"
+    here = report.machine
+    device = here.gpu.name if here.gpu else here.cpu
+    facts = f"{report.created} · {device}, {here.cores} cores · measured through {report.server}"
     parts = [f"<header><h1>{escape(title)}</h1>", f'<p class="muted">{escape(facts)}</p>']
-    if report.get("stopped"):
-        parts.append(f'<p class="stopped">This run stopped early: {escape(report["stopped"])}</p>')
+    if report.stopped:
+        parts.append(f'<p class="stopped">This run stopped early: {escape(report.stopped)}</p>')
     parts += [f'<p class="answer">{escape(sentence)}</p>' for sentence in answers(report)]
     return "".join(parts) + _tiles(report) + "</header>"
 
 
 def _tiles(report: Report) -> str:
     """The last comparison's figures, large."""
-    if not report.get("comparisons"):
+    if not report.comparisons:
         return ""
-    comparison = report["comparisons"][-1]
-    names = f"{comparison['variant']} against {comparison['baseline']}"
+    comparison = report.comparisons[-1]
+    names = f"{comparison.variant} against {comparison.baseline}"
     tiles = []
-    if paired := comparison.get("accuracy"):
-        tiles.append(_paired_tile("accuracy", paired))
-    if ratio := comparison.get("throughput_ratio"):
-        tiles.append((text.times(ratio), "throughput", names))
-    for attack in comparison.get("robustness", []):
-        budget = text.budget(attack["norm"], attack["epsilon"])
-        tiles.append(_paired_tile(f"accuracy under {attack['attack']} {budget}", attack))
-    if ratio := comparison.get("size_ratio"):
-        tiles.append((text.times(ratio), "size of the engine file", names))
+    if comparison.accuracy is not None:
+        tiles.append(_paired_tile("accuracy", comparison.accuracy))
+    if comparison.throughput_ratio is not None:
+        tiles.append((text.times(comparison.throughput_ratio), "throughput", names))
+    for attack in comparison.robustness:
+        budget = text.budget(attack.norm, attack.epsilon)
+        tiles.append(_paired_tile(f"accuracy under {attack.attack} {budget}", attack))
+    tiles.append((text.times(comparison.size_ratio), "size of the engine file", names))
     body = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span><span>{escape(note)}</span></div>'
         for value, name, note in tiles
@@ -91,18 +91,18 @@ def _tiles(report: Report) -> str:
     return f'<div class="tiles">{body}</div>'
 
 
-def _paired_tile(name: str, paired: Mapping[str, Any]) -> tuple[str, str, str]:
-    bounds = f"{text.signed(100 * paired['low'])} to {text.signed(100 * paired['high'])}"
-    note = f"95 % interval {bounds}, {text.probability(paired['p_value'])}"
-    return f"{text.signed(100 * paired['difference'])} points", name, note
+def _paired_tile(name: str, paired: Paired) -> tuple[str, str, str]:
+    bounds = f"{text.signed(100 * paired.low)} to {text.signed(100 * paired.high)}"
+    note = f"95 % interval {bounds}, {text.probability(paired.p_value)}"
+    return f"{text.signed(100 * paired.difference)} points", name, note
 
 
 def _names(report: Report) -> Sequence[str]:
-    return [variant["name"] for variant in report["variants"]]
+    return [variant.name for variant in report.variants]
 
 
 def _speed_figures(report: Report) -> str:
-    variants, names = report["variants"], _names(report)
+    variants, names = report.variants, _names(report)
     body = html.figure(
         "The frontier",
         figures.frontier(variants),
@@ -126,7 +126,7 @@ def _speed_figures(report: Report) -> str:
 
 
 def _robustness(report: Report) -> str:
-    variants, names = report["variants"], _names(report)
+    variants, names = report.variants, _names(report)
     body = html.figure(
         "Accuracy without and under attack",
         figures.robust_accuracy(variants),

@@ -1,15 +1,16 @@
 """The page's tables, its gallery, and what it says about the machine."""
 
-from collections.abc import Iterator, Mapping
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from temper.report import html, text
 from temper.report.answer import faults
+from temper.report.measured import ClassShare, LoadRun, Picture, Share
+from temper.report.model import Int8, Report, Step, Timing, Variant
 from temper.report.table import attack_keys
-
-Report = Mapping[str, Any]
 
 _SMALL_IMAGE_BYTES = 12_000
 """Above this a gallery shows fewer images, to keep the page light."""
@@ -17,47 +18,52 @@ _SMALL_IMAGE_BYTES = 12_000
 
 def results(report: Report) -> str:
     """One row per variant: what it is, how right, how fast, how robust."""
-    keys = attack_keys(report)
+    keys = attack_keys(report.variants)
     attacks = [f"{attack} {text.budget(norm, epsilon)}" for attack, norm, epsilon in keys]
     head = ["variant", "engine", "size", "accuracy", "images/s", "p50", "p99", *attacks]
     note = '<p class="note">Small print: 95 % intervals (Wilson). '
     note += f"{escape(_latency_note(report))}</p>"
     notes = "".join(f'<p class="note">{escape(fault)}</p>' for fault in faults(report))
-    return html.table(head, (_result_row(v, keys) for v in report["variants"]), left=2) + note + notes
+    return html.table(head, (_result_row(variant, keys) for variant in report.variants), left=2) + note + notes
 
 
-def _result_row(variant: Mapping[str, Any], keys: list[tuple[str, str, float]]) -> list[object]:
-    done = {(row["attack"], row["norm"], row["epsilon"]): row for row in variant.get("robustness", [])}
-    accuracy, latency = variant.get("accuracy"), variant.get("latency_ms")
-    row: list[object] = [
-        html.with_note(variant["name"], f"{variant['model']} v{variant['version']}"),
-        html.with_note(variant["engine"], variant.get("engine_reason", "")),
-        text.size(variant["size_bytes"]),
-        _share(accuracy["value"], accuracy) if accuracy else "–",
-        text.number(variant["throughput_ips"]) if variant.get("throughput_ips") else "–",
+def _result_row(variant: Variant, keys: Sequence[tuple[str, str, float]]) -> list[object]:
+    latency, robust = variant.latency_ms, [variant.attack(key) for key in keys]
+    return [
+        html.with_note(variant.name, f"{variant.model} v{variant.version}"),
+        html.with_note(variant.engine, variant.engine_reason),
+        text.size(variant.size_bytes),
+        _share(variant.accuracy),
+        text.number(variant.throughput_ips) if variant.throughput_ips else "–",
+        f"{text.number(latency.p50)} ms" if latency else "–",
+        f"{text.number(latency.p99)} ms" if latency else "–",
+        *(_share(attack.share if attack else None) for attack in robust),
     ]
-    row += [f"{text.number(latency[p])} ms" if latency else "–" for p in ("p50", "p99")]
-    return row + [_share(done[key]["accuracy"], done[key]) if key in done else "–" for key in keys]
 
 
-def _share(value: float, bounds: Mapping[str, Any]) -> html.Raw:
-    note = f"{text.interval(bounds['low'], bounds['high'])}, {bounds['num_images']} images"
-    return html.with_note(text.percent(value), note)
+def _share(share: Share | None) -> str:
+    if share is None:
+        return "–"
+    return html.with_note(
+        text.percent(share.value), f"{text.interval(share.low, share.high)}, {share.num_images} images"
+    )
 
 
 def _latency_note(report: Report) -> str:
-    notes = dict.fromkeys(v["latency_from"] for v in report["variants"] if v.get("latency_from"))
+    notes = dict.fromkeys(variant.latency_from for variant in report.variants if variant.latency_from)
     return f"Latency: {'; '.join(notes)}." if notes else ""
 
 
 def per_class(report: Report) -> str:
     """Accuracy per class: clean on all test images, then under each attack, per variant."""
-    columns: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for variant in report["variants"]:
-        columns[f"{variant['name']} clean"] = _by_class(variant.get("per_class"))
-        for row in variant.get("robustness", []):
-            budget = text.budget(row["norm"], row["epsilon"])
-            columns[f"{variant['name']} {row['attack']} {budget}"] = _by_class(row.get("per_class"))
+    columns: dict[str, dict[str, ClassShare]] = {}
+    for variant in report.variants:
+        columns[f"{variant.name} clean"] = {share.label: share for share in variant.per_class}
+        for attack in variant.robustness:
+            budget = text.budget(attack.norm, attack.epsilon)
+            columns[f"{variant.name} {attack.attack} {budget}"] = {
+                share.label: share for share in attack.per_class
+            }
     columns = {name: column for name, column in columns.items() if column}
     labels = list(dict.fromkeys(label for column in columns.values() for label in column))
     if not columns:
@@ -67,41 +73,37 @@ def per_class(report: Report) -> str:
         yield label
         for column in columns.values():
             share = column.get(label)
-            shown = f"{text.percent(share['value'])} of {share['num_images']}" if share else "–"
-            yield html.heat(share["value"], shown) if share else shown
+            shown = f"{text.percent(share.value)} of {share.num_images}" if share else "–"
+            yield html.heat(share.value, shown) if share else shown
 
     return html.table(["class", *columns], (list(cells(label)) for label in labels))
-
-
-def _by_class(rows: list[dict[str, Any]] | None) -> dict[str, Mapping[str, Any]]:
-    return {row["label"]: row for row in rows or []}
 
 
 def gallery(report: Report, folder: Path) -> str:
     """What fooled each variant: the original, the adversarial image and their difference, amplified."""
     parts = []
-    for variant in report["variants"]:
-        for row in variant.get("robustness", []):
-            shots = "".join(_shots(row.get("gallery") or [], folder))
+    for variant in report.variants:
+        for attack in variant.robustness:
+            shots = "".join(_shots(attack.gallery, folder))
             if shots:
-                heading = f"{variant['name']}, {row['attack']} {text.budget(row['norm'], row['epsilon'])}"
+                heading = f"{variant.name}, {attack.attack} {text.budget(attack.norm, attack.epsilon)}"
                 parts.append(f'<h3>{escape(heading)}</h3><div class="gallery">{shots}</div>')
     return "".join(parts)
 
 
-def _shots(entries: list[dict[str, Any]], folder: Path) -> Iterator[str]:
-    for number, entry in enumerate(entries):
-        files = {kind: folder / entry[kind] for kind in ("original", "adversarial", "difference")}
+def _shots(pictures: Sequence[Picture], folder: Path) -> Iterator[str]:
+    for number, picture in enumerate(pictures):
+        files = {kind: folder / name for kind, name in picture.files.items()}
         if not all(path.is_file() for path in files.values()):
             continue
         if number >= 4 and files["adversarial"].stat().st_size > _SMALL_IMAGE_BYTES:
             return
         images = "".join(f"{html.png(path, kind)}" for kind, path in files.items())
         words = "".join(f"<span>{kind}</span>" for kind in files)
-        queries = f"{entry['num_queries']:,} queries" if entry["num_queries"] != 1 else "1 query"
+        queries = f"{picture.num_queries:,} queries" if picture.num_queries != 1 else "1 query"
         yield (
-            f'<div class="shot"><div>{images}{words}</div><p><b>{escape(entry["label"])}</b> taken for '
-            f"<b>{escape(entry['answer'])}</b> after {queries}</p></div>"
+            f'<div class="shot"><div>{images}{words}</div><p><b>{escape(picture.label)}</b> taken for '
+            f"<b>{escape(picture.answer)}</b> after {queries}</p></div>"
         )
 
 
@@ -109,7 +111,7 @@ def load_table(report: Report) -> str:
     """Every load test with the server's own times beside the client's."""
     head = ["variant", "load", "images/s", "p50", "p90", "p99", "p99.9", "queue", "input", "inference", "output"]
     head += ["shed", "errors"]
-    rows = [_load_row(variant["name"], run) for variant in report["variants"] for run in variant.get("load", [])]
+    rows = [_load_row(variant.name, run) for variant in report.variants for run in variant.load]
     if not rows:
         return ""
     note = (
@@ -120,124 +122,123 @@ def load_table(report: Report) -> str:
     return html.table(head, rows, left=2) + f'<p class="note">{note}</p>'
 
 
-def _load_row(name: str, run: Mapping[str, Any]) -> list[object]:
-    closed = run["mode"] == "closed"
-    load = f"closed, {run['concurrency']} in flight" if closed else f"open, {text.number(run['rate_rps'])}/s"
-    if run.get("late_share") is not None:
-        load = html.with_note(load, f"{text.percent(run['late_share'])} sent more than 1 ms late")
-    latency, server = run.get("latency_ms") or {}, run.get("server") or {}
-    shown = [text.number(latency[p]) if latency.get(p) is not None else "–" for p in ("p50", "p90", "p99", "p999")]
-    keys = ("queue_ms", "compute_input_ms", "compute_infer_ms", "compute_output_ms")
-    shown += [f"{server[key]:.2f}" if server.get(key) is not None else "–" for key in keys]
-    errors = ", ".join(f"{count} {kind}" for kind, count in run.get("errors", {}).items() if count) or "0"
-    num_shed = run.get("shed", 0)
-    shed = f"{num_shed:,} ({text.percent(run['shed_share'])})" if num_shed else "0"
-    return [name, load, text.number(run["throughput_ips"]), *shown, shed, errors]
+def _load_row(name: str, run: LoadRun) -> list[object]:
+    rate = run.rate_rps
+    load = f"closed, {run.concurrency} in flight" if rate is None else f"open, {text.number(rate)}/s"
+    if run.late_share is not None:
+        load = html.with_note(load, f"{text.percent(run.late_share)} sent more than 1 ms late")
+    shown, times = 4 * ["–"], 4 * ["–"]
+    if (latency := run.latency_ms) is not None:
+        shown = [text.number(value) for value in (latency.p50, latency.p90, latency.p99, latency.p999)]
+    if (server := run.server) is not None:
+        inner = (server.compute_input_ms, server.compute_infer_ms, server.compute_output_ms)
+        times = [f"{value:.2f}" for value in (server.queue_ms, *inner)]
+    errors = ", ".join(f"{count} {kind}" for kind, count in run.errors.items() if count) or "0"
+    shed = f"{run.shed:,} ({text.percent(run.shed_share)})" if run.shed else "0"
+    return [name, load, text.number(run.throughput_ips), *shown, *times, shed, errors]
 
 
 def compression(report: Report) -> str:
     """How each compressed variant was made, and how near it is to the float32 network."""
     parts = []
-    for variant in report["variants"]:
-        if done := variant.get("calibration"):
+    for variant in report.variants:
+        if (done := variant.calibration) is not None:
             words = (
-                f"{done['precision']}, {done['method']} calibration on {done['num_calibration']} training images; "
-                f"{done['num_conv']} Conv and {done['num_gemm']} Gemm quantised per channel, one branch of each "
-                f"of {done['num_residual_adds']} residual Adds; the same answer as float32 on "
-                f"{text.percent(done['agreement'])} of {done['num_images']} test images."
+                f"{done.precision}, {done.method} calibration on {done.num_calibration} training images; "
+                f"{done.num_conv} Conv and {done.num_gemm} Gemm quantised per channel, one branch of each "
+                f"of {done.num_residual_adds} residual Adds; the same answer as float32 on "
+                f"{text.percent(done.agreement)} of {done.num_images} test images."
             )
-            words += "".join(f" {sentence}" for sentence in _int8(variant.get("int8")))
-            parts.append(f"<p><b>{escape(variant['name'])}</b>: {escape(words)}</p>")
+            words += "".join(f" {sentence}" for sentence in _int8(variant.int8))
+            parts.append(f"<p><b>{escape(variant.name)}</b>: {escape(words)}</p>")
     return "".join(parts)
 
 
-def _int8(int8: Mapping[str, Any] | None) -> Iterator[str]:
+def _int8(int8: Int8 | None) -> Iterator[str]:
     """How many bits the weights have and why, where it was verified and served, and how exact it is as served."""
     if int8 is None:
         return
-    chosen = int8["reduce_range"]
-    asked = "auto: " if chosen["asked"] == "auto" else ""
-    yield f"Weights of {int8['weight_bits']} bits (reduce_range: {asked}{chosen['why']})."
-    if int8["serving_isa"]:
-        yield f"Verified on {int8['verified_isa']}, served on {int8['serving_isa']}."
-    if exact := int8["exact"]:
+    if (chosen := int8.reduce_range) is not None:
+        asked = "auto: " if chosen.asked == "auto" else ""
+        yield f"Weights of {int8.weight_bits} bits (reduce_range: {asked}{chosen.why})."
+    if int8.serving_isa:
+        yield f"Verified on {int8.verified_isa}, served on {int8.serving_isa}."
+    if (exact := int8.exact) is not None:
         yield (
-            f"As served: the answer of the graph's exact arithmetic on {text.percent(exact['agreement'])} of "
-            f"{exact['num_images']} test images, the logits {text.percent(exact['relative_rms'])} of their spread "
+            f"As served: the answer of the graph's exact arithmetic on {text.percent(exact.agreement)} of "
+            f"{exact.num_images} test images, the logits {text.percent(exact.relative_rms)} of their spread "
             "apart (rms)."
         )
 
 
 def steps(report: Report) -> str:
-    """What each step of a variant's compression did, in process, in the engine that serves it."""
+    """What each step of a variant's compression did, in process."""
     return "".join(
-        f"<h3>{escape(variant['name'])}</h3>{_steps_table(variant['stages'])}"
-        for variant in report["variants"]
-        if variant.get("stages")
+        f"<h3>{escape(variant.name)}</h3>{_steps_table(variant.steps)}"
+        for variant in report.variants
+        if variant.steps
     )
 
 
-def _steps_table(rows: list[dict[str, Any]]) -> str:
+def _steps_table(rows: Sequence[Step]) -> str:
     head = ["step", "GFLOPs", "parameters", "size", "accuracy", "change", "same answer as float32", "latency", ""]
 
-    def cells(row: Mapping[str, Any]) -> list[object]:
-        change, ratio = row["accuracy_change"], row["latency_ratio"]
-        points = text.signed(100 * change["difference"]) if change else "–"
-        span = f"{text.signed(100 * change['low'])} to {text.signed(100 * change['high'])}" if change else ""
+    def cells(row: Step) -> list[object]:
+        change, ratio = row.accuracy_change, row.latency_ratio
+        points = text.signed(100 * change.difference) if change else "–"
+        span = f"{text.signed(100 * change.low)} to {text.signed(100 * change.high)}" if change else ""
         return [
-            row["name"].replace("_", " "),
-            f"{row['flops'] / 1e9:.2f}",
-            f"{row['num_parameters'] / 1e6:.2f} M",
-            text.size(row["size_bytes"]),
-            _share(row["accuracy"]["value"], row["accuracy"]),
+            row.name.replace("_", " "),
+            f"{row.flops / 1e9:.2f}",
+            f"{row.num_parameters / 1e6:.2f} M",
+            text.size(row.size_bytes),
+            _share(row.accuracy),
             html.with_note(points, span),
-            text.percent(row["agreement"]),
+            text.percent(row.agreement),
             html.with_note(
-                f"{text.number(row['latency_ms'])} ms", f"{text.times(ratio)} the step before" if ratio else ""
+                f"{text.number(row.latency_ms)} ms", f"{text.times(ratio)} the step before" if ratio else ""
             ),
-            row["verdict"] or "",
+            row.verdict or "",
         ]
 
     note = (
-        "Every step's graph in OpenVINO, in process: accuracy on the test images, change against the step before "
-        "(points, 95 % interval, paired), latency of one image, in turns with the step before."
+        f"Every step's graph in {rows[0].engine}, in process: accuracy on the test images, change against the "
+        "step before (points, 95 % interval, paired), latency of one image, in turns with the step before."
     )
     return html.table(head, (cells(row) for row in rows)) + f'<p class="note">{note}</p>'
 
 
-def stages(report: Report) -> str:
+def timings(report: Report) -> str:
     """The stages with their seconds, as they ran; what was reused took next to none."""
-    rows = report.get("stages", [])
-    if not rows:
+    if not report.timings:
         return ""
-    longest = max(row["seconds"] for row in rows) or 1
+    longest = max(row.seconds for row in report.timings) or 1
 
-    def cells(row: Mapping[str, Any]) -> list[object]:
-        width = 160 * row["seconds"] / longest
+    def cells(row: Timing) -> list[object]:
+        width = 160 * row.seconds / longest
         bar = html.Raw(f'<td class="text"><span class="meter" style="width:{width:.0f}px"></span></td>')
-        took = "reused" if row["reused"] else text.seconds(row["seconds"])
-        return [row["stage"], row["note"], took, "" if row["reused"] else bar]
+        took = "reused" if row.reused else text.seconds(row.seconds)
+        return [row.stage, row.note, took, "" if row.reused else bar]
 
-    total = f'<p class="note">This run took {text.seconds(report["seconds"])} in all.</p>'
-    return html.table(["stage", "", "time", ""], (cells(row) for row in rows), left=2) + total
+    total = f'<p class="note">This run took {text.seconds(report.seconds)} in all.</p>'
+    return html.table(["stage", "", "time", ""], (cells(row) for row in report.timings), left=2) + total
 
 
 def machine(report: Report) -> str:
     """Where and with what it was measured, and the recipe."""
-    here = report["machine"]
-    gpu = here["gpu"]
+    here, gpu = report.machine, report.machine.gpu
     facts = {
-        "CPU": f"{here['cpu']}, {here['cores']} cores",
-        "instruction sets": ", ".join(here["flags"]) or "none of note",
-        "memory": f"{here['ram_bytes'] / 2**30:.1f} GiB",
-        "GPU": f"{gpu['name']}, {gpu['memory']}, driver {gpu['driver']}" if gpu else "none",
-        "system": f"{here['os']}, Linux {here['kernel']}",
-        "commit": report.get("commit") or "unknown",
+        "CPU": f"{here.cpu}, {here.cores} cores",
+        "instruction sets": ", ".join(here.flags) or "none of note",
+        "memory": f"{here.ram_bytes / 2**30:.1f} GiB",
+        "GPU": f"{gpu.name}, {gpu.memory}, driver {gpu.driver}" if gpu else "none",
+        "system": f"{here.os}, Linux {here.kernel}",
+        "commit": report.commit or "unknown",
     }
-    settings = dict(_flat(report.get("config", {})))
+    settings = dict(_flat(report.config))
     return (
         f'<div class="columns"><div><h3>Machine</h3>{html.definitions(facts)}</div>'
-        f"<div><h3>Versions</h3>{html.definitions(report['versions'])}</div></div>"
+        f"<div><h3>Versions</h3>{html.definitions(report.versions)}</div></div>"
         + (f"<h3>Recipe</h3>{html.definitions(settings)}" if settings else "")
     )
 

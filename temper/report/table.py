@@ -1,55 +1,54 @@
 """The one table a run ends with, for the terminal."""
 
+from __future__ import annotations
+
 import io
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from temper.report import text
+from temper.report.measured import Share
+from temper.report.model import Report, Variant
 
 _NONE = "\N{EN DASH}"
 
 
-def columns(report: Mapping[str, Any]) -> list[str]:
+def columns(report: Report) -> list[str]:
     """The table's head: the fixed columns and one per attack."""
     head = ["variant", "engine", "size", "accuracy", "images/s", "p50 ms", "p99 ms"]
-    return head + [f"{attack} {text.budget(norm, epsilon)}" for attack, norm, epsilon in attack_keys(report)]
-
-
-def attack_keys(report: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """The attacks that any variant went through: (attack, norm, epsilon), in the order of the recipe."""
-    keys: dict[tuple[str, str, float], None] = {}
-    for variant in report["variants"]:
-        for row in variant.get("robustness", []):
-            keys.setdefault((row["attack"], row["norm"], row["epsilon"]))
-    return list(keys)
-
-
-def rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """One row of text per variant, in the columns' order; a dash for what was not measured."""
-    return [_row(variant, attack_keys(report)) for variant in report["variants"]]
-
-
-def _row(variant: Mapping[str, Any], attacks: list[tuple[str, str, float]]) -> list[str]:
-    latency = variant.get("latency_ms") or {}
-    done = {(row["attack"], row["norm"], row["epsilon"]): row for row in variant.get("robustness", [])}
-    accuracy = variant.get("accuracy")
-    return [
-        variant["name"],
-        variant["engine"],
-        text.size(variant["size_bytes"]),
-        _share(accuracy["value"], accuracy) if accuracy else _NONE,
-        text.number(variant["throughput_ips"]) if variant.get("throughput_ips") else _NONE,
-        text.number(latency["p50"]) if latency else _NONE,
-        text.number(latency["p99"]) if latency else _NONE,
-        *(_share(done[key]["accuracy"], done[key]) if key in done else _NONE for key in attacks),
+    return head + [
+        f"{attack} {text.budget(norm, epsilon)}" for attack, norm, epsilon in attack_keys(report.variants)
     ]
 
 
-def _share(value: float, bounds: Mapping[str, Any]) -> str:
-    return f"{text.percent(value)} [{text.interval(bounds['low'], bounds['high'])}]"
+def attack_keys(variants: Sequence[Variant]) -> list[tuple[str, str, float]]:
+    """The attacks that any variant went through: (attack, norm, epsilon), in the order of the recipe."""
+    return list(dict.fromkeys(attack.key for variant in variants for attack in variant.robustness))
 
 
-def render_table(report: Mapping[str, Any], *, color: bool = False) -> str:
+def rows(report: Report) -> list[list[str]]:
+    """One row of text per variant, in the columns' order; a dash for what was not measured."""
+    return [_row(variant, attack_keys(report.variants)) for variant in report.variants]
+
+
+def _row(variant: Variant, attacks: Sequence[tuple[str, str, float]]) -> list[str]:
+    latency, robust = variant.latency_ms, [variant.attack(key) for key in attacks]
+    return [
+        variant.name,
+        variant.engine,
+        text.size(variant.size_bytes),
+        _share(variant.accuracy),
+        text.number(variant.throughput_ips) if variant.throughput_ips else _NONE,
+        text.number(latency.p50) if latency else _NONE,
+        text.number(latency.p99) if latency else _NONE,
+        *(_share(attack.share if attack else None) for attack in robust),
+    ]
+
+
+def _share(share: Share | None) -> str:
+    return f"{text.percent(share.value)} [{text.interval(share.low, share.high)}]" if share else _NONE
+
+
+def render_table(report: Report, *, color: bool = False) -> str:
     """The table as text, ending in a new line. Widths follow the content, never the terminal.
 
     Args:

@@ -24,12 +24,10 @@ from temper.serve.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from temper.client.accuracy import AccuracyResult
-    from temper.client.load import LoadConfig, LoadResult
+    from temper.client.load import LoadConfig
     from temper.client.robustness import AttackConfig, AttackResult
 
 CORRECT_FILE = "correct.npy"
-SURVIVED_FILE = "survived.npy"
-INDICES_FILE = "indices.npy"
 _CHECKPOINT = "finished.jsonl"
 _GALLERY_SIZE = 8
 _MAX_EXACT = 500
@@ -45,11 +43,6 @@ class LoadStopped(WorkflowError):  # noqa: N818 - says what happened
         super().__init__(message)
         self.runs = runs
         self.by_user = by_user
-
-
-def stopped_by_user(result: LoadResult) -> bool:
-    """Whether Ctrl-C cut a run short; the generator returns then, as it does when the server dies."""
-    return result.interrupted is not None and result.interrupted.startswith("stopped by Ctrl-C")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +140,8 @@ class Measurements:
             results = measure(url, target.model, images, config, progress=stage, version=str(target.version))
             runs = [result.to_json() for result in results]
             if results[-1].interrupted is not None:
-                by_user = stopped_by_user(results[-1])
                 why = self.endpoint.why(results[-1].interrupted)
-                raise LoadStopped(f"load test of {target.model}: {why}", runs, by_user=by_user)
+                raise LoadStopped(f"load test of {target.model}: {why}", runs, by_user=results[-1].stopped_by_user)
             reasons = [result.why_unanswered() for result in results]
             if all(reasons):
                 raise LoadStopped(f"load test of {target.model}: {reasons[-1]}", runs, by_user=False)
@@ -159,7 +151,7 @@ class Measurements:
         return self._run("load", target, dataclasses.asdict(config), make, _note_load, code=code)
 
     def attack(self, target: Subject, config: AttackConfig) -> Artifact:
-        """One attack; `survived.npy` (bool [n]), `indices.npy` and the gallery lie in the artifact's folder.
+        """One attack; the vectors of `AttackResult.save_vectors` and the gallery lie in the artifact's folder.
 
         An attack that was interrupted goes on from the images it had finished.
         """
@@ -181,8 +173,7 @@ class Measurements:
                 version=str(target.version),
             )
             checkpoint.unlink(missing_ok=True)
-            np.save(folder / SURVIVED_FILE, result.survived)
-            np.save(folder / INDICES_FILE, result.indices)
+            result.save_vectors(folder)
             return {**result.to_json(), "gallery": self._gallery(result, folder / "gallery")}
 
         code = ("temper.client.robustness.harness", type(config).__module__)

@@ -1,26 +1,30 @@
-"""What each step of a compression did to a model: accuracy, agreement, size, and speed in the engine that serves.
+"""What each step of a compression did to a model: accuracy, agreement, size, and speed.
 
-The graph that every step left runs in process with the settings of the plugin on the test images: in the engine
-that serves, or in OpenVINO where that one does not run in process.
-Its speed is taken in turns with that of the graph before it, so that a busy machine slows both. A step that gains
-nothing is said to gain nothing.
+The graph that every step left runs in process on the test images: in the engine that serves, as it answers one
+request at a time, or in one that runs in process where that one does not. Its speed is taken in turns with that of
+the graph before it, so that a busy machine slows both. A step that gains nothing is said to gain nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from temper.builder.compress.step import REGISTRY
+from temper.builder.contract import GRAPH_FILE
 from temper.builder.engines.kind import ENGINES, EngineConfig
 from temper.builder.engines.latency import open_graph, time_in_turns
 from temper.builder.store.artifacts import Artifact, Store
 from temper.client.stats import compare_paired, proportion
 from temper.host.machine import machine_id
 from temper.report import text
+from temper.report.measured import Paired, Share
+from temper.report.model import Step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,17 +38,15 @@ _BATCH = 16
 _GAIN = 0.97
 """A step is faster when it takes less than this share of the time: below it lies the noise of a quiet machine."""
 
-Row = dict[str, Any]
 
-
-def audit_steps(
+def measure_steps(
     built: Built,
     store: Store,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     engine: EngineConfig,
     display: Display,
-) -> list[Row]:
+) -> tuple[Step, ...]:
     """Measures every step of a variant; a variant without steps has none.
 
     Args:
@@ -56,24 +58,22 @@ def audit_steps(
         display: Shows one line for each measurement that has to run.
 
     Returns:
-        One row per snapshot, the float32 network first: name, flops, num_parameters, size_bytes, accuracy (with
-        its 95 % interval), agreement (share of the float32 network's answers), latency_ms (median, one image),
-        and against the row before: accuracy_change (paired), latency_ratio, verdict (a sentence, or None).
+        One for each snapshot, the float32 network first.
     """
     snapshots, title = built.snapshots, ENGINES.get(engine.kind).title
     if len(snapshots) < 2:
-        return []
+        return ()
     images, labels = images[:_MAX_IMAGES], np.asarray(labels[:_MAX_IMAGES])
     measured = []
     for position, snapshot in enumerate(snapshots):
         before = snapshots[max(0, position - 1)]
-        label = f"{built.variant}: audit of {snapshot.step.replace('_', ' ')}"
+        label = f"{built.variant}: step {snapshot.step.replace('_', ' ')}"
         with display.stage(label) as shown:
             artifact = _measure(store, snapshot, before, built.data, images, engine, shown)
             shown.reused = artifact.reused
             shown.note = f"{text.number(artifact.info['latency_ms'])} ms in {title}"
         measured.append(artifact)
-    return _rows(snapshots, measured, labels, title)
+    return tuple(_steps(snapshots, measured, labels, title))
 
 
 def _measure(
@@ -85,8 +85,8 @@ def _measure(
     engine: EngineConfig,
     shown: Stage,
 ) -> Artifact:
-    def make(folder: Path) -> Row:
-        runs = [open_graph(one.graph.path / "model.onnx", engine) for one in (snapshot, before)]
+    def make(folder: Path) -> dict[str, float | int | None]:
+        runs = [open_graph(one.graph.path / GRAPH_FILE, engine) for one in (snapshot, before)]
         answers = []
         for start in range(0, len(images), _BATCH):
             answers.append(runs[0](images[start : start + _BATCH]).argmax(1))
@@ -101,45 +101,41 @@ def _measure(
         }
 
     config = {"engine": engine, "machine": machine_id(), "num_images": len(images)}
-    code = ("temper.builder.engines.latency",)
-    return store.run("audit", config, [snapshot.graph, before.graph, data], make, code=code)
+    code = ("temper.builder.engines.latency", type(ENGINES.get(engine.kind)).__module__)
+    return store.run("step", config, [snapshot.graph, before.graph, data], make, code=code)
 
 
-def _rows(
-    snapshots: Sequence[Snapshot], measured: Sequence[Artifact], labels: NDArray[np.int64], title: str
-) -> list[Row]:
+def _steps(
+    snapshots: Sequence[Snapshot], measured: Sequence[Artifact], labels: NDArray[np.int64], engine: str
+) -> Iterator[Step]:
     answers = [np.load(artifact.path / ANSWERS_FILE) for artifact in measured]
-    rows: list[Row] = []
     for position, (snapshot, artifact) in enumerate(zip(snapshots, measured, strict=True)):
         correct = answers[position] == labels
-        row: Row = {
-            "name": snapshot.step,
-            "flops": snapshot.flops,
-            "num_parameters": snapshot.num_parameters,
-            "size_bytes": (snapshot.graph.path / "model.onnx").stat().st_size,
-            "accuracy": dict(proportion(correct)),
-            "agreement": float((answers[position] == answers[0]).mean()),
-            "latency_ms": artifact.info["latency_ms"],
-            "latency_ratio": artifact.info["latency_ratio"],
-            "accuracy_change": None,
-            "verdict": None,
-        }
-        if position > 0:
-            row["accuracy_change"] = compare_paired(answers[position - 1] == labels, correct).to_json()
-            row["verdict"] = _verdict(row, title)
-        rows.append(row)
-    return rows
-
-
-def _verdict(row: Row, title: str) -> str | None:
-    """Says so when a step gained nothing."""
-    change, ratio = row["accuracy_change"], row["latency_ratio"]
-    if row["name"] == "distil":
-        if change["low"] > 0:
-            return None
-        return (
-            f"no measurable gain in accuracy ({text.points(change['difference'], change['low'], change['high'])})"
+        step = Step(
+            name=snapshot.step,
+            engine=engine,
+            flops=snapshot.flops,
+            num_parameters=snapshot.num_parameters,
+            size_bytes=(snapshot.graph.path / GRAPH_FILE).stat().st_size,
+            accuracy=Share.of(proportion(correct)),
+            agreement=float((answers[position] == answers[0]).mean()),
+            latency_ms=artifact.info["latency_ms"],
+            latency_ratio=artifact.info["latency_ratio"],
         )
-    if ratio < _GAIN:
+        if position > 0:
+            change = Paired.of(compare_paired(answers[position - 1] == labels, correct).to_json())
+            step = replace(step, accuracy_change=change)
+            step = replace(step, verdict=_verdict(step, change))
+        yield step
+
+
+def _verdict(step: Step, change: Paired) -> str | None:
+    """Says so when a step gained nothing of what it is for."""
+    if REGISTRY.get(step.name).gain == "accuracy":
+        if change.low > 0:
+            return None
+        return f"no measurable gain in accuracy ({text.points(change.difference, change.low, change.high)})"
+    if step.latency_ratio is None or step.latency_ratio < _GAIN:
         return None
-    return f"no gain in speed in {title} on this machine ({text.times(ratio)} the latency of the step before)"
+    ratio = text.times(step.latency_ratio)
+    return f"no gain in speed in {step.engine} on this machine ({ratio} the latency of the step before)"

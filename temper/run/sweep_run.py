@@ -7,24 +7,23 @@ because its budget cannot be met, is listed with its reason and stops nothing.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from temper.builder.errors import BuilderError
 from temper.client.errors import ClientError
 from temper.errors import TemperError, WorkflowError
 from temper.report import write_report
+from temper.report.model import Failure, Report, Variant
 from temper.run.frontier import mark_frontier
+from temper.run.summary import moved
 
 if TYPE_CHECKING:
     from temper.builder.compress.variant import VariantConfig
     from temper.progress import Display
     from temper.run.recipe import Recipe
-
-Report = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,9 +51,7 @@ def run_sweep(recipe: Recipe, *, runs: Path, run_all: RunAll) -> Report:
         run_all: `run_here`, or a cluster's.
 
     Returns:
-        The report, as `run_recipe` gives it, and `failed`: the name and the reason of each variant that failed.
-        Every variant has `frontier`, true when no other one is as good in accuracy, accuracy under attack, latency
-        and size, and better in one of them.
+        The report, as `run_recipe` gives it, with `failed`, and with `frontier` of every variant.
 
     Raises:
         WorkflowError: No variant could be measured.
@@ -68,9 +65,9 @@ def run_sweep(recipe: Recipe, *, runs: Path, run_all: RunAll) -> Report:
             outcomes[outcome.variant] = outcome
     finally:
         done = [outcomes[pair.variants[-1].name] for pair in pairs if pair.variants[-1].name in outcomes]
-        report = _join(recipe, done, folder)
+        report = _join(recipe, done)
         if report is not None:
-            report["seconds"] = round(time.monotonic() - started, 1)
+            report = dataclasses.replace(report, seconds=round(time.monotonic() - started, 1))
             write_report(report, folder)
     if report is None:
         reasons = dict.fromkeys(outcome.reason for outcome in done)
@@ -104,43 +101,35 @@ def run_pair(pair: Recipe, *, repository: Path, runs: Path, display: Display, ur
         report = run_recipe(pair, repository=repository, runs=runs, display=display, url=url, folder=folder)
     except (BuilderError, ClientError, TemperError) as error:
         return Outcome(variant=name, report=None, reason=str(error))
-    return Outcome(variant=name, report=report, reason=report["stopped"])
+    return Outcome(variant=name, report=report, reason=report.stopped)
 
 
-def _join(recipe: Recipe, outcomes: Sequence[Outcome], folder: Path) -> Report | None:
+def _join(recipe: Recipe, outcomes: Sequence[Outcome]) -> Report | None:
     measured = [(outcome.variant, outcome.report) for outcome in outcomes if outcome.report is not None]
     if not measured:
         return None
-    report = dict(measured[0][1])
-    report["config"] = dataclasses.asdict(recipe)
-    report["variants"] = [_moved(report["variants"][0], measured[0][0])]
-    report["comparisons"], report["stages"], report["deaths"] = [], [], []
-    for name, part in measured:
-        report["variants"] += [_moved(row, name) for row in part["variants"][1:]]
-        report["comparisons"] += part["comparisons"]
-        report["stages"] += part["stages"]
-        report["deaths"] += part["deaths"]
-    report["failed"] = [
-        {"variant": outcome.variant, "reason": outcome.reason}
-        for outcome in outcomes
-        if outcome.reason is not None
-    ]
-    report["stopped"] = "; ".join(f"{row['variant']}: {row['reason']}" for row in report["failed"]) or None
-    mark_frontier(report["variants"])
-    return report
+    baseline, first = measured[0]
+    variants = [_moved(first.variants[0], baseline)]
+    variants += [_moved(variant, name) for name, part in measured for variant in part.variants[1:]]
+    failed = [(outcome.variant, outcome.reason) for outcome in outcomes if outcome.reason is not None]
+    parts = [part for _, part in measured]
+    return dataclasses.replace(
+        first,
+        config=dataclasses.asdict(recipe),
+        variants=mark_frontier(variants),
+        comparisons=tuple(each for part in parts for each in part.comparisons),
+        timings=tuple(each for part in parts for each in part.timings),
+        deaths=tuple(each for part in parts for each in part.deaths),
+        failed=tuple(Failure(variant=name, reason=reason) for name, reason in failed),
+        stopped="; ".join(f"{name}: {reason}" for name, reason in failed) or None,
+    )
 
 
-def _moved(row: dict[str, Any], variant: str) -> dict[str, Any]:
-    """Returns a variant's row whose gallery is named from the sweep's folder, not from the variant's own."""
-    files = ("original", "adversarial", "difference")
+def _moved(variant: Variant, name: str) -> Variant:
+    """Returns a variant whose gallery is named from the sweep's folder, not from that of the run of `name`."""
+    place = f"variants/{name}"
     attacks = [
-        {
-            **attack,
-            "gallery": [
-                {**shot, **{kind: os.path.normpath(f"variants/{variant}/{shot[kind]}") for kind in files}}
-                for shot in attack["gallery"]
-            ],
-        }
-        for attack in row["robustness"]
+        dataclasses.replace(attack, gallery=tuple(moved(picture, place) for picture in attack.gallery))
+        for attack in variant.robustness
     ]
-    return {**row, "robustness": attacks}
+    return dataclasses.replace(variant, robustness=tuple(attacks))

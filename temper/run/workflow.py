@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +26,28 @@ from temper.errors import TemperError
 from temper.host.machine import commit, machine, versions
 from temper.progress import Display
 from temper.report import write_report
+from temper.report.model import (
+    FORMAT,
+    Calibration,
+    Exactness,
+    Gpu,
+    Int8,
+    Machine,
+    RangeLoss,
+    ReduceRange,
+    Report,
+    Stage,
+    Timing,
+    Variant,
+)
 from temper.run.measure import LoadStopped, Measurements, Subject, subject
-from temper.run.summary import Row, add_accuracy, add_attack, add_load, compare
+from temper.run.summary import compare, with_accuracy, with_attack, with_load
 from temper.serve.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from temper.builder.built import Built
+    from temper.builder.built import Built, StageReport
     from temper.run.recipe import Recipe
 
-Report = dict[str, Any]
-FORMAT = 1
 SERVER_LOG = "tritonserver.log"
 
 
@@ -60,25 +71,32 @@ def run_recipe(
         folder: For the report and the server's log, when they shall not lie in the run's folder.
 
     Returns:
-        The report, JSON throughout. `stopped` is None, or says in one line why the measurements are not complete;
-        `deaths` has a line for each time that the embedded server died and was started again.
+        The report.
 
     Raises:
         BuilderError: A variant cannot be built or published; nothing is reported.
         KeyboardInterrupt: After the report of what had been measured was written.
     """
-    started = time.monotonic()
-    stages = Store(runs / recipe.name / "stages")
     folder = folder or runs / recipe.name
+    started = datetime.datetime.now(datetime.UTC), time.monotonic()
     built = build_recipe(recipe, repository=repository, runs=runs, display=display)
     models = [one.model for one in built]
     endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, display=display)
-    report = _new_report(recipe, built, endpoint)
-    measurements = Measurements(store=stages, endpoint=endpoint, data=built[0].data, display=display, url=url)
-    targets = [subject(one.variant, one.model, one.version, one.path) for one in built]
-    run = _Run(recipe, report, built, targets, measurements, folder)
-    with _reporting(run, started), endpoint:
-        run.measure()
+    store = Store(runs / recipe.name / "stages")
+    measurements = Measurements(store=store, endpoint=endpoint, data=built[0].data, display=display, url=url)
+    run = _Run(recipe, built, measurements, folder)
+    stopped = None
+    try:
+        with endpoint:
+            run.measure()
+    except (TemperError, BuilderError) as error:
+        stopped = str(error)
+    except KeyboardInterrupt as error:
+        stopped = str(error) or "interrupted"
+        raise
+    finally:
+        report = run.report(started, stopped)
+        write_report(report, folder)
     return report
 
 
@@ -102,147 +120,141 @@ def build_recipe(recipe: Recipe, *, repository: Path, runs: Path, display: Displ
     )
 
 
-@contextmanager
-def _reporting(run: _Run, started: float) -> Iterator[None]:
-    """Writes the report however the measurements end; what stops them becomes one line in it."""
-    report = run.report
-    try:
-        yield
-    except (TemperError, BuilderError) as error:
-        report["stopped"] = str(error)
-    except KeyboardInterrupt as stopped:
-        report["stopped"] = str(stopped) or "interrupted"
-        raise
-    finally:
-        report["comparisons"] = compare(report["variants"], run.accuracies, run.attacks)
-        report["deaths"] = run.measurements.endpoint.deaths
-        report["stages"] = [dataclasses.asdict(stage) for stage in run.measurements.display.finished]
-        report["seconds"] = round(time.monotonic() - started, 1)
-        write_report(report, run.folder)
-
-
 @dataclass
 class _Run:
-    """The measurements of one run and where their figures go."""
+    """The measurements of one run and what they gave."""
 
     recipe: Recipe
-    report: Report
     built: list[Built]
-    targets: list[Subject]
     measurements: Measurements
     folder: Path
+    variants: dict[str, Variant] = field(init=False)
     accuracies: dict[str, Artifact] = field(default_factory=dict)
     attacks: dict[str, list[Artifact]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        isa = instruction_set() if self.measurements.endpoint.is_embedded else UNKNOWN
+        self.variants = {one.variant: _new_variant(one, isa) for one in self.built}
+
     def measure(self) -> None:
         """Measures everything, one thing at a time: no variant shares the machine with another's test."""
-        pairs: list[tuple[Row, Subject]] = list(zip(self.report["variants"], self.targets, strict=True))
+        targets = [subject(one.variant, one.model, one.version, one.path) for one in self.built]
         names = self.measurements.class_names()
-        self._audit()
-        for row, target in pairs:
-            self.accuracies[target.name] = self.measurements.accuracy(target)
-            add_accuracy(row, self.accuracies[target.name], names)
-        for row, target, one in zip(self.report["variants"], self.targets, self.built, strict=True):
-            if row["int8"] is not None and one.snapshots:  # an ensemble has no graph
-                row["int8"]["exact"] = self.measurements.agreement(target, one.snapshots[-1].graph).info
-        for row, target in pairs:
-            self._load(row, target)
+        self._measure_steps()
+        for target in targets:
+            measured = self.accuracies[target.name] = self.measurements.accuracy(target)
+            self.variants[target.name] = with_accuracy(self.variants[target.name], measured, names)
+        for target, one in zip(targets, self.built, strict=True):
+            self._measure_exactness(target, one)
+        for target in targets:
+            self._load(target)
         for config in self.recipe.attacks:
-            for row, target in pairs:
-                attacked = self.measurements.attack(target, config)
-                self.attacks.setdefault(target.name, []).append(attacked)
-                add_attack(row, attacked, names, self.folder)
+            for target in targets:
+                measured = self.measurements.attack(target, config)
+                self.attacks.setdefault(target.name, []).append(measured)
+                self.variants[target.name] = with_attack(self.variants[target.name], measured, names, self.folder)
 
-    def _audit(self) -> None:
+    def _measure_steps(self) -> None:
         """Measures the steps in process, before there is a server to share the machine with."""
         engine = timing_engine(pick_engine(self.recipe.engine).config)
         if engine is None:
             return
-        from temper.run.steps import audit_steps
+        from temper.run.steps import measure_steps
 
         images, labels = self.measurements.test_images()
         store, display = self.measurements.store, self.measurements.display
-        for row, one in zip(self.report["variants"], self.built, strict=True):
-            row["stages"] = audit_steps(one, store, images, labels, engine, display)
+        for one in self.built:
+            steps = measure_steps(one, store, images, labels, engine, display)
+            self.variants[one.variant] = replace(self.variants[one.variant], steps=steps)
 
-    def _load(self, row: Row, target: Subject) -> None:
+    def _measure_exactness(self, target: Subject, one: Built) -> None:
+        variant = self.variants[target.name]
+        if variant.int8 is not None and one.snapshots:  # an ensemble has no graph
+            exact = Exactness.of(self.measurements.agreement(target, one.snapshots[-1].graph).info)
+            self.variants[target.name] = replace(variant, int8=replace(variant.int8, exact=exact))
+
+    def _load(self, target: Subject) -> None:
+        variant = self.variants[target.name]
         try:
-            add_load(row, self.measurements.load(target, self.recipe.load).info["runs"])
+            runs = self.measurements.load(target, self.recipe.load).info["runs"]
         except LoadStopped as stopped:
-            add_load(row, stopped.runs)
+            self.variants[target.name] = with_load(variant, stopped.runs)
             if stopped.by_user:
                 raise KeyboardInterrupt(str(stopped)) from stopped
             raise
+        self.variants[target.name] = with_load(variant, runs)
+
+    def report(self, started: tuple[datetime.datetime, float], stopped: str | None) -> Report:
+        """What was measured until now.
+
+        Args:
+            started: When the run began, and the monotonic clock then.
+            stopped: Why it ended early, if it did.
+        """
+        variants = tuple(self.variants.values())
+        finished = self.measurements.display.finished
+        here = machine()
+        return Report(
+            format=FORMAT,
+            recipe=self.recipe.name,
+            created=started[0].strftime("%Y-%m-%d %H:%M UTC"),
+            seconds=round(time.monotonic() - started[1], 1),
+            server=self.measurements.endpoint.description,
+            stopped=stopped,
+            deaths=tuple(self.measurements.endpoint.deaths),
+            commit=commit(),
+            machine=Machine.of(here, flags=tuple(here["flags"]), gpu=Gpu.of(here["gpu"]) if here["gpu"] else None),
+            versions=versions(),
+            config=dataclasses.asdict(self.recipe),
+            data=self.built[0].data.info,
+            variants=variants,
+            comparisons=tuple(compare(variants, self.accuracies, self.attacks)),
+            timings=tuple(Timing.of(vars(stage)) for stage in finished),
+        )
 
 
-def _new_report(recipe: Recipe, built: list[Built], endpoint: Endpoint) -> Report:
-    isa = instruction_set() if endpoint.is_embedded else UNKNOWN
-    return {
-        "format": FORMAT,
-        "recipe": recipe.name,
-        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "seconds": 0.0,
-        "server": endpoint.description,
-        "stopped": None,
-        "deaths": [],
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions(),
-        "config": dataclasses.asdict(recipe),
-        "data": dict(built[0].data.info),
-        "variants": [_new_row(one, isa) for one in built],
-        "comparisons": [],
-        "stages": [],
-    }
+def _new_variant(built: Built, isa: str | None) -> Variant:
+    return Variant.of(
+        vars(built),
+        name=built.variant,
+        calibration=_calibration(built),
+        int8=_int8(built, isa),
+        build=tuple(Stage.of(vars(stage)) for stage in built.stages if not _is_calibrated(stage)),
+    )
 
 
-def _new_row(built: Built, isa: str | None) -> Row:
-    return {
-        "name": built.variant,
-        "model": built.model,
-        "version": built.version,
-        "engine": built.engine,
-        "engine_reason": built.engine_why,
-        "size_bytes": built.size_bytes,
-        "accuracy": None,
-        "per_class": [],
-        "throughput_ips": None,
-        "latency_ms": None,
-        "latency_from": None,
-        "load": [],
-        "robustness": [],
-        "calibration": _calibration(built),
-        "int8": _int8(built, isa),
-        "stages": [],
-        "build": [stage.to_json() for stage in built.stages if stage.name != "quantize"],
-    }
-
-
-def _int8(built: Built, isa: str | None) -> Row | None:
+def _int8(built: Built, isa: str | None) -> Int8 | None:
     """What decides whether int8 answers depend on the CPU: the weights' bits and the serving instruction set."""
     if built.weight_bits is None:
         return None
-    stages = {stage.name: stage.figures for stage in built.stages}  # none for an ensemble
+    # None for an ensemble.
+    figures = {name: value for stage in built.stages for name, value in stage.figures.items()}
     saturates = ENGINES.get(built.engine).saturates_int8
-    return {
-        "weight_bits": built.weight_bits,
-        "reduce_range": stages.get("quantize", {}).get("reduce_range"),
-        "verified_isa": stages.get("engine", {}).get("isa"),
-        "serving_isa": isa if saturates else None,
-        "warning": why_inexact(isa, built.weight_bits) if saturates else None,
-        "exact": None,
-    }
+    return Int8(
+        weight_bits=built.weight_bits,
+        reduce_range=_reduce_range(figures.get("reduce_range")),
+        verified_isa=figures.get("isa"),
+        serving_isa=isa if saturates else None,
+        warning=why_inexact(isa, built.weight_bits) if saturates else None,
+        exact=None,
+    )
 
 
-def _calibration(built: Built) -> Row | None:
-    """How the variant was quantised, what the audit counted, how near it is to float32; None when it was not."""
+def _reduce_range(figures: Mapping[str, Any] | None) -> ReduceRange | None:
+    if figures is None:
+        return None
+    measured = {name: RangeLoss.of(figures[name]) for name in ("full", "reduced") if name in figures}
+    return ReduceRange.of(figures, **measured)
+
+
+def _calibration(built: Built) -> Calibration | None:
+    """How the variant was quantised; None when it was not."""
     for stage in built.stages:
-        if stage.name == "quantize":
-            figures = stage.figures
-            counts = ("num_conv", "num_gemm", "num_residual_adds")
-            return {
-                **{name: figures[name] for name in ("precision", "method", "num_calibration")},
-                **{name: figures["audit"][name] for name in counts},
-                **{name: figures["against_float32"][name] for name in ("agreement", "num_images")},
-            }
+        if _is_calibrated(stage):
+            return Calibration.of({**stage.figures, **stage.figures["audit"], **stage.figures["against_float32"]})
     return None
+
+
+def _is_calibrated(stage: StageReport) -> bool:
+    """Whether a stage quantised: its figures have a place of their own in the report."""
+    return "audit" in stage.figures

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
@@ -114,7 +115,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def test_build_publishes_every_variant(workshop: Workshop) -> None:
     fp32, int8 = workshop.build(FP32, INT8)
     assert [(built.variant, built.model) for built in (fp32, int8)] == [("fp32", "toy_fp32"), ("int8", "toy_int8")]
-    assert (fp32.engine, fp32.engine_why) == ("openvino", "asked for in the recipe")
+    assert (fp32.engine, fp32.engine_reason) == ("openvino", "asked for in the recipe")
     assert int8.size_bytes == (int8.path / "model.onnx").stat().st_size < 0.3 * fp32.size_bytes
     assert [stage.name for stage in fp32.stages] == ["data", "weights", "export", "engine"]
     assert [stage.name for stage in int8.stages] == ["data", "weights", "export", "quantize", "engine"]
@@ -131,6 +132,12 @@ def test_build_publishes_every_variant(workshop: Workshop) -> None:
     assert np.load(fp32.test_labels).tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def check_card(card: dict[str, Any]) -> None:
+    schema = Path(__file__).parents[2] / "temper" / "report" / "schema" / "card.json"
+    jsonschema.Draft202012Validator(json.loads(schema.read_text())).validate(card)
+    assert card["format"] == 1
+
+
 def test_card_says_where_it_comes_from(workshop: Workshop) -> None:
     (int8,) = workshop.build(INT8)
     card = json.loads((int8.path / "card.json").read_text())
@@ -144,6 +151,7 @@ def test_card_says_where_it_comes_from(workshop: Workshop) -> None:
     assert card["stages"][-1]["digest"] == int8.digest
     assert card["stages"][-1]["figures"]["precision_hint"] == "f32"
     assert card["stages"][-1]["figures"]["isa"] == instruction_set()
+    check_card(card)
 
 
 def test_every_precision_is_built_and_published(workshop: Workshop) -> None:
@@ -273,8 +281,9 @@ def test_ensemble_follows_its_members(workshop: Workshop) -> None:
     bits = str(int8.weight_bits)
     assert (fp32.weight_bits, both.weight_bits, bits in ("7", "8")) == (None, int8.weight_bits, True)
     assert f'"{bits}"' in parameter_of(both, "int8_weight_bits")
-    assert both.engine_why == "the mean of the logits of fp32, int8"
+    assert both.engine_reason == "the mean of the logits of fp32, int8"
     card = json.loads((both.path / "card.json").read_text())
+    check_card(card)
     assert card["member_digests"] == {"toy_fp32": fp32.digest, "toy_int8": int8.digest}
     assert workshop.build(FP32, INT8, pair)[2].reused
     other = VariantConfig(

@@ -22,7 +22,7 @@ import pytest
 
 from temper.client import Client, ClientError, InvalidRequest, ModelNotFound, ServerUnavailable, wire
 from temper.client.load import LoadConfig, LoadResult, measure, run_closed_loop, run_open_loop
-from temper.client.load.generator import _runs
+from temper.client.load.generator import plan_runs
 from temper.client.load.processes import LoadProcesses
 from temper.client.load.tally import Recorder
 from temper.client.load.worker import Job, arrivals
@@ -155,9 +155,9 @@ def test_measure_runs_closed_then_open_and_reports_progress(server: TritonServer
 
 def test_rates_replace_the_share_of_the_best_throughput() -> None:
     results = [LoadResult(mode="closed", model="m", version="1", throughput_ips=100.0)]
-    assert list(_runs(LoadConfig(concurrencies=(), rates_rps=(5.0, 9.0)), results)) == [(0, 5.0), (0, 9.0)]
-    assert list(_runs(LoadConfig(concurrencies=(2,), batch_size=10), results)) == [(2, 0.0), (0, 7.0)]
-    assert list(_runs(LoadConfig(concurrencies=(2,), open_loop_fraction=None), results)) == [(2, 0.0)]
+    assert list(plan_runs(LoadConfig(concurrencies=(), rates_rps=(5.0, 9.0)), results)) == [(0, 5.0), (0, 9.0)]
+    assert list(plan_runs(LoadConfig(concurrencies=(2,), batch_size=10), results)) == [(2, 0.0), (0, 7.0)]
+    assert list(plan_runs(LoadConfig(concurrencies=(2,), open_loop_fraction=None), results)) == [(2, 0.0)]
 
 
 @pytest.mark.server
@@ -249,6 +249,7 @@ def test_ctrl_c_keeps_what_was_measured(server: TritonServer, until: Until) -> N
     output, _ = process.communicate()
     result: dict[str, Any] = json.loads(output)
     assert result["interrupted"].startswith("stopped by Ctrl-C: ")
+    assert result["stopped_by_user"] is True
     assert result["completed"] > 0 and result["lost"] <= 4 and result["errors"] == {}
     until(lambda: not any(map(_command, workers)))
 

@@ -1,5 +1,6 @@
 """Shared by Temper's tests: a report as a run on digits makes it, and a recipe that takes seconds."""
 
+import copy
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -30,11 +31,24 @@ CALIBRATION = {
 
 INT8 = {
     "weight_bits": 7,
-    "reduce_range": {"asked": "auto", "used": True, "why": "at AVX2 8-bit weights change the answer to 7.5 %"},
+    "reduce_range": {
+        "asked": "auto",
+        "used": True,
+        "why": "at AVX2 8-bit weights change the answer to 7.5 %",
+        "full": {"num_images": 256, "changed": 0.075, "rms": 0.31},
+        "reduced": {"num_images": 256, "changed": 0.0, "rms": 0.01},
+    },
     "verified_isa": "avx512_vnni",
     "serving_isa": "avx2",
     "warning": None,
-    "exact": {"agreement": 0.998, "relative_rms": 0.006, "num_images": 450},
+    "exact": {
+        "agreement": 0.998,
+        "relative_rms": 0.006,
+        "num_images": 450,
+        "max_abs_diff": 0.1,
+        "max_abs_logit": 12.5,
+        "retries": {},
+    },
 }
 
 
@@ -46,6 +60,15 @@ def share(value: float, num_images: int) -> dict[str, Any]:
 def load_run(mode: str, at: float, throughput: float, p50: float) -> dict[str, Any]:
     return {
         "mode": mode,
+        "model": "digits",
+        "version": "1",
+        "batch_size": 1,
+        "shed": 0,
+        "shed_share": 0.0,
+        "longest_s": 0.04,
+        "num_processes": 1,
+        "late_share": 0.01 if mode == "open" else None,
+        "send_lag_p99_ms": 0.9 if mode == "open" else None,
         "concurrency": int(at) if mode == "closed" else None,
         "rate_rps": at if mode == "open" else None,
         "throughput_ips": throughput,
@@ -65,9 +88,11 @@ def load_run(mode: str, at: float, throughput: float, p50: float) -> dict[str, A
             "compute_input_ms": 0.05,
             "compute_infer_ms": p50 * 0.7,
             "compute_output_ms": 0.02,
+            "batch_size": 1.5,
         },
         "duration_s": 3.0,
         "interrupted": None,
+        "stopped_by_user": False,
     }
 
 
@@ -78,13 +103,18 @@ def curve(end: float) -> list[dict[str, float]]:
 
 def gallery(folder: Path, name: str, size: int = 32) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
-    entries = []
+    entries: list[dict[str, Any]] = []
     for index in range(6):
         original = np.zeros((size, size, 3), dtype=np.uint8)
         original[6:-6, 8 + index : 20] = 200
         noise = rng.choice(np.array([-24, 24]), size=original.shape)
         adversarial = np.clip(original.astype(int) + noise, 0, 255).astype(np.uint8)
-        words = {"label": str(index), "answer": str((index + 3) % 10), "num_queries": 1 + 17 * index}
+        words = {
+            "index": index,
+            "label": str(index),
+            "answer": str((index + 3) % 10),
+            "num_queries": 1 + 17 * index,
+        }
         entries.append({"original": original, "adversarial": adversarial, **words})
     written = write_gallery(entries, folder / "gallery" / name)
     kinds = ("original", "adversarial", "difference")
@@ -97,6 +127,12 @@ def attack(name: str, accuracy: float, pictures: list[dict[str, Any]]) -> dict[s
         "attack": name,
         "norm": "linf",
         "epsilon": 24.0,
+        "max_queries": 300,
+        "seed": 0,
+        "errors": {},
+        "retries": {},
+        "queries_to_success": {"median": 40.0, "mean": 61.5},
+        "duration_s": 28.9,
         "accuracy": accuracy,
         "low": bounds["low"],
         "high": bounds["high"],
@@ -118,10 +154,17 @@ def variant(name: str, folder: Path, speed: float, accuracy: float, square: floa
         "engine": "openvino",
         "engine_reason": "no NVIDIA GPU",
         "size_bytes": 44_700_000 if name == "fp32" else 11_300_000,
-        "accuracy": share(accuracy, 450),
+        "accuracy": {**share(accuracy, 450), "errors": {}, "retries": {}},
         "per_class": [{"label": digit, **share(0.9 + 0.01 * int(digit), 45)} for digit in DIGITS],
         "throughput_ips": speed * 1.5,
-        "latency_ms": {"p50": 900 / speed, "p90": 1100 / speed, "p99": 1900 / speed, "p999": 3000 / speed},
+        "latency_ms": {
+            "p50": 900 / speed,
+            "p90": 1100 / speed,
+            "p99": 1900 / speed,
+            "p999": 3000 / speed,
+            "mean": 950 / speed,
+            "max": 40.0,
+        },
         "latency_from": "open loop at 70 % of the best throughput",
         "load": [
             load_run("closed", 1, speed, 1000 / speed),
@@ -131,25 +174,45 @@ def variant(name: str, folder: Path, speed: float, accuracy: float, square: floa
         ],
         "robustness": [attack("noise", 0.96, []), attack("square", square, gallery(folder, f"{name}-square"))],
         "calibration": CALIBRATION if name == "int8" else None,
-        "int8": INT8 if name == "int8" else None,
+        "int8": copy.deepcopy(INT8) if name == "int8" else None,
+        "steps": [step("float32", None), step("quantize", 0.4)] if name == "int8" else [],
+        "build": [{"name": "data", "figures": {"num_test": 450}, "reused": False}],
+        "frontier": None,
+    }
+
+
+def step(name: str, ratio: float | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "flops": 71_000_000,
+        "num_parameters": 11_181_642,
+        "size_bytes": 44_700_000,
+        "accuracy": share(0.98, 450),
+        "agreement": 1.0,
+        "latency_ms": 2.5,
+        "latency_ratio": ratio,
+        "engine": "OpenVINO",
+        "accuracy_change": paired(-0.002) if ratio else None,
+        "verdict": None,
     }
 
 
 def paired(difference: float) -> dict[str, Any]:
     return {"difference": difference, "low": difference - 0.01, "high": difference + 0.009, "p_value": 0.42,
-            "num_images": 450}  # fmt: skip
+            "num_images": 450, "num_only_first": 4, "num_only_second": 3}  # fmt: skip
 
 
 def make_report(folder: Path) -> dict[str, Any]:
-    """A complete report of two variants, whose gallery lies in `folder`."""
+    """The JSON of a complete report of two variants, whose gallery lies in `folder`."""
     budget = {"norm": "linf", "epsilon": 24.0}
     return {
-        "format": 1,
+        "format": 2,
         "recipe": "digits",
         "created": "2026-11-23 22:40 UTC",
         "seconds": 171.0,
         "server": "the embedded tritonserver",
         "stopped": None,
+        "deaths": [],
         "commit": "25c252350e69",
         "machine": {
             "cpu": "AMD EPYC",
@@ -161,6 +224,7 @@ def make_report(folder: Path) -> dict[str, Any]:
             "kernel": "6.18",
         },
         "versions": {"python": "3.11.7", "temper": "0.1.0", "torch": "2.13.0", "openvino": "2026.4.1"},
+        "data": {"num_train": 1347, "num_test": 450},
         "config": {"name": "digits", "attacks": [{"name": "noise", "epsilon": 24.0}], "load": {"rates_rps": []}},
         "variants": [variant("fp32", folder, 310.0, 0.984, 0.31), variant("int8", folder, 960.0, 0.982, 0.29)],
         "comparisons": [
@@ -176,7 +240,8 @@ def make_report(folder: Path) -> dict[str, Any]:
                 ],
             }
         ],
-        "stages": [
+        "failed": [],
+        "timings": [
             {"stage": "data", "seconds": 1.2, "reused": False, "note": "1347 train, 450 test images"},
             {"stage": "finetune", "seconds": 61.0, "reused": False, "note": "98.44 % of 450 test images"},
             {"stage": "int8: accuracy", "seconds": 0.0, "reused": True, "note": ""},
@@ -186,7 +251,7 @@ def make_report(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def report(tmp_path: Path) -> dict[str, Any]:
-    """A complete report of two variants, whose gallery lies in `tmp_path`."""
+    """The JSON of a complete report of two variants, whose gallery lies in `tmp_path`."""
     return make_report(tmp_path)
 
 

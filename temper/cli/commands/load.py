@@ -13,15 +13,13 @@ import click
 from temper.cli.inputs import Images, load_images, random_images
 from temper.client.client import Client
 from temper.client.errors import ClientError
-from temper.client.load import LoadConfig, LoadResult, run_closed_loop, run_open_loop
+from temper.client.load import POOL_REQUESTS, LoadConfig, LoadResult, plan_runs, run_closed_loop, run_open_loop
 from temper.errors import TemperError
 from temper.progress import Display
 from temper.report.text import number, percent
-from temper.run.measure import stopped_by_user
 from temper.serve.endpoint import Endpoint
 from temper.terminal import echo, escape
 
-_POOL_REQUESTS = 64
 _HEAD = (
     "load",
     "images/s",
@@ -77,8 +75,7 @@ def load_command(
         if not as_json:
             echo(_row(_HEAD))
         try:
-            for result in _runs(endpoint, model, pixels, config, display):
-                results.append(result)
+            for result in _runs(endpoint, model, pixels, config, results, display):
                 if result.version != results[0].version:
                     raise LoadError(
                         f"model {model}: version {results[0].version} was replaced by {result.version} "
@@ -96,7 +93,7 @@ def load_command(
         last = results[-1]
         if last.interrupted is not None:
             # The generator keeps Ctrl-C to itself, so as to return what it measured.
-            by_user = stopped_by_user(last)
+            by_user = last.stopped_by_user
             raise KeyboardInterrupt(last.interrupted) if by_user else LoadError(endpoint.why(last.interrupted))
     reasons = [reason for result in results if (reason := result.why_unanswered())]
     if len(reasons) == len(results):
@@ -105,7 +102,7 @@ def load_command(
 
 def _images(paths: Sequence[Path], url: str, model: str, config: LoadConfig, display: Display) -> Images:
     """What is sent: the first images given, as many as are ever sent, or random pixels."""
-    count = _POOL_REQUESTS * config.batch_size
+    count = POOL_REQUESTS * config.batch_size
     with Client(url, timeout_s=config.timeout_s) as client:
         info = client.model_info(model)
     if paths:
@@ -115,22 +112,18 @@ def _images(paths: Sequence[Path], url: str, model: str, config: LoadConfig, dis
 
 
 def _runs(
-    endpoint: Endpoint, model: str, images: Images, config: LoadConfig, display: Display
+    endpoint: Endpoint, model: str, images: Images, config: LoadConfig, results: list[LoadResult], display: Display
 ) -> Iterator[LoadResult]:
-    """Yields the closed loops, then the open ones; an interrupted one is the last."""
-    best_ips = 0.0
-    for concurrency in config.concurrencies:
-        closed = partial(run_closed_loop, model=model, images=images, concurrency=concurrency, config=config)
-        yield (result := _run(endpoint, f"closed loop, {concurrency} in flight", closed, display))
-        if result.interrupted is not None:
-            return
-        best_ips = max(best_ips, result.throughput_ips)
-    rates = config.rates_rps
-    if not rates and config.open_loop_fraction and best_ips > 0:
-        rates = (config.open_loop_fraction * best_ips / config.batch_size,)
-    for rate_rps in rates:
-        opened = partial(run_open_loop, model=model, images=images, rate_rps=rate_rps, config=config)
-        yield (result := _run(endpoint, f"open loop, {rate_rps:.1f} requests/s", opened, display))
+    """Yields each run of the plan and keeps it in `results`; an interrupted one is the last."""
+    run: Callable[..., LoadResult]
+    for concurrency, rate_rps in plan_runs(config, results):
+        if concurrency:
+            label, run = f"closed loop, {concurrency} in flight", partial(run_closed_loop, concurrency=concurrency)
+        else:
+            label, run = f"open loop, {rate_rps:.1f} requests/s", partial(run_open_loop, rate_rps=rate_rps)
+        result = _run(endpoint, label, partial(run, model=model, images=images, config=config), display)
+        results.append(result)
+        yield result
         if result.interrupted is not None:
             return
 
@@ -141,7 +134,7 @@ def _run(endpoint: Endpoint, label: str, run: Callable[..., LoadResult], display
     def measure(url: str) -> LoadResult:
         with display.stage(label) as stage:
             result = run(url, progress=stage)
-            if result.interrupted is not None and not stopped_by_user(result):
+            if result.interrupted is not None and not result.stopped_by_user:
                 raise _CutShort(result)
         return result
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
-
+from temper.cli.commands.report import show_report
 from temper.errors import WorkflowError
 from temper.progress import Display
-from temper.report.answer import answers, faults
-from temper.report.table import render_table
 from temper.run.recipe import Recipe, load_recipe
 from temper.terminal import echo
 
@@ -35,15 +31,9 @@ def run_command(recipe_file: Path, *, url: str | None, repository: Path, runs: P
     with resumable(), Display() as display:
         report = run_recipe(recipe, repository=repository, runs=runs, display=display, url=url)
     folder = runs / recipe.name
-    if as_json:
-        echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
-    else:
-        click.echo(render_table(report, color=sys.stdout.isatty()))
-        for sentence in [*answers(report), *faults(report)]:
-            echo(sentence)
-        echo(f"\n{folder / 'report.html'}\n{folder / 'report.json'}")
-    if report["stopped"] is not None:
-        raise WorkflowError(f"{report['stopped']}; what was measured is in {folder / 'report.html'}")
+    show_report(report, folder, as_json=as_json)
+    if report.stopped is not None:
+        raise WorkflowError(f"{report.stopped}; what was measured is in {folder / 'report.html'}")
 
 
 def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: bool) -> None:
@@ -60,7 +50,7 @@ def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: b
             "model": one.model,
             "version": one.version,
             "engine": one.engine,
-            "engine_why": one.engine_why,
+            "engine_reason": one.engine_reason,
             "size_bytes": one.size_bytes,
             "path": str(one.path),
             "reused": one.reused,

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from temper.cli.commands.main_job import log_to_file, resumable
+from temper.cli.commands.report import show_report
 from temper.errors import WorkflowError
 from temper.progress import Display
-from temper.report.table import render_table
 from temper.run.recipe import load_recipe
 from temper.run.sweep import parse_over, sweep_recipe
-from temper.terminal import echo
 
 if TYPE_CHECKING:
     from temper.run.recipe import Recipe
@@ -56,11 +51,6 @@ def sweep_command(
 
         report = run_sweep(recipe, runs=runs, run_all=run_all)
     folder = runs / recipe.name
-    if as_json:
-        echo(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
-    else:
-        click.echo(render_table(report, color=sys.stdout.isatty()))
-        best = ", ".join(row["name"] for row in report["variants"] if row["frontier"])
-        echo(f"On the frontier: {best}.\n\n{folder / 'report.html'}\n{folder / 'report.json'}")
-    if report["stopped"] is not None:
-        raise WorkflowError(f"{report['stopped']}; the other variants are in {folder / 'report.html'}")
+    show_report(report, folder, as_json=as_json)
+    if report.stopped is not None:
+        raise WorkflowError(f"{report.stopped}; the other variants are in {folder / 'report.html'}")

@@ -66,11 +66,13 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
-    for command in ("init", "recipe", "run", "build", "serve", "query", "load", "attack"):
+    for command in ("init", "recipe", "run", "build", "report", "serve", "query", "load", "attack"):
         assert f"\n  {command} " in result.stdout
 
 
-@pytest.mark.parametrize("command", ["init", "recipe", "run", "build", "serve", "query", "load", "attack"])
+@pytest.mark.parametrize(
+    "command", ["init", "recipe", "run", "build", "report", "serve", "query", "load", "attack"]
+)
 def test_help_of_a_command(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0

@@ -14,6 +14,7 @@ import pytest
 
 from temper.errors import WorkflowError
 from temper.progress import Display
+from temper.report.model import Report
 from temper.run.recipe import Recipe, load_recipe
 from temper.run.sweep import parse_over, sweep_recipe
 from temper.run.sweep_run import run_sweep
@@ -50,7 +51,7 @@ def recipe(quick_recipe: Path) -> Recipe:
     return sweep_recipe(load_recipe(quick_recipe), [parse_over("quantize.method=max,entropy")])
 
 
-def run(recipe: Recipe, address: str, home: Path, **wanted: float) -> dict[str, Any]:
+def run(recipe: Recipe, address: str, home: Path, **wanted: float) -> Report:
     with Display(quiet=True) as display:
         arguments: dict[str, Any] = {"repository": home / "models", "runs": home / "runs", "display": display}
         return run_sweep(
@@ -95,10 +96,10 @@ def test_sweep_survives_the_loss_of_a_worker(recipe: Recipe, address: str, tmp_p
     (niceness,) = killed
     # What is measured there must not give way to whatever else runs on the machine.
     assert niceness <= os.getpriority(os.PRIO_PROCESS, 0)
-    assert [row["name"] for row in report["variants"]] == ["fp32", "int8_methodmax", "int8_methodentropy"]
-    assert (report["failed"], report["stopped"]) == ([], None)
-    assert all(row["accuracy"] and row["throughput_ips"] for row in report["variants"])
-    assert any(row["frontier"] for row in report["variants"])
+    assert [row.name for row in report.variants] == ["fp32", "int8_methodmax", "int8_methodentropy"]
+    assert (report.failed, report.stopped) == ((), None)
+    assert all(row.accuracy and row.throughput_ips for row in report.variants)
+    assert any(row.frontier for row in report.variants)
     # The second attempt took up what the first had trained.
     assert len(list((tmp_path / "runs" / recipe.name / "stages").glob("weights-*"))) == 1
 

@@ -1,4 +1,4 @@
-"""The audit of a compression's steps, on real graphs in OpenVINO."""
+"""The measurement of a compression's steps, on real graphs in OpenVINO."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
 from temper.builder.engines.openvino import OpenVinoConfig
 from temper.builder.store.artifacts import Artifact, Store
 from temper.progress import Display
-from temper.run.steps import audit_steps
+from temper.report.measured import Paired, Share
+from temper.report.model import Step
+from temper.run.steps import measure_steps
 
 if TYPE_CHECKING:
     from benchmarks.sample import Sample
@@ -29,7 +31,7 @@ def built_of(folder: Path, *snapshots: Snapshot) -> Built:
         model="toy_int8",
         version=1,
         engine="openvino",
-        engine_why="",
+        engine_reason="",
         size_bytes=1,
         path=folder,
         reused=False,
@@ -42,7 +44,7 @@ def built_of(folder: Path, *snapshots: Snapshot) -> Built:
 @pytest.fixture(scope="module")
 def built(sample: Sample, toy_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The sample network, then the same graph again (a step that gains nothing), then int8."""
-    folder = tmp_path_factory.mktemp("audit")
+    folder = tmp_path_factory.mktemp("steps")
     (folder / "int8").mkdir()
     config = QuantizeConfig(method="max", reduce_range=True)  # right on every CPU
     quantize_onnx(toy_onnx, folder / "int8" / "model.onnx", sample.calibration[:32], config)
@@ -55,58 +57,61 @@ def built(sample: Sample, toy_onnx: Path, tmp_path_factory: pytest.TempPathFacto
     )
 
 
-def audit(built: Built, store: Path, sample: Sample, **changes: Any) -> tuple[list[dict[str, Any]], list[bool]]:
+def measure(built: Built, store: Path, sample: Sample, **changes: Any) -> tuple[tuple[Step, ...], list[bool]]:
     labels = changes.get("labels", np.asarray(sample.labels, np.int64)[:120])
     with Display(quiet=True) as display:
-        rows = audit_steps(built, Store(store), sample.images[:120], labels, OpenVinoConfig(), display)
-        return rows, [stage.reused for stage in display.finished]
+        steps = measure_steps(built, Store(store), sample.images[:120], labels, OpenVinoConfig(), display)
+        return steps, [stage.reused for stage in display.finished]
 
 
 def test_every_step_has_its_figures(built: Built, sample: Sample, tmp_path: Path) -> None:
-    rows, reused = audit(built, tmp_path, sample)
-    assert [row["name"] for row in rows] == ["float32", "cast", "quantize"]
+    steps, reused = measure(built, tmp_path, sample)
+    assert [step.name for step in steps] == ["float32", "cast", "quantize"]
     assert reused == [False, False, False]
-    for row in rows:
-        assert row.keys() >= {"flops", "num_parameters", "size_bytes", "agreement", "verdict"}
-        assert row["accuracy"].keys() == {"value", "low", "high", "num_images"}
-        assert row["accuracy"]["num_images"] == 120
-        assert row["accuracy"]["low"] <= row["accuracy"]["value"] <= row["accuracy"]["high"]
-        assert row["latency_ms"] > 0
-    first, same, int8 = rows
-    assert (first["agreement"], first["latency_ratio"], first["accuracy_change"]) == (1.0, None, None)
-    assert (same["agreement"], same["accuracy_change"]["difference"]) == (1.0, 0.0)
-    assert int8["size_bytes"] < 0.3 * first["size_bytes"]
-    assert 0.9 < int8["agreement"] <= 1.0
-    assert int8["latency_ratio"] > 0
+    for step in steps:
+        assert step.accuracy.num_images == 120
+        assert step.accuracy.low <= step.accuracy.value <= step.accuracy.high
+        assert step.latency_ms > 0
+    first, same, int8 = steps
+    assert (first.agreement, first.latency_ratio, first.accuracy_change) == (1.0, None, None)
+    assert same.accuracy_change is not None
+    assert (same.agreement, same.accuracy_change.difference) == (1.0, 0.0)
+    assert int8.size_bytes < 0.3 * first.size_bytes
+    assert 0.9 < int8.agreement <= 1.0
+    assert int8.latency_ratio is not None
+    assert int8.latency_ratio > 0
 
 
 def test_accuracy_is_counted_against_the_labels(built: Built, sample: Sample, tmp_path: Path) -> None:
     wrong = (np.asarray(sample.labels, np.int64)[:120] + 1) % 10
-    right, _ = audit(built, tmp_path, sample)
-    rows, reused = audit(built, tmp_path, sample, labels=wrong)
+    right, _ = measure(built, tmp_path, sample)
+    steps, reused = measure(built, tmp_path, sample, labels=wrong)
     # What was measured are answers; the labels are compared with them afterwards.
     assert reused == [True, True, True]
-    assert right[0]["accuracy"]["value"] > 0.9
-    assert rows[0]["accuracy"]["value"] < 0.1
+    assert right[0].accuracy.value > 0.9
+    assert steps[0].accuracy.value < 0.1
 
 
 def test_variant_without_steps_has_no_rows(built: Built, sample: Sample, tmp_path: Path) -> None:
     plain = built_of(tmp_path, built.snapshots[0])
-    assert audit(plain, tmp_path, sample) == ([], [])
+    assert measure(plain, tmp_path, sample) == ((), [])
 
 
 @pytest.mark.parametrize(
-    ("row", "expected"),
+    ("name", "ratio", "low", "expected"),
     [
-        ({"name": "quantize", "latency_ratio": 0.4}, None),
-        ({"name": "sparsify", "latency_ratio": 1.01}, "no gain in speed in OpenVINO on this machine (1.01"),
-        ({"name": "distil", "latency_ratio": 1.0, "low": 0.01}, None),
-        ({"name": "distil", "latency_ratio": 1.0, "low": -0.01}, "no measurable gain in accuracy ("),
+        ("quantize", 0.4, 0.0, None),
+        ("sparsify", 1.01, 0.0, "no gain in speed in OpenVINO on this machine (1.01"),
+        ("distil", 1.0, 0.01, None),
+        ("distil", 1.0, -0.01, "no measurable gain in accuracy ("),
     ],
 )
-def test_step_that_gains_nothing_is_said_so(row: dict[str, Any], expected: str | None) -> None:
+def test_step_that_gains_nothing_is_said_so(name: str, ratio: float, low: float, expected: str | None) -> None:
     from temper.run.steps import _verdict
 
-    change = {"difference": 0.02, "low": row.get("low", 0.0), "high": 0.03}
-    verdict = _verdict({**row, "accuracy_change": change}, "OpenVINO")
+    counts = {"num_images": 120, "num_only_first": 0, "num_only_second": 2}
+    share = Share(value=0.9, low=0.8, high=1.0, num_images=120)
+    sizes = {"flops": 1, "num_parameters": 1, "size_bytes": 1, "latency_ms": 1.0, "agreement": 1.0}
+    step = Step(name=name, engine="OpenVINO", accuracy=share, latency_ratio=ratio, **sizes)
+    verdict = _verdict(step, Paired(difference=0.02, low=low, high=0.03, p_value=0.5, **counts))
     assert verdict is None if expected is None else str(verdict).startswith(expected)

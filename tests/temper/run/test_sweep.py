@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from temper.errors import RecipeError
+from temper.report.model import Failure, Report, Variant
+from temper.report.read import read_report
 from temper.run.frontier import mark_frontier
 from temper.run.recipe import Recipe, load_recipe
 from temper.run.sweep import parse_over, sweep_recipe
+from temper.run.sweep_run import Outcome, run_sweep
 
 TEXT = """
 name = "toy"
@@ -95,28 +102,57 @@ def test_unknown_variant_is_refused(recipe: Recipe) -> None:
         sweep_recipe(recipe, [parse_over("quantize.method=max")], variant="big")
 
 
-def row(size: int, accuracy: float, p50: float | None, robust: float) -> dict[str, Any]:
-    return {
-        "size_bytes": size,
-        "accuracy": {"value": accuracy},
-        "latency_ms": None if p50 is None else {"p50": p50},
-        "robustness": [{"attack": "square", "norm": "linf", "epsilon": 8.0, "accuracy": robust}],
-    }
+@pytest.fixture
+def measured(report: dict[str, Any]) -> Callable[..., Variant]:
+    """Makes a variant of these figures."""
+    like = TypeAdapter(Report).validate_json(json.dumps(report), strict=True).variants[0]
+    assert like.accuracy is not None
+    assert like.latency_ms is not None
+    accuracy, latency, attack = like.accuracy, like.latency_ms, like.robustness[0]
+
+    def make(size: int, value: float, p50: float | None, robust: float) -> Variant:
+        return replace(
+            like,
+            size_bytes=size,
+            accuracy=replace(accuracy, value=value),
+            latency_ms=None if p50 is None else replace(latency, p50=p50),
+            robustness=(replace(attack, accuracy=robust),),
+        )
+
+    return make
 
 
-def test_frontier_keeps_what_nothing_beats() -> None:
-    rows = [
-        row(40, 0.98, 10.0, 0.5),
-        row(10, 0.97, 4.0, 0.5),  # smaller and faster
-        row(10, 0.97, 5.0, 0.5),  # beaten by the one before
-        row(40, 0.90, 11.0, 0.6),  # worse in all but under attack
-        row(50, 0.98, None, 0.4),  # beaten by the first in all that both have
+def test_frontier_keeps_what_nothing_beats(measured: Callable[..., Variant]) -> None:
+    variants = [
+        measured(40, 0.98, 10.0, 0.5),
+        measured(10, 0.97, 4.0, 0.5),  # smaller and faster
+        measured(10, 0.97, 5.0, 0.5),  # beaten by the one before
+        measured(40, 0.90, 11.0, 0.6),  # worse in all but under attack
+        measured(50, 0.98, None, 0.4),  # beaten by the first in all that both have
     ]
-    mark_frontier(rows)
-    assert [one["frontier"] for one in rows] == [True, True, False, True, False]
+    assert [one.frontier for one in mark_frontier(variants)] == [True, True, False, True, False]
 
 
-def test_equal_variants_are_both_on_the_frontier() -> None:
-    rows = [row(10, 0.9, 5.0, 0.5), row(10, 0.9, 5.0, 0.5)]
-    mark_frontier(rows)
-    assert [one["frontier"] for one in rows] == [True, True]
+def test_equal_variants_are_both_on_the_frontier(measured: Callable[..., Variant]) -> None:
+    variants = [measured(10, 0.9, 5.0, 0.5), measured(10, 0.9, 5.0, 0.5)]
+    assert [one.frontier for one in mark_frontier(variants)] == [True, True]
+
+
+def test_reports_of_the_runs_become_one(recipe: Recipe, report: dict[str, Any], tmp_path: Path) -> None:
+    overs = [parse_over("low_rank.flops=0.8,0.6"), parse_over("quantize.method=max")]
+    swept = sweep_recipe(recipe, overs)
+    _, good, bad = (variant.name for variant in swept.variants)
+    report["variants"][1]["name"] = good
+    part = TypeAdapter(Report).validate_json(json.dumps(report), strict=True)
+    outcomes = [
+        Outcome(variant=bad, report=None, reason="too small"),
+        Outcome(variant=good, report=part, reason=None),
+    ]
+    joined = run_sweep(swept, runs=tmp_path, run_all=lambda pairs: iter(outcomes))
+    assert [(one.name, one.frontier) for one in joined.variants] == [("fp32", True), (good, True)]
+    assert joined.failed == (Failure(variant=bad, reason="too small"),)
+    assert joined.stopped == f"{bad}: too small"
+    assert (joined.comparisons, joined.timings) == (part.comparisons, part.timings)
+    before, after = (one.variants[1].robustness[1].gallery[0].original for one in (part, joined))
+    assert after == f"variants/{good}/{before}"
+    assert read_report(tmp_path / swept.name).variants == joined.variants

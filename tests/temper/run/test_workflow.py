@@ -9,12 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 
 from temper.builder.engines.isa import instruction_set, why_inexact
 from temper.cli.main import cli
 from temper.progress import Display
+from temper.report.page import render_page
+from temper.report.read import read_report
+from temper.report.schemas import FOLDER
 from temper.run.recipe import load_recipe
 from temper.run.workflow import run_recipe
 from temper.serve.server import TritonServer
@@ -83,6 +87,13 @@ def test_report_has_the_promised_keys(first: Result, report: dict[str, Any]) -> 
     assert int8["warning"] == why_inexact(instruction_set(), int8["weight_bits"])
 
 
+def test_report_is_as_its_schema_says_and_reads_back(report: dict[str, Any], home: Path) -> None:
+    jsonschema.Draft202012Validator(json.loads((FOLDER / "report.json").read_text())).validate(report)
+    read = read_report(home / "runs" / "quick")
+    assert json.loads(json.dumps(read.to_json())) == report
+    assert render_page(read, home / "runs" / "quick") == (home / "runs" / "quick" / "report.html").read_text()
+
+
 def test_report_compares_on_the_same_images(report: dict[str, Any]) -> None:
     (comparison,) = report["comparisons"]
     fp32, int8 = report["variants"]
@@ -114,7 +125,7 @@ def test_second_run_reuses_everything_and_starts_no_server(
     result = run_cli(quick_recipe, home, "--json")
     assert result.exit_code == 0, result.output
     again = json.loads(result.stdout)
-    assert all(stage["reused"] for stage in again["stages"])
+    assert all(stage["reused"] for stage in again["timings"])
     assert again["variants"] == [
         {**row, "build": [{**step, "reused": True} for step in row["build"]]} for row in report["variants"]
     ]
@@ -129,7 +140,7 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     fp32, int8, both = report["variants"]
-    assert (both["model"], both["stages"], both["calibration"]) == ("quick_pair", [], None)
+    assert (both["model"], both["steps"], both["calibration"]) == ("quick_pair", [], None)
     assert both["size_bytes"] == fp32["size_bytes"] + int8["size_bytes"]
     told = ("weight_bits", "serving_isa", "warning")
     assert fp32["int8"] is None
@@ -137,7 +148,7 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     assert both["accuracy"]["num_images"] == 60
     assert any(run["completed"] > 0 for run in both["load"])
     assert [attack["attack"] for attack in both["robustness"]] == ["noise", "square"]
-    reused = [stage["stage"] for stage in report["stages"] if stage["reused"]]
+    reused = [stage["stage"] for stage in report["timings"] if stage["reused"]]
     assert "finetune" in reused
     assert all(step["reused"] for row in (fp32, int8) for step in row["build"])
     # Members of an ensemble are published with another queue, so they are measured again.
@@ -151,7 +162,7 @@ def test_run_on_a_running_server(first: Result, quick_recipe: Path, home: Path) 
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["server"] == f"the server at {running.grpc_url}"
-    measured = {stage["stage"]: stage["reused"] for stage in found["stages"]}
+    measured = {stage["stage"]: stage["reused"] for stage in found["timings"]}
     assert measured["fp32: load"] is False
     assert measured["finetune"] is True
 
@@ -200,13 +211,14 @@ def test_run_keeps_what_was_measured_when_the_server_dies_again(
         )
     log = home / "runs" / "quick" / "tritonserver.log"
     death = f"tritonserver died by SIGKILL; its backtrace is in {log}"
-    assert report["deaths"] == [f"{death}; started again, measuring fp32: load again"]
-    assert report["stopped"].startswith(f"load test of quick_fp32: {death}: the server at ")
-    assert " requests answered, " in report["stopped"]
-    fp32, int8 = report["variants"]
-    assert fp32["accuracy"]["num_images"] == int8["accuracy"]["num_images"] == 60
-    assert fp32["load"][0]["completed"] > 0
-    assert int8["load"] == []
+    assert report.deaths == (f"{death}; started again, measuring fp32: load again",)
+    assert report.stopped is not None
+    assert report.stopped.startswith(f"load test of quick_fp32: {death}: the server at ")
+    assert " requests answered, " in report.stopped
+    fp32, int8 = report.variants
+    assert [one.accuracy and one.accuracy.num_images for one in (fp32, int8)] == [60, 60]
+    assert fp32.load[0].completed > 0
+    assert int8.load == ()
     written = json.loads((home / "runs" / "quick" / "report.json").read_text(encoding="utf-8"))
-    assert written["stopped"] == report["stopped"]
+    assert written == json.loads(json.dumps(report.to_json()))
     assert "This run stopped early" in (home / "runs" / "quick" / "report.html").read_text(encoding="utf-8")

@@ -1,0 +1,313 @@
+"""report.json, typed: what a run built and measured, as frozen dataclasses. Standard library only.
+
+JSON is what `dataclasses.asdict` makes of them; `read.py` reads it back and `schema/report.json` describes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from temper.report.measured import (
+    Accuracy,
+    Attack,
+    ClassShare,
+    Latency,
+    LoadRun,
+    Paired,
+    PairedAttack,
+    Record,
+    Share,
+)
+
+FORMAT: Literal[2] = 2
+"""Raised when a key goes or changes its meaning; a further key is no other format, and needs a default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Record):
+    """One stage of a variant's build."""
+
+    name: str
+    """`data`, `weights`, a step of the compression, `export` or `engine`."""
+    figures: dict[str, Any]
+    """What it says of its result; every stage has its own."""
+    reused: bool
+    """Whether nothing had to run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Record):
+    """How a variant was quantised, what the Q/DQ audit counted, and how near it is to float32."""
+
+    precision: str
+    """`int8` or `fp8`."""
+    method: str
+    """How the ranges were found."""
+    num_calibration: int
+    """Training images that they were found on."""
+    num_conv: int
+    """Convolutions quantised, per channel."""
+    num_gemm: int
+    """Linear layers quantised, per channel."""
+    num_residual_adds: int
+    """Residual additions with exactly one quantised branch."""
+    agreement: float
+    """Share of the images with the same answer as float32, 0 to 1."""
+    num_images: int
+    """Test images compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeLoss(Record):
+    """How far OpenVINO's answers at AVX2 are from the graph's exact arithmetic."""
+
+    num_images: int
+    """Images compared."""
+    changed: float
+    """Share of answers that are others, 0 to 1."""
+    rms: float
+    """Of the logits' change, as a share of their standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReduceRange(Record):
+    """Whether the weights of int8 have 7 bits, and why."""
+
+    asked: bool | Literal["auto"]
+    """`reduce_range` in the recipe."""
+    used: bool
+    """Whether they have."""
+    why: str
+    """The reason."""
+    full: RangeLoss | None = None
+    """`auto`: what 8 bits lose."""
+    reduced: RangeLoss | None = None
+    """`auto`: what 7 bits lose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exactness(Record):
+    """How far the served answers are from the exact arithmetic of the graph."""
+
+    num_images: int
+    """Test images compared."""
+    agreement: float
+    """Share of the images with the same answer, 0 to 1."""
+    relative_rms: float
+    """Of the logits' differences, as a share of their standard deviation."""
+    max_abs_diff: float
+    """The largest difference of a logit."""
+    max_abs_logit: float
+    """The largest logit."""
+    retries: dict[str, int]
+    """Requests that were sent again, by the kind of error that made it necessary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8(Record):
+    """What decides whether int8 answers depend on the CPU."""
+
+    weight_bits: int
+    """Bits that the weights use, 7 or 8."""
+    reduce_range: ReduceRange | None
+    """Null for an ensemble."""
+    verified_isa: str | None
+    """The instruction set that the engine was verified on."""
+    serving_isa: str | None
+    """The instruction set that served; null when no CPU does."""
+    warning: str | None
+    """What that CPU does to the answers; null when there is nothing to say."""
+    exact: Exactness | None
+    """How exact it is as served; null when that was not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Record):
+    """One step of a variant's compression, measured in process."""
+
+    name: str
+    """The step, `float32` for the network before any."""
+    engine: str
+    """What ran it: the engine that serves, or one that runs in process where that one does not."""
+    flops: int
+    """Two per multiply-add of the convolutions and linear layers, for one image."""
+    num_parameters: int
+    """Weights, biases and normalisations of the network."""
+    size_bytes: int
+    """Size of the graph's file."""
+    accuracy: Share
+    """On the test images."""
+    agreement: float
+    """Share of the float32 network's answers, 0 to 1."""
+    latency_ms: float
+    """Of one image, the median."""
+    latency_ratio: float | None
+    """To the step before, timed in turns; null for the first."""
+    accuracy_change: Paired | None = None
+    """Against the step before; null for the first."""
+    verdict: str | None = None
+    """Says so when the step gained nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant(Record):
+    """One variant: what it is, and what was measured on it as served."""
+
+    name: str
+    """The variant's name in the recipe."""
+    model: str
+    """Its model in the repository."""
+    version: int
+    """The version that was measured."""
+    engine: str
+    """The kind of engine that runs it."""
+    engine_reason: str
+    """Why that one."""
+    size_bytes: int
+    """Size of the engine file, of all members' together for an ensemble."""
+    accuracy: Accuracy | None = None
+    """On all test images; null when it was not measured."""
+    per_class: tuple[ClassShare, ...] = ()
+    """The same by class."""
+    throughput_ips: float | None = None
+    """Best closed-loop throughput in images per second."""
+    latency_ms: Latency | None = None
+    """Of one load run."""
+    latency_from: str | None = None
+    """Which one."""
+    load: tuple[LoadRun, ...] = ()
+    """Every load run."""
+    robustness: tuple[Attack, ...] = ()
+    """Every attack, in the recipe's order."""
+    calibration: Calibration | None
+    """Null when it is not quantised."""
+    int8: Int8 | None
+    """Null when it is not int8."""
+    steps: tuple[Step, ...] = ()
+    """What each step of its compression did; none without steps."""
+    build: tuple[Stage, ...]
+    """The stages that made it, but for the quantisation; none for an ensemble."""
+    frontier: bool | None = None
+    """In a sweep: whether no other variant beats it."""
+
+    def attack(self, key: tuple[str, str, float]) -> Attack | None:
+        """The attack of this name, norm and epsilon, if it was measured."""
+        return next((attack for attack in self.robustness if attack.key == key), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Record):
+    """One variant against the first one, on the same images."""
+
+    variant: str
+    """The variant's name."""
+    baseline: str
+    """The first one's."""
+    size_ratio: float
+    """Size of its engine file over the baseline's."""
+    throughput_ratio: float | None = None
+    """Its throughput over the baseline's; null when one was not measured."""
+    accuracy: Paired | None = None
+    """Variant minus baseline; null when one was not measured."""
+    robustness: tuple[PairedAttack, ...] = ()
+    """The same under every attack that both went through."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu(Record):
+    """An NVIDIA GPU."""
+
+    name: str
+    """Its name."""
+    memory: str
+    """Its memory, as nvidia-smi writes it."""
+    driver: str
+    """The driver's version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Record):
+    """Where it was measured."""
+
+    cpu: str
+    """The CPU's model name."""
+    flags: tuple[str, ...]
+    """Its instruction sets that matter here."""
+    cores: int
+    """Cores that the run might use."""
+    ram_bytes: int
+    """Memory that the run might use."""
+    gpu: Gpu | None
+    """The first GPU; null without one."""
+    os: str
+    """The operating system."""
+    kernel: str
+    """Its kernel's version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(Record):
+    """One stage of the run, as it was shown."""
+
+    stage: str
+    """Its label."""
+    seconds: float
+    """How long it took."""
+    reused: bool
+    """Whether nothing had to run."""
+    note: str
+    """The figure that mattered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure(Record):
+    """A variant of a sweep that failed."""
+
+    variant: str
+    """Its name."""
+    reason: str
+    """Why, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Record):
+    """What one `temper run` or `temper sweep` gives."""
+
+    format: Literal[2]
+    """Of this file."""
+    recipe: str
+    """The recipe's name."""
+    created: str
+    """When the run began, as `2026-11-23 22:40 UTC`."""
+    seconds: float
+    """How long the run took."""
+    server: str
+    """What it was measured through, in words."""
+    stopped: str | None
+    """Why the measurements are not complete, in one line; null when they are."""
+    deaths: tuple[str, ...] = ()
+    """One line for each time that the embedded server died and was started again."""
+    commit: str | None
+    """Temper's commit; null when it ran from no checkout."""
+    machine: Machine
+    """Where it was measured."""
+    versions: dict[str, str]
+    """Versions of Python and of the libraries that a figure depends on."""
+    config: dict[str, Any]
+    """The recipe, with its defaults."""
+    data: dict[str, Any]
+    """What the images are: the figures of the stage `data`."""
+    variants: tuple[Variant, ...]
+    """In the recipe's order."""
+    comparisons: tuple[Comparison, ...]
+    """Every further variant against the first one."""
+    timings: tuple[Timing, ...]
+    """The run's stages, as they ran."""
+    failed: tuple[Failure, ...] = ()
+    """In a sweep: the variants that could not be measured."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as JSON."""
+        return dataclasses.asdict(self)
