@@ -285,7 +285,7 @@ MISTAKES = {
     "key of another attack": (
         'name = "square"',
         'name = "noise"\np_init = 0.5',
-        "attacks[0].p_init: no such key, expected one of name, epsilon, norm, num_images,",
+        'attacks[0].p_init: no such key with name "noise", expected "square" or "art-square"',
     ),
     "norm that the attack has not": (
         "epsilon = 8",
@@ -429,7 +429,7 @@ def test_attack_of_another_package_is_an_attack_like_ours(tmp_path: Path, instal
         "attacks[0].width: got 0, expected at least 1"
     ]
     assert read_error(tmp_path, GOOD.replace('"square"', '"stripes"\np_init = 0.1'))[0].startswith(
-        "attacks[0].p_init: no such key, expected one of name, epsilon, norm,"
+        "attacks[0].p_init: no such key with name "noise", expected "square" or "art-square", norm,"
     )
     assert read_error(tmp_path, GOOD.replace('"square"', '"laser"')) == [
         'attacks[0].name: got "laser", expected one of "square", "noise", "art-square", "stripes"'
