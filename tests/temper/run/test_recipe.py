@@ -429,7 +429,7 @@ def test_attack_of_another_package_is_an_attack_like_ours(tmp_path: Path, instal
         "attacks[0].width: got 0, expected at least 1"
     ]
     assert read_error(tmp_path, GOOD.replace('"square"', '"stripes"\np_init = 0.1'))[0].startswith(
-        "attacks[0].p_init: no such key with name "noise", expected "square" or "art-square", norm,"
+        'attacks[0].p_init: no such key with name "stripes", expected "square" or "art-square"'
     )
     assert read_error(tmp_path, GOOD.replace('"square"', '"laser"')) == [
         'attacks[0].name: got "laser", expected one of "square", "noise", "art-square", "stripes"'
