@@ -30,6 +30,13 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        tensors = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs)
-        mean = np.mean(np.stack(list(tensors)), axis=0, dtype=np.float32)
+        """Answer one request; members that do not agree on a shape fail it alone."""
+        tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs]
+        shapes = [list(tensor.shape) for tensor in tensors]
+        if any(shape != shapes[0] for shape in shapes):
+            message = f"the mean's inputs have the shapes {shapes}, expected one; publish the ensemble again"
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
+            )
+        mean = np.mean(np.stack(tensors), axis=0, dtype=np.float32)
         return pb_utils.InferenceResponse([pb_utils.Tensor(self._output, mean)])

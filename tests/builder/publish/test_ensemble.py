@@ -18,6 +18,7 @@ import pytest
 import tritonclient.grpc as triton
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import InferenceServerException
 
 from temper.builder.errors import PublishError
 from temper.builder.publish.ensemble import publish_ensemble
@@ -165,8 +166,14 @@ def served(
     publish_pair(repository)
     publish_pair(repository, name="orphan", members=["toy_fp32", "gone"])
     shutil.rmtree(repository / "gone")
+    # The mean of vectors of any length, which Triton does not compare.
+    shutil.copytree(repository / "pair_mean", repository / "loose")
+    config = (repository / "loose" / "config.pbtxt").read_text()
+    (repository / "loose" / "config.pbtxt").write_text(
+        config.replace('"pair_mean"', '"loose"').replace("dims: 10", "dims: -1")
+    )
     # Triton loads an ensemble's members with it.
-    models = ["pair", "narrow", "bounded", "orphan"]
+    models = ["pair", "narrow", "bounded", "orphan", "loose"]
     log = folder / "tritonserver.log"
     server = TritonServer(repository, models=models, log_file=log, strict=False, only_published=False)
     with share_server(request, server) as running:
@@ -216,6 +223,26 @@ def test_full_queue_refuses_and_answers_the_rest(
             if not isinstance(answer, ClientError):
                 np.testing.assert_allclose(answer, expected, rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(ask_alone(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.server
+def test_members_of_two_shapes_fail_their_own_request_alone(served: TritonServer) -> None:
+    def ask(*lengths: int) -> Any:
+        inputs = [
+            triton.InferInput(f"logits_{index}", [1, length], "FP32") for index, length in enumerate(lengths)
+        ]
+        for index, (tensor, length) in enumerate(zip(inputs, lengths, strict=True)):
+            tensor.set_data_from_numpy(np.full((1, length), index, np.float32))
+        with triton.InferenceServerClient(served.grpc_url) as raw:
+            return raw.infer("loose", inputs).as_numpy("logits")
+
+    expected = (
+        r"the mean's inputs have the shapes \[\[1, 3\], \[1, 4\]\], expected one; publish the ensemble again"
+    )
+    with pytest.raises(InferenceServerException, match=expected) as caught:
+        ask(3, 4)
+    assert "INVALID_ARGUMENT" in str(caught.value.status())
+    assert ask(3, 3).tolist() == [[0.5, 0.5, 0.5]]
 
 
 @pytest.mark.server

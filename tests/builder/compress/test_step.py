@@ -1,4 +1,4 @@
-"""Steps, attacks and engines of other packages: the code of docs/extend.md, installed and used from a recipe."""
+"""A step of another package, as docs/extend.md shows it: installed and used from a recipe, or refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from temper.builder.compress.step import REGISTRY
+
+ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "docs" / "examples"
 
 RECIPE = """
@@ -35,10 +37,10 @@ kind = "openvino"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples, installed into a folder of their own."""
+    """The examples of a step and of an attack, installed into a folder of their own."""
     folder = tmp_path_factory.mktemp("plugins")
     command = [sys.executable, *"-m pip install -q --no-deps --no-build-isolation --target".split(), str(folder)]
-    for name in sorted(path.parent.name for path in EXAMPLES.glob("*/pyproject.toml")):
+    for name in ("step", "attack"):
         sources = shutil.copytree(
             EXAMPLES / name, tmp_path_factory.mktemp("sources") / name
         )  # the build writes there
@@ -51,16 +53,6 @@ def temper(*arguments: object, site: Path) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
     command = [sys.executable, "-m", "temper.cli.main", *map(str, arguments)]
     return subprocess.run(command, env=variables, capture_output=True, text=True)
-
-
-def install(folder: Path, package: str, group: str, points: dict[str, str], code: str) -> None:
-    """Puts a package there as pip leaves it."""
-    (folder / f"{package}.py").write_text(code)
-    about = folder / f"{package}-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    lines = "".join(f"{name} = {place}\n" for name, place in points.items())
-    (about / "entry_points.txt").write_text(f"[{group}]\n{lines}")
 
 
 def test_step_of_another_package_is_built(site: Path, tmp_path: Path) -> None:
@@ -76,63 +68,69 @@ def test_step_of_another_package_is_built(site: Path, tmp_path: Path) -> None:
     assert card["recipe"]["variant"]["compress"] == [{"clip": {"deviations": 2.0}}]
 
 
-STEP = EXAMPLES / "step" / "temper_example_step.py"
+CODE = (EXAMPLES / "step" / "temper_example_step.py").read_text()
+Packages = dict[str, tuple[str, dict[str, str]]]
+"""The text and the entry points of each package that is installed."""
 
 
 @pytest.mark.parametrize(
-    ("fill", "change", "message"),
+    ("packages", "old", "new", "message"),
     [
         (
-            lambda folder: install(folder, "broken", "temper.steps", {"clip": "broken:STEP"}, "import nowhere"),
-            str,
+            {"broken": ("import nowhere", {"clip": "STEP"})},
+            "",
+            "",
             "error: temper.steps 'clip' of broken (broken:STEP) does not load: ModuleNotFoundError: "
             "No module named 'nowhere'; mend or uninstall it",
         ),
         (
-            lambda folder: [
-                install(folder, name, "temper.steps", {"clip": f"{name}:STEP"}, STEP.read_text())
-                for name in ("one", "two")
-            ],
-            str,
+            {"one": (CODE, {"clip": "STEP"}), "two": (CODE, {"clip": "STEP"})},
+            "",
+            "",
             "has the name of temper.steps 'clip' of ",
         ),
         (
-            lambda folder: install(folder, "greedy", "temper.steps", {"prune": "greedy:STEP"}, STEP.read_text()),
-            str,
+            {"greedy": (CODE, {"prune": "STEP"})},
+            "",
+            "",
             "error: temper.steps 'prune' of greedy (greedy:STEP) has the name of one of Temper's own; rename it",
         ),
         (
-            lambda folder: install(folder, "odd", "temper.steps", {"clip": "odd:STEP"}, "STEP = 5"),
-            str,
+            {"odd": ("STEP = 5", {"clip": "STEP"})},
+            "",
+            "",
             "error: temper.steps 'clip' of odd (odd:STEP) is int, expected Step; see docs/extend.md",
         ),
         (
-            lambda folder: None,
-            str,
+            {},
+            "",
+            "",
             "variants[1].compress[0].clip: no such key, expected one of prune, low_rank, sparsify, distil,",
         ),
         (
-            lambda folder: install(folder, "good", "temper.steps", {"clip": "good:STEP"}, STEP.read_text()),
-            lambda text: text.replace("deviations = 2.0", "deviations = -2.0"),
+            {"good": (CODE, {"clip": "STEP"})},
+            "deviations = 2.0",
+            "deviations = -2.0",
             "variants[1].compress[0].clip.deviations: got -2.0, expected a positive number",
         ),
         (
-            lambda folder: install(folder, "good", "temper.steps", {"clip": "good:STEP"}, STEP.read_text()),
-            lambda text: text.replace("{ clip", "{ quantize = {} }, { clip"),
+            {"good": (CODE, {"clip": "STEP"})},
+            "{ clip",
+            "{ quantize = {} }, { clip",
             "compress[1]: got clip after quantize, expected prune, low_rank, sparsify, clip, quantize, cast in",
         ),
     ],
     ids=["broken", "two of one name", "name of ours", "no step", "not installed", "bad config", "bad order"],
 )
-def test_bad_plugin_is_one_line(
-    tmp_path: Path, fill: Callable[[Path], object], change: Callable[[str], str], message: str
+def test_bad_step_is_one_line(
+    tmp_path: Path, install: Callable[..., Path], packages: Packages, old: str, new: str, message: str
 ) -> None:
-    site = tmp_path / "site"
-    site.mkdir()
-    fill(site)
+    site = tmp_path
+    for name, (text, points) in packages.items():
+        site = install(REGISTRY, name, text, points)
     recipe = tmp_path / "toy.toml"
-    recipe.write_text(change(RECIPE))
-    done = temper("build", recipe, "--runs", tmp_path / "runs", site=site)
+    recipe.write_text(RECIPE.replace(old, new, 1))
+    done = temper("recipe", recipe, site=site)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
