@@ -280,7 +280,7 @@ class Report(Record):
     recipe: str
     """The recipe's name."""
     created: str
-    """When the run began, as `2026-11-23 22:40 UTC`."""
+    """When the run began, to the minute, in UTC."""
     seconds: float
     """How long the run took."""
     server: str
