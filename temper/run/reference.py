@@ -20,8 +20,9 @@ COMMAND = "make reference"
 _HEAD = f"""# Recipe keys
 
 A recipe is a TOML file; this page lists every key that it may have. `temper init` writes one for a folder of
-images, [recipes/digits.toml](../recipes/digits.toml) holds more to copy, and `temper recipe FILE` says what is wrong with one. A key
-whose default is *required* must be there; where it is *none*, leaving it out has the meaning that the text gives.
+images, [recipes/digits.toml](../recipes/digits.toml) is one to copy, and `temper recipe FILE` says what is wrong
+with one. A key whose default is *required* must be there; where it is *none*, leaving it out has the meaning that
+the text gives.
 
 For an editor that reads JSON Schema, such as Taplo or Even Better TOML:
 `temper recipe --schema > recipe.schema.json`, and `#:schema ./recipe.schema.json` as the recipe's first line.

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ from temper.builder.engines.kind import ENGINES
 from temper.builder.engines.latency import timing_engine
 from temper.builder.errors import BuilderError
 from temper.builder.store.artifacts import Artifact, Store
-from temper.errors import TemperError
+from temper.builder.store.files import describe_os_error, locked
+from temper.errors import TemperError, WorkflowError
 from temper.host.machine import commit, machine, versions
 from temper.progress import Display
 from temper.report import write_report
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from temper.run.recipe import Recipe
 
 SERVER_LOG = "tritonserver.log"
+LOCK_FILE = ".run.lock"
 
 
 def run_recipe(
@@ -61,6 +64,8 @@ def run_recipe(
     folder: Path | None = None,
 ) -> Report:
     """Builds, serves, measures and attacks a recipe's variants and writes the report.
+
+    A second run into the same folder waits for the first: two that measure at once slow each other.
 
     Args:
         recipe: The recipe.
@@ -75,9 +80,32 @@ def run_recipe(
 
     Raises:
         BuilderError: A variant cannot be built or published; nothing is reported.
+        WorkflowError: The run's folder cannot be written.
         KeyboardInterrupt: After the report of what had been measured was written.
     """
     folder = folder or runs / recipe.name
+    with _alone(folder, display):
+        return _run_alone(recipe, repository=repository, runs=runs, display=display, url=url, folder=folder)
+
+
+@contextmanager
+def _alone(folder: Path, display: Display) -> Iterator[None]:
+    def waiting() -> None:
+        display.say(f"{folder}: another run is at work; waiting until it is done")
+
+    stack = ExitStack()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(folder / LOCK_FILE, waiting))
+    except OSError as error:
+        raise WorkflowError(f"{folder}: cannot be written: {describe_os_error(error)}") from error
+    with stack:
+        yield
+
+
+def _run_alone(
+    recipe: Recipe, *, repository: Path, runs: Path, display: Display, url: str | None, folder: Path
+) -> Report:
     started = datetime.datetime.now(datetime.UTC), time.monotonic()
     built = build_recipe(recipe, repository=repository, runs=runs, display=display)
     models = [one.model for one in built]

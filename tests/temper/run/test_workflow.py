@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from temper.builder.engines.isa import instruction_set, why_inexact
+from temper.builder.store.files import locked
 from temper.cli.main import cli
 from temper.progress import Display
 from temper.report.page import render_page
 from temper.report.read import read_report
 from temper.report.schemas import FOLDER
 from temper.run.recipe import load_recipe
-from temper.run.workflow import run_recipe
+from temper.run.workflow import LOCK_FILE, run_recipe
 from temper.serve.server import TritonServer
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -85,6 +88,25 @@ def test_report_has_the_promised_keys(first: Result, report: dict[str, Any]) -> 
     assert int8["exact"]["agreement"] >= 0.95
     assert int8["weight_bits"] == (7 if int8["reduce_range"]["used"] else 8)
     assert int8["warning"] == why_inexact(instruction_set(), int8["weight_bits"])
+
+
+def test_second_run_waits_for_the_first_and_says_so(first: Result, quick_recipe: Path, home: Path) -> None:
+    recipe, errors = load_recipe(quick_recipe), io.StringIO()
+    done = threading.Event()
+
+    def run() -> None:
+        with Display(errors) as display:
+            run_recipe(recipe, repository=home / "model_repository", runs=home / "runs", display=display)
+        done.set()
+
+    second = threading.Thread(target=run)
+    with locked(home / "runs" / "quick" / LOCK_FILE):
+        second.start()
+        while "another run is at work; waiting until it is done" not in errors.getvalue():
+            time.sleep(0.05)
+        assert not done.is_set()
+    second.join()
+    assert done.is_set()
 
 
 def test_report_is_as_its_schema_says_and_reads_back(report: dict[str, Any], home: Path) -> None:
