@@ -111,7 +111,7 @@ class _Done:
 
 
 @dataclass
-class _Chain:
+class _Underway:
     """A variant on its way: what is done, and the latest network and graph."""
 
     variant: VariantConfig
@@ -265,32 +265,34 @@ class _Build:
         self, variant: VariantConfig, engine: PickedEngine, shared: tuple[_Done, _Done, _Done]
     ) -> Built:
         data, weights, graph = (each.artifact for each in shared)
-        chain = _Chain(
+        way = _Underway(
             variant, engine, data, weights, list(shared), weights, exported=graph, graph=graph, snapshots=[]
         )
-        chain.add_graph("float32", graph)
+        way.add_graph("float32", graph)
         for step, config in _planned(variant, engine.kind):
-            self._run_step(chain, step, config)
-        chain.done.append(self._build_engine(chain))
-        return self._publish(chain)
+            self._run_step(way, step, config)
+        way.done.append(self._build_engine(way))
+        return self._publish(way)
 
-    def _run_step(self, chain: _Chain, step: Step[Any], config: Any) -> None:
-        data, original, network, graph = chain.data, chain.original, chain.network, chain.graph
-        config = step.settle(config, chain.engine.kind)
+    def _run_step(self, way: _Underway, step: Step[Any], config: Any) -> None:
+        data, original, network, graph = way.data, way.original, way.network, way.graph
+        config = step.settle(config, way.engine.kind)
         needs, on_network = step.needs(config), step.works_on == "network"
         trains = on_network or "training" in needs
-        engine = {"engine": chain.engine.config.build_key()} if "engine" in needs else None
+        engine = {"engine": way.engine.config.build_key()} if "engine" in needs else None
+        # A search by latency finds another network in another engine.
+        timing = () if engine is None else ("temper.builder.engines.latency", type(way.engine.kind).__module__)
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from temper.builder.compress import stage
 
             setting = self._setting()
             if on_network:
-                timed = None if engine is None else self._compare_latency(chain.engine.config)
+                timed = None if engine is None else self._compare_latency(way.engine.config)
                 return stage.run_network_step(step, config, setting, data, original, network, folder, view, timed)
             return stage.run_graph_step(step, config, setting, data, original, network, graph, folder, view)
 
-        label = f"{chain.variant.name}: {step.label(config)}"
+        label = f"{way.variant.name}: {step.label(config)}"
         inputs = [data, *([original, network] if trains else []), *([] if on_network else [graph])]
         done = self._stage(
             step.name,
@@ -299,16 +301,16 @@ class _Build:
             inputs,
             make,
             step.note,
-            code=("temper.builder.compress.stage", type(step).__module__, *step.code),
-            libraries=step.libraries(config),
+            code=("temper.builder.compress.stage", type(step).__module__, *step.code, *timing),
+            libraries=(*step.libraries(config), *([way.engine.kind.project] if timing else [])),
         )
-        chain.done.append(done)
+        way.done.append(done)
         left = done.artifact
         if on_network:
             exported = self._export(data, left, f"{label}, exported")
-            chain.done.append(exported)
-            chain.network, chain.exported, left = left, exported.artifact, exported.artifact
-        chain.add_graph(step.name, left)
+            way.done.append(exported)
+            way.network, way.exported, left = left, exported.artifact, exported.artifact
+        way.add_graph(step.name, left)
 
     def _compare_latency(self, engine: EngineConfig) -> CompareLatency:
         from temper.builder.engines.latency import compare_in_engine
@@ -316,9 +318,9 @@ class _Build:
         size, mean, std = self.data.image_size, self.model.mean, self.model.std
         return compare_in_engine(engine, image_size=size, mean=mean, std=std)
 
-    def _build_engine(self, chain: _Chain) -> _Done:
-        variant, engine, data = chain.variant, chain.engine, chain.data
-        graph, exported, network = chain.graph, chain.exported, chain.network
+    def _build_engine(self, way: _Underway) -> _Done:
+        variant, engine, data = way.variant, way.engine, way.data
+        graph, exported, network = way.graph, way.exported, way.network
         # The other road starts from PyTorch, which post-training quantisation leaves for the graph.
         from_torch = engine.kind.wants_module(engine.config) and variant.precision not in ("int8", "fp8")
         limits = {"min_agreement": variant.min_agreement, "max_logit_diff": variant.max_logit_diff}
@@ -354,33 +356,33 @@ class _Build:
             libraries=(engine.kind.project,),
         )
 
-    def _publish(self, chain: _Chain) -> Built:
+    def _publish(self, way: _Underway) -> Built:
         from temper.builder.publish.entry import Binding, publish
         from temper.builder.publish.triton_config import TritonConfig
 
-        kind, config = chain.engine.kind, chain.engine.config
-        data, engine = chain.data, chain.done[-1].artifact
+        kind, config = way.engine.kind, way.engine.config
+        data, engine = way.data, way.done[-1].artifact
         labels = read_labels(data.path / LABELS_FILE)
-        with self.progress_factory(f"{chain.variant.name}: publish") as view:
+        with self.progress_factory(f"{way.variant.name}: publish") as view:
             published = publish(
                 self.repository,
                 TritonConfig(
-                    name=f"{self.recipe_name}_{chain.variant.name}",
+                    name=f"{self.recipe_name}_{way.variant.name}",
                     image_size=self.data.image_size,
                     num_classes=len(labels),
                     max_batch=config.max_batch,
-                    backend=kind.backend(config, chain.weight_bits),
+                    backend=kind.backend(config, way.weight_bits),
                     parameters={"max_batch": str(config.max_batch)},
                     num_instances=config.num_instances,
                     serving=self.serving,
-                    in_ensemble=chain.variant.name in self.members,
+                    in_ensemble=way.variant.name in self.members,
                 ),
                 engine_file=engine.path / engine.info["file"],
                 labels=labels,
-                card=self._card(chain).to_json(),
+                card=self._card(way).to_json(),
                 binding=Binding(
                     compute_capability=engine.info["compute_capability"],
-                    graph_sha256=sha256_file(chain.graph.path / GRAPH_FILE),
+                    graph_sha256=sha256_file(way.graph.path / GRAPH_FILE),
                 )
                 if kind.is_bound(config)
                 else None,
@@ -388,19 +390,19 @@ class _Build:
             view.reused = published.reused
             view.note = published.note
         return Built(
-            variant=chain.variant.name,
+            variant=way.variant.name,
             model=published.model,
             version=published.version,
             engine=kind.name,
-            engine_reason=chain.engine.why,
+            engine_reason=way.engine.why,
             size_bytes=engine.info["size_bytes"],
             path=published.path,
             reused=published.reused,
             data=data,
             digest=engine.digest,
-            stages=[each.report for each in chain.done],
-            snapshots=chain.snapshots,
-            weight_bits=chain.weight_bits,
+            stages=[each.report for each in way.done],
+            snapshots=way.snapshots,
+            weight_bits=way.weight_bits,
         )
 
     def _publish_ensemble(self, variant: VariantConfig, members: list[Built]) -> Built:
@@ -445,22 +447,22 @@ class _Build:
             weight_bits=max((one.weight_bits for one in members if one.weight_bits is not None), default=None),
         )
 
-    def _card(self, chain: _Chain) -> Card:
+    def _card(self, way: _Underway) -> Card:
         return Card(
             recipe=CardRecipe(
                 name=self.recipe_name,
                 data=asdict(self.data),
                 model=asdict(self.model),
                 train=asdict(self.train),
-                variant=chain.variant.to_json(),
+                variant=way.variant.to_json(),
                 engine=asdict(self.engine),
             ),
-            data_digest=chain.data.digest,
-            engine=chain.engine.kind.name,
+            data_digest=way.data.digest,
+            engine=way.engine.kind.name,
             versions={name: version for name in _PACKAGES if (version := package_version(name)) is not None},
             stages=tuple(
                 CardStage(name=each.report.name, digest=each.artifact.digest, figures=each.report.figures)
-                for each in chain.done
+                for each in way.done
             ),
         )
 
