@@ -1,4 +1,4 @@
-"""Time of `temper --help` and of a run with nothing to do; peak memory of load tests and attacks of two lengths."""
+"""Time of `temper --help` and of a run with nothing to do; peak memory of load tests and attacks of two sizes."""
 
 from __future__ import annotations
 
