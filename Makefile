@@ -30,7 +30,7 @@ test-avx2: $(READY)  ## the int8 tests, with OpenVINO held to AVX2
 		ONEDNN_MAX_CPU_ISA=AVX2 OV_CPU_MAX_ISA=AVX2 $(PYTEST) -m int8; \
 	fi
 
-test-fast: $(READY)  ## without a tritonserver and without the slow ones
+test-fast: $(READY)  ## for every commit: no network is made and no tritonserver started
 	$(PYTEST) -m "not server and not slow"
 
 # No cache: what ruff remembers of an import outlives a package that came or went.

@@ -88,6 +88,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(reason)
 
 
+_MAKES_NETWORKS = ("builder/compress/", "builder/network/", "builder/test_build.py")
+"""Where nearly every test builds, trains or quantises one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what makes a network, so that nobody has to think of it: `make test-fast` leaves it out."""
+    for item in items:
+        if "sample" in getattr(item, "fixturenames", ()) or any(part in item.nodeid for part in _MAKES_NETWORKS):
+            item.add_marker(pytest.mark.slow)
+
+
 Mount = Callable[[Path, str], list[str]]
 
 

@@ -113,6 +113,7 @@ def test_parts_are_imported_by_one_name_only() -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_wheel_holds_every_file_and_takes_one_name(tmp_path: Path) -> None:
     subprocess.run(
         [*f"{sys.executable} -m pip wheel -q --no-deps --no-build-isolation -w".split(), tmp_path, "."],

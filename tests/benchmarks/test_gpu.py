@@ -218,6 +218,7 @@ def test_runner_of_the_stand_in_that_fails_is_closed_and_named(
     assert closed == [True]
 
 
+@pytest.mark.slow
 def test_convolutions_are_found_with_their_number() -> None:
     import torch
 
@@ -252,6 +253,7 @@ def test_every_training_step_runs(context: Context, name: str) -> None:
     assert len(row["rounds"]) == 2
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_a_step_that_fails(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(trainer: training.Trainer) -> training.Step:
         raise RuntimeError("no such kernel\nsecond line")

@@ -185,6 +185,7 @@ def test_environment_prefers_what_was_carried_and_knows_temper(tmp_path: Path) -
     assert done.stdout.split() == [*expected, str(ROOT / "temper" / "builder" / "__init__.py")]
 
 
+@pytest.mark.slow
 def test_environment_follows_a_newer_archive(tmp_path: Path) -> None:
     for name in ("first", "second"):
         wheel = make_wheel(tmp_path, name, "1.0", {f"{name}.py": ""})
@@ -221,6 +222,7 @@ def test_skeleton_gives_the_graph_back_bit_for_bit(tmp_path: Path) -> None:
         assert again.read_bytes() == graph.read_bytes(), precision
 
 
+@pytest.mark.slow
 def test_skeleton_of_other_weights_is_refused(tmp_path: Path) -> None:
     shapes = {name: tuple(each.shape) for name, each in networks.build_network("resnet18").named_parameters()}
     graph = networks.make_graph("resnet18", "fp32", tmp_path, 32)
@@ -234,6 +236,7 @@ def test_skeleton_of_other_weights_is_refused(tmp_path: Path) -> None:
         skeletons.read_skeleton(tmp_path / "changed", tmp_path / "again.onnx")
 
 
+@pytest.mark.slow
 def test_torch_contender_answers_as_the_exported_graph(tmp_path: Path) -> None:
     import torch
 

@@ -21,6 +21,7 @@ def config(name: str = "square", **changes: Any) -> AttackConfig:
 
 
 @pytest.mark.parametrize("name", ["square", "noise", "art-square"])
+@pytest.mark.slow
 async def test_interrupted_attack_resumes_to_the_same_result(digits: Digits, tmp_path: Path, name: str) -> None:
     whole = await attack_endpoint(digits.endpoint().infer, digits.images, digits.labels, config(name))
     path = tmp_path / "runs" / "attack.jsonl"

@@ -134,6 +134,7 @@ class Narrow:
             self.busy = False
 
 
+@pytest.mark.slow
 async def test_server_that_sheds_load_is_asked_one_thing_at_a_time_and_the_budget_lasts(digits: Digits) -> None:
     endpoint = Narrow(digits.endpoint().infer)
     infer = RetryingInfer(endpoint, SWIFT, max_batch=8)

@@ -108,6 +108,7 @@ async def test_square_draws_do_not_depend_on_the_other_images(digits: Digits) ->
     assert np.array_equal(some.queries, everything.queries[some.indices])
 
 
+@pytest.mark.slow
 async def test_square_beats_noise_and_art_within_the_same_budget(digits: Digits) -> None:
     results = {
         name: await run(digits, digits.endpoint(), config(name, epsilon=24, max_queries=240)) for name in FAMILIES
@@ -119,6 +120,7 @@ async def test_square_beats_noise_and_art_within_the_same_budget(digits: Digits)
     assert results["square"].num_queries < results["art-square"].num_queries
 
 
+@pytest.mark.slow
 async def test_square_agrees_with_art_when_both_take_as_many_steps(digits: Digits) -> None:
     ours = await run(digits, digits.endpoint(), config("square", epsilon=24, max_queries=200))
     # 3 queries at the start and 3 per iteration: 199 iterations after the stripes, like ours.

@@ -347,6 +347,7 @@ def test_files_that_cannot_be_used_are_named_all_at_once(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_training_image_that_cannot_be_used_brings_the_others_along(tmp_path: Path) -> None:
     root = fill(tmp_path / "images", *TRAIN, *classes("val/", "ant", "bee"))
     train = load_train(DataConfig(source="folder", path=str(root), image_size=32))

@@ -44,6 +44,7 @@ def prepare(config: DataConfig, folder: Path) -> dict[str, Any]:
     return prepare_data(config, folder)
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line(tmp_path: Path, mount: Callable[[Path, str], list[str]]) -> None:
     program = """
         import sys
@@ -61,6 +62,7 @@ def test_full_disk_is_one_line(tmp_path: Path, mount: Callable[[Path, str], list
     assert done.stdout == f"{tmp_path}/test_images.npy: cannot be written: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_digits_are_split_without_overlap(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     config = DataConfig(image_size=32)
@@ -111,6 +113,7 @@ def test_subset_is_drawn_by_the_seed(tmp_path: Path) -> None:
     assert read(tmp_path / "0", "test_images.npy").shape[0] == 20
 
 
+@pytest.mark.slow
 def test_torchvision_by_name(tmp_path: Path) -> None:
     config = DataConfig(source="torchvision", name="FakeData", image_size=32, num_test=5, num_calibration=4)
     info = prepare(config, tmp_path / "out")

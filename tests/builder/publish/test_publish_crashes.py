@@ -16,6 +16,7 @@ Mount = Callable[[Path, str], list[str]]
 WITH_HELPERS = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
 
 
+@pytest.mark.slow
 def test_concurrent_publishers_take_turns(tmp_path: Path) -> None:
     code = """
         import sys
@@ -93,6 +94,7 @@ for limit in range(1, 200):
 
 
 @pytest.mark.parametrize("start", ["new", "old"])
+@pytest.mark.slow
 def test_kill_at_any_moment_leaves_a_repository_that_loads(tmp_path: Path, start: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), start],

@@ -66,6 +66,7 @@ def test_versions_are_the_installed_ones(found: dict[str, Any]) -> None:
     assert told["tritonserver"]["state"] == "ok"
 
 
+@pytest.mark.slow
 def test_torch_says_what_it_is_built_for(found: dict[str, Any]) -> None:
     import torch
 
@@ -101,6 +102,7 @@ def test_json_is_what_was_found(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("isa", "warns"), [("avx2", True), ("avx512", True), ("avx512_vnni", False), (None, False)]
 )
+@pytest.mark.slow
 def test_cpu_on_which_int8_saturates_is_told(
     isa: str | None, warns: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
