@@ -74,7 +74,7 @@ def measure(built: Built) -> dict[str, Any]:
         "best": compare_logits(logits["exact"], logits["best"]),
         "best_to_avx2": compare_logits(logits["best"], logits["avx2"]),
     }
-    quantized = [stage.figures for stage in built.stages if stage.name == "quantize"]
+    quantized = [stage.figures for stage in built.stages if "reduce_range" in stage.figures]
     return {
         "variant": built.variant,
         "weight_bits": weight_bits(graph),

@@ -279,7 +279,7 @@ class _Build:
         config = step.settle(config, way.engine.kind)
         needs, on_network = step.needs(config), step.works_on == "network"
         trains = on_network or "training" in needs
-        engine = {"engine": way.engine.config.build_key()} if "engine" in needs else None
+        engine = {"engine": way.engine.config, "on": way.engine.kind.machine_key()} if "engine" in needs else None
         # A search by latency finds another network in another engine.
         timing = () if engine is None else ("temper.builder.engines.latency", type(way.engine.kind).__module__)
 
@@ -302,7 +302,7 @@ class _Build:
             make,
             step.note,
             code=("temper.builder.compress.stage", type(step).__module__, *step.code, *timing),
-            libraries=(*step.libraries(config), *([way.engine.kind.project] if timing else [])),
+            libraries=(*step.libraries(config), *(way.engine.kind.libraries(way.engine.config) if timing else ())),
         )
         way.done.append(done)
         left = done.artifact
@@ -348,12 +348,21 @@ class _Build:
         return self._stage(
             "engine",
             f"{variant.name}: {engine.kind.name} engine",
-            {"engine": engine.config.build_key(), "sparse": variant.is_sparse, **limits},
+            {
+                "engine": engine.config.build_key(),
+                "on": engine.kind.machine_key(),
+                "sparse": variant.is_sparse,
+                **limits,
+            },
             [data, network, exported, graph],
             make,
             lambda info: f"{info['size_bytes'] / 1e6:.1f} MB",
-            code=("temper.builder.engines.build", type(engine.kind).__module__),
-            libraries=(engine.kind.project,),
+            code=(
+                "temper.builder.engines.build",
+                type(engine.kind).__module__,
+                *(["temper.builder.network.stage"] if from_torch else []),
+            ),
+            libraries=engine.kind.libraries(engine.config),
         )
 
     def _publish(self, way: _Underway) -> Built:

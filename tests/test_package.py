@@ -18,7 +18,7 @@ PARTS = ("backends", "builder", "client", "imaging", "recipes")
 
 # From the ground up: a room may import itself and what stands before it in its line.
 BUILDER = ("contract", "names", "errors", "quiet", "store", "data", "network", "publish", "engines", "compress")
-BUILDER += ("built", "stages", "build")
+BUILDER += ("built", "build")  # they join the rooms
 ORDERS = (
     ("imaging", *(f"builder.{room}" for room in BUILDER)),
     ("imaging", "client"),

@@ -34,7 +34,7 @@ import importlib, importlib.util, json
 found = {"pytriton": "yes" if importlib.util.find_spec("pytriton") else "no: not installed"}
 for name in ("numpy", "grpc", "tritonclient.grpc", "tritonclient.utils.cuda_shared_memory", "tensorrt_rtx",
              "tensorrt", "cuda.bindings.runtime", "torch", "torchvision", "onnx", "onnxruntime", "pydantic",
-             "rich", "PIL", "sklearn.datasets", "pytest", "pytest_asyncio", "pytest_timeout", "temper",
+             "rich", "PIL", "sklearn.datasets", "pytest", "pytest_asyncio", "pytest_timeout", "click", "temper",
              "temper.client.client", "temper.builder.publish.entry", "temper.builder.engines"):
     try:
         found[name] = getattr(importlib.import_module(name), "__version__", "") or "yes"
@@ -165,7 +165,7 @@ def _own_library(name: str) -> bool:
 
 
 def _describe_checkout(packages: Path) -> None:
-    """What an editable install leaves: the stages' keys hold the version of the installed `temper`."""
+    """What an editable install leaves: report and card hold the version of the installed `temper`."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     folder = packages / f"{project['name']}-{project['version']}.dist-info"
     folder.mkdir(exist_ok=True)

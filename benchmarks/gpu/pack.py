@@ -35,6 +35,7 @@ _LOCKED = (
     "numpy",
     "tritonclient",
     "python-rapidjson",
+    "click",
     "grpcio",
     "protobuf",
     "urllib3",

@@ -234,7 +234,7 @@ def quantize_onnx(
         QuantizeError: There are no calibration images, they do not fit the graph, `keep_high` names no node, or
             ModelOpt fails.
     """
-    assert config.method != "qat", "that starts from the PyTorch network: builder.qat"
+    assert config.method != "qat", "that starts from the PyTorch network: qat.py"
     _check_calibration(src, calibration)
     kept_high = find_nodes(src, config.keep_high)
     dst.parent.mkdir(parents=True, exist_ok=True)

@@ -194,7 +194,7 @@ class EngineKind(ABC, Generic[Config]):
     saturates_int8: ClassVar[bool] = False
     """Its int8 answers may depend on the CPU, unless weights have 7 bits; see `isa.py`."""
     runs_in_process: ClassVar[bool] = False
-    """`open_graph` works: steps are audited in it, and networks pruned by its latency."""
+    """`open_graph` works: steps are measured in it, and networks pruned by its latency."""
     config: type[Config]
     """Its keys in the recipe."""
 
@@ -230,6 +230,14 @@ class EngineKind(ABC, Generic[Config]):
     def why_not_build(self) -> str | None:
         """Says why no engine can be built here; None when it can."""
         return None if self.is_installed else f"{self.package} is not installed"
+
+    def libraries(self, config: Config) -> tuple[str, ...]:
+        """The packages, as pip names them, whose versions decide the engine file."""
+        return (self.project,)
+
+    def machine_key(self) -> str | None:
+        """What of this machine decides the engine file or its figures; None when it is the same everywhere."""
+        return None
 
     @abstractmethod
     def build(self, job: BuildJob[Config]) -> tuple[dict[str, Any], NDArray[np.float32] | None]:

@@ -136,6 +136,14 @@ class NvidiaKind(EngineKind[Config]):
         """Whether torch-tensorrt is told to make an engine for Ampere and later."""
         return False
 
+    def libraries(self, config: Config) -> tuple[str, ...]:
+        """With torch-tensorrt that and PyTorch as well."""
+        return (self.project, *((self.torch_project, "torch") if self.wants_module(config) else ()))
+
+    def machine_key(self) -> str | None:
+        """The GPU that it is compiled and tried on; None without one."""
+        return compute_capability()
+
     def wants_module(self, config: Config) -> bool:
         """With torch-tensorrt."""
         return config.frontend == "torch-tensorrt"

@@ -66,6 +66,10 @@ class OpenVino(EngineKind[OpenVinoConfig]):
             return str(error)
         return None
 
+    def machine_key(self) -> str | None:
+        """The instruction set that it is verified on."""
+        return instruction_set()
+
     def build(self, job: BuildJob[OpenVinoConfig]) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
         """Copies the graph, compiles it, and compares it with exact arithmetic when there are images.
 

@@ -29,16 +29,17 @@ class Kept:
 
 def find_kept(store: Path) -> list[Kept]:
     """Lists the stages in a store's folder, by name."""
-    found = []
-    for path in sorted(store.iterdir()):
-        record, finished = path / INFO_FILE, not path.name.endswith(PARTIAL_SUFFIX)
-        if path.is_symlink() or not path.is_dir() or (finished and not record.is_file()):
-            continue
-        files = [file.stat() for file in path.rglob("*") if file.is_file()]
-        used = record.stat().st_mtime if finished else max((one.st_mtime for one in files), default=0.0)
-        size = sum(one.st_size for one in files)
-        found.append(Kept(path=path, size_bytes=size, used=used, finished=finished))
-    return found
+    return [kept for path in sorted(store.iterdir()) if (kept := _look(path)) is not None]
+
+
+def _look(path: Path) -> Kept | None:
+    """Describes a stage's folder; None where there is none."""
+    record, finished = path / INFO_FILE, not path.name.endswith(PARTIAL_SUFFIX)
+    if path.is_symlink() or not path.is_dir() or (finished and not record.is_file()):
+        return None
+    files = [file.stat() for file in path.rglob("*") if file.is_file()]
+    used = record.stat().st_mtime if finished else max((one.st_mtime for one in files), default=0.0)
+    return Kept(path=path, size_bytes=sum(one.st_size for one in files), used=used, finished=finished)
 
 
 def pick_unused(kept: Sequence[Kept], *, older_s: float, to_bytes: int | None = None) -> list[Kept]:
@@ -58,15 +59,24 @@ def pick_unused(kept: Sequence[Kept], *, older_s: float, to_bytes: int | None = 
     return picked
 
 
-def remove(one: Kept) -> None:
-    """Removes a stage's folder; waits while a run makes it.
+def remove(one: Kept) -> bool:
+    """Removes a stage's folder; waits while a run makes it, and leaves it if it was used meanwhile.
+
+    Its lock's file stays: whoever waits for that lock must not share a stage with who makes a new one.
+
+    Returns:
+        Whether it is gone.
 
     Raises:
         StoreError: It cannot be removed.
     """
     try:
         with locked(lock_path(one.path)):
-            shutil.rmtree(one.path)
-        lock_path(one.path).unlink(missing_ok=True)
+            now = _look(one.path)
+            if now is not None and now.used > one.used:
+                return False
+            if now is not None:
+                shutil.rmtree(one.path)
+            return True
     except OSError as error:
         raise StoreError(f"stage {one.path}: cannot be removed: {describe_os_error(error)}") from error

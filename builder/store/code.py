@@ -10,11 +10,18 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-# They say something or find something, and decide no result.
-_SILENT = ("temper.builder.errors", "temper.builder.quiet", "temper.plugins", "temper.imaging.errors")
+# They say something, find something, or write what is no stage: they decide no result.
+_SILENT = (
+    "temper.builder.errors",
+    "temper.builder.publish",
+    "temper.builder.quiet",
+    "temper.client.errors",
+    "temper.imaging.errors",
+    "temper.plugins",
+)
 _FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?:[ \t].*\n|\n)*", re.MULTILINE)
-_FROM = re.compile(r"^[ \t]*from ([\w.]+) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
-_PLAIN = re.compile(r"^[ \t]*import ([\w.]+)", re.MULTILINE)
+_FROM = re.compile(r"^[ \t]*from (\.*[\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
+_PLAIN = re.compile(r"^[ \t]*import ([\w., ]+)", re.MULTILINE)
 _NAME = re.compile(r"(?<!as )\b(?!as\b)[A-Za-z_]\w*")
 
 
@@ -31,15 +38,23 @@ def code_digest(*modules: str) -> str:
         64 hexadecimal digits.
     """
     found: dict[str, bytes] = {}
-    todo = [module for module in modules if module not in _SILENT]
+    todo = list(modules)
     while todo:
         module = todo.pop()
         if module not in found:
             found[module], imported = _read(module)
-            todo += [other for other in imported if other not in found and other not in _SILENT]
+            todo += [other for other in imported if other not in found and not other.startswith(_SILENT)]
     digest = hashlib.sha256()
     for module in sorted(found):
         digest.update(module.encode() + b"\0" + hashlib.sha256(found[module]).digest())
+    return digest.hexdigest()
+
+
+def tree_digest(folder: Path) -> str:
+    """Returns a digest of the Python sources below a folder, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -62,18 +77,22 @@ def _read(module: str) -> tuple[bytes, tuple[str, ...]]:
     assert path is not None, f"{module} has no source"
     content = path.read_bytes()
     roots = {module.partition(".")[0], "temper"}
-    return content, tuple(dict.fromkeys(_imported(content.decode(), roots)))
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return content, tuple(dict.fromkeys(_imported(content.decode(), package, roots)))
 
 
-def _imported(source: str, roots: Collection[str]) -> Iterator[str]:
+def _imported(source: str, package: str, roots: Collection[str]) -> Iterator[str]:
     """Yields the modules of some packages that a source imports; by pattern, as parsing ours takes a second."""
     source = _FOR_TYPES.sub("", source)
-    for module, names in _FROM.findall(source):
+    for written, names in _FROM.findall(source):
+        module = importlib.util.resolve_name(written, package) if written.startswith(".") else written
         if module.partition(".")[0] in roots:
             for name in _NAME.findall(names):
                 inner = f"{module}.{name}"
                 yield inner if _source(inner) is not None else module
-    yield from (module for module in _PLAIN.findall(source) if module.partition(".")[0] in roots)
+    for names in _PLAIN.findall(source):
+        modules = [name.split()[0] for name in names.split(",") if name.strip()]
+        yield from (module for module in modules if module.partition(".")[0] in roots)
 
 
 @functools.cache

@@ -198,6 +198,8 @@ class AttackKind:
     """makes the attack for the harness's slots: one query per image and step"""
     run: Callable[[Harness, Int64Array], Awaitable[None]] | None = None
     """runs a loop of its own over the images of these indices, finished ones among them, instead"""
+    libraries: tuple[str, ...] = ()
+    """packages, as pip names them, whose versions decide the outcome"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run.

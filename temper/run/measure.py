@@ -14,13 +14,16 @@ import numpy as np
 from temper.builder.contract import LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.names import read_labels
 from temper.builder.store.artifacts import Artifact, Store
+from temper.builder.store.code import tree_digest
 from temper.client.errors import ClientError
+from temper.client.robustness.base import ATTACKS
 from temper.errors import WorkflowError
 from temper.host.machine import machine_id
 from temper.progress import Display, Stage
 from temper.report import text
 from temper.report.gallery import write_gallery
 from temper.serve.endpoint import Endpoint
+from temper.serve.runtime import BACKENDS
 
 if TYPE_CHECKING:
     from temper.client.accuracy import AccuracyResult
@@ -124,7 +127,8 @@ class Measurements:
 
         config = {"graph": graph.digest, "num_images": num_images}
         code = ("temper.client.accuracy", "temper.builder.network.export")
-        return self._run("agreement", target, config, make, _note_agreement, code=code)
+        libraries = ("onnxruntime-gpu",)
+        return self._run("agreement", target, config, make, _note_agreement, code=code, libraries=libraries)
 
     def load(self, target: Subject, config: LoadConfig) -> Artifact:
         """The load tests, one after the other; `info["runs"]` holds their figures.
@@ -178,7 +182,13 @@ class Measurements:
 
         code = ("temper.client.robustness.harness", type(config).__module__)
         return self._run(
-            f"attack-{config.name}", target, dataclasses.asdict(config), make, _note_attack, code=code
+            f"attack-{config.name}",
+            target,
+            dataclasses.asdict(config),
+            make,
+            _note_attack,
+            code=code,
+            libraries=ATTACKS.get(config.name).libraries,
         )
 
     def class_names(self) -> list[str]:
@@ -214,8 +224,11 @@ class Measurements:
         note: Callable[[dict[str, Any]], str],
         *,
         code: Sequence[str],
+        libraries: Sequence[str] = (),
     ) -> Artifact:
-        key = {"config": config, "machine": machine_id(), "server": self.url}
+        # Of a server elsewhere nobody can say what it runs.
+        backends = tree_digest(BACKENDS) if self.url is None else None
+        key = {"config": config, "machine": machine_id(), "server": self.url, "backends": backends}
         with self.display.stage(f"{target.name}: {stage.replace('-', ' ', 1)}") as shown:
 
             def checked(folder: Path) -> dict[str, Any]:
@@ -230,7 +243,8 @@ class Measurements:
                     raise WorkflowError(f"{stage} of {target.model}: {error}") from error
 
             try:
-                artifact = self.store.run(stage, key, [target.artifact, self.data], checked, code=code)
+                inputs = [target.artifact, self.data]
+                artifact = self.store.run(stage, key, inputs, checked, code=code, libraries=libraries)
             except ClientError as error:
                 raise WorkflowError(f"{stage} of {target.model}: {self.endpoint.why(error)}") from error
             shown.reused = artifact.reused

@@ -101,8 +101,9 @@ def _measure(
         }
 
     config = {"engine": engine, "machine": machine_id(), "num_images": len(images)}
-    code = ("temper.builder.engines.latency", type(ENGINES.get(engine.kind)).__module__)
-    return store.run("step", config, [snapshot.graph, before.graph, data], make, code=code)
+    kind = ENGINES.get(engine.kind)
+    code, libraries = ("temper.builder.engines.latency", type(kind).__module__), kind.libraries(engine)
+    return store.run("step", config, [snapshot.graph, before.graph, data], make, code=code, libraries=libraries)
 
 
 def _steps(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from temper.errors import ServerError
 
-_BACKENDS = (Path(__file__).parents[1] / "backends").resolve()  # Triton loads nothing through a link
+BACKENDS = (Path(__file__).parents[1] / "backends").resolve()  # Triton loads nothing through a link
 
 
 def find_runtime() -> Path:
@@ -62,7 +62,7 @@ def lay_out_backends(runtime: Path, folder: Path) -> None:
             "point TMPDIR to another folder"
         )
     for own in ("temper", "temper_mean"):
-        shutil.copytree(_BACKENDS / own, folder / own, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(BACKENDS / own, folder / own, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def environment(runtime: Path) -> dict[str, str]:

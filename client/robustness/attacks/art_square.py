@@ -181,4 +181,5 @@ ART_SQUARE = AttackKind(
     config=ArtSquareConfig,
     sees="scores",
     run=attack_with_art,
+    libraries=("adversarial-robustness-toolbox",),
 )

@@ -31,8 +31,7 @@ def clean_command(runs: Path, *, unused_days: float, to_gb: float | None, yes: b
     limit = None if to_gb is None else int(to_gb * 1e9)
     unused = pick_unused(kept, older_s=unused_days * _DAY_S, to_bytes=limit)
     if yes:
-        for one in unused:
-            remove(one)
+        unused = [one for one in unused if remove(one)]
     if as_json:
         rows = [{**dataclasses.asdict(one), "path": str(one.path)} for one in unused]
         echo(json.dumps({"removed": yes, "stages": rows}, indent=2))

@@ -66,8 +66,9 @@ def test_what_an_interrupted_run_left_is_listed(tmp_path: Path) -> None:
         Store(tmp_path).run("cut", {}, [], fail, code=())
     (one,) = find_kept(tmp_path)
     assert (one.finished, one.size_bytes, one.path.name.endswith(".partial")) == (False, 1000, True)
-    remove(one)
-    assert list(tmp_path.iterdir()) == []
+    assert remove(one)
+    assert [path.name for path in tmp_path.iterdir()] == [lock_path(one.path).name]
+    assert remove(one), "what is gone already is no error"
 
 
 def test_removal_waits_for_a_run(tmp_path: Path) -> None:
@@ -80,6 +81,14 @@ def test_removal_waits_for_a_run(tmp_path: Path) -> None:
         assert artifact.path.is_dir()
     removal.join()
     assert not artifact.path.exists()
+
+
+def test_what_was_used_meanwhile_stays(tmp_path: Path) -> None:
+    kept(tmp_path, 100.0)
+    (one,) = find_kept(tmp_path)
+    assert Store(tmp_path).run("stage0", {}, [], make, code=()).reused
+    assert not remove(one)
+    assert one.path.is_dir()
 
 
 def test_command_shows_and_removes_when_told_to(tmp_path: Path) -> None:
