@@ -129,7 +129,7 @@ def perf_analyzer() -> Path:
 
     The last wheel whose binary runs on glibc 2.36; libb64 and libcudart are those of the pytriton wheel.
     """
-    import pytriton
+    import pytriton  # type: ignore[import-untyped]  # ships none
 
     folder = CACHE / "perf_analyzer"
     binary = folder / "perf_analyzer"

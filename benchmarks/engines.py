@@ -131,7 +131,8 @@ def photographs(count: int, size: int = IMAGE_SIZE) -> np.ndarray[Any, np.dtype[
         image = sources[index % len(sources)]
         top, left = (int(rng.integers(0, length - size + 1)) for length in image.shape[:2])
         crops.append(image[top : top + size, left : left + size])
-    return np.stack(crops).astype(np.uint8)
+    images: np.ndarray[Any, np.dtype[np.uint8]] = np.stack(crops).astype(np.uint8)
+    return images
 
 
 def _line(row: dict[str, Any]) -> str:

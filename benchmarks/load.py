@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -41,10 +42,10 @@ def main() -> None:
     with TritonServer(repository, only_published=False) as server:
         for model in options.models:
             for concurrency in (1, 16, 64):
-                contenders = {
+                contenders: dict[str, Callable[[], dict[str, float]]] = {
                     "temper": _temper(server.grpc_url, model, concurrency, options.seconds),
-                    "perf_analyzer": lambda model=model, concurrency=concurrency: run_perf_analyzer(
-                        server.grpc_url, model, concurrency, window_s=options.seconds
+                    "perf_analyzer": functools.partial(
+                        run_perf_analyzer, server.grpc_url, model, concurrency, window_s=options.seconds
                     ),
                 }
                 results[f"{model}, concurrency {concurrency}"] = interleave(options.rounds, contenders)

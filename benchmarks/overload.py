@@ -8,6 +8,7 @@ in their queue policy alone (`[serving]` of a recipe).
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import tempfile
 import threading
@@ -44,7 +45,7 @@ def main() -> None:
         measured = interleave(
             options.rounds,
             {
-                name: lambda name=name: _overload(Path(folder), name, images, rate_rps, options.seconds)
+                name: functools.partial(_overload, Path(folder), name, images, rate_rps, options.seconds)
                 for name in _ENTRIES
             },
         )

@@ -91,9 +91,9 @@ def _measure(client: Path, seconds: float, without: list[str]) -> dict[str, Any]
                 one.kill()
             told = [json.loads(out) for one in drivers if (out := one.communicate()[0])]
     finally:
-        for one in busy:
-            one.kill()
-            one.wait()
+        for idle in busy:
+            idle.kill()
+            idle.wait()
     minutes = seconds / 60
     return {
         "minutes": round(minutes, 2),

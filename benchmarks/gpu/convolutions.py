@@ -73,8 +73,8 @@ def find_layers(network: nn.Module, images: torch.Tensor) -> Counter[Layer]:
 
     def note(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(module, nn.Conv2d)
-        kernel, stride, padding = (each[0] for each in (module.kernel_size, module.stride, module.padding))
-        layer = Layer(module.in_channels, module.out_channels, kernel, stride, int(padding), given[0].shape[-1])
+        kernel, stride, padding = (int(each[0]) for each in (module.kernel_size, module.stride, module.padding))
+        layer = Layer(module.in_channels, module.out_channels, kernel, stride, padding, given[0].shape[-1])
         layers[layer] += 1
 
     modules = [module for module in network.modules() if isinstance(module, nn.Conv2d)]

@@ -57,8 +57,9 @@ _RTX = ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings")
 # On PyPI as source only, of a few kilobytes; made into wheels here.
 _RTX_SOURCES = ("tensorrt-rtx-cu13", "tensorrt-rtx")
 # Of the standard library: not needed to run, and half of it.
-_LEFT_OUT = ("test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data")
-_LEFT_OUT += ("site-packages", "__pycache__", "config-*", "*.a", "_test*", "xxlimited*", "_tkinter*", "nis*")
+_LEFT_OUT: tuple[str, ...] = ("test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3")
+_LEFT_OUT += ("pydoc_data", "site-packages", "__pycache__", "config-*")
+_LEFT_OUT += ("*.a", "_test*", "xxlimited*", "_tkinter*", "nis*")
 # A large part is machine code, which gets smaller with its jumps made absolute.
 _FILTERS = ({"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 9})
 
@@ -133,7 +134,7 @@ def download(folder: Path, python: str, *, rtx: bool) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     locked = read_lock(ROOT / "requirements.lock")
-    names = (*_LOCKED, *_RTX) if rtx else _LOCKED
+    names: tuple[str, ...] = (*_LOCKED, *_RTX) if rtx else _LOCKED
     options = ["--quiet", "--no-deps", *_target(python), "--dest", str(folder)]
     _pip("download", *options, *(f"{name}=={locked[name]}" for name in names))
     if rtx:

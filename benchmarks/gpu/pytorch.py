@@ -60,7 +60,7 @@ class Graphed:
         """Warm up on a stream of its own, as capturing wants it, and capture."""
         self._module = module  # the graph reads its weights, and keeps nothing alive
         self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
         stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode():
             self._images = images.clone()
@@ -69,7 +69,7 @@ class Graphed:
                     module(self._images)
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(self._graph):
-                self._logits = module(self._images)
+                self._logits: torch.Tensor = module(self._images)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Copies the images to where the graph reads them; the logits are valid until the next call."""

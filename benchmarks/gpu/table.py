@@ -96,7 +96,7 @@ def _stand_in(probe: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-_CEILINGS = (("cuda", 100_000), ("system", None), ("grpc", 20_000))
+_CEILINGS: tuple[tuple[str, int | None], ...] = (("cuda", 100_000), ("system", None), ("grpc", 20_000))
 
 
 def _figures(engines: Mapping[str, Any], served: Mapping[str, Any]) -> list[str]:
@@ -109,14 +109,14 @@ def _figures(engines: Mapping[str, Any], served: Mapping[str, Any]) -> list[str]
             shown = _UNMEASURED if best is None else f"{best[0]:.2f} ({best[1]})"
             asked = f">= {limit}" if base == "ips" else ""
             lines.append(f"| served over {_NAMES[transport]} / {words} | {asked} | {shown} |")
-    for transport, limit in _CEILINGS:
+    for transport, ceiling in _CEILINGS:
         found = [
             (row["ips"], row["model"])
             for row in _loads(served)
             if row["model"].startswith(standin.NAME) and (row["transport"], row["batch"]) == (transport, 128)
         ]
         shown = f"{max(found)[0]:,.0f}/s ({max(found)[1]})" if found else _UNMEASURED
-        asked = f">= {limit:,}/s" if limit else ""
+        asked = f">= {ceiling:,}/s" if ceiling else ""
         lines.append(f"| plugin without a network, over {_NAMES[transport]} | {asked} | {shown} |")
     row = engines.get("rows", {}).get("resnet50 128", {}).get("contenders", {})
     for base in (_COMPILED, _EAGER):
@@ -216,8 +216,8 @@ def _pytorch(engines: Mapping[str, Any]) -> list[str]:
             lines.append(f"| {' | '.join(map(str, cells))} |")
     if not lines:
         return []
-    head = ("network", "batch", "contender", f"times {_EAGER}, GPU alone", "with transfers", "s until ready")
-    head += ("labels as eager", "logits differ by")
+    head: tuple[str, ...] = ("network", "batch", "contender", f"times {_EAGER}, GPU alone", "with transfers")
+    head += ("s until ready", "labels as eager", "logits differ by")
     note = "**PyTorch alone**; whatever is compiled or folded has its batch normalisations in the convolutions"
     return [note, "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *lines]
 

@@ -113,6 +113,10 @@ def _networks(arch: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     return network, fold_batch_norms(network)
 
 
+def _eager(network: torch.nn.Module, on: str, dtype: torch.dtype, batch: int, size: int) -> Contender:
+    return Reference(network, on, dtype).eager(batch, size)
+
+
 def _plain(context: Context, arch: str, batch: int) -> Makers:
     network, folded = _networks(arch)
     on, size = context.device, context.image_size
@@ -121,7 +125,7 @@ def _plain(context: Context, arch: str, batch: int) -> Makers:
         ("torch eager bf16", network, torch.bfloat16),
         ("torch eager TF32" if on.startswith("cuda") else "torch eager fp32", network, torch.float32),
     ):
-        yield name, lambda made=made, dtype=dtype: Reference(made, on, dtype).eager(batch, size)
+        yield name, functools.partial(_eager, made, on, dtype, batch, size)
     if on.startswith("cuda"):
         yield "torch eager fp16, folded, CUDA graph", lambda: Reference(folded, on).graphed(batch, size)
 

@@ -89,7 +89,7 @@ def _measure(
     context: Context, arch: str, size: int, batch: int, make: Callable[[Trainer], Step]
 ) -> dict[str, Any]:
     on_gpu = context.device.startswith("cuda")
-    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    wait: Step = torch.cuda.synchronize if on_gpu else lambda: None
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     tuned = torch.backends.cudnn.benchmark
@@ -215,7 +215,7 @@ def _scaled_half(trainer: Trainer) -> Step:
 
     def step() -> None:
         train._set_phase(trainer.state.served, head_only=False)
-        scaler.scale(trainer.loss(trainer.images, torch.float16)).backward()
+        scaler.scale(trainer.loss(trainer.images, torch.float16)).backward()  # type: ignore[no-untyped-call]  # torch has no types here
         scaler.step(trainer.state.optimizer)
         scaler.update()
         trainer.state.optimizer.zero_grad(set_to_none=True)
@@ -280,7 +280,7 @@ def _load(context: Context, batch: int) -> dict[str, Any]:
         TrainImages(source, "crop-flip"), config, torch.device(context.device.partition(":")[0]), 0
     )
     batches = iter(loader)
-    num_ready = loader.num_workers * loader.prefetch_factor
+    num_ready = loader.num_workers * (loader.prefetch_factor or 0)
     for _ in itertools.islice(batches, num_ready):
         pass  # some of them were made before a clock could start
     begin = time.perf_counter()

@@ -14,7 +14,7 @@ import json
 import math
 from typing import Any
 
-from cuda.bindings import driver, runtime
+from cuda.bindings import driver, runtime  # type: ignore[import-untyped]  # ships none
 
 __version__ = "0.0.0.stand-in"
 

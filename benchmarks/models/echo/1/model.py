@@ -5,7 +5,7 @@
 
 from typing import Any
 
-import triton_python_backend_utils as pb_utils
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # only inside Triton
 
 
 class TritonPythonModel:

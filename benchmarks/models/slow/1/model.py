@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # only inside Triton
 
 _STEP_S = 0.01
 
