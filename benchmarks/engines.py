@@ -57,7 +57,7 @@ def build_all(arch: str, precisions: tuple[str, ...]) -> list[dict[str, Any]]:
     from temper.builder.network.export import export_onnx
     from temper.builder.network.resnet import ModelConfig, build_model
 
-    config = ModelConfig(arch=arch)
+    config = ModelConfig(arch=arch)  # type: ignore[arg-type]  # the command line offers these only
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

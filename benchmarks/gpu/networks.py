@@ -61,7 +61,8 @@ def build_network(arch: str) -> nn.Module:
 
     from temper.builder.network.resnet import ModelConfig, build_model
 
-    network = build_model(ModelConfig(arch=arch), NUM_CLASSES)
+    config = ModelConfig(arch=arch)  # type: ignore[arg-type]  # the command line offers these only
+    network = build_model(config, NUM_CLASSES)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             module = network.get_submodule(name.rpartition(".")[0])

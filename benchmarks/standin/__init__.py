@@ -78,15 +78,15 @@ def plugin(folder: Path) -> Iterator[Path]:
     Yields:
         The copy's folder of Triton backends.
     """
-    own = runtime._BACKENDS
+    own = runtime.BACKENDS
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(own, folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(LIBRARY / "tensorrt.py", folder / "temper" / "tensorrt.py")
-    runtime._BACKENDS = folder
+    runtime.BACKENDS = folder
     try:
         yield folder
     finally:
-        runtime._BACKENDS = own
+        runtime.BACKENDS = own
 
 
 @contextlib.contextmanager

@@ -288,8 +288,8 @@ def test_lost_context_is_answered_and_ends_the_process(
 ) -> None:
     """Only a new process can use the GPU again: the server ends with it, and the next one answers."""
     backends = tmp_path / "backends"
-    shutil.copytree(runtime._BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(runtime, "_BACKENDS", backends)
+    shutil.copytree(runtime.BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(runtime, "BACKENDS", backends)
     with (backends / "temper" / "runners" / "openvino_runner.py").open("a") as module:
         module.write(FAULTY_RUNNER)
     plugin = backends / "temper" / "model.py"

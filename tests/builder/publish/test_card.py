@@ -11,6 +11,7 @@ import pytest
 from publishing import publish_bytes
 
 from temper.builder.publish.card import Card, CardRecipe, CardStage
+from temper.builder.publish.entry import Binding
 
 SCHEMA = Path(__file__).parents[3] / "temper" / "report" / "schema" / "card.json"
 RECIPE = CardRecipe(name="m", variant={"name": "int8"}, engine={"kind": "auto"}, data={"source": "digits"})
@@ -21,13 +22,16 @@ ENGINE = CardStage(name="engine", digest="ab", figures={"runtime": "TensorRT 11.
     ("settings", "added"),
     [
         ({}, {"engine_file"}),
-        ({"compute_capability": "9.0", "graph_sha256": "a" * 64}, {"engine_file", "graph_sha256", "plans"}),
+        (
+            {"binding": Binding(compute_capability="9.0", graph_sha256="a" * 64)},
+            {"engine_file", "graph_sha256", "plans"},
+        ),
     ],
     ids=["one engine", "plans"],
 )
 def test_published_card_is_as_its_schema_says(tmp_path: Path, settings: dict[str, Any], added: set[str]) -> None:
     card = Card(recipe=RECIPE, data_digest="cd", engine="tensorrt", versions={"temper": "0.1.0"}, stages=(ENGINE,))
-    published = publish_bytes(tmp_path, card=card.to_json(), parameters={"engine": "tensorrt"}, **settings)
+    published = publish_bytes(tmp_path, card=card.to_json(), **settings)
     found = json.loads((published.path / "card.json").read_text())
     jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(found)
     assert found.keys() == {"format", "recipe", "data_digest", "engine", "versions", "stages", "model", *added}
