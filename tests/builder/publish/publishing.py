@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
+from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
+from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]  # ships none
 
 from temper.builder.publish.entry import Published, publish
 
