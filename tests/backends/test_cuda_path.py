@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
+import tritonclient.grpc as triton  # type: ignore[import-untyped]  # ships none
 from numpy.typing import NDArray
 
 import artifact

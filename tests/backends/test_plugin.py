@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import tritonclient.grpc as triton
+import tritonclient.grpc as triton  # type: ignore[import-untyped]  # ships none
 
 from benchmarks.sample import Sample
 from temper.builder.network.export import run_onnx
@@ -160,6 +160,12 @@ def _name_other_labels(version: Path) -> None:
     config.write_text(config.read_text().replace('"1/labels.txt"', '"../passwords"'))
 
 
+def _make_older(version: Path) -> None:
+    digests = version / "SHA256SUMS"
+    digests.write_text(re.sub(".*config.pbtxt\n", "", digests.read_text()))
+    (version / "config.pbtxt").unlink()
+
+
 def _set_parameter(key: str, old: str, new: str) -> Callable[[Path], None]:
     def change(version: Path) -> None:
         config = version.parent / "config.pbtxt"
@@ -199,12 +205,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"publish again, or put the published one back: cp .*/1/config.pbtxt .*/changed_config/config.pbtxt",
     ),
     "older_format": (
-        lambda version: (
-            (version / "SHA256SUMS").write_text(
-                re.sub(".*config.pbtxt\n", "", (version / "SHA256SUMS").read_text())
-            )
-            and (version / "config.pbtxt").unlink()
-        ),
+        _make_older,
         r"SHA256SUMS has no digest of config.pbtxt, as an older temper wrote it; publish this version again",
     ),
     "file_of_nobody": (

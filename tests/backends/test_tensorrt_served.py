@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
+import tritonclient.grpc as triton  # type: ignore[import-untyped]  # ships none
 from numpy.typing import NDArray
 
 import artifact
@@ -49,7 +49,7 @@ def rtx(toy_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 @without_gpu
 def test_refusal_is_the_librarys_first_error(rtx: tuple[Path, dict[str, Any]]) -> None:
     """A deserialising that fails gives None; why is only in what the library logs."""
-    import tensorrt_rtx as trt
+    import tensorrt_rtx as trt  # type: ignore[import-untyped]  # ships none
 
     signature = runners.Signature(
         input=runners.TensorSignature(name="image", data_type="TYPE_UINT8", dims=[32, 32, 3]),
@@ -334,7 +334,7 @@ def test_batches_on_host_and_gpu_are_one_inference(
     images = sample.images[:9]
     on_gpu = torch.from_numpy(images[2:6]).cuda()
     torch.cuda.synchronize()
-    batches = [images[:2], DeviceTensor(on_gpu.__dlpack__()), images[6:]]
+    batches: list[Any] = [images[:2], DeviceTensor(on_gpu.__dlpack__()), images[6:]]
     answers = runner.infer(batches)
     assert [len(answer) for answer in answers] == [2, 4, 3]
     np.testing.assert_allclose(np.concatenate(answers), run_onnx(toy_onnx, images), rtol=2e-2, atol=5e-2)

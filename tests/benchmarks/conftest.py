@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 
 from benchmarks.gpu.context import Context
 
-if TYPE_CHECKING:
-    pass
-
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    folders = {name: tmp_path / name for name in ("out", "work", "carried")}
+    folders: dict[str, Any] = {name: tmp_path / name for name in ("out", "work", "carried")}
     return Context(**folders, deadline=time.monotonic() + 3600, device="cpu", kind="openvino", image_size=32)

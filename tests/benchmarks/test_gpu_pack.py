@@ -49,6 +49,7 @@ def test_parts_are_within_the_limit_and_join_in_any_order(files: list[Path], tmp
         found = carried.collect(came, store)
         assert found is not None
         assert found["missing"] == missing
+    assert found is not None
     joined = carried.join(found, store, tmp_path / "joined")
     assert [path.read_bytes() for path in joined] == [path.read_bytes() for path in files]
 

@@ -180,7 +180,7 @@ def test_every_precision_is_built_and_published(workshop: Workshop) -> None:
     ],
 )
 def test_range_is_measured_only_where_a_cpu_runs_int8(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, kind: str, precision: Any, asked: Any, handed: object
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, kind: str, precision: Any, asked: Any, handed: Any
 ) -> None:
     seen = []
 

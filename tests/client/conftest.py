@@ -65,13 +65,14 @@ class Digits:
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
-        return self.endpoint().scores(self.images).argmax(axis=1) == self.labels
+        right: npt.NDArray[np.bool_] = self.endpoint().scores(self.images).argmax(axis=1) == self.labels
+        return right
 
 
 @pytest.fixture(scope="session")
 def digits() -> Digits:
     """160 test images, uint8 [160, 16, 16, 3], and weights fitted to the other images."""
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # ships none
 
     source = load_digits()
     images = np.kron(source.images * 15, np.ones((1, 2, 2))).astype(np.uint8)[..., None].repeat(3, axis=3)

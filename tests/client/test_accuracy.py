@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from temper.client.accuracy import evaluate, evaluate_accuracy
@@ -77,10 +78,10 @@ async def test_accuracy_refuses_what_it_cannot_judge(
 
 
 async def test_accuracy_refuses_answers_that_are_no_scores(digits: Digits) -> None:
-    async def short(images: np.ndarray) -> np.ndarray:
+    async def short(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.zeros((len(images) - 1, 10), dtype=np.float32)
 
-    async def empty(images: np.ndarray) -> np.ndarray:
+    async def empty(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.zeros((len(images), 0), dtype=np.float32)
 
     with pytest.raises(ServerError, match=r"answer: got scores of shape \[32, 0\], expected \[32, classes\]"):
@@ -93,8 +94,8 @@ async def test_accuracy_refuses_answers_that_are_no_scores(digits: Digits) -> No
 async def test_answer_that_is_no_number_is_wrong_and_counted(digits: Digits, value: float) -> None:
     endpoint = digits.endpoint()
 
-    async def infer(images: np.ndarray) -> np.ndarray:
-        scores = await endpoint.infer(images)
+    async def infer(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        scores: npt.NDArray[Any] = await endpoint.infer(images)
         if len(endpoint.batch_sizes) == 2:
             rows = np.arange(len(images))[::2]
             scores[rows, scores[rows].argmax(axis=1)] = value
@@ -109,7 +110,7 @@ async def test_answer_that_is_no_number_is_wrong_and_counted(digits: Digits, val
 
 
 async def test_no_answer_of_numbers_is_an_error_and_no_accuracy(digits: Digits) -> None:
-    async def infer(images: np.ndarray) -> np.ndarray:
+    async def infer(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.full((len(images), 10), np.inf, dtype=np.float32)
 
     with pytest.raises(NonFiniteOutput, match="not one answer to 160 images is free of NaN and infinities; check"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from temper.client.errors import ServerUnavailable
@@ -138,10 +139,10 @@ async def test_attack_keeps_its_own_checkpoint_until_it_is_done(digits: Digits, 
         ((digits.images[1:], digits.labels[1:]), config(), {}),
         ((np.concatenate([digits.images[:-1], digits.images[:1]]), digits.labels), config(), {}),
     ]
-    for images, settings, changes in others:
+    for (images, labels), settings, changes in others:
         with pytest.raises(ServerUnavailable, match=": [0-9]+ of 1[56][09] images were finished"):
             endpoint = digits.endpoint(fail_after=40)  # after the 20 of the clean images
-            await attack_endpoint(endpoint.infer, *images, settings, **(kept | changes), say=lines.append)
+            await attack_endpoint(endpoint.infer, images, labels, settings, **(kept | changes), say=lines.append)
     assert lines == []
     assert len(list(kept["checkpoints"].rglob("*.jsonl"))) == 1 + len(others)
     assert file.read_bytes() == before
@@ -159,8 +160,8 @@ async def test_image_whose_answer_was_no_number_stays_broken_in_the_checkpoint(
     endpoint, path = digits.endpoint(), tmp_path / "attack.jsonl"
     data = (digits.images[:20], digits.labels[:20])
 
-    async def infer(images: np.ndarray) -> np.ndarray:
-        scores: np.ndarray = await endpoint.infer(images)
+    async def infer(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        scores: npt.NDArray[Any] = await endpoint.infer(images)
         if len(endpoint.batch_sizes) == 5:  # after the three of the clean images
             scores[:] = np.inf
         return scores
@@ -187,7 +188,7 @@ async def test_folder_that_cannot_be_written_costs_the_checkpoint_and_not_the_at
     digits: Digits, tmp_path: Path
 ) -> None:
     (tmp_path / "runs").write_text("a file")
-    data, lines = (digits.images[:10], digits.labels[:10]), []
+    data, lines = (digits.images[:10], digits.labels[:10]), list[str]()
     folder = tmp_path / "runs" / "attacks"
     await attack_endpoint(digits.endpoint().infer, *data, config(), checkpoints=folder, say=lines.append)
     assert lines == [f"{folder}: cannot be written: Not a directory; an attack that is interrupted starts anew"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import re
@@ -123,13 +124,21 @@ def stream_of(one: Any, name: str) -> Any:
     return one.stream("slow", batches() if callable(batches) else batches, timeout_s=timeout_s)
 
 
+def list_stream(name: str, one: Client) -> Any:
+    return list(stream_of(one, name))
+
+
+def read_stream(name: str, one: AsyncClient) -> Any:
+    return read(stream_of(one, name))
+
+
 SYNC: dict[str, Sync] = {
     "infer": (lambda c: c.infer("slow", images(*[0] * 50)), None),
     "infer failing": (lambda c: c.infer("slow", images(1, 1, 1, 1, FAIL)), ServerError),
     "infer late": (lambda c: c.infer("slow", images(100, 100, 0, 0, 0), timeout_s=0.05), DeadlineExceeded),
     "stream left": (lambda c: leave(c.stream("slow", endless())), None),
     "stream held": (lambda c: take(c.stream("slow", endless())), None),
-    **{f"stream {name}": (lambda c, n=name: list(stream_of(c, n)), row[2]) for name, row in STREAMS.items()},
+    **{f"stream {name}": (functools.partial(list_stream, name), row[2]) for name, row in STREAMS.items()},
 }
 ASYNC: dict[str, Async] = {
     "infer": (lambda c: c.infer("slow", images(*[0] * 50)), None),
@@ -139,7 +148,7 @@ ASYNC: dict[str, Async] = {
     "stream left": (lambda c: aleave(c.stream("slow", endless())), None),
     "stream held": (lambda c: atake(c.stream("slow", endless())), None),
     "stream cancelled": (lambda c: cancel(read(c.stream("slow", [images(20)] * 3))), asyncio.CancelledError),
-    **{f"stream {name}": (lambda c, n=name: read(stream_of(c, n)), row[2]) for name, row in STREAMS.items()},
+    **{f"stream {name}": (functools.partial(read_stream, name), row[2]) for name, row in STREAMS.items()},
 }
 
 
@@ -401,11 +410,16 @@ CLOSED = r"127\.0\.0\.1:\d+: the client is closed"
 def test_call_that_begins_after_its_client_was_closed_says_so(
     silent_url: str, monkeypatch: pytest.MonkeyPatch, until: Callable[[Callable[[], object]], None]
 ) -> None:
-    attempt, begin, told = client.wire.attempt, threading.Event(), []
+    attempt, begin, told = client.wire.attempt, threading.Event(), list[str]()
     monkeypatch.setattr(client.wire, "attempt", lambda *given: begin.wait() and attempt(*given))
     one = Client(silent_url)
     close = one._calls._channel.close
-    monkeypatch.setattr(one._calls._channel, "close", lambda: (close(), begin.set()))
+
+    def close_first() -> None:
+        close()
+        begin.set()
+
+    monkeypatch.setattr(one._calls._channel, "close", close_first)
 
     def ask() -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import grpc
+import grpc  # type: ignore[import-untyped]  # ships none
 import numpy as np
 import pytest
 
@@ -79,6 +79,7 @@ def test_output_that_is_no_number_is_an_error_that_keeps_the_answer(value: float
     answer = _answer((2, 3), logits.astype(DTYPES[dtype]).tobytes(), dtype=dtype)
     with pytest.raises(NonFiniteOutput, match="logits holds NaN or an infinity for 1 of 2 images .*number 1") as e:
         protocol.check_finite(INFO, protocol.decode(INFO, answer, 2))
+    assert e.value.scores is not None
     np.testing.assert_array_equal(e.value.scores, logits)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from temper.client.accuracy import evaluate
@@ -39,7 +40,7 @@ class Failing:
         self.num_asked = self.in_flight = self.most_failing = 0
         self.watch_from = 0
 
-    async def __call__(self, images: np.ndarray) -> np.ndarray:
+    async def __call__(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         number = self.num_asked
         self.num_asked += 1
         if number in self.failures:
@@ -49,7 +50,9 @@ class Failing:
             await asyncio.sleep(0)
             self.in_flight -= 1
             raise self.make()
-        answer: np.ndarray = await self.infer(images) if self.infer else np.zeros((len(images), 3), np.float32)
+        answer: npt.NDArray[Any] = (
+            await self.infer(images) if self.infer else np.zeros((len(images), 3), np.float32)
+        )
         return answer
 
 
@@ -106,7 +109,7 @@ async def test_tries_are_made_one_at_a_time_and_are_bounded_together() -> None:
 async def test_answers_beside_a_broken_row_are_kept() -> None:
     scores = np.array([[1, 2, 3], [np.inf, 0, 0]], np.float32)
 
-    async def infer(images: np.ndarray) -> np.ndarray:
+    async def infer(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         raise NonFiniteOutput("one row", scores=scores)
 
     assert await RetryingInfer(infer, SWIFT)(IMAGES) is scores
@@ -119,7 +122,7 @@ class Narrow:
         """Wrap an endpoint."""
         self.infer, self.busy, self.num_shed = infer, False, 0
 
-    async def __call__(self, images: np.ndarray) -> np.ndarray:
+    async def __call__(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         assert len(images) <= 8
         if self.busy:
             self.num_shed += 1
@@ -128,7 +131,7 @@ class Narrow:
         try:
             for _ in range(5):
                 await asyncio.sleep(0)
-            answer: np.ndarray = await self.infer(images)
+            answer: npt.NDArray[Any] = await self.infer(images)
             return answer
         finally:
             self.busy = False

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from temper.client.errors import ServerUnavailable
@@ -222,8 +223,8 @@ async def test_answer_that_is_no_number_is_neither_robust_nor_fooled(
     broken = set(np.flatnonzero(digits.correct)[::3].tolist())
     endpoint = digits.endpoint()
 
-    async def infer(images: np.ndarray) -> np.ndarray:
-        scores = await endpoint.infer(images)
+    async def infer(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        scores: npt.NDArray[Any] = await endpoint.infer(images)
         for row, image in enumerate(images):
             if bytes(image) not in clean:  # under attack: the original is the nearest image
                 index = int(np.abs(digits.images.astype(int) - image).reshape(160, -1).sum(axis=1).argmin())

@@ -1,4 +1,7 @@
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from temper.client.stats import compare_paired, mcnemar_exact, proportion, proportion_per_class, wilson_interval
@@ -69,7 +72,9 @@ def test_mcnemar_exact_with_thousands_of_pairs_does_not_underflow_or_exceed_one(
         mcnemar_exact(-1, 2)
 
 
-def paired(both: int, only_first: int, only_second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+def paired(
+    both: int, only_first: int, only_second: int, neither: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     counts = [both, only_first, only_second, neither]
     return (
         np.repeat([True, True, False, False], counts),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
@@ -46,6 +49,10 @@ def _animated(path: Path) -> None:
     picture(1).save(path, save_all=True, append_images=[picture(2), picture(3)], duration=100)
 
 
+def _turned(way: int, path: Path) -> None:
+    picture().save(path, exif=_exif(way))
+
+
 IMAGES: dict[str, Callable[[Path], None]] = {
     "rgb.png": lambda path: picture().save(path),
     "UPPER.PNG": lambda path: picture().save(path),
@@ -61,7 +68,7 @@ IMAGES: dict[str, Callable[[Path], None]] = {
     "rgb.jpg": lambda path: picture().save(path),
     "progressive.jpeg": lambda path: picture().save(path, progressive=True),
     "cmyk.jpg": lambda path: picture().convert("CMYK").save(path),
-    **{f"turned{way}.jpg": lambda path, way=way: picture().save(path, exif=_exif(way)) for way in range(1, 9)},
+    **{f"turned{way}.jpg": functools.partial(_turned, way) for way in range(1, 9)},
     "broken_exif.jpg": lambda path: picture().save(path, exif=b"Exif\0\0MM\0*\xff\xff\xff\xffnot what it says"),
     "two_pictures.jpg": lambda path: picture().save(path, "MPO", save_all=True, append_images=[picture(2)]),
     "png_inside.jpg": lambda path: picture().save(path, "PNG"),
@@ -94,7 +101,7 @@ def image_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def reference(path: Path, size: int) -> np.ndarray:
+def reference(path: Path, size: int) -> npt.NDArray[Any]:
     """What Pillow's own operations make of a file, step by step, with no limit and no care."""
     with Image.open(path) as image:
         image.load()

@@ -115,11 +115,12 @@ def _check_layers(chained: nn.Module, network: nn.Module, info: dict[str, Any]) 
     old, new = count_layers(network, 32), count_layers(chained, 32)
     for name, layer in info["layers"].items():
         chain = chained.get_submodule(name)
-        assert is_chain(chain)
-        assert [conv.out_channels for conv in list(chain.children())[:-1]] == layer["ranks"]
+        assert isinstance(chain, nn.Sequential) and is_chain(chain)
+        assert [conv.out_channels for conv in list(chain)[:-1]] == layer["ranks"]
         assert all(rank % 32 == 0 for rank in layer["ranks"])
         assert sum(new[f"{name}.{part}"] for part in range(len(list(chain)))) == layer["flops"] < old[name]
-        assert sum(weight.numel() for weight in chain.parameters()) < network.get_submodule(name).weight.numel()
+        whole = network.get_parameter(f"{name}.weight")
+        assert sum(weight.numel() for weight in chain.parameters()) < whole.numel()
         assert 0 < layer["energy"] < 1
 
 
@@ -142,6 +143,7 @@ def test_chain_follows_the_data_better_than_the_weights_alone(network: nn.Module
     name, rank = "layer3.0.conv2", 32
     batches = training_batches(context, _SEEN)
     conv = network.get_submodule(name)
+    assert isinstance(conv, nn.Conv2d)
     moments = measure_moments(copy.deepcopy(network), [name], batches, context.progress, seed=0)[name]
     # Every output channel counts alike, so that the error is a plain mean of squares.
     moments = dataclasses.replace(moments, gradients=torch.eye(len(moments.gradients), dtype=torch.float64))
@@ -188,7 +190,7 @@ def test_low_rank_gives_the_same_twice_whatever_was_drawn_before(network: nn.Mod
 
 @pytest.mark.parametrize("budget", [{"flops": 1.0}, {"energy": 1.0}])
 def test_low_rank_without_anything_to_do_says_so(
-    budget: dict[str, float], network: nn.Module, context: StepContext
+    budget: dict[str, Any], network: nn.Module, context: StepContext
 ) -> None:
     same, info = run_low_rank(network, LowRankConfig(**budget), context)
     assert info["note"] == f"{next(iter(budget))} = 1 leaves nothing to do, 100 % of the FLOPs"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import helper, numpy_helper
@@ -18,16 +20,18 @@ ADD = "/model/layer3/layer3.1/Add"
 
 
 def find(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
+    node: onnx.NodeProto
     (node,) = [node for node in graph.node if node.name == name]
     return node
 
 
 def producer(graph: onnx.GraphProto, tensor: str) -> onnx.NodeProto:
+    node: onnx.NodeProto
     (node,) = [node for node in graph.node if tensor in node.output]
     return node
 
 
-def replace_constant(graph: onnx.GraphProto, name: str, values: np.ndarray) -> None:
+def replace_constant(graph: onnx.GraphProto, name: str, values: npt.NDArray[Any]) -> None:
     (old,) = [tensor for tensor in graph.initializer if tensor.name == name]
     old.CopyFrom(numpy_helper.from_array(values, name))
 
@@ -68,8 +72,8 @@ def quantize_no_branch(graph: onnx.GraphProto) -> None:
 
 def one_weight_scale(graph: onnx.GraphProto) -> None:
     pair = producer(graph, find(graph, CONV).input[1])
-    replace_constant(graph, pair.input[1], np.float32(0.01))
-    replace_constant(graph, pair.input[2], np.int8(0))
+    replace_constant(graph, pair.input[1], np.array(0.01, np.float32))
+    replace_constant(graph, pair.input[2], np.array(0, np.int8))
 
 
 def wrong_weight_axis(graph: onnx.GraphProto) -> None:
@@ -101,7 +105,7 @@ def activation_per_channel(graph: onnx.GraphProto) -> None:
 
 def zero_scale(graph: onnx.GraphProto) -> None:
     pair = producer(graph, find(graph, CONV).input[0])
-    replace_constant(graph, pair.input[1], np.float32(0))
+    replace_constant(graph, pair.input[1], np.array(0, np.float32))
 
 
 def test_modelopt_output_passes(toy_int8: Path) -> None:

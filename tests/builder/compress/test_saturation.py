@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import numpy_helper
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.sample import Sample
 
 
-def dequantised(path: Path) -> dict[str, np.ndarray]:
+def dequantised(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Every int8 weight times its scale."""
     graph = onnx.load(path).graph
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}

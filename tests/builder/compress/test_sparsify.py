@@ -82,9 +82,9 @@ def test_input_that_is_always_zero_keeps_half_of_its_weights(sample: Sample, con
 
 
 def test_magnitude_keeps_the_larger_two_of_four_channels(sample: Sample, context: StepContext) -> None:
-    before = sample.model.get_submodule("layer1.0.conv1").weight.detach().clone()
+    before = sample.model.get_parameter("layer1.0.conv1.weight").detach().clone()
     network, _ = run_sparsify(copy.deepcopy(sample.model), SparsifyConfig(), context)
-    after = network.get_submodule("layer1.0.conv1").weight.detach()
+    after = network.get_parameter("layer1.0.conv1.weight").detach()
     assert isinstance(after, torch.Tensor)
     groups = before.abs().reshape(64, 16, 4, 9)
     kept = (after != 0).reshape(64, 16, 4, 9)

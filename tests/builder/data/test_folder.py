@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ def test_changed_folder_is_a_new_input(tmp_path: Path) -> None:
     config = DataConfig(source="folder", path=str(root), image_size=32)
     seen = {fingerprint_data(config)}
     assert seen == {fingerprint_data(config)}
-    changes = [
+    changes: list[Callable[[], object]] = [
         lambda: fill(root, "ant/new.png"),
         lambda: os.utime(root / "ant/new.png", (1, 1)),
         lambda: (root / "ant/link.png").symlink_to("nothing"),

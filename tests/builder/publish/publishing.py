@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
+from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
+from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]  # ships none
 
 from temper.builder.publish.entry import Published, publish
 from temper.builder.publish.triton_config import PluginBackend, TritonConfig

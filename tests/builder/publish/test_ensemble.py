@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
-from google.protobuf import text_format
+import tritonclient.grpc as triton  # type: ignore[import-untyped]  # ships none
+from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 

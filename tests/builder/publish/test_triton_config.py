@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as pb
+from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
+from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # ships none
 
 from temper.builder.publish.entry import Binding, publish
 from temper.builder.publish.serving import ServingConfig

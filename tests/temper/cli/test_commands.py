@@ -9,9 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -196,7 +197,7 @@ def test_load_batch_beyond_the_model(server: TritonServer) -> None:
         (np.zeros((0, 32, 32, 3), dtype=np.uint8), "got uint8 [0, 32, 32, 3], expected uint8 [N, 32, 32, 3]"),
     ],
 )
-def test_load_wrong_array(server: TritonServer, tmp_path: Path, array: np.ndarray, message: str) -> None:
+def test_load_wrong_array(server: TritonServer, tmp_path: Path, array: npt.NDArray[Any], message: str) -> None:
     path = tmp_path / "x.npy"
     np.save(path, array)
     assert error_of(on(server, "load", "--images", path)) == f"{path}: {message} for {MODEL}"

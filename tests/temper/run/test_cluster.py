@@ -37,12 +37,12 @@ def address() -> Iterator[str]:
             cluster.add_node(**head)
             break
         except Exception as error:
-            cluster.shutdown()
+            cluster.shutdown()  # type: ignore[no-untyped-call]  # has no types
             # Ray gives a node 30 s to start, which a busy machine takes.
             if "timed out during startup" not in str(error):
                 raise
     yield cluster.address
-    cluster.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]  # has no types
 
 
 @pytest.fixture
@@ -53,11 +53,15 @@ def recipe(quick_recipe: Path) -> Recipe:
 
 def run(recipe: Recipe, address: str, home: Path, **wanted: float) -> Report:
     with Display(quiet=True) as display:
-        arguments: dict[str, Any] = {"repository": home / "models", "runs": home / "runs", "display": display}
+        arguments: dict[str, Any] = {
+            "repository": home / "models",
+            "runs": home / "runs",
+            "display": display,
+        } | wanted
         return run_sweep(
             recipe,
             runs=home / "runs",
-            run_all=lambda pairs: run_on_ray(pairs, address=address, **arguments, **wanted),
+            run_all=lambda pairs: run_on_ray(pairs, address=address, **arguments),
         )
 
 

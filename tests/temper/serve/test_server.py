@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
+import tritonclient.grpc as triton  # type: ignore[import-untyped]  # ships none
 
 from temper.errors import ServerError
 from temper.serve.run_folder import make_run_folder

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]  # ships none
 import pytest
-from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped]  # ships none
 from tritonclient.grpc import service_pb2_grpc
 
 from temper.serve.server import _SUPERVISE as SUPERVISE

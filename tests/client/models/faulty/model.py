@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # only inside Triton
 
 # By the first value of an image: what takes the place of the largest score.
 BROKEN = {255: np.inf, 254: np.nan, 253: -np.inf}
