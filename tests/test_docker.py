@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # ships none
 
 from temper.builder.engines.containers import expected_tensorrt
 from temper.builder.publish.ensemble import publish_ensemble

@@ -77,7 +77,7 @@ class Store:
             inputs: The artifacts that the stage reads.
             make: Fills the work folder it is given and returns the stage's figures, as JSON. The work folder may
                 hold the files of an interrupted run with the same key.
-            code: The modules whose source, with all that they import of their own package, decides the result.
+            code: The modules whose source, with what they import (`code.code_digest`), decides the result.
             libraries: The packages, as pip names them, whose versions do.
 
         Raises:

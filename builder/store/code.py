@@ -29,7 +29,7 @@ _NAME = re.compile(r"(?<!as )\b(?!as\b)[A-Za-z_]\w*")
 def code_digest(*modules: str) -> str:
     """Returns a digest of modules' sources, and of all that these import of their own package or ours, and so on.
 
-    Imports for types alone do not count, nor do modules that only hold errors.
+    Imports for types alone do not count, nor do the modules that decide no result (`_SILENT`).
 
     Args:
         modules: Their full names, as `temper.builder.data.prepare`.

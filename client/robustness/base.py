@@ -189,8 +189,8 @@ class AttackKind:
 
     about: str
     """what it does, in one line"""
-    config: type[AttackConfig]
-    """its config: the default of `name` names the attack, the choices of `norm` are the norms it has"""
+    config: type[Any]
+    """its AttackConfig: the default of `name` names the attack, the choices of `norm` are the norms it has"""
     sees: Sees
     """what it is shown of the endpoint's answers: the scores, the answered class, or nothing; "surrogate" is shown
     nothing of them either: it follows the gradients of a network of its own"""

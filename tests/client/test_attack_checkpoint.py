@@ -18,7 +18,8 @@ Digits = Any  # the fixture's class in conftest.py
 
 
 def config(name: str = "square", **changes: Any) -> AttackConfig:
-    return ATTACKS.get(name).config(**{"epsilon": 40, "max_queries": 60, "batch_size": 8, **changes})
+    made: AttackConfig = ATTACKS.get(name).config(**{"epsilon": 40, "max_queries": 60, "batch_size": 8, **changes})
+    return made
 
 
 @pytest.mark.parametrize("name", ["square", "noise", "art-square"])

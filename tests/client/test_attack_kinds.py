@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from temper.client.errors import ClientError
@@ -100,14 +101,14 @@ async def test_loop_of_its_own_sees_what_it_declared(
     endpoint, seen = digits.endpoint(), list[Any]()
     broken = int(np.flatnonzero(digits.correct)[2])
 
-    async def infer(images: np.ndarray) -> np.ndarray:
-        scores = await endpoint.infer(images)
+    async def infer(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        scores: npt.NDArray[Any] = await endpoint.infer(images)
         for row, image in enumerate(images):
             if np.array_equal(image, np.minimum(digits.images[broken], 254) + 1):
                 scores[row] = np.inf
         return scores
 
-    async def run(harness: Harness, todo: np.ndarray) -> None:
+    async def run(harness: Harness, todo: npt.NDArray[Any]) -> None:
         assert await harness.count_classes() == 10
         seen.append(await harness.ask(todo, harness.images[todo].astype(np.float32) + 0.6))
         harness.finish(todo)
@@ -127,7 +128,7 @@ async def test_loop_of_its_own_sees_what_it_declared(
 
 
 async def test_loop_that_asks_too_often_is_stopped(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run(harness: Harness, todo: np.ndarray) -> None:
+    async def run(harness: Harness, todo: npt.NDArray[Any]) -> None:
         while True:
             await harness.ask(todo, harness.images[todo])
 

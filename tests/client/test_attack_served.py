@@ -30,7 +30,8 @@ NUM_IMAGES = 32
 
 def config(name: str) -> AttackConfig:
     shared = {"epsilon": 24, "num_images": NUM_IMAGES, "max_queries": 60, "batch_size": 8, "concurrency": 4}
-    return ATTACKS.get(name).config(**shared)
+    made: AttackConfig = ATTACKS.get(name).config(**shared)
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,8 @@ CASES = [(norm, epsilon) for norm, epsilons in EPSILONS.items() for epsilon in e
 def pull(ball: Ball, original: npt.NDArray[np.uint8], proposal: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     low, high = np.empty_like(original), np.empty_like(original)
     ball.write_bounds(original, low, high)
-    return to_pixels(ball, proposal[None].copy(), [original], [low], [high])[0]
+    pulled: npt.NDArray[np.uint8] = to_pixels(ball, proposal[None].copy(), [original], [low], [high])[0]
+    return pulled
 
 
 def is_inside(norm: str, epsilon: float, original: npt.NDArray[np.uint8], sent: npt.NDArray[np.uint8]) -> bool:
@@ -58,11 +59,11 @@ def is_inside(norm: str, epsilon: float, original: npt.NDArray[np.uint8], sent: 
     ]
     original = original.astype(np.float64)
     if norm == "linf":
-        return max(change) <= Fraction(epsilon)
-    return sum(value * value for value in change) <= Fraction(epsilon) ** 2
+        return bool(max(change) <= Fraction(epsilon))
+    return bool(sum(value * value for value in change) <= Fraction(epsilon) ** 2)
 
 
-def as_type(values: npt.NDArray[np.float64], dtype: type) -> npt.NDArray[Any]:
+def as_type(values: npt.NDArray[np.float64], dtype: Any) -> npt.NDArray[Any]:
     """As near as the type comes, and finite."""
     if issubclass(dtype, np.floating):
         return np.clip(values, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
@@ -106,7 +107,8 @@ def project(
     low, high = -1080.0, 0.0
 
     def at(exponent: float) -> npt.NDArray[np.float64]:
-        return np.clip(original + 2.0**exponent * change, 0, 255)
+        moved: npt.NDArray[np.float64] = np.clip(original + 2.0**exponent * change, 0, 255)
+        return moved
 
     if math.sqrt(distance(at(0), original)) <= epsilon:
         return at(0)
@@ -128,7 +130,7 @@ def test_bounds_equal_wide_arithmetic(epsilon: int) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
 def test_linf_rounds_and_clips(dtype: type) -> None:
     original = RNG.integers(0, 256, SHAPE).astype(np.uint8)
-    wild = RNG.uniform(0 if dtype == np.uint8 else -300, 255, SHAPE).astype(dtype)
+    wild: npt.NDArray[Any] = RNG.uniform(0 if dtype == np.uint8 else -300, 255, SHAPE).astype(dtype)
     sent = pull(LinfBall(5), original, wild)
     wide = original.astype(int)
     low, high = np.maximum(wide - 5, 0), np.minimum(wide + 5, 255)

@@ -22,7 +22,10 @@ FAMILIES = ("square", "noise", "art-square")
 
 
 def config(name: str, **changes: Any) -> AttackConfig:
-    return ATTACKS.get(name).config(**{"epsilon": 40, "max_queries": 60, "batch_size": 16, **changes})
+    made: AttackConfig = ATTACKS.get(name).config(
+        **{"epsilon": 40, "max_queries": 60, "batch_size": 16, **changes}
+    )
+    return made
 
 
 async def run(digits: Digits, endpoint: Any, settings: AttackConfig, **arguments: Any) -> AttackResult:

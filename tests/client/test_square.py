@@ -37,8 +37,13 @@ def test_sides_stay_inside_small_and_oblong_images() -> None:
     assert square_sides(0.8, 10, 1, 1).tolist() == [1] * 10
 
 
+def image_shape(images: npt.NDArray[np.uint8]) -> tuple[int, int, int]:
+    _, height, width, channels = images.shape
+    return height, width, channels
+
+
 def make_square(images: npt.NDArray[np.uint8], epsilon: float = 10, max_queries: int = 1000) -> Square:
-    slots = Slots(len(images), images.shape[1:], SquareConfig(epsilon=epsilon, max_queries=max_queries))
+    slots = Slots(len(images), image_shape(images), SquareConfig(epsilon=epsilon, max_queries=max_queries))
     for slot, image in enumerate(images):
         slots.fill(slot, slot, image, 0)
     return Square(slots)
@@ -118,7 +123,7 @@ def test_below_is_uniform_and_inside() -> None:
 
 
 def test_noise_fills_the_ball_evenly_and_its_corners_in_turn(images: npt.NDArray[np.uint8]) -> None:
-    slots = Slots(6, images.shape[1:], NoiseConfig(epsilon=4))
+    slots = Slots(6, image_shape(images), NoiseConfig(epsilon=4))
     grey = np.full_like(images[0], 128)
     for slot in range(6):
         slots.fill(slot, slot, grey, 0)

@@ -40,8 +40,10 @@ def clean_command(runs: Path, *, unused_days: float, to_gb: float | None, yes: b
         echo(_line(one))
     size, rest = _size(unused), _size([one for one in kept if one not in unused])
     what = f"{len(unused):,} of {len(kept):,} stages, {size}"
-    if yes or not unused:
+    if yes:
         echo(f"removed {what}; {rest} are left")
+    elif not unused:
+        echo(f"nothing to remove; {rest} in {len(kept):,} stages were used since, or are no more than asked for")
     else:
         echo(f"{what}, can be removed: the same command with --yes does it; {rest} would be left")
 

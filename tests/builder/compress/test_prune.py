@@ -238,10 +238,15 @@ def test_latency_is_not_measured_in_an_engine_that_it_does_not_know() -> None:
         compare_in_engine(TensorRtConfig(), image_size=32, mean=_CONFIG.mean, std=_CONFIG.std)
 
 
+def _budget(name: str, share: float) -> PruneConfig:
+    settings: dict[str, Any] = {name: share}
+    return PruneConfig(**settings)
+
+
 @pytest.mark.parametrize("budget", ["flops", "params", "latency"])
 def test_prune_without_anything_to_do_says_so(budget: str, network: nn.Module, context: StepContext) -> None:
     timed = dataclasses.replace(context, compare_latency=lambda candidate, original: (1.0, 1.0))
-    same, info = run_prune(network, PruneConfig(**{budget: 1.0}), timed)
+    same, info = run_prune(network, _budget(budget, 1.0), timed)
     assert info["note"] == f"{budget} = 1 leaves nothing to prune"
     assert info["widths"] == {}
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in same.state_dict().items())
@@ -253,7 +258,7 @@ def test_prune_that_cannot_be_reached_names_the_smallest(
 ) -> None:
     expected = rf"prune: {budget}: got 0\.01, but with every layer at its narrowest 0\.\d+ of the {unit} are left"
     with pytest.raises(CompressError, match=expected):
-        run_prune(network, PruneConfig(**{budget: 0.01}), context)
+        run_prune(network, _budget(budget, 0.01), context)
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_checkpoint_without_head_needs_a_new_one(tmp_path: Path, weights: dict[s
     ],
 )
 def test_other_architecture_is_one_line(
-    tmp_path: Path, weights: dict[str, torch.Tensor], arch: str, message: str
+    tmp_path: Path, weights: dict[str, torch.Tensor], arch: Any, message: str
 ) -> None:
     path = tmp_path / "model.safetensors"
     save_file(weights, path)
@@ -105,7 +105,7 @@ def test_config_is_checked(changes: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d"])
-def test_find_arch_of_a_checkpoint(tmp_path: Path, arch: str) -> None:
+def test_find_arch_of_a_checkpoint(tmp_path: Path, arch: Any) -> None:
     network = build_model(ModelConfig(arch=arch), 7)
     save_weights(network, tmp_path / "w.safetensors")
     assert find_arch(tmp_path / "w.safetensors") == (arch, 7)

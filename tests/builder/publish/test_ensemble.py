@@ -18,7 +18,7 @@ import pytest
 import tritonclient.grpc as triton  # type: ignore[import-untyped]  # ships none
 from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]  # ships none
 
 from temper.builder.errors import PublishError
 from temper.builder.publish.ensemble import publish_ensemble

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 from publishing import CONFIG, check_repository, publish_bytes, read_config
-from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]  # ships none
 
 from temper.backends.temper import artifact
 from temper.builder.errors import PublishError

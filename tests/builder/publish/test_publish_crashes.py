@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from publishing import check_repository, publish_bytes  # type: ignore[import-not-found]  # of this folder
+from publishing import check_repository, publish_bytes
 
 Mount = Callable[[Path, str], list[str]]
 WITH_HELPERS = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
@@ -47,7 +47,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from temper.builder.publish.serving import ServingConfig
-from publishing import check_repository, publish_bytes  # type: ignore[import-not-found]  # of this folder
+from publishing import check_repository, publish_bytes
 
 EVENTS = {
     "open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.copyfile", "tempfile.mkdtemp", "fcntl.flock"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]  # ships none
 import pytest
 from click.testing import CliRunner
 
@@ -27,7 +27,7 @@ def write(report: Json, folder: Path) -> Path:
 
 def format_1(report: Json) -> Json:
     """The same run as it was written in format 1."""
-    old = json.loads(json.dumps(report))
+    old: Json = json.loads(json.dumps(report))
     old["format"] = 1
     old["stages"] = old.pop("timings")
     del old["failed"]

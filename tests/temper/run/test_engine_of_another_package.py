@@ -34,7 +34,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def temper(python: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     code = "from temper.cli.main import main; main()"
-    command = [python, "-c", code, *map(str, arguments)]
+    command = [str(python), "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 

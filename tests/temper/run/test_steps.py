@@ -111,7 +111,7 @@ def test_step_that_gains_nothing_is_said_so(name: str, ratio: float, low: float,
 
     counts = {"num_images": 120, "num_only_first": 0, "num_only_second": 2}
     share = Share(value=0.9, low=0.8, high=1.0, num_images=120)
-    sizes = {"flops": 1, "num_parameters": 1, "size_bytes": 1, "latency_ms": 1.0, "agreement": 1.0}
+    sizes: dict[str, Any] = {"flops": 1, "num_parameters": 1, "size_bytes": 1, "latency_ms": 1.0, "agreement": 1.0}
     step = Step(name=name, engine="OpenVINO", accuracy=share, latency_ratio=ratio, **sizes)
     verdict = _verdict(step, Paired(difference=0.02, low=low, high=0.03, p_value=0.5, **counts))
     assert verdict is None if expected is None else str(verdict).startswith(expected)
