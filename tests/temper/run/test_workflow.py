@@ -90,17 +90,20 @@ def test_report_has_the_promised_keys(first: Result, report: dict[str, Any]) -> 
     assert int8["warning"] == why_inexact(instruction_set(), int8["weight_bits"])
 
 
-def test_second_run_waits_for_the_first_and_says_so(first: Result, quick_recipe: Path, home: Path) -> None:
+def test_second_run_waits_for_the_first_and_says_so(
+    first: Result, quick_recipe: Path, home: Path, tmp_path: Path
+) -> None:
     recipe, errors = load_recipe(quick_recipe), io.StringIO()
+    folders = {"repository": home / "model_repository", "runs": home / "runs", "folder": tmp_path}
     done = threading.Event()
 
     def run() -> None:
         with Display(errors) as display:
-            run_recipe(recipe, repository=home / "model_repository", runs=home / "runs", display=display)
+            run_recipe(recipe, **folders, display=display)
         done.set()
 
     second = threading.Thread(target=run)
-    with locked(home / "runs" / "quick" / LOCK_FILE):
+    with locked(tmp_path / LOCK_FILE):
         second.start()
         while "another run is at work; waiting until it is done" not in errors.getvalue():
             time.sleep(0.05)
