@@ -94,7 +94,7 @@ def test_second_run_waits_for_the_first_and_says_so(
     first: Result, quick_recipe: Path, home: Path, tmp_path: Path
 ) -> None:
     recipe, errors = load_recipe(quick_recipe), io.StringIO()
-    folders = {"repository": home / "model_repository", "runs": home / "runs", "folder": tmp_path}
+    folders: dict[str, Any] = {"repository": home / "model_repository", "runs": home / "runs", "folder": tmp_path}
     done = threading.Event()
 
     def run() -> None:
