@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 # The machine's uv, or one of our own inside .venv.
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 UV_VERSION := 0.11.2
+# Compiled once, not in each of the hundreds of processes that the tests start: uv leaves that out, and so may the shell.
+export UV_COMPILE_BYTECODE := 1
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-avx2 test-fast lint schemas reference docs lock clean engines gpu gpu-pack
 

@@ -6,24 +6,28 @@ digits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from temper.builder.compress.step import StepContext
 from temper.builder.data.config import DataConfig
+from temper.builder.data.prepare import load_train
 from temper.builder.data.sources import open_source
 from temper.builder.network.export import Served, export_onnx
 from temper.builder.network.resnet import ModelConfig, build_model, head_of
+from temper.builder.network.train import TrainConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _RIDGE = 1e-1
 _BATCH = 128
+_HELD_OUT = 64
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,35 @@ def make_sample(*, image_size: int = 32, seed: int = 0) -> Sample:
         model = build_model(config, len(source.class_names))
     _fit_head(model, config, train, source.labels[source.train])
     return Sample(model, config, test, source.labels[source.test], train[:512], source.class_names)
+
+
+def make_context(folder: Path, *, num_train: int = 64, **changes: Any) -> StepContext:
+    """What a compression step is given, with the digits: 64 held out, and those behind them to train with.
+
+    Args:
+        folder: The step's work folder; made when missing.
+        num_train: Images to train with.
+        **changes: Other values of the context's fields; the teacher is none without.
+    """
+    train = load_train(DataConfig(image_size=32, augment="none"))
+    source, config = train.source, ModelConfig()
+    held_out, rest = source.train[:_HELD_OUT], source.train[_HELD_OUT : _HELD_OUT + num_train]
+    train.source = replace(source, train=rest)
+    folder.mkdir(exist_ok=True)
+    context = StepContext(
+        train=train,
+        held_out=(np.stack([source.read(int(index)) for index in held_out]), source.labels[held_out]),
+        teacher=nn.Identity(),
+        folder=folder,
+        progress=lambda done, total: None,
+        image_size=32,
+        mean=config.mean,
+        std=config.std,
+        num_classes=len(source.class_names),
+        train_config=TrainConfig(batch_size=32, device="cpu"),
+        seed=0,
+    )
+    return replace(context, **changes)
 
 
 def _fit_head(model: nn.Module, config: ModelConfig, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:

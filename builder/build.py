@@ -26,7 +26,7 @@ from temper.builder.names import read_labels
 from temper.builder.publish.card import Card, CardRecipe, CardStage
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.store.artifacts import Artifact, Store
-from temper.builder.store.code import package_version
+from temper.builder.store.code import library_versions
 from temper.builder.store.files import sha256_file
 
 if TYPE_CHECKING:
@@ -37,19 +37,6 @@ if TYPE_CHECKING:
     from temper.builder.network.resnet import ModelConfig
     from temper.builder.network.stage import Setting
     from temper.builder.network.train import TrainConfig
-
-_PACKAGES = (
-    "temper",
-    "torch",
-    "torchvision",
-    "nvidia-modelopt",
-    "onnx",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt-rtx",
-    "tensorrt",
-    "torch-tensorrt",
-)
 
 
 class StageView(Protocol):
@@ -108,6 +95,8 @@ def build_variants(
 class _Done:
     artifact: Artifact
     report: StageReport
+    libraries: Sequence[str]
+    """Whose versions decided it."""
 
 
 @dataclass
@@ -202,7 +191,7 @@ class _Build:
             artifact = self.store.run(name, config, inputs, run, code=code, libraries=libraries)
             view.reused = artifact.reused
             view.note = note(artifact.info)
-        return _Done(artifact, StageReport(name, artifact.info, artifact.reused))
+        return _Done(artifact, StageReport(name, artifact.info, artifact.reused), libraries)
 
     def _setting(self) -> Setting:
         # It brings torch along: seconds that a run which reuses everything should not cost.
@@ -457,6 +446,7 @@ class _Build:
         )
 
     def _card(self, way: _Underway) -> Card:
+        versions = library_versions(["temper", *(name for each in way.done for name in each.libraries)])
         return Card(
             recipe=CardRecipe(
                 name=self.recipe_name,
@@ -468,7 +458,7 @@ class _Build:
             ),
             data_digest=way.data.digest,
             engine=way.engine.kind.name,
-            versions={name: version for name in _PACKAGES if (version := package_version(name)) is not None},
+            versions={name: version for name, version in versions.items() if version is not None},
             stages=tuple(
                 CardStage(name=each.report.name, digest=each.artifact.digest, figures=each.report.figures)
                 for each in way.done

@@ -197,11 +197,10 @@ class EngineContender:
         if not runner.accepts_device_tensors:
             runner.infer([self._images])
             return
-        runner._stream.copy(runner._device_images.pointer, runner._images.pointer, self._images.nbytes)
-        runner._run(self.batch)
-        logits = runner._logits
-        runner._stream.copy(logits.pointer, runner._device_logits.pointer, self.batch * NUM_CLASSES * 4)
-        runner._stream.synchronize()
+        runner.send(self.batch)
+        runner.run(self.batch)
+        runner.fetch(self.batch)
+        runner.stream.synchronize()
 
     def logits(self) -> Any:
         """What the plugin answers to these images, float32 [batch, classes]."""
@@ -224,13 +223,13 @@ def time_runs(runner: Any, batch: int, count: int) -> float:
     """Seconds for `count` runs of a batch that is on the GPU."""
     from cuda.bindings import runtime  # type: ignore[import-untyped]  # ships no types
 
-    stream = runner._stream.handle
+    stream = runner.stream.handle
     events = [check(runtime.cudaEventCreate()) for _ in range(2)]
     check(runtime.cudaEventRecord(events[0], stream))
     for _ in range(count):
-        runner._run(batch)
+        runner.run(batch)
     check(runtime.cudaEventRecord(events[1], stream))
-    runner._stream.synchronize()
+    runner.stream.synchronize()
     elapsed_ms = check(runtime.cudaEventElapsedTime(*events))
     for event in events:
         check(runtime.cudaEventDestroy(event))

@@ -7,16 +7,19 @@ starting the server. `generator.py` holds the public calls, `processes.py` the l
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from temper.lazy import lazy
 
 if TYPE_CHECKING:
     from temper.client.load.config import LoadConfig as LoadConfig
-    from temper.client.load.generator import POOL_REQUESTS as POOL_REQUESTS
-    from temper.client.load.generator import measure as measure
-    from temper.client.load.generator import plan_runs as plan_runs
-    from temper.client.load.generator import run_closed_loop as run_closed_loop
-    from temper.client.load.generator import run_open_loop as run_open_loop
+    from temper.client.load.generator import (
+        POOL_REQUESTS as POOL_REQUESTS,
+        measure as measure,
+        plan_runs as plan_runs,
+        run_closed_loop as run_closed_loop,
+        run_open_loop as run_open_loop,
+    )
     from temper.client.load.histogram import Histogram as Histogram
     from temper.client.load.result import LoadResult as LoadResult
 
@@ -32,12 +35,4 @@ _HOMES = {
     "LoadResult": "temper.client.load.result",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'temper.client.load' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy(__name__, _HOMES)

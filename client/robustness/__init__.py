@@ -6,15 +6,14 @@ Not in scope: attacks that need gradients of the served model. Read `base.py` fi
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from temper.lazy import lazy
 
 if TYPE_CHECKING:
     from temper.client.robustness.base import AttackConfig as AttackConfig
-    from temper.client.robustness.harness import attack as attack
-    from temper.client.robustness.harness import attack_endpoint as attack_endpoint
-    from temper.client.robustness.result import AttackResult as AttackResult
-    from temper.client.robustness.result import Example as Example
+    from temper.client.robustness.harness import attack as attack, attack_endpoint as attack_endpoint
+    from temper.client.robustness.result import AttackResult as AttackResult, Example as Example
 
 # Loaded when used: who reads a recipe wants the configs alone, without gRPC.
 _HOMES = {
@@ -25,12 +24,4 @@ _HOMES = {
     "Example": "temper.client.robustness.result",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'temper.client.robustness' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from temper.builder.engines.gpu import read_driver
+from temper.builder.engines.kind import ENGINES
 
 _PACKAGES = (
     "temper",
@@ -24,15 +25,12 @@ _PACKAGES = (
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
-    "openvino",
-    "tensorrt-rtx",
-    "tensorrt",
     "nvidia-pytriton",
     "tritonclient",
     "grpcio",
     "adversarial-robustness-toolbox",
 )
-"""The packages whose version can change a measurement."""
+"""The packages, beside the engines' own, whose version can change a measurement."""
 
 _FLAGS = (
     "avx2",
@@ -51,7 +49,8 @@ _FLAGS = (
 )
 """The instruction sets that decide how fast f32, bf16 and int8 run (x86 and Arm names of /proc/cpuinfo)."""
 
-_MEASURING = ("openvino", "tensorrt-rtx", "tensorrt", "nvidia-pytriton", "tritonclient", "grpcio", "numpy")
+_MEASURING = ("nvidia-pytriton", "tritonclient", "grpcio", "numpy")
+"""The engines' packages are not here: what is measured was built by them, and has another digest with others."""
 
 
 def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
@@ -118,7 +117,7 @@ def machine() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """The versions of Python and of the installed libraries that a measurement depends on."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *(kind.project for kind in ENGINES.all().values())):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

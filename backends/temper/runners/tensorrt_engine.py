@@ -29,11 +29,21 @@ class Library:
     """As Python imports it."""
     project: str
     """As pip installs it."""
+    compiles_on_load: bool = False
+    """Its engines hold no kernels: they are compiled for the GPU that is here, and kept."""
+    judges_engines: bool = False
+    """It says from an engine's header whether it runs here; of the others' plans the card tells."""
 
 
 LIBRARIES = {
     "tensorrt": Library(name="TensorRT", package="tensorrt", project="tensorrt"),
-    "tensorrt-rtx": Library(name="TensorRT-RTX", package="tensorrt_rtx", project="tensorrt-rtx"),
+    "tensorrt-rtx": Library(
+        name="TensorRT-RTX",
+        package="tensorrt_rtx",
+        project="tensorrt-rtx",
+        compiles_on_load=True,
+        judges_engines=True,
+    ),
 }
 
 
@@ -73,7 +83,7 @@ def load_engine(entry: Entry, instance: runners.Instance, device: cuda.Device) -
     logger = make_logger(trt, instance)
     content = entry.read()
     runtime = trt.Runtime(logger)
-    if entry.engine == "tensorrt-rtx":
+    if library.judges_engines:
         _check_validity(trt, runtime, content, entry, logger, device)
     # A version compatible plan carries host code, so it is not enough that its digest is right: config.pbtxt,
     # written by whoever published it, must say so as well.
@@ -114,8 +124,8 @@ def check_built_for(entry: Entry, *, version: str, capability: str) -> None:
             f"{entry.file} was built with {library.name} {built[0]}, here is {version}; install "
             f"{library.project}=={built[0]} beside tritonserver, or build the recipe with {version}"
         )
-    # TensorRT-RTX tells by itself, from the engine's header, and card.json describes one plan of several.
-    if entry.engine == "tensorrt" and not entry.file_of_capability:
+    # card.json describes one plan of several.
+    if not library.judges_engines and not entry.file_of_capability:
         wanted = figures.get("compute_capability")
         if wanted is not None and not _runs_on(str(wanted), capability, figures):
             raise ArtifactError(

@@ -89,7 +89,7 @@ class Runner:
 
     Parameters it reads from config.pbtxt: `graph_batches` (see `prepared_batches`) and `version_compatible`
     ("true" lets a plan run the host code that it carries). The environment's TEMPER_CACHE_DIR says where
-    TensorRT-RTX's kernels are kept.
+    TensorRT-RTX's kernels are kept. `send`, `run` and `fetch` on `stream` are the parts of `infer`, to be timed.
     """
 
     accepts_device_tensors = True
@@ -112,7 +112,7 @@ class Runner:
                 entry.parameters.get("graph_batches"), self._engine.opt_batch, instance.max_batch
             )
             self._allocate(instance)
-            if entry.engine == "tensorrt-rtx":
+            if LIBRARIES[entry.engine].compiles_on_load:
                 self._prepare_rtx(entry, device)
             else:
                 self._prepare_tensorrt()
@@ -142,13 +142,12 @@ class Runner:
             raise runners.RunnerError(f"got {num_images} images, expected at most {len(self._images.array)}")
         try:
             self._upload(batches)
-            self._run(padded_batch(num_images, self._prepared))
-            logits = self._logits.array[:num_images]
-            self._stream.copy(self._logits.pointer, self._device_logits.pointer, logits.nbytes)
-            self._stream.synchronize()
+            self.run(padded_batch(num_images, self._prepared))
+            logits = self.fetch(num_images)
+            self.stream.synchronize()
         except (cuda.CudaError, runners.RunnerError) as error:
             with contextlib.suppress(cuda.CudaError):
-                self._stream.synchronize()  # nothing of this batch may still be running when the next one comes
+                self.stream.synchronize()  # nothing of this batch may still be running when the next one comes
             reason = _explain(error)
             kind = runners.ContextLostError if cuda.is_lost() else runners.RunnerError
             raise kind(f"a batch of {num_images} failed: {reason}") from error
@@ -163,13 +162,13 @@ class Runner:
         del self._context
         self._cache = None
         del self._engine
-        for owned in (self._images, self._logits, self._device_images, self._device_logits, self._stream):
+        for owned in (self._images, self._logits, self._device_images, self._device_logits, self.stream):
             owned.close()
 
     def _allocate(self, instance: runners.Instance) -> None:
         images = (instance.max_batch, *instance.signature.input.dims)
         logits = (instance.max_batch, *instance.signature.output.dims)
-        self._stream = cuda.Stream()
+        self.stream = cuda.Stream()
         self._images = cuda.PinnedBuffer(images, np.uint8)
         self._logits = cuda.PinnedBuffer(logits, np.float32)
         self._device_images = cuda.DeviceBuffer(math.prod(images))
@@ -184,22 +183,37 @@ class Runner:
             else:
                 np.copyto(self._images.array[start : start + len(batch)], batch)
                 source = self._images.pointer + offset
-            self._stream.copy(self._device_images.pointer + offset, source, batch.nbytes)
+            self.stream.copy(self._device_images.pointer + offset, source, batch.nbytes)
             start += len(batch)
             offset += batch.nbytes
 
-    def _run(self, size: int) -> None:
+    def send(self, num_images: int) -> None:
+        """Queue the copy of the first images of the pinned buffer to the GPU."""
+        self.stream.copy(self._device_images.pointer, self._images.pointer, self._images.array[:num_images].nbytes)
+
+    def run(self, size: int) -> None:
+        """Queue one inference of the first images that lie on the GPU.
+
+        Raises:
+            RunnerError: The engine refuses the batch.
+        """
         graph = self._graphs.get(size)
         if graph is not None:
-            graph.launch(self._stream)
+            graph.launch(self.stream)
         else:
             self._enqueue(self._context, size)
+
+    def fetch(self, num_images: int) -> npt.NDArray[np.float32]:
+        """Queue the copy of the first logits to the pinned buffer; they are there once `stream` is done."""
+        logits = self._logits.array[:num_images]
+        self.stream.copy(self._logits.pointer, self._device_logits.pointer, logits.nbytes)
+        return logits
 
     def _enqueue(self, context: Any, size: int) -> None:
         engine = self._engine
         shape = (size, *self._images.array.shape[1:])
         if not context.set_input_shape(engine.input, shape) or not context.execute_async_v3(
-            int(self._stream.handle)
+            int(self.stream.handle)
         ):
             raise runners.RunnerError(engine.logger.reason())
 
@@ -210,7 +224,7 @@ class Runner:
             # TensorRT sets up a new shape in its first run, with calls that cannot be captured.
             self._warm(self._context, [size])
             try:
-                self._graphs[size] = self._stream.capture(partial(self._enqueue, self._context, size))
+                self._graphs[size] = self.stream.capture(partial(self._enqueue, self._context, size))
             except (cuda.CudaError, runners.RunnerError) as error:
                 self._log(f"no CUDA graph for batches of {size}: {_explain(error)}")
         self._prepared = sorted(self._graphs)
@@ -264,7 +278,7 @@ class Runner:
     def _warm(self, context: Any, sizes: Sequence[int]) -> None:
         for size in sizes:
             self._enqueue(context, size)
-            self._stream.synchronize()
+            self.stream.synchronize()
 
     def _save_kernels(self) -> None:
         if self._cache is not None and self._cache_file is not None:

@@ -6,25 +6,20 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.sample import Sample, make_context
 from temper.builder.compress.calibrate import held_out_accuracy, recalibrate, training_batches
 from temper.builder.compress.chains import Decomposition
 from temper.builder.compress.low_rank import LowRankConfig, run_low_rank
 from temper.builder.compress.moments import measure_moments
 from temper.builder.compress.step import StepContext
-from temper.builder.data.config import DataConfig
-from temper.builder.data.prepare import load_train
 from temper.builder.errors import CompressError
 from temper.builder.network.files import count_layers, count_network, is_chain, load_network, save_network
-from temper.builder.network.train import TrainConfig
-
-if TYPE_CHECKING:
-    from benchmarks.sample import Sample
 
 _SEEN = 128
 
@@ -32,23 +27,7 @@ _SEEN = 128
 @pytest.fixture(scope="module")
 def context(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> StepContext:
     """The sample's digits: 128 to measure on, 64 held out."""
-    train = load_train(DataConfig(image_size=32))
-    source = train.source
-    train.source = dataclasses.replace(source, train=source.train[64 : 64 + _SEEN])
-    held_out = torch.stack([torch.from_numpy(source.read(int(index)).copy()) for index in source.train[:64]])
-    return StepContext(
-        train=train,
-        held_out=(held_out.numpy(), source.labels[source.train[:64]]),
-        teacher=sample.model,
-        folder=tmp_path_factory.mktemp("work"),
-        progress=lambda done, total: None,
-        image_size=32,
-        mean=sample.config.mean,
-        std=sample.config.std,
-        num_classes=10,
-        train_config=TrainConfig(device="cpu"),
-        seed=0,
-    )
+    return make_context(tmp_path_factory.mktemp("work"), num_train=_SEEN, teacher=sample.model)
 
 
 @pytest.fixture(scope="module")

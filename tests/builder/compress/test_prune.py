@@ -20,44 +20,22 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.sample import make_context
 from temper.builder.compress.calibrate import held_out_accuracy, recalibrate, training_batches
 from temper.builder.compress.prune import PruneConfig, run_prune
 from temper.builder.compress.step import StepContext
-from temper.builder.data.config import DataConfig
-from temper.builder.data.prepare import load_train
 from temper.builder.engines.latency import compare_in_engine
 from temper.builder.engines.openvino import OpenVinoConfig
 from temper.builder.engines.tensorrt import TensorRtConfig
 from temper.builder.errors import CompressError
 from temper.builder.network.files import count_network, load_network, save_network
 from temper.builder.network.resnet import ModelConfig, build_model
-from temper.builder.network.train import TrainConfig
 
 _CONFIG = ModelConfig()
 # Few widths per layer, so that a search takes seconds.
 _PRUNE: dict[str, Any] = {"divisor": 64, "num_images": 32}
+_NUM_TRAIN = 256
 _DEAD = ("layer3.0", "layer4.0", "layer4.1")
-
-
-def _make_context(folder: Path) -> StepContext:
-    """Digits: 256 to train, 64 held out."""
-    train = load_train(DataConfig(image_size=32, augment="none"))
-    source = train.source
-    train.source = dataclasses.replace(source, train=source.train[64:320])
-    held_out = source.train[:64]
-    return StepContext(
-        train=train,
-        held_out=(np.stack([source.read(int(index)) for index in held_out]), source.labels[held_out]),
-        teacher=nn.Identity(),
-        folder=folder,
-        progress=lambda done, total: None,
-        image_size=32,
-        mean=_CONFIG.mean,
-        std=_CONFIG.std,
-        num_classes=10,
-        train_config=TrainConfig(device="cpu"),
-        seed=0,
-    )
 
 
 def _make_network(context: StepContext) -> nn.Module:
@@ -89,12 +67,12 @@ def _make_network(context: StepContext) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    return _make_network(_make_context(tmp_path_factory.mktemp("work")))
+    return _make_network(make_context(tmp_path_factory.mktemp("work"), num_train=_NUM_TRAIN))
 
 
 @pytest.fixture
 def context(tmp_path: Path) -> StepContext:
-    return _make_context(tmp_path)
+    return make_context(tmp_path, num_train=_NUM_TRAIN)
 
 
 def _watch(context: StepContext) -> tuple[StepContext, list[tuple[int, int]]]:
@@ -147,7 +125,8 @@ def test_prune_that_was_killed_ends_as_without_the_kill(
 ) -> None:
     killed = tmp_path / "killed"
     killed.mkdir()
-    run = subprocess.run([sys.executable, __file__, str(killed)], capture_output=True, text=True, check=False)
+    path = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}  # a script has its own folder alone
+    run = subprocess.run([sys.executable, __file__, str(killed)], capture_output=True, text=True, env=path)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert (killed / "search.pth").stat().st_size > 0
     (tmp_path / "whole").mkdir()
@@ -301,7 +280,7 @@ def _prune_and_die(folder: Path) -> None:
         if done > total // 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    context = dataclasses.replace(_make_context(folder), progress=progress)
+    context = make_context(folder, num_train=_NUM_TRAIN, progress=progress)
     run_prune(_make_network(context), PruneConfig(params=0.4, **_PRUNE), context)
 
 

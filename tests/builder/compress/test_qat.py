@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -15,43 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.sample import Sample, make_sample
+from benchmarks.sample import Sample, make_context, make_sample
 from temper.builder.compress.qat import QatConfig, export_quantized, fold_batch_norms, quantize_network, run_qat
 from temper.builder.compress.qdq import audit_qdq
 from temper.builder.compress.saturation import measure, weight_bits
 from temper.builder.compress.sparsify import SparsifyConfig, check_2_4, run_sparsify
 from temper.builder.compress.step import StepContext
-from temper.builder.data.config import DataConfig
-from temper.builder.data.prepare import load_train
 from temper.builder.errors import CompressError, TrainError
 from temper.builder.network.export import Served, predict, run_onnx
 from temper.builder.network.resnet import ModelConfig, build_model
 from temper.builder.network.train import TrainConfig
 from temper.builder.store.files import sha256_file
-
-
-def ignore(done: int, total: int) -> None:
-    """No progress is shown."""
-
-
-def make_context(sample: Sample, folder: Path, *, num_train: int = 64, **changes: Any) -> StepContext:
-    train = load_train(DataConfig(image_size=32, augment="none"))
-    train.source = dataclasses.replace(train.source, train=train.source.train[:num_train])
-    folder.mkdir(exist_ok=True)
-    context = StepContext(
-        train=train,
-        held_out=(sample.images[:64], sample.labels[:64]),
-        teacher=sample.model,
-        folder=folder,
-        progress=ignore,
-        image_size=32,
-        mean=sample.config.mean,
-        std=sample.config.std,
-        num_classes=10,
-        train_config=TrainConfig(batch_size=32, device="cpu"),
-        seed=0,
-    )
-    return dataclasses.replace(context, **changes)
 
 
 def quantize(network: nn.Module, context: StepContext, **changes: Any) -> tuple[Path, dict[str, Any]]:
@@ -64,7 +37,7 @@ def quantize(network: nn.Module, context: StepContext, **changes: Any) -> tuple[
 
 def test_graph_keeps_the_rules_and_answers_as_the_network(sample: Sample, tmp_path: Path) -> None:
     before = copy.deepcopy(sample.model.state_dict())
-    context = make_context(sample, tmp_path)
+    context = make_context(tmp_path, teacher=sample.model)
     path, info = quantize(sample.model, context)
     report = audit_qdq(path)
     assert (len(report.nodes), report.num_residual_adds, report.kept_high) == (21, 8, [])
@@ -82,7 +55,7 @@ def test_graph_keeps_the_rules_and_answers_as_the_network(sample: Sample, tmp_pa
 
 
 def test_graph_computes_what_pytorch_computes(sample: Sample, tmp_path: Path) -> None:
-    context = make_context(sample, tmp_path)
+    context = make_context(tmp_path, teacher=sample.model)
     quantized, _ = quantize_network(sample.model, context, torch.device("cpu"))
     export_quantized(quantized, context, tmp_path / "model.onnx")
     expected = predict(Served(quantized, mean=context.mean, std=context.std), sample.images)
@@ -92,7 +65,7 @@ def test_graph_computes_what_pytorch_computes(sample: Sample, tmp_path: Path) ->
 
 
 def test_weights_that_outgrew_their_range_are_published_as_trained(sample: Sample, tmp_path: Path) -> None:
-    context = make_context(sample, tmp_path)
+    context = make_context(tmp_path, teacher=sample.model)
     quantized, _ = quantize_network(sample.model, context, torch.device("cpu"), weight_bits=7)
     first: Any = quantized.get_submodule("conv1")
     with torch.no_grad():
@@ -113,7 +86,7 @@ def test_weights_that_outgrew_their_range_are_published_as_trained(sample: Sampl
 @pytest.mark.int8
 @pytest.mark.slow
 def test_reduced_range_is_trained_and_published(sample: Sample, tmp_path: Path) -> None:
-    context = make_context(sample, tmp_path)
+    context = make_context(tmp_path, teacher=sample.model)
     path, info = quantize(sample.model, context, reduce_range="auto")
     assert info["reduce_range"]["used"]  # the sample saturates at AVX2
     assert weight_bits(path) == 7
@@ -134,13 +107,15 @@ def test_training_brings_it_nearer_to_its_teacher(sample: Sample, tmp_path: Path
     with torch.no_grad():
         noise = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0))
         head.weight += head.weight.std() * noise
-    _, info = quantize(network, make_context(sample, tmp_path, num_train=512), epochs=4, learning_rate=1e-4)
+    _, info = quantize(
+        network, make_context(tmp_path, num_train=512, teacher=sample.model), epochs=4, learning_rate=1e-4
+    )
     assert info["agreement_before"] < 0.9
     assert info["agreement"] > info["agreement_before"] + 0.02
 
 
 def test_sparse_network_stays_sparse_in_int8(sample: Sample, tmp_path: Path) -> None:
-    context = make_context(sample, tmp_path)
+    context = make_context(tmp_path, teacher=sample.model)
     sparse, _ = run_sparsify(copy.deepcopy(sample.model), SparsifyConfig(), context)
     path, info = quantize(sparse, context, learning_rate=1e-4)
     assert info["num_sparse"] == len(check_2_4(path).sparse) == 19
@@ -151,7 +126,7 @@ def test_chain_of_convolutions_is_quantised(sample: Sample, tmp_path: Path) -> N
     network = copy.deepcopy(sample.model)
     chain = nn.Sequential(nn.Conv2d(64, 16, 1, bias=False), nn.Conv2d(16, 64, 3, padding=1, bias=False))
     network.set_submodule("layer1.0.conv1", chain)
-    path, _ = quantize(network, make_context(sample, tmp_path))
+    path, _ = quantize(network, make_context(tmp_path, teacher=sample.model))
     assert len(audit_qdq(path).nodes) == 22
 
 
@@ -160,7 +135,7 @@ def test_bottleneck_keeps_the_rules(sample: Sample, tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_model(ModelConfig(arch="resnet50"), 10)
-    path, _ = quantize(network, make_context(sample, tmp_path, num_train=8, teacher=network))
+    path, _ = quantize(network, make_context(tmp_path, num_train=8, teacher=network))
     report = audit_qdq(path)
     assert (len(report.nodes), report.num_residual_adds) == (54, 16)
 
@@ -182,7 +157,7 @@ def test_batch_norm_without_convolution_is_one_line(sample: Sample) -> None:
 
 
 def test_quantised_network_is_refused(sample: Sample, tmp_path: Path) -> None:
-    context = make_context(sample, tmp_path)
+    context = make_context(tmp_path, teacher=sample.model)
     quantized, _ = quantize_network(sample.model, context, torch.device("cpu"))
     with pytest.raises(
         CompressError, match=r"^quantize: the network is quantised already; give the float network"
@@ -192,7 +167,7 @@ def test_quantised_network_is_refused(sample: Sample, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_missing_gpu_is_one_line(sample: Sample, tmp_path: Path) -> None:
-    context = make_context(sample, tmp_path, train_config=TrainConfig(device="cuda"))
+    context = make_context(tmp_path, train_config=TrainConfig(device="cuda"), teacher=sample.model)
     with pytest.raises(TrainError, match=r"train.device: got 'cuda', but PyTorch sees no GPU; set it to 'auto'"):
         quantize(sample.model, context)
 
@@ -202,21 +177,24 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from tests_qat import make_context, make_sample, quantize
+from benchmarks.sample import make_context, make_sample
+from tests_qat import quantize
 
 def progress(done, total):
     if done == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
 sample = make_sample()
-quantize(sample.model, make_context(sample, Path(sys.argv[1]), progress=progress), epochs=2, learning_rate=1e-4)
+context = make_context(Path(sys.argv[1]), progress=progress, teacher=sample.model)
+quantize(sample.model, context, epochs=2, learning_rate=1e-4)
 """
 
 
 @pytest.mark.slow
 def test_killed_training_goes_on_to_the_same_graph(tmp_path: Path) -> None:
     sample = make_sample()
-    whole, info = quantize(sample.model, make_context(sample, tmp_path / "a"), epochs=2, learning_rate=1e-4)
+    contexts = {name: make_context(tmp_path / name, teacher=sample.model) for name in "ab"}
+    whole, info = quantize(sample.model, contexts["a"], epochs=2, learning_rate=1e-4)
     assert info["resumed_epoch"] == 0
     (tmp_path / "tests_qat.py").symlink_to(__file__)
     done = subprocess.run(
@@ -226,7 +204,7 @@ def test_killed_training_goes_on_to_the_same_graph(tmp_path: Path) -> None:
     )
     assert done.returncode == -9, done.stderr
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["taught.pt"]
-    resumed, info = quantize(sample.model, make_context(sample, tmp_path / "b"), epochs=2, learning_rate=1e-4)
+    resumed, info = quantize(sample.model, contexts["b"], epochs=2, learning_rate=1e-4)
     assert info["resumed_epoch"] == 1
     assert sha256_file(whole) == sha256_file(resumed)
 

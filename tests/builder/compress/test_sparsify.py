@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
 
+from benchmarks.sample import Sample, make_context
 from temper.builder.compress.distil import STEP, DistilConfig
 from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
 from temper.builder.compress.sparsify import SparsifyConfig, check_2_4, keep_zeros, run_sparsify
 from temper.builder.compress.step import StepContext
-from temper.builder.data.config import DataConfig
-from temper.builder.data.prepare import load_train
 from temper.builder.errors import CompressError
 from temper.builder.network.export import export_onnx
-from temper.builder.network.train import TrainConfig
-
-if TYPE_CHECKING:
-    from benchmarks.sample import Sample
 
 DENSE = {"/model/conv1/Conv", "/model/fc/Gemm"}
 
@@ -31,23 +25,7 @@ DENSE = {"/model/conv1/Conv", "/model/fc/Gemm"}
 @pytest.fixture
 def context(sample: Sample, tmp_path: Path) -> StepContext:
     """Digits, a few images of them, with the sample as the teacher."""
-    import dataclasses
-
-    train = load_train(DataConfig(image_size=32))
-    train.source = dataclasses.replace(train.source, train=train.source.train[:96])
-    return StepContext(
-        train=train,
-        held_out=(sample.calibration[200:264], np.zeros(64, np.int64)),
-        teacher=copy.deepcopy(sample.model),
-        folder=tmp_path,
-        progress=lambda done, total: None,
-        image_size=32,
-        mean=sample.config.mean,
-        std=sample.config.std,
-        num_classes=10,
-        train_config=TrainConfig(batch_size=32, device="cpu"),
-        seed=0,
-    )
+    return make_context(tmp_path, teacher=copy.deepcopy(sample.model))
 
 
 def export(network: Any, context: StepContext, path: Path) -> Path:

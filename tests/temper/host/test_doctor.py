@@ -18,8 +18,7 @@ from temper.builder.engines.kind import ENGINES, AutoConfig, EngineKind
 from temper.builder.engines.tensorrt import TENSORRT
 from temper.builder.engines.tensorrt_rtx import TENSORRT_RTX
 from temper.cli.commands.doctor import doctor_command
-from temper.host import doctor
-from temper.host import packages as parts
+from temper.host import doctor, packages as parts
 from temper.host.doctor import examine
 from temper.host.packages import Part, Refusals, find_parts, find_server
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import grpc  # type: ignore[import-untyped]  # ships none
 import pytest
-from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped]  # ships none
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc  # type: ignore[import-untyped]  # ships none
 
-from temper.serve.server import _SUPERVISE as SUPERVISE
-from temper.serve.server import TritonServer
+from temper.serve.server import _SUPERVISE as SUPERVISE, TritonServer
 
 pytestmark = pytest.mark.server
 
