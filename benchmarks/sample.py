@@ -18,8 +18,9 @@ from temper.builder.compress.step import StepContext
 from temper.builder.data.config import DataConfig
 from temper.builder.data.prepare import load_train
 from temper.builder.data.sources import open_source
-from temper.builder.network.export import Served, export_onnx
+from temper.builder.network.export import export_onnx
 from temper.builder.network.resnet import ModelConfig, build_model, head_of
+from temper.builder.network.served import Served
 from temper.builder.network.train import TrainConfig
 
 if TYPE_CHECKING:

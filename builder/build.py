@@ -66,6 +66,7 @@ def build_variants(
     repository: Path,
     progress_factory: ProgressFactory,
     serving: ServingConfig | None = None,
+    check_data: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> list[Built]:
     """Builds and publishes every variant of a recipe; what has not changed is reused.
 
@@ -80,6 +81,7 @@ def build_variants(
         repository: The model repository.
         progress_factory: Shows one stage: a context manager for its label.
         serving: How they are served; the defaults when not given.
+        check_data: Given the figures of the data, it may refuse them, before the minutes that come next.
 
     Returns:
         One entry per variant, in order.
@@ -87,7 +89,7 @@ def build_variants(
     Raises:
         BuilderError: Any of the stages failed; the message is one line.
     """
-    shared = (store, repository, progress_factory, serving or ServingConfig())
+    shared = (store, repository, progress_factory, serving or ServingConfig(), check_data)
     return _Build(recipe_name, data, model, train, engine, *shared).run(variants)
 
 
@@ -140,6 +142,7 @@ class _Build:
         repository: Path,
         progress_factory: ProgressFactory,
         serving: ServingConfig,
+        check_data: Callable[[Mapping[str, Any]], None] | None,
     ) -> None:
         self.recipe_name = recipe_name
         self.data = data
@@ -150,6 +153,7 @@ class _Build:
         self.repository = repository
         self.progress_factory = progress_factory
         self.serving = serving
+        self.check_data = check_data
         self.members: set[str] = set()
 
     def run(self, variants: Sequence[VariantConfig]) -> list[Built]:
@@ -161,6 +165,8 @@ class _Build:
             check_weights_file(self.model.checkpoint)
         self.members = {name for variant in variants for name in variant.ensemble}
         data = self._prepare_data()
+        if self.check_data is not None:
+            self.check_data(data.report.figures)
         weights = self._make_weights(data.artifact)
         graph = self._export(data.artifact, weights.artifact, "export to ONNX")
         built: dict[str, Built] = {}
@@ -218,7 +224,7 @@ class _Build:
         content = sha256_file(checkpoint) if checkpoint is not None else None
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from temper.builder.network.stage import make_weights
+            from temper.builder.network.stage_weights import make_weights
 
             return make_weights(self._setting(), data, folder, view)
 
@@ -229,13 +235,13 @@ class _Build:
             [data],
             make,
             lambda info: f"{100 * info['accuracy']:.2f} % of {info['num_images']} test images",
-            code=("temper.builder.network.stage",),
+            code=("temper.builder.network.stage_weights",),
             libraries=("torch", "torchvision"),
         )
 
     def _export(self, data: Artifact, weights: Artifact, label: str) -> _Done:
         def make(folder: Path, view: StageView) -> dict[str, Any]:
-            from temper.builder.network.stage import export_graph
+            from temper.builder.network.stage_export import export_graph
 
             return export_graph(self._setting(), data, weights, folder)
 
@@ -246,7 +252,7 @@ class _Build:
             [data, weights],
             make,
             lambda info: f"{info['flops'] / 1e9:.2f} GFLOPs, within {info['max_abs_diff']:.1g} of PyTorch",
-            code=("temper.builder.network.stage",),
+            code=("temper.builder.network.stage_export",),
             libraries=("torch", "torchvision", "onnx", "onnxruntime-gpu"),
         )
 

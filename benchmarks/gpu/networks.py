@@ -80,8 +80,8 @@ def build_network(arch: str) -> nn.Module:
 
 def serve(network: nn.Module) -> nn.Module:
     """Returns a network behind its preprocessing: uint8 [N, S, S, 3] to float32 logits [N, classes]."""
-    from temper.builder.network.export import Served
     from temper.builder.network.resnet import ModelConfig
+    from temper.builder.network.served import Served
 
     config = ModelConfig()
     return Served(network, mean=config.mean, std=config.std).eval()

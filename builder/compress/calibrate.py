@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from temper.builder.network.export import Served, predict
+from temper.builder.network.served import Served, predict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

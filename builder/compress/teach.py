@@ -76,7 +76,7 @@ def teach(
         TrainError: There is no such device or not enough memory, or the loss is not finite.
     """
     from temper.builder.compress.sparsify import keep_zeros
-    from temper.builder.network.export import Served, predict
+    from temper.builder.network.served import Served, predict
     from temper.builder.network.train import pick_device, train_epochs
 
     rate = config.learning_rate or _RATE_SHARE * context.train_config.learning_rate

@@ -15,6 +15,7 @@ from torch import nn
 
 from temper.builder.contract import INPUT_NAME, NUM_CHANNELS, OUTPUT_NAME
 from temper.builder.errors import ExportError
+from temper.builder.network.served import Served, predict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,35 +23,7 @@ if TYPE_CHECKING:
 OPSET = 19  # the first with every Q/DQ type that ModelOpt writes
 # Float32 convolutions in another order differ by about 1e-6 of the largest logit; a wrong graph by far more.
 _RELATIVE_TOLERANCE = 1e-3
-_VERIFY_BATCH = 32
-
-
-class Served(nn.Module):
-    """A model behind its preprocessing: uint8 [N, H, W, 3] on a scale of 0 to 255, to logits [N, classes]."""
-
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-    def __init__(self, model: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Wraps a model; the two share their parameters.
-
-        Args:
-            model: Takes float32 [N, 3, H, W], normalised.
-            mean: Mean per channel, RGB, on a scale of 0 to 1.
-            std: Standard deviation per channel, RGB, on a scale of 0 to 1.
-        """
-        super().__init__()
-        self.model = model
-        shape = (1, NUM_CHANNELS, 1, 1)
-        self.register_buffer("scale", (1.0 / (255.0 * torch.tensor(std))).reshape(shape))
-        self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).reshape(shape))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Returns the logits of uint8 images [N, H, W, 3]."""
-        # Cast first: TensorRT takes a UINT8 input into a cast only.
-        pixels = image.to(self.scale.dtype).permute(0, 3, 1, 2)
-        logits: torch.Tensor = self.model(pixels * self.scale + self.shift)
-        return logits if logits.dtype == torch.float32 else logits.float()
+_BATCH = 32
 
 
 def export_onnx(
@@ -113,19 +86,6 @@ def _fold_identities(model: onnx.ModelProto) -> None:
         model.graph.node.remove(node)
 
 
-def predict(served: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the logits [N, classes] of uint8 images [N, S, S, 3] with PyTorch, in evaluation mode."""
-    served.eval()
-    device = next(served.parameters()).device
-    parts: list[NDArray[np.float32]] = []
-    with torch.inference_mode():
-        for start in range(0, len(images), _VERIFY_BATCH):
-            # A copy: the images may be mapped from a file, read-only.
-            batch = torch.from_numpy(np.array(images[start : start + _VERIFY_BATCH]))
-            parts.append(served(batch.to(device)).float().cpu().numpy())
-    return np.concatenate(parts)
-
-
 def run_onnx(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Runs an exported or quantised graph exactly as it is written: the reference for every engine.
 
@@ -146,8 +106,8 @@ def run_graph(graph: bytes, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Runs a serialised graph, as `run_onnx` does a file."""
     session = open_session(graph)
     parts = [
-        session.run([OUTPUT_NAME], {INPUT_NAME: np.ascontiguousarray(images[start : start + _VERIFY_BATCH])})[0]
-        for start in range(0, len(images), _VERIFY_BATCH)
+        session.run([OUTPUT_NAME], {INPUT_NAME: np.ascontiguousarray(images[start : start + _BATCH])})[0]
+        for start in range(0, len(images), _BATCH)
     ]
     return np.concatenate(parts)
 

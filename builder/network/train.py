@@ -124,8 +124,8 @@ def finetune(
         TrainError: There are too few images, no such device or not enough memory, or the loss is not finite.
         DataError: A training image cannot be decoded.
     """
-    from temper.builder.network.export import Served, predict
     from temper.builder.network.resnet import save_weights
+    from temper.builder.network.served import Served, predict
 
     device = pick_device(config)
     started = time.monotonic()

@@ -27,15 +27,20 @@ _NAME = re.compile(r"(?<!as )\b(?!as\b)[A-Za-z_]\w*")
 
 @functools.cache
 def code_digest(*modules: str) -> str:
-    """Returns a digest of modules' sources, and of all that these import of their own package or ours, and so on.
+    """Returns a digest of what `find_sources` finds, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for module, source in sorted(find_sources(*modules).items()):
+        digest.update(module.encode() + b"\0" + hashlib.sha256(source).digest())
+    return digest.hexdigest()
+
+
+def find_sources(*modules: str) -> dict[str, bytes]:
+    """Returns the sources of modules, and of all that these import of their own package or ours, and so on.
 
     Imports for types alone do not count, nor do the modules that decide no result (`_SILENT`).
 
     Args:
         modules: Their full names, as `temper.builder.data.prepare`.
-
-    Returns:
-        64 hexadecimal digits.
     """
     found: dict[str, bytes] = {}
     todo = list(modules)
@@ -44,10 +49,7 @@ def code_digest(*modules: str) -> str:
         if module not in found:
             found[module], imported = _read(module)
             todo += [other for other in imported if other not in found and not other.startswith(_SILENT)]
-    digest = hashlib.sha256()
-    for module in sorted(found):
-        digest.update(module.encode() + b"\0" + hashlib.sha256(found[module]).digest())
-    return digest.hexdigest()
+    return found
 
 
 def tree_digest(folder: Path) -> str:

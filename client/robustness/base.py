@@ -32,22 +32,22 @@ class AttackConfig(Tagged):
     default_tag: ClassVar[str] = "square"
 
     name: str
-    """attack family"""
+    """Attack family."""
     epsilon: float = 8.0
-    """budget in units of 1/255 on the uint8 image. "linf": per channel of a pixel, and as the grid is integer, its
-    floor is what counts. "l2": over all values of the image"""
+    """Budget in units of 1/255 on the uint8 image. "linf": per channel of a pixel, and as the grid is integer, its
+    floor is what counts. "l2": over all values of the image."""
     norm: Norm = "linf"
-    """norm of the budget"""
+    """Norm of the budget."""
     num_images: int | None = None
-    """images to evaluate, drawn by the seed; all when not given"""
+    """Images to evaluate, drawn by the seed; all when not given."""
     max_queries: int = 1000
-    """queries per image, without the one that tells whether the clean image is right"""
+    """Queries per image, without the one that tells whether the clean image is right."""
     batch_size: int = 32
-    """images per request"""
+    """Images per request."""
     concurrency: int = 4
-    """requests in flight"""
+    """Requests in flight."""
     seed: int = 0
-    """decides the images and every random draw"""
+    """Decides the images and every random draw."""
 
     def __post_init__(self) -> None:
         """Refuse what no attack can run with.

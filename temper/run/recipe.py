@@ -110,11 +110,23 @@ class Recipe:
                     f"as in attacks[{seen[key]}], expected another name, norm or epsilon"
                 )
             seen[key] = index
-            limit = self.data.num_test
-            if limit is not None and attack.num_images is not None and attack.num_images > limit:
+        if self.data.num_test is not None:
+            self.check_num_test(self.data.num_test, "data.num_test")
+
+    def check_num_test(self, num_test: int, source: str) -> None:
+        """Refuses attacks on more images than there are to test.
+
+        Args:
+            num_test: The test images.
+            source: Who says so.
+
+        Raises:
+            ValueError: Names the attack's key.
+        """
+        for index, attack in enumerate(self.attacks):
+            if attack.num_images is not None and attack.num_images > num_test:
                 raise ValueError(
-                    f"attacks[{index}].num_images: got {attack.num_images}, "
-                    f"expected at most {limit} (data.num_test)"
+                    f"attacks[{index}].num_images: got {attack.num_images}, expected at most {num_test} ({source})"
                 )
 
 

@@ -80,7 +80,7 @@ def run_recipe(
 
     Raises:
         BuilderError: A variant cannot be built or published; nothing is reported.
-        WorkflowError: The run's folder cannot be written.
+        WorkflowError: The run's folder cannot be written, or the recipe does not fit its data.
         KeyboardInterrupt: After the report of what had been measured was written.
     """
     folder = folder or runs / recipe.name
@@ -133,7 +133,15 @@ def build_recipe(recipe: Recipe, *, repository: Path, runs: Path, display: Displ
 
     Raises:
         BuilderError: A variant cannot be built or published.
+        WorkflowError: The recipe does not fit its data.
     """
+
+    def check(figures: Mapping[str, Any]) -> None:
+        try:
+            recipe.check_num_test(figures["num_test"], "all the test images there are")
+        except ValueError as error:
+            raise WorkflowError(str(error)) from error
+
     return build_variants(
         recipe.name,
         data=recipe.data,
@@ -145,6 +153,7 @@ def build_recipe(recipe: Recipe, *, repository: Path, runs: Path, display: Displ
         store=Store(runs / recipe.name / "stages"),
         repository=repository,
         progress_factory=display.stage,
+        check_data=check,
     )
 
 

@@ -128,7 +128,7 @@ async def test_accuracy_ends_with_the_first_error(digits: Digits) -> None:
 def test_accuracy_through_the_server_equals_the_model_in_process(server: TritonServer, sample: Sample) -> None:
     import torch
 
-    from temper.builder.network.export import Served
+    from temper.builder.network.served import Served
 
     images, labels = sample.images[:200], sample.labels[:200]
     result = evaluate_accuracy(server.grpc_url, "toy_fp32", images, labels, 16)

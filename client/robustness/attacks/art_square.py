@@ -32,7 +32,7 @@ class ArtSquareConfig(AttackConfig):
     name: Literal["art-square"] = "art-square"
     norm: Literal["linf"] = "linf"
     p_init: float = 0.8
-    """share of the image that the first squares cover"""
+    """Share of the image that the first squares cover."""
 
     def __post_init__(self) -> None:
         """Check the share, and that there are queries for one iteration.

@@ -26,8 +26,8 @@ class SquareConfig(AttackConfig):
     name: Literal["square"] = "square"
     norm: Literal["linf"] = "linf"
     p_init: float = 0.8
-    """share of the image that the first squares cover; 0.8 as in AutoAttack, 0.05 for undefended ImageNet models
-    in the paper"""
+    """Share of the image that the first squares cover; 0.8 as in AutoAttack, 0.05 for undefended ImageNet models
+    in the paper."""
 
     def __post_init__(self) -> None:
         """Check the share as well.

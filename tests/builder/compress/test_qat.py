@@ -21,8 +21,9 @@ from temper.builder.compress.saturation import measure, weight_bits
 from temper.builder.compress.sparsify import SparsifyConfig, check_2_4, run_sparsify
 from temper.builder.compress.step import StepContext
 from temper.builder.errors import CompressError, TrainError
-from temper.builder.network.export import Served, predict, run_onnx
+from temper.builder.network.export import run_onnx
 from temper.builder.network.resnet import ModelConfig, build_model
+from temper.builder.network.served import Served, predict
 from temper.builder.network.train import TrainConfig
 from temper.builder.store.files import sha256_file
 

@@ -24,7 +24,8 @@ from temper.builder.engines.tensorrt import TENSORRT, TensorRtConfig
 from temper.builder.engines.tensorrt_rtx import TENSORRT_RTX, TensorRtRtxConfig
 from temper.builder.engines.torch_tensorrt import export_module
 from temper.builder.errors import EngineError
-from temper.builder.network.export import Served, run_onnx
+from temper.builder.network.export import run_onnx
+from temper.builder.network.served import Served
 
 if TYPE_CHECKING:
     from benchmarks.sample import Sample

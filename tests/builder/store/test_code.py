@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from temper.builder.store.artifacts import stage_digest
+from temper.builder.store.code import find_sources
 
 FILES = {
     "__init__.py": "",
@@ -77,3 +78,18 @@ def test_key_holds_the_versions_of_its_libraries() -> None:
     assert len(keys) == 3
     twice = stage_digest("one", {}, [], code=(), libraries=("numpy", "numpy"))
     assert twice == stage_digest("one", {}, [], code=(), libraries=("numpy",))
+
+
+@pytest.mark.parametrize(
+    ("module", "depends", "does_not"),
+    [
+        ("data.prepare", "data.sources", ["network", "compress", "engines"]),
+        ("network.stage_weights", "network.train", ["network.export", "compress", "engines"]),
+        ("network.stage_export", "network.export", ["network.train", "data", "compress", "engines"]),
+        ("engines.build", "network.export", ["network.train", "data", "compress"]),
+    ],
+)
+def test_edit_that_cannot_change_a_stage_leaves_it(module: str, depends: str, does_not: list[str]) -> None:
+    found = {source.removeprefix("temper.builder.") for source in find_sources(f"temper.builder.{module}")}
+    assert {module, depends} <= found
+    assert [source for source in found if any(source.startswith(name) for name in does_not)] == []

@@ -112,6 +112,20 @@ def test_second_run_waits_for_the_first_and_says_so(
     assert done.is_set()
 
 
+def test_attack_on_more_images_than_the_data_has_ends_before_a_network_is_made(
+    quick_recipe: Path, tmp_path: Path
+) -> None:
+    greedy = tmp_path / "greedy.toml"
+    text = quick_recipe.read_text().replace("num_test = 60\n", "").replace("num_images = 8", "num_images = 451")
+    greedy.write_text(text)
+    result = run_cli(greedy, tmp_path)
+    assert result.exit_code == 1
+    expected = "attacks[0].num_images: got 451, expected at most 450 (all the test images there are)"
+    assert result.stderr.splitlines()[-1] == f"error: {expected}"
+    stages = [path for path in (tmp_path / "runs" / "quick" / "stages").iterdir() if path.is_dir()]
+    assert [path.name.split("-")[0] for path in stages] == ["data"]
+
+
 def test_report_is_as_its_schema_says_and_reads_back(report: dict[str, Any], home: Path) -> None:
     jsonschema.Draft202012Validator(json.loads((FOLDER / "report.json").read_text())).validate(report)
     read = read_report(home / "runs" / "quick")
