@@ -1,7 +1,7 @@
-"""A small real model in seconds, for tests and for trying a server: no training loop, yet it reads digits.
+"""A small real model in seconds, for tests and for trying a server or a compression step.
 
-A ResNet-18 with random convolutions and a linear head fitted in closed form (ridge regression) to scikit-learn's
-digits.
+No training loop, yet it reads digits: a ResNet-18 with random convolutions and a linear head fitted in closed form
+(ridge regression) to scikit-learn's.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def make_context(folder: Path, *, num_train: int = 64, **changes: Any) -> StepCo
     Args:
         folder: The step's work folder; made when missing.
         num_train: Images to train with.
-        **changes: Other values of the context's fields; the teacher is none without.
+        **changes: Other values of the context's fields; without one the teacher is `nn.Identity()`.
     """
     train = load_train(DataConfig(image_size=32, augment="none"))
     source, config = train.source, ModelConfig()

@@ -23,6 +23,7 @@ from temper.builder.compress.step import REGISTRY, Step
 from temper.builder.compress.variant import VariantConfig
 from temper.builder.contract import GRAPH_FILE, LABELS_FILE, REFERENCE_FILE, TEST_IMAGES_FILE
 from temper.builder.names import read_labels
+from temper.builder.network.stage import Setting
 from temper.builder.publish.card import Card, CardRecipe, CardStage
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.store.artifacts import Artifact, Store
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from temper.builder.engines.kind import EngineConfig, EngineKind
     from temper.builder.engines.latency import CompareLatency
     from temper.builder.network.resnet import ModelConfig
-    from temper.builder.network.stage import Setting
     from temper.builder.network.train import TrainConfig
 
 
@@ -88,6 +88,7 @@ def build_variants(
 
     Raises:
         BuilderError: Any of the stages failed; the message is one line.
+        Exception: What `check_data` raises.
     """
     shared = (store, repository, progress_factory, serving or ServingConfig(), check_data)
     return _Build(recipe_name, data, model, train, engine, *shared).run(variants)
@@ -200,9 +201,6 @@ class _Build:
         return _Done(artifact, StageReport(name, artifact.info, artifact.reused), libraries)
 
     def _setting(self) -> Setting:
-        # It brings torch along: seconds that a run which reuses everything should not cost.
-        from temper.builder.network.stage import Setting
-
         return Setting(data=self.data, model=self.model, train=self.train)
 
     def _prepare_data(self) -> _Done:
@@ -452,6 +450,7 @@ class _Build:
         )
 
     def _card(self, way: _Underway) -> Card:
+        # The measurements' keys hold its digest, so that an engine by another version is measured again.
         versions = library_versions(["temper", *(name for each in way.done for name in each.libraries)])
         return Card(
             recipe=CardRecipe(

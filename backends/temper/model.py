@@ -131,7 +131,8 @@ class TritonPythonModel:
     def _end_soon(self, reason: str) -> None:
         """End this process, as it would answer nothing but errors for ever.
 
-        Whoever watches the server (`temper serve`, docker/serve.py) then starts it again with all its models.
+        Whoever watches the server then starts it again with all its models: `temper serve` by itself,
+        docker/serve.py by ending its container.
         """
         if not self._ending:
             self._ending = True

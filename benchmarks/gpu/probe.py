@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from benchmarks.gpu.context import IMAGE_SIZE, Context, Results
 from benchmarks.gpu.networks import build_network, make_images, serve
 
 _ARCH, _PRECISION, _NUM_IMAGES = "resnet18", "fp16", 8
-_PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx", "openvino": "openvino"}
 
 
 def run(context: Context, results: Results) -> None:
@@ -44,9 +42,12 @@ def try_kind(context: Context, kind: str) -> dict[str, Any]:
     Returns:
         What came out; `error` is the first refusal, of the builder, of the library or of the plugin.
     """
-    if importlib.util.find_spec(_PACKAGES[kind]) is None:
-        return {"error": f"the package {_PACKAGES[kind]} is not installed"}
     from benchmarks.gpu.engine import open_runner, publish_engine
+    from temper.builder.engines.kind import ENGINES
+
+    engine = ENGINES.get(kind)
+    if not engine.is_installed:
+        return {"error": f"the package {engine.package} is not installed"}
 
     row: dict[str, Any] = {"error": None}
     if kind == "tensorrt-rtx":
@@ -56,7 +57,7 @@ def try_kind(context: Context, kind: str) -> dict[str, Any]:
         row["built"] = {name: published.get(name) for name in ("runtime", "build_s", "size_bytes", "engine_audit")}
     except Exception as error:  # the library's, the builder's, or a broken installation's: it is the answer
         return row | {"error": f"{type(error).__name__}: {error}"}
-    if kind != "openvino":
+    if engine.device == "gpu":
         row["library"] = _load(kind, Path(published["path"]))
         if kind == "tensorrt-rtx" and row["library"] != "loads":
             row["built_for_this_gpu"] = _build_for_this_gpu(context)

@@ -62,6 +62,8 @@ def open_network(setting: Setting, data: Artifact, weights: Artifact) -> nn.Modu
 
 def served_module(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:
     """Loads a network behind its preprocessing: uint8 [N, S, S, 3] to logits."""
-    from temper.builder.network.served import Served
+    from temper.builder.network.served import (
+        Served,  # brings torch along, which who reads a `Setting` can do without
+    )
 
     return Served(open_network(setting, data, weights), mean=setting.model.mean, std=setting.model.std)

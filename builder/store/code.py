@@ -17,6 +17,7 @@ _SILENT = (
     "temper.builder.quiet",
     "temper.client.errors",
     "temper.imaging.errors",
+    "temper.lazy",
     "temper.plugins",
 )
 _FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?:[ \t].*\n|\n)*", re.MULTILINE)

@@ -188,18 +188,18 @@ class AttackKind:
     """All there is to know of one attack: what the recipe, the command line, the harness and the docs read."""
 
     about: str
-    """what it does, in one line"""
+    """What it does, in one line."""
     config: type[Any]
-    """its AttackConfig: the default of `name` names the attack, the choices of `norm` are the norms it has"""
+    """Its AttackConfig: the default of `name` names the attack, the choices of `norm` are the norms it has."""
     sees: Sees
-    """what it is shown of the endpoint's answers: the scores, the answered class, or nothing; "surrogate" is shown
-    nothing of them either: it follows the gradients of a network of its own"""
+    """What it is shown of the endpoint's answers: the scores, the answered class, or nothing; "surrogate" is shown
+    nothing of them either: it follows the gradients of a network of its own."""
     attack: Callable[[Slots], Attack] | None = None
-    """makes the attack for the harness's slots: one query per image and step"""
+    """Makes the attack for the harness's slots: one query per image and step."""
     run: Callable[[Harness, Int64Array], Awaitable[None]] | None = None
-    """runs a loop of its own over the images of these indices, finished ones among them, instead"""
+    """Runs a loop of its own over the images of these indices, finished ones among them, instead."""
     libraries: tuple[str, ...] = ()
-    """packages, as pip names them, whose versions decide the outcome"""
+    """Packages, as pip names them, whose versions decide the outcome."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run.

@@ -1,6 +1,6 @@
 """The machine and the library versions that a number was measured with.
 
-Nothing is imported to find them: versions come from the installed packages' metadata, the rest from `/proc`.
+No library is imported to find them: versions come from the installed packages' metadata, the rest from `/proc`.
 """
 
 import functools
@@ -50,7 +50,7 @@ _FLAGS = (
 """The instruction sets that decide how fast f32, bf16 and int8 run (x86 and Arm names of /proc/cpuinfo)."""
 
 _MEASURING = ("nvidia-pytriton", "tritonclient", "grpcio", "numpy")
-"""The engines' packages are not here: what is measured was built by them, and has another digest with others."""
+"""The engines' packages are not here: card.json names what made a version, and its digest is in the key too."""
 
 
 def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
@@ -115,7 +115,11 @@ def machine() -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """The versions of Python and of the installed libraries that a measurement depends on."""
+    """The versions of Python and of the installed libraries that a measurement depends on.
+
+    Raises:
+        PluginError: Another package's engine kind does not load.
+    """
     found = {"python": platform.python_version()}
     for package in (*_PACKAGES, *(kind.project for kind in ENGINES.all().values())):
         try:

@@ -239,7 +239,7 @@ class Measurements:
                 try:
                     return self.endpoint.retrying(f"{target.name}: {stage.replace('-', ' ', 1)}", measure)
                 except ValueError as error:
-                    # Settings that only the data or the model show to be impossible, such as too many images.
+                    # Settings that only the data or the model show to be impossible.
                     raise WorkflowError(f"{stage} of {target.model}: {error}") from error
 
             try:

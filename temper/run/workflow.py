@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,7 +107,14 @@ def _run_alone(
     recipe: Recipe, *, repository: Path, runs: Path, display: Display, url: str | None, folder: Path
 ) -> Report:
     started = datetime.datetime.now(datetime.UTC), time.monotonic()
-    built = build_recipe(recipe, repository=repository, runs=runs, display=display)
+
+    def check(figures: Mapping[str, Any]) -> None:
+        try:
+            recipe.check_num_test(figures["num_test"], "all the test images there are")
+        except ValueError as error:
+            raise WorkflowError(str(error)) from error
+
+    built = build_recipe(recipe, repository=repository, runs=runs, display=display, check_data=check)
     models = [one.model for one in built]
     endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, display=display)
     store = Store(runs / recipe.name / "stages")
@@ -128,20 +135,21 @@ def _run_alone(
     return report
 
 
-def build_recipe(recipe: Recipe, *, repository: Path, runs: Path, display: Display) -> list[Built]:
+def build_recipe(
+    recipe: Recipe,
+    *,
+    repository: Path,
+    runs: Path,
+    display: Display,
+    check_data: Callable[[Mapping[str, Any]], None] | None = None,
+) -> list[Built]:
     """Builds and publishes a recipe's variants; stages that are done are reused.
+
+    `check_data` is as in `build_variants`.
 
     Raises:
         BuilderError: A variant cannot be built or published.
-        WorkflowError: The recipe does not fit its data.
     """
-
-    def check(figures: Mapping[str, Any]) -> None:
-        try:
-            recipe.check_num_test(figures["num_test"], "all the test images there are")
-        except ValueError as error:
-            raise WorkflowError(str(error)) from error
-
     return build_variants(
         recipe.name,
         data=recipe.data,
@@ -153,7 +161,7 @@ def build_recipe(recipe: Recipe, *, repository: Path, runs: Path, display: Displ
         store=Store(runs / recipe.name / "stages"),
         repository=repository,
         progress_factory=display.stage,
-        check_data=check,
+        check_data=check_data,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -52,13 +52,20 @@ async def test_labels_only_attack_of_another_package_is_shown_classes(digits: Di
     install(ATTACKS, "stripes", STRIPES, {"stripes": "STRIPES"})
     assert ATTACKS.names() == ["square", "noise", "art-square", "stripes"]
     kind = ATTACKS.get("stripes")
-    build, made = kind.attack, list[Any]()
+    build, parts = kind.attack, list[Any]()
 
     def make(slots: Slots) -> Attack:
         assert build
-        made.append(build(slots))
-        attack: Attack = made[0]
-        return attack
+        attack: Any = build(slots)
+        observe = attack.observe
+
+        def look(slots: Any, labels: Any, /) -> None:
+            parts.append(labels.copy())
+            observe(slots, labels)
+            assert np.array_equal(attack.answered[slots], labels)
+
+        attack.observe = look
+        return cast(Attack, attack)
 
     config = kind.config(epsilon=40, max_queries=10)
     settings = (digits.images, digits.labels, config)
@@ -67,7 +74,7 @@ async def test_labels_only_attack_of_another_package_is_shown_classes(digits: Di
     object.__setattr__(kind, "attack", make)  # to look at what it was shown
     again = await attack_endpoint(digits.endpoint(jitter=1).infer, *settings)
     assert np.array_equal(again.queries, result.queries) and again.attack == "stripes"
-    shown = np.concatenate(made[0].answers)
+    shown = np.concatenate(parts)
     assert shown.dtype == np.int64 and shown.ndim == 1
     # An image goes on while its class is right: every query of one that survived but the last, and so on.
     right = result.correct

@@ -261,6 +261,7 @@ name = "quick"
 [data]
 source = "digits"
 image_size = 32
+test_fraction = 0.75
 num_test = 60
 num_calibration = 32
 

@@ -31,7 +31,7 @@ class Library:
     """As pip installs it."""
     compiles_on_load: bool = False
     """Its engines hold no kernels: they are compiled for the GPU that is here, and kept."""
-    judges_engines: bool = False
+    checks_headers: bool = False
     """It says from an engine's header whether it runs here; of the others' plans the card tells."""
 
 
@@ -42,7 +42,7 @@ LIBRARIES = {
         package="tensorrt_rtx",
         project="tensorrt-rtx",
         compiles_on_load=True,
-        judges_engines=True,
+        checks_headers=True,
     ),
 }
 
@@ -83,7 +83,7 @@ def load_engine(entry: Entry, instance: runners.Instance, device: cuda.Device) -
     logger = make_logger(trt, instance)
     content = entry.read()
     runtime = trt.Runtime(logger)
-    if library.judges_engines:
+    if library.checks_headers:
         _check_validity(trt, runtime, content, entry, logger, device)
     # A version compatible plan carries host code, so it is not enough that its digest is right: config.pbtxt,
     # written by whoever published it, must say so as well.
@@ -125,7 +125,7 @@ def check_built_for(entry: Entry, *, version: str, capability: str) -> None:
             f"{library.project}=={built[0]} beside tritonserver, or build the recipe with {version}"
         )
     # card.json describes one plan of several.
-    if not library.judges_engines and not entry.file_of_capability:
+    if not library.checks_headers and not entry.file_of_capability:
         wanted = figures.get("compute_capability")
         if wanted is not None and not _runs_on(str(wanted), capability, figures):
             raise ArtifactError(

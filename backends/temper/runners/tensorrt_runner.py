@@ -89,7 +89,8 @@ class Runner:
 
     Parameters it reads from config.pbtxt: `graph_batches` (see `prepared_batches`) and `version_compatible`
     ("true" lets a plan run the host code that it carries). The environment's TEMPER_CACHE_DIR says where
-    TensorRT-RTX's kernels are kept. `send`, `run` and `fetch` on `stream` are the parts of `infer`, to be timed.
+    TensorRT-RTX's kernels are kept. `send`, `run` and `fetch`, on `stream`, are there to be timed
+    one by one; `infer` has a `send` of its own, which gathers the requests.
     """
 
     accepts_device_tensors = True
@@ -113,7 +114,7 @@ class Runner:
             )
             self._allocate(instance)
             if LIBRARIES[entry.engine].compiles_on_load:
-                self._prepare_rtx(entry, device)
+                self._prepare_compiled(entry, device)
             else:
                 self._prepare_tensorrt()
         except (cuda.CudaError, runners.RunnerError) as error:
@@ -188,7 +189,11 @@ class Runner:
             offset += batch.nbytes
 
     def send(self, num_images: int) -> None:
-        """Queue the copy of the first images of the pinned buffer to the GPU."""
+        """Queue the copy of the first images of the pinned buffer to the GPU.
+
+        Raises:
+            CudaError: The driver refuses it.
+        """
         self.stream.copy(self._device_images.pointer, self._images.pointer, self._images.array[:num_images].nbytes)
 
     def run(self, size: int) -> None:
@@ -196,6 +201,7 @@ class Runner:
 
         Raises:
             RunnerError: The engine refuses the batch.
+            CudaError: The driver does.
         """
         graph = self._graphs.get(size)
         if graph is not None:
@@ -204,7 +210,11 @@ class Runner:
             self._enqueue(self._context, size)
 
     def fetch(self, num_images: int) -> npt.NDArray[np.float32]:
-        """Queue the copy of the first logits to the pinned buffer; they are there once `stream` is done."""
+        """Queue the copy of the first logits to the pinned buffer; they are there once `stream` is done.
+
+        Raises:
+            CudaError: The driver refuses it.
+        """
         logits = self._logits.array[:num_images]
         self.stream.copy(self._logits.pointer, self._device_logits.pointer, logits.nbytes)
         return logits
@@ -229,7 +239,7 @@ class Runner:
                 self._log(f"no CUDA graph for batches of {size}: {_explain(error)}")
         self._prepared = sorted(self._graphs)
 
-    def _prepare_rtx(self, entry: Entry, device: cuda.Device) -> None:
+    def _prepare_compiled(self, entry: Entry, device: cuda.Device) -> None:
         """Make the context; compile the kernels of the prepared sizes, unless an earlier start kept them."""
         trt, engine = self._engine.trt, self._engine.engine
         key = cache_key(
@@ -245,13 +255,13 @@ class Runner:
             # Waits for the kernels that are specialised for each size. The serving context must not: it would
             # stall on every size that comes for the first time, so it takes general kernels until they are ready.
             eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            self._warm(self._rtx_context(eager, graphs=False), self._prepared)
+            self._warm(self._compiled_context(eager, graphs=False), self._prepared)
         lazy = trt.DynamicShapesKernelSpecializationStrategy.LAZY
-        self._context = self._rtx_context(lazy, graphs=bool(self._prepared))
+        self._context = self._compiled_context(lazy, graphs=bool(self._prepared))
         self._warm(self._context, self._prepared)
         self._save_kernels()
 
-    def _rtx_context(self, specialization: Any, *, graphs: bool) -> Any:
+    def _compiled_context(self, specialization: Any, *, graphs: bool) -> Any:
         trt, engine = self._engine.trt, self._engine.engine
         config = engine.create_runtime_config()
         config.set_runtime_cache(self._cache)

@@ -1,4 +1,4 @@
-"""The attack `stripes`: random vertical stripes, chosen by nothing but the classes that the endpoint answers."""
+"""The attack `stripes`: random vertical stripes; of the answers it is shown the classes, and keeps the last."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StripesConfig(AttackConfig):
     name: Literal["stripes"] = "stripes"
     norm: Literal["linf", "l2"] = "linf"
     width: int = 2
-    """width of a stripe in pixels"""
+    """Width of a stripe in pixels."""
 
     def __post_init__(self) -> None:
         """Check the width as well.
@@ -32,12 +32,12 @@ class StripesConfig(AttackConfig):
 
 
 class Stripes(Attack):
-    """Random stripes of +-budget per channel; a class that the endpoint answered often is no news."""
+    """Random stripes of +-budget per channel. With the answers that it keeps a cleverer attack would begin."""
 
     def __init__(self, slots: Slots) -> None:
-        """Start without an answer."""
+        """Start without an answer; one row per slot, as nothing is shared between them."""
         super().__init__(slots)
-        self.answers: list[npt.NDArray[np.int64]] = []
+        self.answered = np.full(len(slots.label), -1, dtype=np.int64)
 
     def propose(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return one fresh draw per slot, int64 [n, H, W, 3]; the harness keeps it in the budget."""
@@ -54,7 +54,7 @@ class Stripes(Attack):
 
     def observe(self, slots: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], /) -> None:
         """Note the classes."""
-        self.answers.append(labels)
+        self.answered[slots] = labels
 
 
 STRIPES = AttackKind(about="Random stripes", config=StripesConfig, sees="labels", attack=Stripes)

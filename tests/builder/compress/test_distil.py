@@ -46,9 +46,9 @@ def damaged(context: StepContext) -> Any:
 @pytest.mark.slow
 def test_student_comes_nearer_to_its_teacher(sample: Sample, tmp_path: Path) -> None:
     # Scored on images that it learns from: a network that was never trained does not carry over to others.
-    seen = (sample.calibration[200:264], np.zeros(64, np.int64))
-    context = make_lesson(sample, tmp_path, num_train=512, held_out=seen)
-    config = DistilConfig(epochs=5, learning_rate=1e-3)
+    seen = (sample.calibration[64:128], np.zeros(64, np.int64))
+    context = make_lesson(sample, tmp_path, num_train=128, held_out=seen)
+    config = DistilConfig(epochs=5, learning_rate=1e-4)
     student, info = STEP.run(damaged(context), config, context)
     assert info["agreement_before"] < 0.9
     assert info["agreement"] > info["agreement_before"]
@@ -58,8 +58,6 @@ def test_student_comes_nearer_to_its_teacher(sample: Sample, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_interrupted_lesson_ends_as_an_uninterrupted_one(sample: Sample, tmp_path: Path) -> None:
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "cut").mkdir()
     config = DistilConfig(epochs=2)
     torch.manual_seed(0)
     context = make_lesson(sample, tmp_path / "whole")

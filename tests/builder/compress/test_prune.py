@@ -124,7 +124,6 @@ def test_prune_that_was_killed_ends_as_without_the_kill(
     network: nn.Module, context: StepContext, tmp_path: Path
 ) -> None:
     killed = tmp_path / "killed"
-    killed.mkdir()
     path = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}  # a script has its own folder alone
     run = subprocess.run([sys.executable, __file__, str(killed)], capture_output=True, text=True, env=path)
     assert run.returncode == -signal.SIGKILL, run.stderr
