@@ -278,6 +278,7 @@ def test_training_goes_on_after_a_step_that_fails(context: Context, monkeypatch:
     assert "| resnet18 | 32 | 2 | data loader alone | 1 |  |  |  |" in lines
 
 
+@pytest.mark.slow
 def test_attack_stays_near_the_images_and_raises_the_loss() -> None:
     import torch
 

@@ -78,6 +78,7 @@ async def test_an_image_that_counts_as_fooled_was_sent_and_misjudged(digits: Dig
         assert answer == example.served_label != example.label == digits.labels[example.index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
 @pytest.mark.parametrize("concurrency", [1, 4])

@@ -142,6 +142,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, project: str, code: s
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "note"),
     [

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "docs" / "examples" / "engine"
 
@@ -39,7 +41,6 @@ def temper(python: Path, *arguments: object) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.server
-@pytest.mark.slow
 def test_recipe_is_built_served_and_measured_in_it(python: Path, quick_recipe: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "quick.toml"
     text = quick_recipe.read_text().replace('kind = "openvino"', 'kind = "ort"\noptimize = false')
