@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -190,6 +191,14 @@ def measured_before(name: str) -> dict[str, Any]:
     return dict(json.loads(file.read_text())["measured"]) if file.exists() else {}
 
 
+def _command() -> str:
+    """What was typed: this program as its make target, with its arguments."""
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name.removesuffix(".__main__") if spec is not None else Path(sys.argv[0]).stem
+    arguments = f" ARGS={shlex.quote(shlex.join(sys.argv[1:]))}" if sys.argv[1:] else ""
+    return f"make bench-{module.removeprefix('benchmarks.')}{arguments}"
+
+
 def write_results(name: str, results: Mapping[str, Any], folder: Path = RESULTS) -> None:
     """Write `results_file` with the machine, the versions, the date and the commit."""
     from temper.host.machine import machine, versions
@@ -198,7 +207,7 @@ def write_results(name: str, results: Mapping[str, Any], folder: Path = RESULTS)
     content = {
         "date": datetime.date.today().isoformat(),
         "commit": commit.stdout.strip(),
-        "command": f"make bench-{name}",
+        "command": _command(),
         "machine": machine(),
         "versions": versions(),
         **results,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -24,3 +27,22 @@ def test_results_of_another_kind_of_cpu_stay(tmp_path: Path, monkeypatch: pytest
         "serving.avx2-avx_vnni.json": 6,
         "serving.avx2-avx512_vnni-avx_vnni.json": 7,
     }
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "command"),
+    [
+        ("benchmarks.startup", [], "make bench-startup"),
+        ("benchmarks.compression", ["--only", "steps"], "make bench-compression ARGS='--only steps'"),
+    ],
+)
+def test_results_name_the_command_that_gave_them(
+    module: str, arguments: list[str], command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = ModuleType("__main__")
+    main.__spec__ = ModuleSpec(module, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["x", *arguments])
+    write_results("anything", {}, tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert json.loads(file.read_text())["command"] == command

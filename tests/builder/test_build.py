@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,10 @@ def test_build_publishes_every_variant(workshop: Workshop) -> None:
     assert parameter_of(fp32, "int8_weight_bits") == ""
     assert np.load(fp32.test_images, mmap_mode="r").shape == (6, 32, 32, 3)
     assert np.load(fp32.test_labels).tolist() == [0, 0, 0, 1, 1, 1]
+    libraries = ["temper", "numpy", "pillow", "torch", "torchvision", "onnx", "onnxruntime-gpu", "openvino"]
+    for built, more in ((fp32, []), (int8, ["nvidia-modelopt"])):
+        found = json.loads((built.path / "card.json").read_text())["versions"]
+        assert found == {name: importlib.metadata.version(name) for name in [*libraries, *more]}
 
 
 def check_card(card: dict[str, Any]) -> None:
