@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from temper.builder.contract import LABELS_FILE, NETWORK_FILE, WEIGHTS_FILE
 from temper.builder.names import read_labels
 from temper.builder.network.files import load_network
@@ -42,6 +40,8 @@ class Setting:
 
 def images_of(data: Artifact, name: str) -> NDArray[Any]:
     """Opens an array of the data stage, mapped from its file."""
+    import numpy as np  # who reads a `Setting` can do without
+
     images: NDArray[Any] = np.load(data.path / name, mmap_mode="r")
     return images
 
@@ -62,8 +62,6 @@ def open_network(setting: Setting, data: Artifact, weights: Artifact) -> nn.Modu
 
 def served_module(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:
     """Loads a network behind its preprocessing: uint8 [N, S, S, 3] to logits."""
-    from temper.builder.network.served import (
-        Served,  # brings torch along, which who reads a `Setting` can do without
-    )
+    from temper.builder.network.served import Served  # brings torch along
 
     return Served(open_network(setting, data, weights), mean=setting.model.mean, std=setting.model.std)
