@@ -43,7 +43,7 @@ def compile_module(
 
     Args:
         kind: TensorRT or TensorRT-RTX.
-        module: uint8 [N, S, S, 3] to float32 logits, an `served.Served`; quantised ones hold ModelOpt's
+        module: uint8 [N, S, S, 3] to float32 logits, a `served.Served`; quantised ones hold ModelOpt's
             quantisers. It is not changed.
         config: The batches.
         project: The package that drives the kind, as pip knows it.
