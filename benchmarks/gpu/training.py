@@ -140,7 +140,7 @@ class Trainer:
         return cls(state, config, images, labels)
 
     def step(self, images: torch.Tensor | None = None) -> None:
-        """A step of the project's own, which waits for the loss before it goes back through the network."""
+        """A step of the project's own."""
         images = self.images if images is None else images
         train._step(self.state, images, self.labels, self.config, _NUM_STEPS)
 
@@ -150,8 +150,8 @@ class Trainer:
             logits = self.state.served(images)
         return cross_entropy(logits.float(), self.labels, label_smoothing=self.config.label_smoothing)
 
-    def step_blindly(self, dtype: torch.dtype | None) -> None:
-        """The same step without waiting for anything."""
+    def step_in(self, dtype: torch.dtype | None) -> None:
+        """The same step with autocast to another type, or none."""
         train._set_phase(self.state.served, head_only=False)
         self.loss(self.images, dtype).backward()  # type: ignore[no-untyped-call]  # torch has no types here
         self.state.optimizer.step()
@@ -195,18 +195,14 @@ def _own(trainer: Trainer) -> Step:
     return trainer.step
 
 
-def _blind(trainer: Trainer) -> Step:
-    return lambda: trainer.step_blindly(trainer.half)
-
-
 def _tuned(trainer: Trainer) -> Step:
     torch.backends.cudnn.benchmark = True
-    return _blind(trainer)
+    return trainer.step
 
 
 def _single(trainer: Trainer) -> Step:
     """Float32, whose convolutions PyTorch computes in TensorFloat-32."""
-    return lambda: trainer.step_blindly(None)
+    return lambda: trainer.step_in(None)
 
 
 def _scaled_half(trainer: Trainer) -> Step:
@@ -251,12 +247,11 @@ def _adversarial(num_steps: int, trainer: Trainer) -> Step:
     return lambda: trainer.step(trainer.attack(num_steps))
 
 
-_OWN, _BLIND = "as builder/network/train.py", "without waiting for the loss"
+_OWN = "as builder/network/train.py"
 _QAT = "QAT, torch.fake_quantize on weights and inputs"
 _STEPS: dict[str, Callable[[Trainer], Step]] = {
     _OWN: _own,
-    _BLIND: _blind,
-    f"{_BLIND}, cudnn.benchmark": _tuned,
+    f"{_OWN}, cudnn.benchmark": _tuned,
     _QAT: _quantised,
     "adversarial, FGSM": functools.partial(_adversarial, 1),
     "adversarial, PGD-7": functools.partial(_adversarial, 7),
@@ -264,7 +259,7 @@ _STEPS: dict[str, Callable[[Trainer], Step]] = {
     "fp16 with a gradient scaler": _scaled_half,
 }
 # The first batch is measured in every way, another in those that matter.
-_NAMES = (tuple(_STEPS), (_OWN, _BLIND, f"{_BLIND}, cudnn.benchmark"))
+_NAMES = (tuple(_STEPS), (_OWN, f"{_OWN}, cudnn.benchmark"))
 
 
 def _load(context: Context, batch: int) -> dict[str, Any]:

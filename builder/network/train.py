@@ -35,6 +35,8 @@ Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"
 """Takes uint8 images [N, S, S, 3], float32 logits [N, classes] and labels [N]; returns a scalar."""
 _WARMUP_SHARE = 0.1
 _MAX_WORKERS = 8
+# Steps between two looks at the loss: each waits for the device, which else is given the next step before it is done.
+_LOOK_EVERY = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,8 @@ class _State:
     loss: Loss
     after_step: Callable[[], None] | None = None
     step: int = 0
+    total_loss: torch.Tensor | None = None
+    """Of the steps since the last look at it, on the device."""
 
 
 def finetune(
@@ -240,6 +244,9 @@ def _train(
             if progress is not None:
                 progress(state.step, epochs * num_steps)
             _step(state, images, labels, config, num_steps)
+            if state.step % _LOOK_EVERY == 0:
+                _check_loss(state, epoch)
+        _check_loss(state, epoch)
         _save_checkpoint(checkpoint, state, config, epoch + 1)
     if progress is not None:
         progress(epochs * num_steps, epochs * num_steps)
@@ -307,15 +314,20 @@ def _step(state: _State, images: torch.Tensor, labels: torch.Tensor, config: Tra
     with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=_autocasts(state.device)):
         logits = state.served(images)
     loss = state.loss(images, logits.float(), labels)
-    if not bool(torch.isfinite(loss)):
-        epoch = state.step // num_steps + 1
-        raise TrainError(f"training: the loss is {loss.item()} in epoch {epoch}; make train.learning_rate smaller")
+    state.total_loss = loss.detach() if state.total_loss is None else state.total_loss + loss.detach()
     loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.after_step is not None:
         state.after_step()
     state.step += 1
+
+
+def _check_loss(state: _State, epoch: int) -> None:
+    """Refuses a loss that is not finite; a sum keeps what one of its terms was."""
+    if state.total_loss is not None and not math.isfinite(value := state.total_loss.item()):
+        raise TrainError(f"training: the loss is {value} in epoch {epoch + 1}; make train.learning_rate smaller")
+    state.total_loss = None
 
 
 def _cross_entropy(config: TrainConfig) -> Loss:

@@ -263,13 +263,13 @@ def test_training_goes_on_after_a_step_that_fails(context: Context, monkeypatch:
         raise RuntimeError("no such kernel\nsecond line")
 
     monkeypatch.setitem(training._STEPS, "as builder/network/train.py", refuse)
-    monkeypatch.setattr(training, "_NAMES", (("as builder/network/train.py", "without waiting for the loss"),))
+    monkeypatch.setattr(training, "_NAMES", (("as builder/network/train.py", "fp32, channels last"),))
     monkeypatch.setattr(training, "_load", lambda *_: {"error": None, "ips": 1.0, "peak_mib": None})
     results = Results(replace(context, archs=("resnet18",), batches=(2,), seconds=0.001), "training")
     training.run(results._context, results)
     rows = results.content["rows"]
     assert rows["resnet18 32 2 as builder/network/train.py"] == {"error": "RuntimeError: no such kernel"}
-    assert rows["resnet18 32 2 without waiting for the loss"]["ips"] > 0
+    assert rows["resnet18 32 2 fp32, channels last"]["ips"] > 0
     lines = table.render(context.out).splitlines()
     failed = (
         "| resnet18 | 32 | 2 | as builder/network/train.py | not measured: RuntimeError: no such kernel |  |  |  |"

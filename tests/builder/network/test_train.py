@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from temper.builder.data.config import DataConfig
 from temper.builder.data.prepare import load_train
@@ -128,6 +129,25 @@ def test_checkpoint_that_does_not_fit_starts_anew(tmp_path: Path, damage: str) -
     if damage == "cut":
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert train(data, tmp_path / "out", batch_size=5, epochs=2)["resumed_epoch"] == 0
+
+
+class Waits(TorchDispatchMode):
+    """Counts the numbers that are fetched from a tensor: on a GPU each waits for all that was queued before."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_steps_do_not_wait_for_the_device(tmp_path: Path) -> None:
+    waits, at_steps = Waits(), list[int]()
+    with waits:
+        train(make_images(tmp_path / "images"), tmp_path / "out", lambda *_: at_steps.append(waits.count))
+    epochs = [at_steps[first : first + 3] for first in (0, 3, 6)]
+    assert [min(waited) - max(waited) for waited in epochs] == [0, 0, 0]
+    assert epochs[0][0] < epochs[1][0] < epochs[2][0] < at_steps[9], "the loss is looked at after each epoch"
 
 
 def test_loss_that_is_not_finite_is_one_line(tmp_path: Path) -> None:
