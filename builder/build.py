@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -359,12 +359,13 @@ class _Build:
         )
 
     def _publish(self, way: _Underway) -> Built:
-        from temper.builder.publish.entry import Binding, publish
+        from temper.builder.publish.entry import publish
         from temper.builder.publish.triton_config import TritonConfig
 
         kind, config = way.engine.kind, way.engine.config
         data, engine = way.data, way.done[-1].artifact
         labels = read_labels(data.path / LABELS_FILE)
+        binding = kind.binding(config, engine.info)
         with self.progress_factory(f"{way.variant.name}: publish") as view:
             published = publish(
                 self.repository,
@@ -382,12 +383,7 @@ class _Build:
                 engine_file=engine.path / engine.info["file"],
                 labels=labels,
                 card=self._card(way).to_json(),
-                binding=Binding(
-                    compute_capability=engine.info["compute_capability"],
-                    graph_sha256=sha256_file(way.graph.path / GRAPH_FILE),
-                )
-                if kind.is_bound(config)
-                else None,
+                binding=binding and replace(binding, graph_sha256=sha256_file(way.graph.path / GRAPH_FILE)),
             )
             view.reused = published.reused
             view.note = published.note

@@ -76,6 +76,12 @@ class Entry:
                 return {key: plan[key] for key in ("runtime", "compute_capability") if plan.get(key) is not None}
         return {}
 
+    @property
+    def bound_to(self) -> str | None:
+        """The only type of GPU that the engine is promised to, by its name; None when the card names none."""
+        plans = [plan for plan in _objects(self.card.get("plans")) if plan.get("name") == self.file.name]
+        return next((str(plan["gpu"]) for plan in plans if plan.get("gpu")), None)
+
     def for_capability(self, capability: str) -> Entry:
         """The entry with the engine for a GPU, as Triton's own TensorRT backend would choose it.
 

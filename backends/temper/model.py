@@ -102,7 +102,8 @@ class TritonPythonModel:
         images: list[Images] = []
         for index, request in enumerate(requests):
             try:
-                batch = _read(pb_utils.get_input_tensor_by_name(request, self._input))
+                tensor = pb_utils.get_input_tensor_by_name(request, self._input)
+                batch = _read(tensor, in_place=self._runner.accepts_device_tensors)
             except runners.RunnerError as error:
                 responses[index] = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
                 continue
@@ -171,9 +172,15 @@ def _wants_device_tensors(config: dict[str, Any]) -> bool:
     return bool(given.get("string_value") == "no")
 
 
-def _read(tensor: Any) -> Images:
-    """A request's images, where Triton has them."""
+def _read(tensor: Any, *, in_place: bool) -> Images:
+    """A request's images, on a GPU where Triton has them there.
+
+    Args:
+        tensor: Of the Python backend.
+        in_place: Give those on the host where Triton has them as well, read-only.
+    """
     if tensor.is_cpu():
-        images: npt.NDArray[np.uint8] = tensor.as_numpy()
+        # `as_numpy` gives a copy that the Python backend has made; this is the shared memory that it was made of.
+        images: npt.NDArray[np.uint8] = np.from_dlpack(tensor) if in_place else tensor.as_numpy()
         return images
     return DeviceTensor(tensor.to_dlpack())

@@ -143,8 +143,14 @@ def _opt_batch(batches: list[int]) -> int:
     return OPT_BATCH if OPT_BATCH in batches else batches[-1]
 
 
-def open_runner(published: dict[str, Any], kind: str, context: Context) -> Any:
+def open_runner(published: dict[str, Any], kind: str, context: Context, *, engine: str | None = None) -> Any:
     """Returns the plugin's runner on a published engine, in this process.
+
+    Args:
+        published: From `publish_engine`.
+        kind: As there.
+        context: The batches.
+        engine: The plugin's name of what runs it, where the stand-in shall be one for TensorRT-RTX.
 
     Raises:
         ArtifactError: The plugin's own words why the engine does not run here (of the module `artifact`).
@@ -156,7 +162,8 @@ def open_runner(published: dict[str, Any], kind: str, context: Context) -> Any:
     import runners  # type: ignore[import-not-found,unused-ignore]
 
     batches = sorted(context.batches or BATCHES)
-    parameters = {"engine": _engine(kind), "file": published["file"], "graph_batches": ",".join(map(str, batches))}
+    engine = engine or _engine(kind)
+    parameters = {"engine": engine, "file": published["file"], "graph_batches": ",".join(map(str, batches))}
     given = {"parameters": {name: {"string_value": value} for name, value in parameters.items()}}
     size = context.image_size
     instance = runners.Instance(
@@ -170,7 +177,7 @@ def open_runner(published: dict[str, Any], kind: str, context: Context) -> Any:
         log=lambda line: print(line, file=sys.stderr),
     )
     with standin.importable() if kind == standin.NAME else contextlib.nullcontext():
-        return runners.load(_engine(kind)).Runner(artifact.verify(Path(published["version"]), given), instance)
+        return runners.load(engine).Runner(artifact.verify(Path(published["version"]), given), instance)
 
 
 class EngineContender:

@@ -1,4 +1,4 @@
-"""The plugin on a GPU without TensorRT: a stand-in for its Python package, and engines for it.
+"""The plugin on a GPU without TensorRT: stand-ins for its Python package and TensorRT-RTX's, and engines for them.
 
 `library/tensorrt.py` says what the stand-in does, and what its figures are not. Nothing here is in the wheel.
 """
@@ -70,7 +70,7 @@ def expected_logits(images: npt.NDArray[np.uint8], num_classes: int) -> npt.NDAr
 
 @contextlib.contextmanager
 def plugin(folder: Path) -> Iterator[Path]:
-    """Inside, the embedded server's plugin finds the stand-in as `tensorrt`, and no other process does.
+    """Inside, the embedded server's plugin finds the stand-ins under the libraries' names; no other process does.
 
     Args:
         folder: Receives a copy of the plugin with the stand-in beside it.
@@ -81,7 +81,7 @@ def plugin(folder: Path) -> Iterator[Path]:
     own = runtime.BACKENDS
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(own, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(LIBRARY / "tensorrt.py", folder / "temper" / "tensorrt.py")
+    shutil.copytree(LIBRARY, folder / "temper", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     runtime.BACKENDS = folder
     try:
         yield folder
@@ -91,13 +91,14 @@ def plugin(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def importable() -> Iterator[None]:
-    """Inside, this process imports the stand-in as `tensorrt`, whatever is installed."""
-    before = sys.modules.pop("tensorrt", None)
+    """Inside, this process imports the stand-ins under the libraries' names, whatever is installed."""
+    names = [path.stem for path in LIBRARY.glob("*.py")]
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.path.insert(0, str(LIBRARY))
     try:
         yield
     finally:
         sys.path.remove(str(LIBRARY))
-        sys.modules.pop("tensorrt", None)
-        if before is not None:
-            sys.modules["tensorrt"] = before
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)

@@ -1,14 +1,18 @@
 """Drives the plugin's runner on the stand-in in this process, for compute-sanitizer to look at.
 
-Every kind of batch: from the host and from the GPU, mixed, prepared, padded and not, after a refused one.
+Every kind of batch: from the host, from shared memory and from the GPU, mixed, prepared, padded and not, after a
+refused one; with TensorRT's runner and with TensorRT-RTX's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +31,10 @@ def main() -> int:
     """Run it; 1 when an answer is wrong."""
     import torch
 
+    wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        os.environ["TEMPER_CACHE_DIR"] = folder
         context = Context(
             out=work,
             work=work,
@@ -37,16 +43,37 @@ def main() -> int:
             batches=_BATCHES,
             image_size=_SIZE,
         )
-        runner = open_runner(publish_engine(context, standin.NAME, standin.NAME, "null"), standin.NAME, context)
-        from runners.dlpack import DeviceTensor  # the plugin's, on the path since `open_runner`
-
+        published = publish_engine(context, standin.NAME, standin.NAME, "null")
         images = make_images(_BATCHES[-1] + 1, _SIZE)
         on_gpu = torch.from_numpy(images).cuda()
         torch.cuda.synchronize()
-        wrong = count_wrong(runner, images, lambda start, stop: DeviceTensor(on_gpu[start:stop].__dlpack__()))
-        runner.close()
+        with _shared(images) as shared:
+            for engine in ("tensorrt", "tensorrt-rtx"):
+                runner = open_runner(published, standin.NAME, context, engine=engine)
+                from runners.dlpack import DeviceTensor  # the plugin's, on the path since `open_runner`
+
+                for host in (images, shared):
+                    wrong += count_wrong(
+                        runner, host, lambda start, stop: DeviceTensor(on_gpu[start:stop].__dlpack__())
+                    )
+                runner.close()
     print(f"wrong answers: {wrong}")
     return 1 if wrong else 0
+
+
+@contextlib.contextmanager
+def _shared(images: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+    """The images in shared memory, as Triton hands them over."""
+    memory = SharedMemory(create=True, size=images.nbytes)
+    try:
+        shared = np.ndarray(images.shape, np.uint8, memory.buf)
+        shared[:] = images
+        yield shared
+        del shared
+    finally:
+        with contextlib.suppress(BufferError):
+            memory.close()
+        memory.unlink()
 
 
 def count_wrong(runner: Any, images: npt.NDArray[np.uint8], on_gpu: Callable[[int, int], Any]) -> int:

@@ -59,10 +59,16 @@ def read_driver() -> tuple[Driver | None, str]:
     )
 
 
-def compute_capability() -> str | None:
-    """Returns the first GPU's compute capability, as "9.0"; None without a GPU."""
+def first_gpu() -> Gpu | None:
+    """Returns the GPU on which engines are built and tried; None without one."""
     driver, _ = read_driver()
-    return None if driver is None else driver.gpus[0].compute_capability
+    return None if driver is None else driver.gpus[0]
+
+
+def compute_capability() -> str | None:
+    """Returns that GPU's compute capability, as "9.0"; None without one."""
+    gpu = first_gpu()
+    return None if gpu is None else gpu.compute_capability
 
 
 def _read_gpu(cuda: Any, index: int) -> Gpu:

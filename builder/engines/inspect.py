@@ -3,8 +3,8 @@
 The Q/DQ audit of the graph says what should run in int8 or fp8; this says what does. The fields are those of
 TensorRT's developer guide, "Engine Inspector", at detailed profiling verbosity: `Layers`, and per layer `Name`,
 `LayerType`, `ParameterType`, `Inputs` and `Outputs` with `Format/Datatype` (TensorRT 10) or `Format` and
-`DataType` (TensorRT 11: its migration guide, "IEngineInspector JSON output"), `TacticName`, and in `Metadata` the
-ONNX nodes that were fused into it. TensorRT-RTX has the same inspector.
+`DataType` (TensorRT 11: its migration guide, "IEngineInspector JSON output"), `Weights`, `TacticName`, and in
+`Metadata` the ONNX nodes that were fused into it. TensorRT-RTX has the same inspector.
 """
 
 from __future__ import annotations
@@ -30,6 +30,17 @@ _TYPES = (
 )
 # Lower case: TensorRT 11 writes "DataType" for tensors and its guide has "Datatype".
 _TYPE_KEYS = ("datatype", "format/datatype", "format")
+# Of a kernel's input, before that of its output: sm80_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_..., and int8int8_.
+_KERNEL_TYPES = {
+    "i8": "int8",
+    "int8": "int8",
+    "e4m3": "fp8",
+    "f16": "fp16",
+    "bf16": "bf16",
+    "tf32": "fp32",
+    "f32": "fp32",
+}
+_KERNEL_INPUT = re.compile(r"_(i8|int8|e4m3|bf16|f16|tf32|f32)(?:i8|int8|e4m3|bf16|f16|tf32|f32)_")
 _RANK = {"int8": 0, "fp8": 0, "fp16": 1, "bf16": 1, "fp32": 2}
 
 
@@ -130,15 +141,21 @@ def _is_reformat(layer: Mapping[str, Any]) -> bool:
 
 
 def _input_type(layer: Mapping[str, Any]) -> str:
-    """Returns the type of a layer's first input."""
-    inputs = layer.get("Inputs") or [{}]
+    """Returns the type of a layer's first input; where the inspector keeps it, that of the weights or the kernel.
+
+    TensorRT 10 writes "N/A due to dynamic shapes" for the tensors of some layers even in a context with a shape.
+    """
+    inputs, weights = layer.get("Inputs") or [{}], layer.get("Weights")
     first = inputs[0] if isinstance(inputs[0], Mapping) else {}
     values = {key.lower(): str(value) for key, value in first.items()}
-    for key in _TYPE_KEYS:
+    told = [values.get(key, "") for key in _TYPE_KEYS]
+    told.append(str(weights.get("Type", "")) if isinstance(weights, Mapping) else "")
+    for text in told:
         for name, pattern in _TYPES:
-            if pattern.search(values.get(key, "")):
+            if pattern.search(text):
                 return name
-    return "unknown"
+    kernel = _KERNEL_INPUT.search(str(layer.get("TacticName", "")).lower())
+    return _KERNEL_TYPES[kernel[1]] if kernel else "unknown"
 
 
 def _adds(layers: list[Mapping[str, Any]]) -> tuple[list[str], list[str]]:

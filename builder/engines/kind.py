@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from temper.builder.publish.plans import Binding
     from temper.builder.publish.triton_config import Backend
 
 _OPT_BATCH = 8
@@ -260,9 +261,14 @@ class EngineKind(ABC, Generic[Config]):
             weight_bits: Bits that int8 weights use, 7 or 8; None for what is not int8.
         """
 
-    def is_bound(self, config: Config) -> bool:
-        """Whether an engine runs only on GPUs of the compute capability that it was built on."""
-        return False
+    def binding(self, config: Config, figures: dict[str, Any]) -> Binding | None:
+        """Returns to which GPUs an engine is bound; None when it runs on all that the server may have.
+
+        Args:
+            config: As built.
+            figures: From `build`.
+        """
+        return None
 
     def wants_module(self, config: Config) -> bool:
         """Whether engines are built from the PyTorch network, where a variant has one."""

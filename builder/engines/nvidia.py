@@ -9,7 +9,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from temper.builder.engines.gpu import Driver, compute_capability, read_driver
+from temper.builder.engines.gpu import Driver, first_gpu, read_driver
 from temper.builder.engines.kind import BuildJob, EngineConfig, EngineKind, check_limits, is_importable
 from temper.builder.engines.library import load_library
 from temper.builder.errors import EngineError
@@ -123,7 +123,12 @@ class NvidiaKind(EngineKind[Config]):
 
     def why_not_run(self) -> str | None:
         """Asks the driver, the library, and for what the plugin needs beside it."""
-        return self.why_not_library() or _why_no_bindings()
+        return self.why_not_library() or (_why_no_bindings() if self.needs_plugin else None)
+
+    @property
+    def needs_plugin(self) -> bool:
+        """Whether it is the plugin that serves its engines where nothing else is asked for."""
+        return True
 
     def why_not_build(self) -> str | None:
         """Asks the library, where it compiles on the GPU that will run the engine."""
@@ -142,7 +147,8 @@ class NvidiaKind(EngineKind[Config]):
 
     def machine_key(self) -> str | None:
         """The GPU that it is compiled and tried on; None without one."""
-        return compute_capability()
+        gpu = first_gpu()
+        return None if gpu is None else f"{gpu.name}, {gpu.compute_capability}"
 
     def wants_module(self, config: Config) -> bool:
         """With torch-tensorrt."""
@@ -152,17 +158,18 @@ class NvidiaKind(EngineKind[Config]):
         """Compiles a graph; runs and inspects the engine where there is a GPU.
 
         Returns:
-            runtime, the batches, frontend, precision, sparse_weights, compute_capability (of the GPU that it was
-            built on, None without one), timings_reused (whether a timing cache was there; None without timings),
-            build_s, engine_audit (counts, or why there are none); and the logits, float32 [N, classes], or None
-            where it cannot run here.
+            runtime, the batches, frontend, precision, sparse_weights, compute_capability and gpu (its name) of
+            the GPU that it was built on, None without one, timings_reused (whether a timing cache was there; None
+            without timings), build_s, engine_audit (counts, or why there are none); and the logits, float32
+            [N, classes], or None where it cannot run here.
 
         Raises:
             EngineError: The library is missing or refuses the graph, there is no GPU where it needs one, or a
                 limit is passed.
         """
         trt = load_library(self)
-        capability = compute_capability()
+        gpu = first_gpu()
+        capability = None if gpu is None else gpu.compute_capability
         if capability is None and not self.builds_anywhere:
             raise EngineError(
                 f"engine {self.name}: no NVIDIA GPU here, and {self.title} compiles on the GPU that will run the "
@@ -180,6 +187,7 @@ class NvidiaKind(EngineKind[Config]):
             "precision": job.precision,
             "sparse_weights": job.sparse_weights,
             "compute_capability": capability,
+            "gpu": None if gpu is None else gpu.name,
             **self.figures(job.config),
             "timings_reused": known_timings if self.has_timings else None,
             "build_s": round(time.monotonic() - started, 1),

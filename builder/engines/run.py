@@ -54,8 +54,19 @@ class LoadedEngine:
         del self._engine, self._runtime
 
     def inspect(self) -> str:
-        """Returns the inspector's JSON: every layer with its formats, tactic and ONNX nodes."""
+        """Returns the inspector's JSON: every layer with its formats, tactic and ONNX nodes.
+
+        It is asked of a context at the batch that the engine was tuned for: an engine with a free batch has no
+        formats by itself.
+
+        Raises:
+            EngineError: There is no memory for the context.
+        """
+        context = self._make_context()
+        _, best, _ = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
+        context.set_input_shape(INPUT_NAME, tuple(best))
         inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = context
         text: str = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         return text
 
@@ -81,10 +92,14 @@ class LoadedEngine:
                 "smaller engine.max_batch"
             ) from error
 
-    def _run(self, images: NDArray[np.uint8], max_batch: int) -> NDArray[np.float32]:
+    def _make_context(self) -> Any:
         context = self._engine.create_execution_context()
         if context is None:
             raise EngineError(f"engine {self._kind.name}: no execution context on this GPU: {self._log.reason}")
+        return context
+
+    def _run(self, images: NDArray[np.uint8], max_batch: int) -> NDArray[np.float32]:
+        context = self._make_context()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
         parts = []
         for start in range(0, len(images), max_batch):

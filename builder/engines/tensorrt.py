@@ -1,13 +1,17 @@
-"""TensorRT compiles on the GPU that will run the plan; the plugin serves it, or Triton's own backend."""
+"""TensorRT compiles on the GPU that will run the plan; Triton's own backend serves it, or the plugin."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from temper.builder.engines.kind import is_importable
 from temper.builder.engines.nvidia import NvidiaConfig, NvidiaKind
+from temper.builder.publish.plans import Binding
 from temper.builder.publish.triton_config import Backend, NativeBackend, PluginBackend
 
+_EMBEDDED = "pytriton"
+"""The package of the embedded server."""
 _COMPATIBILITIES = ("none", "same_compute_capability", "ampere_plus")
 
 
@@ -18,10 +22,12 @@ class TensorRtConfig(NvidiaConfig):
     not_built_from: ClassVar[tuple[str, ...]] = ("num_instances", "server_backend")
 
     kind: Literal["tensorrt"] = "tensorrt"
-    server_backend: Literal["temper", "tensorrt"] = "temper"
-    """The plugin runs the plan, or Triton's own backend."""
+    server_backend: Literal["auto", "temper", "tensorrt"] = "auto"
+    """Triton's own backend runs the plan (`tensorrt`), or the plugin (`temper`), which is slower. `auto` takes the
+    plugin where Temper's embedded server is installed, as that has no TensorRT backend."""
     hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
-    """On which other GPUs the plan runs; more of them make it slower."""
+    """On which other GPUs the plan runs; more of them make it slower. With `none` TensorRT promises it to the type
+    of GPU that built it alone, and the plugin warns of others of its compute capability."""
     version_compatible: bool = False
     """Whether later versions of TensorRT run the plan; it then carries code that the server runs."""
     triton_release: str | None = None
@@ -35,8 +41,10 @@ class TensorRtConfig(NvidiaConfig):
             ValueError: A field is out of its range, or does not go with another.
         """
         super().__post_init__()
-        if self.server_backend not in ("temper", "tensorrt"):
-            raise ValueError(f"server_backend: got {self.server_backend!r}, expected 'temper' or 'tensorrt'")
+        if self.server_backend not in ("auto", "temper", "tensorrt"):
+            raise ValueError(
+                f"server_backend: got {self.server_backend!r}, expected 'auto', 'temper' or 'tensorrt'"
+            )
         if self.hardware_compatibility not in _COMPATIBILITIES:
             allowed = ", ".join(map(repr, _COMPATIBILITIES))
             raise ValueError(
@@ -91,13 +99,21 @@ class TensorRt(NvidiaKind[TensorRtConfig]):
         """Where that is asked for."""
         return config.hardware_compatibility == "ampere_plus"
 
-    def is_bound(self, config: TensorRtConfig) -> bool:
-        """Unless it was built for Ampere and later."""
-        return not self.is_hardware_compatible(config)
+    def binding(self, config: TensorRtConfig, figures: dict[str, Any]) -> Binding | None:
+        """To a compute capability, unless built for Ampere and later; to a type of GPU, unless told not to."""
+        if self.is_hardware_compatible(config):
+            return None
+        bound = config.hardware_compatibility == "none"
+        return Binding(compute_capability=figures["compute_capability"], gpu=figures["gpu"] if bound else None)
+
+    @property
+    def needs_plugin(self) -> bool:
+        """Where the embedded server is what serves, unless the recipe says otherwise."""
+        return is_importable(_EMBEDDED)
 
     def backend(self, config: TensorRtConfig, weight_bits: int | None) -> Backend:
-        """The plugin, or Triton's own."""
-        if config.server_backend == "tensorrt":
+        """Triton's own, or the plugin."""
+        if config.server_backend == "tensorrt" or (config.server_backend == "auto" and not self.needs_plugin):
             return NativeBackend(opt_batch=config.opt_batch)
         return PluginBackend(
             engine=self.name, opt_batch=config.opt_batch, version_compatible=config.version_compatible

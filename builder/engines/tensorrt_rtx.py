@@ -16,7 +16,8 @@ class TensorRtRtxConfig(NvidiaConfig):
 
     kind: Literal["tensorrt-rtx"] = "tensorrt-rtx"
     compute_capabilities: tuple[str, ...] = ()
-    """The GPUs to build for, as "8.9"; none is its portable engine, which leaves 7.5 out."""
+    """The GPUs to build for, as "8.9"; none is its portable engine, which leaves 7.5 out. For 9.0 and 10.x (H100,
+    H200, B200) it has no kernels, but TensorRT has."""
 
     def __post_init__(self) -> None:
         """Checks every field, and the fields together.
@@ -51,7 +52,7 @@ class TensorRtRtx(NvidiaKind[TensorRtRtxConfig]):
             return None
         return (
             f"{self.title} {trt.__version__} does not run on compute capability {capability} (it names "
-            f"{', '.join(known_capabilities(trt))}): {reason}"
+            f"{', '.join(known_capabilities(trt))}; engine.kind = 'tensorrt' is for the others): {reason}"
         )
 
     def why_not_load_here(self, config: TensorRtRtxConfig, capability: str | None) -> str | None:
@@ -70,7 +71,8 @@ class TensorRtRtx(NvidiaKind[TensorRtRtxConfig]):
         if unknown:
             raise EngineError(
                 f"engine {self.name}: engine.compute_capabilities: got {', '.join(unknown)}, expected some of "
-                f"{', '.join(known)}, which {self.title} {trt.__version__} builds for"
+                f"{', '.join(known)}, which {self.title} {trt.__version__} has kernels for; "
+                "engine.kind = 'tensorrt' builds for the others, on the GPU itself"
             )
         settings.num_compute_capabilities = len(config.compute_capabilities)
         for index, each in enumerate(config.compute_capabilities):
@@ -81,8 +83,9 @@ class TensorRtRtx(NvidiaKind[TensorRtRtxConfig]):
         return {"compute_capabilities": list(config.compute_capabilities)}
 
     def backend(self, config: TensorRtRtxConfig, weight_bits: int | None) -> Backend:
-        """The plugin."""
-        return PluginBackend(engine=self.name, opt_batch=config.opt_batch)
+        """The plugin, with few graphs: each is a context, whose kernels are compiled when it is loaded."""
+        few = (1, config.opt_batch, config.max_batch)
+        return PluginBackend(engine=self.name, opt_batch=config.opt_batch, graph_batches=few)
 
 
 TENSORRT_RTX = TensorRtRtx()

@@ -35,7 +35,7 @@ Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"
 """Takes uint8 images [N, S, S, 3], float32 logits [N, classes] and labels [N]; returns a scalar."""
 _WARMUP_SHARE = 0.1
 _MAX_WORKERS = 8
-# Steps between two looks at the loss: each waits for the device, which else is given the next step before it is done.
+# Steps between two looks at the loss: a look waits for the device, which else is given a step before one is done.
 _LOOK_EVERY = 32
 
 

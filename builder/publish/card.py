@@ -75,6 +75,8 @@ class CardPlan(Record):
     """The only one that it runs on, as "9.0"; null when it is not bound to one."""
     runtime: str | None
     """The library that built it."""
+    gpu: str | None = None
+    """The only type of GPU that it is promised to, by its name; null when it is not bound to one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from typing import Any
 from temper.builder.contract import CARD_FILE, CONFIG_FILE, DIGESTS_FILE, LABELS_FILE
 from temper.builder.errors import PublishError
 from temper.builder.names import is_model_name, is_printable, render_labels
-from temper.builder.publish.plans import Plan, carried_plans, plan_name, runtime_of
+from temper.builder.publish.plans import Binding, Plan, carried_plans, plan_name, runtime_of
 from temper.builder.publish.triton_config import TritonConfig, render_config
 from temper.builder.store.files import describe_os_error, fsync_path, fsync_tree, locked, replace_file, sha256_file
 
@@ -79,16 +79,6 @@ class Entry:
         return self.config.name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Binding:
-    """To what a plan is bound that runs on the GPUs of one compute capability only."""
-
-    compute_capability: str
-    """The GPU's that built it, as "9.0"."""
-    graph_sha256: str | None = None
-    """SHA-256 of the graph that it was built from; without it no plan is kept from before."""
-
-
 def publish(
     repository: Path,
     config: TritonConfig,
@@ -125,8 +115,8 @@ def publish(
             another one, a plan to be kept was changed since it was published, or the repository cannot be written.
     """
     check_names(config.name, labels, config.num_classes)
-    capability, graph_sha256 = (binding.compute_capability, binding.graph_sha256) if binding else (None, None)
-    plan = _read_plan(engine_file, capability, card)
+    graph_sha256 = binding.graph_sha256 if binding else None
+    plan = _read_plan(engine_file, binding, card)
     _check_whole(engine_file)
     entry = Entry(
         plans=(plan,),
@@ -158,15 +148,17 @@ def publish_entry(repository: Path, entry: Entry) -> Published:
         ) from error
 
 
-def _read_plan(engine_file: Path, compute_capability: str | None, card: Mapping[str, Any]) -> Plan:
-    name = plan_name(engine_file, compute_capability)
+def _read_plan(engine_file: Path, binding: Binding | None, card: Mapping[str, Any]) -> Plan:
+    capability = binding.compute_capability if binding else None
+    name = plan_name(engine_file, capability)
     try:
         return Plan(
             name=name,
             source=engine_file,
             sha256=sha256_file(engine_file),
             size_bytes=engine_file.stat().st_size,
-            compute_capability=compute_capability,
+            compute_capability=capability,
+            gpu=binding.gpu if binding else None,
             runtime=runtime_of(card),
         )
     except OSError as error:

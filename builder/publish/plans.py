@@ -21,6 +21,18 @@ _CAPABILITY = re.compile(r"[0-9]+\.[0-9]")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Binding:
+    """To what a plan is bound that runs on the GPUs of one compute capability only."""
+
+    compute_capability: str
+    """The GPU's that built it, as "9.0"."""
+    gpu: str | None = None
+    """That GPU's name, where the library promises the plan to this type of GPU alone."""
+    graph_sha256: str | None = None
+    """SHA-256 of the graph that it was built from; without it no plan is kept from before."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """One engine of a version."""
 
@@ -32,6 +44,8 @@ class Plan:
     size_bytes: int
     compute_capability: str | None
     """The only one that it runs on, as "9.0"; None when it is not bound to one."""
+    gpu: str | None
+    """The only type of GPU that it is promised to; None when it is not bound to one."""
     runtime: str | None
     """The library that built it, as "TensorRT 11.0.0.114"."""
 
@@ -42,6 +56,7 @@ class Plan:
             "sha256": self.sha256,
             "size_bytes": self.size_bytes,
             "compute_capability": self.compute_capability,
+            "gpu": self.gpu,
             "runtime": self.runtime,
         }
 
@@ -130,5 +145,6 @@ def _listed_plan(version: Path, listed: Mapping[str, Any]) -> Plan:
         sha256=str(listed["sha256"]),
         size_bytes=int(listed["size_bytes"]),
         compute_capability=str(listed["compute_capability"]),
+        gpu=listed.get("gpu"),  # an older card has none
         runtime=listed["runtime"],
     )

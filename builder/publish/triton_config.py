@@ -6,13 +6,19 @@ backend, an ensemble, or the mean at an ensemble's end.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from temper.builder.contract import INPUT_NAME, NUM_CHANNELS, OUTPUT_NAME
 from temper.builder.publish.serving import ServingConfig
+
+# The largest share of a graph's batch that is padding: padded images cost GPU time like any other. A choice, not a
+# measurement, and the plugin's as well (backends/temper/runners/tensorrt_runner.py).
+_MAX_PADDING = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +88,7 @@ class PluginBackend(Backend):
     opt_batch: int | None = None
     """The batch that the engine was tuned for."""
     graph_batches: tuple[int, ...] | None = None
-    """Batch sizes that get a CUDA graph on a GPU; None is 1, `opt_batch` and `max_batch`, empty is none."""
+    """Batch sizes that get a CUDA graph on a GPU; None as in `graph_sizes`, empty is none."""
     version_compatible: bool = False
     """The plan carries the host code that lets it run on later versions of TensorRT."""
 
@@ -95,8 +101,8 @@ class PluginBackend(Backend):
             # plugin is asked, which says why. With a GPU the two are the same.
             kind = pb.ModelInstanceGroup.KIND_AUTO
             parameters["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
-            prepared = prepared_batches(self.graph_batches, self.opt_batch, config.max_batch)
-            parameters["graph_batches"] = ",".join(map(str, prepared))
+            sizes = graph_sizes(self.graph_batches, self.opt_batch, config.max_batch)
+            parameters["graph_batches"] = ",".join(map(str, sizes))
         if self.version_compatible:
             parameters["version_compatible"] = "true"
         _add_parameters(message, {**parameters, **self.parameters})
@@ -117,7 +123,7 @@ class NativeBackend(Backend):
     opt_batch: int | None = None
     """The batch that the plan was tuned for."""
     graph_batches: tuple[int, ...] | None = None
-    """Batch sizes that get a CUDA graph; None is 1, `opt_batch` and `max_batch`, empty is none."""
+    """Batch sizes that get a CUDA graph; None as in `graph_sizes`, empty is none."""
 
     def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
         """Adds the queue, the instances, the graphs and the samples to warm up with."""
@@ -136,18 +142,21 @@ class NativeBackend(Backend):
             image.zero_data = True
 
     def _add_optimization(self, optimization: Any, config: TritonConfig) -> None:
-        prepared = prepared_batches(self.graph_batches, self.opt_batch, config.max_batch)
+        sizes = graph_sizes(self.graph_batches, self.opt_batch, config.max_batch)
         optimization.input_pinned_memory.enable = True
         optimization.output_pinned_memory.enable = True
         cuda = optimization.cuda
         # Answers travel while the next batch runs; costs a second set of tensors on the GPU.
         cuda.output_copy_stream = True
-        cuda.graphs = bool(prepared)
-        for batch in prepared:
+        cuda.graphs = bool(sizes)
+        for smaller, size in pairwise((0, *sizes)):
             # Listed one by one: left to itself the backend captures 1 and the largest only, as this model has
-            # `dynamic_batching` (InitializeGraphSpecs). A batch of any other size runs without a graph.
-            spec = cuda.graph_spec.add(batch_size=batch)
-            spec.input[INPUT_NAME].dim.extend(config.image_dims)
+            # `dynamic_batching` (InitializeGraphSpecs). Without a lower bound only a batch of this very size would
+            # take the graph. What the rows behind a smaller batch hold changes none of its own.
+            spec = cuda.graph_spec.add(batch_size=size)
+            spec.graph_lower_bound.batch_size = max(smaller + 1, _smallest_padded(size))
+            for shape in (spec.input[INPUT_NAME], spec.graph_lower_bound.input[INPUT_NAME]):
+                shape.dim.extend(config.image_dims)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,12 +206,28 @@ def mean_name(model: str) -> str:
     return f"{model}_mean"
 
 
-def prepared_batches(
-    graph_batches: tuple[int, ...] | None, opt_batch: int | None, max_batch: int
-) -> tuple[int, ...]:
-    """Returns the batch sizes that get a CUDA graph, ascending."""
-    wanted = (1, opt_batch or 1, max_batch) if graph_batches is None else graph_batches
-    return tuple(sorted({batch for batch in wanted if 1 <= batch <= max_batch}))
+def graph_sizes(graph_batches: tuple[int, ...] | None, opt_batch: int | None, max_batch: int) -> tuple[int, ...]:
+    """Returns the batch sizes that get a CUDA graph, ascending.
+
+    Args:
+        graph_batches: The wanted ones; None for `opt_batch` and as many as it takes for every batch to run in a
+            graph with little padding.
+        opt_batch: The batch that the engine was tuned for.
+        max_batch: The largest; greater ones are left out.
+    """
+    if graph_batches is None:
+        wanted, size = {opt_batch or 1}, max_batch
+        while size > 0:
+            wanted.add(size)
+            size = _smallest_padded(size) - 1
+    else:
+        wanted = set(graph_batches)
+    return tuple(sorted(batch for batch in wanted if 1 <= batch <= max_batch))
+
+
+def _smallest_padded(size: int) -> int:
+    """Returns the smallest batch that is filled up to a size; the plugin pads as much."""
+    return math.ceil((1 - _MAX_PADDING) * size)
 
 
 def render_config(config: TritonConfig, *, version: int, label_filename: str) -> bytes:

@@ -270,6 +270,54 @@ def test_only_spoilt_artifacts_are_refused(refusals: dict[str, str]) -> None:
     assert set(refusals) == set(SPOILT)
 
 
+# A plugin that tells where images lie, for what the runners of GPU engines make of it.
+MAPPED_RUNNER = """
+
+from runners.request_memory import _shared_mapping
+
+
+class Runner(Runner):
+    accepts_device_tensors = True
+
+    def __init__(self, entry, instance):
+        super().__init__(entry, instance)
+        self._log, self._seen, self._held = instance.log, [], []
+
+    def infer(self, batches):
+        for images in batches:
+            found = _shared_mapping(images.__array_interface__["data"][0])
+            self._seen += [found] if found not in self._seen else []
+            kept = [each for each in self._seen if each and _shared_mapping(each[0]) == each]
+            writeable = images.flags.writeable  # those to warm up with
+            self._log(f"images {writeable} {found is not None} {len(self._seen) - 1} {len(kept)}")
+        self._held += batches  # so that the region must grow
+        return super().infer([images.copy() for images in batches])
+"""
+
+
+def test_images_lie_in_shared_memory_that_stays_mapped(
+    toy_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    """As it grows: what `runners.request_memory` lets a GPU read directly."""
+    backends, log = tmp_path / "backends", tmp_path / "log"
+    shutil.copytree(runtime.BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(runtime, "BACKENDS", backends)
+    with (backends / "temper" / "runners" / "openvino_runner.py").open("a") as module:
+        module.write(MAPPED_RUNNER)
+    images = np.zeros((32, 32, 32, 3), np.uint8)
+    with (
+        TritonServer(toy_repository, log_file=log) as server,
+        triton.InferenceServerClient(server.grpc_url) as client,
+    ):
+        for _ in range(40):
+            assert len(_infer(client, images)) == len(images)
+        until(lambda: log.read_text().count("images False") == 40)
+    found = re.findall(r"images False (\w+) (\d) (\d)", log.read_text())
+    assert {shared for shared, _, _ in found} == {"True"}
+    assert max(int(mappings) for _, mappings, _ in found) > 1, "it did not grow"
+    assert all(mappings == kept for _, mappings, kept in found), "one was unmapped"
+
+
 # A plugin whose engine loses a GPU's context: what the runner of a real one then raises, on any machine.
 FAULTY_RUNNER = """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 import pytest
 
 import artifact
+import runners
 from artifact import ArtifactError, Entry
-from runners import cuda
-from runners.tensorrt_engine import check_built_for
+from runners import cuda, tensorrt_engine
+from runners.tensorrt_engine import LIBRARIES, check_built_for, explain_other_gpu, load_engine
 from runners.tensorrt_runner import padded_batch, prepared_batches, signature
 
 # What the runner decides by itself.
@@ -167,6 +170,98 @@ def test_engine_for_another_machine_is_refused_unparsed(
 )
 def test_engine_for_this_machine_is_not_refused(entry: Entry) -> None:
     check_built_for(entry, version="11.1.0.1", capability="9.0")
+
+
+def _bound(gpu: str | None) -> Entry:
+    entry = _entry("tensorrt", figures={"compute_capability": "9.0"})
+    plans = [{"name": "model.plan", "gpu": gpu}, {"name": "model_sm89.plan", "gpu": "NVIDIA L4"}]
+    return dataclasses.replace(entry, card={**entry.card, "plans": plans})
+
+
+@pytest.mark.parametrize(
+    ("entry", "warns"),
+    [
+        (_bound("NVIDIA H100 PCIe"), True),
+        (_bound("NVIDIA H200"), False),
+        (_bound(None), False),
+        (_entry("tensorrt", figures={"gpu": "NVIDIA H100 PCIe"}), False),
+    ],
+)
+def test_plan_of_another_type_of_gpu_is_warned_of(entry: Entry, warns: bool) -> None:
+    warning = explain_other_gpu(entry, "NVIDIA H200")
+    expected = "1/model.plan was built on NVIDIA H100 PCIe, this is NVIDIA H200: it may be slower here, or fail; "
+    assert (warning or "").startswith(expected) if warns else warning is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "cause", "reason"),
+    [
+        (
+            "9.0",
+            "UNSUPPORTED_CC",
+            r"version 1\.\S+ has no kernels for compute capability 9.0 \(NVIDIA H200\), only for",
+        ),
+        (
+            "9.0",
+            "UNSUPPORTED_CC",
+            r"7.5, 8.0, 8.6, .*; build the recipe on this GPU with engine.kind = 'tensorrt'",
+        ),
+        (
+            "8.9",
+            "UNSUPPORTED_CC",
+            r"it was not built for compute capability 8.9 .* \(engine.compute_capabilities\)",
+        ),
+        ("9.0", "CUDA_ERROR", r"a call of CUDA failed at a look at it; see what nvidia-smi says of NVIDIA H200"),
+        ("9.0", "MALFORMED_ENGINE", r"it is no engine of this version of TensorRT-RTX"),
+    ],
+)
+def test_every_verdict_of_rtx_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capability: str, cause: str, reason: str
+) -> None:
+    """The library's own enumerations, with a verdict that takes a GPU."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    flags = int(getattr(trt.EngineInvalidityDiagnostics, cause))
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            pass
+
+        def get_engine_validity(self, content: bytes) -> tuple[Any, int]:
+            return trt.EngineValidity.INVALID, flags
+
+    monkeypatch.setattr(trt, "Runtime", Runtime)
+    monkeypatch.setattr(Entry, "read", lambda self: b"engine")
+    entry = _entry("tensorrt-rtx", figures={})
+    tensor = runners.TensorSignature(name="t", data_type="TYPE_UINT8", dims=[1])
+    instance = runners.Instance(
+        signature=runners.Signature(input=tensor, output=tensor),
+        max_batch=1,
+        num_instances=1,
+        device=0,
+        log=lambda line: None,
+    )
+    device = cuda.Device(index=0, name="NVIDIA H200", capability=capability, driver_cuda=(13, 0))
+    with pytest.raises(ArtifactError, match=rf"TensorRT-RTX refuses it: .*{reason}"):
+        load_engine(entry, instance, device)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_bindings"])
+def test_bindings_alone_are_tensorrt_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What can be installed beside the libraries of Triton's image."""
+    for module in ("tensorrt", "tensorrt_bindings"):
+        monkeypatch.setitem(sys.modules, module, None)
+    del sys.modules[name]
+    (tmp_path / f"{name}.py").write_text("__version__ = '11.0.0.114'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert tensorrt_engine._import(LIBRARIES["tensorrt"], "tensorrt").__version__ == "11.0.0.114"
+
+
+def test_without_tensorrt_the_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tensorrt", "tensorrt_bindings"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(tensorrt_engine, "find_spec", lambda name: None)
+    with pytest.raises(ArtifactError, match="engine tensorrt needs the package tensorrt in the python3 of triton"):
+        tensorrt_engine._import(LIBRARIES["tensorrt"], "tensorrt")
 
 
 def test_old_driver_is_refused_with_the_version_that_is_needed() -> None:

@@ -130,17 +130,32 @@ def is_lost() -> bool:
     return bool(runtime.cudaFree(0)[0] != _SUCCESS)
 
 
+def pin(pointer: int, nbytes: int) -> None:
+    """Let the GPU read and write memory of this process directly, until `unpin`; both must be whole pages.
+
+    Raises:
+        CudaError: The system does not allow it.
+    """
+    _call(runtime.cudaHostRegister, pointer, nbytes, runtime.cudaHostRegisterDefault)
+
+
+def unpin(pointer: int) -> None:
+    """Undo `pin`; no copy may be using the memory."""
+    _call(runtime.cudaHostUnregister, pointer)
+
+
 class DeviceBuffer:
     """Zeroed memory on the GPU, owned by this object until `close`."""
 
-    def __init__(self, nbytes: int) -> None:
-        """Allocate.
+    def __init__(self, nbytes: int, stream: Stream) -> None:
+        """Allocate, and queue the zeros on the stream that will use it: it waits for no other one.
 
         Raises:
             CudaError: Out of memory.
         """
-        self.pointer: int = _call(runtime.cudaMalloc, nbytes)
-        _call(runtime.cudaMemset, self.pointer, 0, nbytes)
+        self.nbytes = nbytes
+        self.pointer: int = _call(runtime.cudaMalloc, max(1, nbytes))
+        _call(runtime.cudaMemsetAsync, self.pointer, 0, nbytes, stream.handle)
 
     def close(self) -> None:
         """Give the memory back; nothing may be using it."""

@@ -10,6 +10,8 @@ import importlib.metadata
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import runners
@@ -29,6 +31,8 @@ class Library:
     """As Python imports it."""
     project: str
     """As pip installs it."""
+    bindings: str | None = None
+    """As Python imports its bindings alone, for a machine that has NVIDIA's libraries, as Triton's image."""
     compiles_on_load: bool = False
     """Its engines hold no kernels: they are compiled for the GPU that is here, and kept."""
     checks_headers: bool = False
@@ -36,7 +40,7 @@ class Library:
 
 
 LIBRARIES = {
-    "tensorrt": Library(name="TensorRT", package="tensorrt", project="tensorrt"),
+    "tensorrt": Library(name="TensorRT", package="tensorrt", project="tensorrt", bindings="tensorrt_bindings"),
     "tensorrt-rtx": Library(
         name="TensorRT-RTX",
         package="tensorrt_rtx",
@@ -80,6 +84,8 @@ def load_engine(entry: Entry, instance: runners.Instance, device: cuda.Device) -
     trt = _import(library, entry.engine)
     cuda.require_driver(device.driver_cuda, _cuda_of(library), library.project)
     check_built_for(entry, version=trt.__version__, capability=device.capability)
+    if warning := explain_other_gpu(entry, device.name):
+        instance.log(warning)
     logger = make_logger(trt, instance)
     content = entry.read()
     runtime = trt.Runtime(logger)
@@ -134,6 +140,26 @@ def check_built_for(entry: Entry, *, version: str, capability: str) -> None:
             )
 
 
+def explain_other_gpu(entry: Entry, gpu: str) -> str | None:
+    """What to know of a plan that was built on another type of GPU than this one, of the same compute capability.
+
+    Without hardware compatibility TensorRT promises a plan to the type of GPU that built it and to no other.
+
+    Args:
+        entry: With the card.
+        gpu: This one's name, as the driver gives it.
+
+    Returns:
+        The warning, or None when there is nothing to say.
+    """
+    if entry.bound_to in (None, gpu):
+        return None
+    return (
+        f"{entry.file} was built on {entry.bound_to}, this is {gpu}: it may be slower here, or fail; build the "
+        "recipe on this GPU, or with engine.hardware_compatibility = 'same_compute_capability'"
+    )
+
+
 def _runs_on(built: str, here: str, figures: Mapping[str, Any]) -> bool:
     if figures.get("hardware_compatibility") == "ampere_plus":
         return float(here) >= 8.0
@@ -142,7 +168,12 @@ def _runs_on(built: str, here: str, figures: Mapping[str, Any]) -> bool:
 
 def _import(library: Library, kind: str) -> Any:
     try:
-        return importlib.import_module(library.package)
+        try:
+            return importlib.import_module(library.package)
+        except ModuleNotFoundError:
+            if library.bindings is None or find_spec(library.bindings) is None:
+                raise
+            return importlib.import_module(library.bindings)
     except (ImportError, OSError) as error:
         raise ArtifactError(
             f"engine {kind} needs the package {library.project} in the python3 of tritonserver: "
@@ -151,10 +182,10 @@ def _import(library: Library, kind: str) -> Any:
 
 
 def _cuda_of(library: Library) -> int:
-    """The CUDA major release of the installed build, with which its project's name ends; 0 when it does not."""
-    for major in (13, 12):
+    """The CUDA major release of the installed build, which is in its project's name; 0 when it is not."""
+    for major, suffix in product((13, 12), ("", "_bindings")):
         try:
-            importlib.metadata.version(f"{library.package}_cu{major}")
+            importlib.metadata.version(f"{library.package}_cu{major}{suffix}")
         except importlib.metadata.PackageNotFoundError:
             continue
         return major
@@ -199,13 +230,26 @@ def _check_validity(
     explained = {
         causes.MALFORMED_ENGINE: "it is no engine of this version of TensorRT-RTX; build the recipe again",
         causes.VERSION_MISMATCH: f"it needs another version than {trt.__version__}; build the recipe again",
-        causes.UNSUPPORTED_CC: f"it was not built for compute capability {device.capability} ({device.name}); "
-        "build it for that one, or use engine.kind = 'tensorrt'",
+        causes.UNSUPPORTED_CC: _explain_capability(trt, device),
         causes.OLD_CUDA_DRIVER: "the NVIDIA driver is too old for it; install a newer one",
         causes.OLD_CUDA_RUNTIME: "CUDA's runtime is too old for it; install the TensorRT-RTX it was built with",
+        causes.CUDA_ERROR: f"a call of CUDA failed at a look at it; see what nvidia-smi says of {device.name}",
     }
     reasons = [text for cause, text in explained.items() if flags & int(cause)]
     raise ArtifactError(f"{entry.file}: TensorRT-RTX refuses it: {'; '.join(reasons) or logger.reason()}")
+
+
+def _explain_capability(trt: Any, device: cuda.Device) -> str:
+    """Why an engine is not for this GPU: there is none of the library's for some, the H100 and H200 among them."""
+    numbers = [name[2:] for name in dir(trt.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
+    known = [f"{number[:-1]}.{number[-1]}" for number in sorted(numbers, key=int)]
+    here = f"compute capability {device.capability} ({device.name})"
+    if device.capability in known:
+        return f"it was not built for {here}; build it for that one (engine.compute_capabilities)"
+    return (
+        f"version {trt.__version__} has no kernels for {here}, only for {', '.join(known)}; build the recipe on "
+        "this GPU with engine.kind = 'tensorrt'"
+    )
 
 
 def _refusal(entry: Entry, library: Library, logger: Any, nbytes: int) -> ArtifactError:

@@ -1,8 +1,9 @@
-"""TensorRT and TensorRT-RTX on an NVIDIA GPU: one stream, one execution context, fixed buffers.
+"""TensorRT and TensorRT-RTX on an NVIDIA GPU: one stream, fixed buffers, one inference at a time.
 
-Images go through pinned memory, or straight from where Triton has them on a GPU. CUDA graphs save the launches of
-a batch size's kernels: TensorRT's are captured here, TensorRT-RTX captures its own, because it replaces kernels
-while it runs and a graph captured from outside would keep the old ones.
+The GPU reads images where Triton has them, on a GPU or in shared memory; other host memory goes through a pinned
+buffer. CUDA graphs save the launches of a batch size's kernels. TensorRT's are captured here, all of one execution
+context. TensorRT-RTX captures its own, because it replaces kernels while it runs and a graph captured from outside
+would keep the old ones; a context has one graph, of its last shape, so every prepared size has a context.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ import runners
 from artifact import ArtifactError, Entry
 from runners import cuda
 from runners.dlpack import DeviceTensor, Images
+from runners.request_memory import RequestMemory
 from runners.runtime_cache import CacheFile, cache_folder, cache_key
 from runners.tensorrt_engine import LIBRARIES, Engine, load_engine
 
 # A batch is filled up to a prepared size when at most this share of that size is padding: padded images cost GPU
 # time like any other. A choice, not a measurement.
 _MAX_PADDING = 0.25
+# TensorRT-RTX captures in the second run of a shape and replays from the third on.
+_RUNS_TO_REPLAY = 3
 
 
 def signature(entry: Entry, config: Mapping[str, Any]) -> runners.Signature:
@@ -104,7 +108,11 @@ class Runner:
         device = cuda.open_device(instance.device)
         entry = entry.for_capability(device.capability)
         self._log = instance.log
+        self._request_memory = RequestMemory(instance.log)
         self._graphs: dict[int, cuda.Graph] = {}
+        self._contexts: dict[int, Any] = {}
+        self._uncaptured: list[int] = []
+        self._work: cuda.DeviceBuffer | None = None
         self._cache: Any = None
         self._cache_file: CacheFile | None = None
         try:
@@ -119,7 +127,8 @@ class Runner:
                 self._prepare_tensorrt()
         except (cuda.CudaError, runners.RunnerError) as error:
             raise ArtifactError(f"{entry.file}: {_explain(error)}") from error
-        batches = ", ".join(map(str, self._prepared)) or "no batch"
+        captured = [size for size in self._prepared if size not in self._uncaptured]
+        batches = ", ".join(map(str, captured)) or "no batch"
         self.description = (
             f"{LIBRARIES[entry.engine].name} {self._engine.trt.__version__} on {device.name} (compute capability "
             f"{device.capability}), CUDA graphs for batches of {batches}"
@@ -146,6 +155,7 @@ class Runner:
             self.run(padded_batch(num_images, self._prepared))
             logits = self.fetch(num_images)
             self.stream.synchronize()
+            self._request_memory.keep_newest()
         except (cuda.CudaError, runners.RunnerError) as error:
             with contextlib.suppress(cuda.CudaError):
                 self.stream.synchronize()  # nothing of this batch may still be running when the next one comes
@@ -159,12 +169,15 @@ class Runner:
         self._save_kernels()
         for graph in self._graphs.values():
             graph.close()
-        # The context goes before its cache and the engine, and all before the buffers that they write to.
+        # The contexts go before their cache and the engine, and all before the buffers that they write to.
+        self._contexts.clear()
         del self._context
         self._cache = None
         del self._engine
-        for owned in (self._images, self._logits, self._device_images, self._device_logits, self.stream):
-            owned.close()
+        buffers = (self._images, self._logits, self._device_images, self._device_logits, self._work)
+        for owned in (self._request_memory, *buffers, self.stream):
+            if owned is not None:
+                owned.close()
 
     def _allocate(self, instance: runners.Instance) -> None:
         images = (instance.max_batch, *instance.signature.input.dims)
@@ -172,16 +185,15 @@ class Runner:
         self.stream = cuda.Stream()
         self._images = cuda.PinnedBuffer(images, np.uint8)
         self._logits = cuda.PinnedBuffer(logits, np.float32)
-        self._device_images = cuda.DeviceBuffer(math.prod(images))
-        self._device_logits = cuda.DeviceBuffer(math.prod(logits) * 4)
+        self._device_images = cuda.DeviceBuffer(math.prod(images), self.stream)
+        self._device_logits = cuda.DeviceBuffer(math.prod(logits) * 4, self.stream)
 
     def _upload(self, batches: Sequence[Images]) -> None:
         """Queue each batch behind the one before; the first travels while the second is gathered."""
         start = offset = 0
         for batch in batches:
-            if isinstance(batch, DeviceTensor):
-                source = batch.pointer
-            else:
+            source = batch.pointer if isinstance(batch, DeviceTensor) else self._request_memory.find(batch)
+            if source is None:
                 np.copyto(self._images.array[start : start + len(batch)], batch)
                 source = self._images.pointer + offset
             self.stream.copy(self._device_images.pointer + offset, source, batch.nbytes)
@@ -203,11 +215,13 @@ class Runner:
             RunnerError: The engine refuses the batch.
             CudaError: The driver does.
         """
-        graph = self._graphs.get(size)
-        if graph is not None:
-            graph.launch(self.stream)
+        if size in self._graphs:
+            self._graphs[size].launch(self.stream)
+        elif size in self._contexts:
+            self._enqueue(self._contexts[size])
         else:
-            self._enqueue(self._context, size)
+            self._set_shape(self._context, size)
+            self._enqueue(self._context)
 
     def fetch(self, num_images: int) -> npt.NDArray[np.float32]:
         """Queue the copy of the first logits to the pinned buffer; they are there once `stream` is done.
@@ -219,28 +233,32 @@ class Runner:
         self.stream.copy(self._logits.pointer, self._device_logits.pointer, logits.nbytes)
         return logits
 
-    def _enqueue(self, context: Any, size: int) -> None:
+    def _set_shape(self, context: Any, size: int) -> None:
         engine = self._engine
-        shape = (size, *self._images.array.shape[1:])
-        if not context.set_input_shape(engine.input, shape) or not context.execute_async_v3(
-            int(self.stream.handle)
-        ):
+        if not context.set_input_shape(engine.input, (size, *self._images.array.shape[1:])):
             raise runners.RunnerError(engine.logger.reason())
+
+    def _enqueue(self, context: Any) -> None:
+        if not context.execute_async_v3(int(self.stream.handle)):
+            raise runners.RunnerError(self._engine.logger.reason())
 
     def _prepare_tensorrt(self) -> None:
         """Make the context and capture a CUDA graph per prepared size; without one a batch runs as it is."""
         self._context = self._bind(self._engine.engine.create_execution_context())
         for size in self._prepared:
             # TensorRT sets up a new shape in its first run, with calls that cannot be captured.
-            self._warm(self._context, [size])
+            self._warm(self._context, size)
             try:
-                self._graphs[size] = self.stream.capture(partial(self._enqueue, self._context, size))
+                self._graphs[size] = self.stream.capture(partial(self._enqueue, self._context))
             except (cuda.CudaError, runners.RunnerError) as error:
                 self._log(f"no CUDA graph for batches of {size}: {_explain(error)}")
         self._prepared = sorted(self._graphs)
 
     def _prepare_compiled(self, entry: Entry, device: cuda.Device) -> None:
-        """Make the context; compile the kernels of the prepared sizes, unless an earlier start kept them."""
+        """Make a context per prepared size and one for the rest; compile what no earlier start kept.
+
+        All of them work in one piece of memory, as only one runs at a time.
+        """
         trt, engine = self._engine.trt, self._engine.engine
         key = cache_key(
             digest=entry.digest, version=trt.__version__, capability=device.capability, gpu=device.name
@@ -250,25 +268,33 @@ class Runner:
         kernels = self._cache_file.read()
         if kernels is not None and not self._cache.deserialize(kernels):
             self._log(f"runtime cache {self._cache_file.path} does not fit: {self._engine.logger.reason()}")
-            kernels = None
-        if kernels is None:
-            # Waits for the kernels that are specialised for each size. The serving context must not: it would
-            # stall on every size that comes for the first time, so it takes general kernels until they are ready.
-            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            self._warm(self._compiled_context(eager, graphs=False), self._prepared)
-        lazy = trt.DynamicShapesKernelSpecializationStrategy.LAZY
-        self._context = self._compiled_context(lazy, graphs=bool(self._prepared))
-        self._warm(self._context, self._prepared)
+        self._work = cuda.DeviceBuffer(engine.device_memory_size_v2, self.stream)
+        strategy = trt.DynamicShapesKernelSpecializationStrategy
+        for size in self._prepared:
+            # Waits for the kernels that are specialised for its size, so that the graph holds these.
+            context = self._compiled_context(strategy.EAGER, graphs=True)
+            self._warm(context, size, _RUNS_TO_REPLAY)
+            self._contexts[size] = context
+            if not context.is_stream_capturable(int(self.stream.handle)):
+                self._log(f"no CUDA graph for batches of {size}: TensorRT-RTX says that it cannot be captured")
+                self._uncaptured.append(size)
+        # Waiting would stall it on every size that comes for the first time: it takes general kernels until then.
+        self._context = self._compiled_context(strategy.LAZY, graphs=False)
+        self._warm(self._context, 1)
         self._save_kernels()
 
     def _compiled_context(self, specialization: Any, *, graphs: bool) -> Any:
-        trt, engine = self._engine.trt, self._engine.engine
+        trt, engine, work = self._engine.trt, self._engine.engine, self._work
         config = engine.create_runtime_config()
         config.set_runtime_cache(self._cache)
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         config.dynamic_shapes_kernel_specialization_strategy = specialization
         strategy = trt.CudaGraphStrategy
         config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if graphs else strategy.DISABLED
-        return self._bind(engine.create_execution_context(config))
+        context = self._bind(engine.create_execution_context(config))
+        if work is not None:
+            context.set_device_memory(work.pointer, work.nbytes)
+        return context
 
     def _bind(self, context: Any) -> Any:
         """Give a new context the buffers, which stay the same for its whole life."""
@@ -285,9 +311,10 @@ class Runner:
                 raise runners.RunnerError(engine.logger.reason())
         return context
 
-    def _warm(self, context: Any, sizes: Sequence[int]) -> None:
-        for size in sizes:
-            self._enqueue(context, size)
+    def _warm(self, context: Any, size: int, runs: int = 1) -> None:
+        self._set_shape(context, size)
+        for _ in range(runs):
+            self._enqueue(context)
             self.stream.synchronize()
 
     def _save_kernels(self) -> None:

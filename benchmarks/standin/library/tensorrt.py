@@ -78,11 +78,13 @@ class Runtime:
     def deserialize_cuda_engine(self, content: bytes) -> ICudaEngine | None:
         """The engine, or None after an error in the log."""
         try:
-            described = json.loads(content)
-            return ICudaEngine(described, self._logger)
+            return self._open(json.loads(content))
         except (ValueError, KeyError, TypeError) as error:
-            _tell(self._logger, f"not one of its engines: {error!r}")
+            tell(self._logger, f"not one of its engines: {error!r}")
             return None
+
+    def _open(self, described: dict[str, Any]) -> ICudaEngine:
+        return ICudaEngine(described, self._logger)
 
 
 class ICudaEngine:
@@ -129,37 +131,43 @@ class ICudaEngine:
 
     def create_execution_context(self) -> IExecutionContext | None:
         """A context with its memory, or None after an error in the log."""
+        pointer = self._allocate()
+        return None if pointer is None else IExecutionContext(self, pointer)
+
+    def _allocate(self) -> int | None:
         status, pointer = runtime.cudaMalloc(max(1, self.device_memory_size_v2))
         if status != _SUCCESS:
             runtime.cudaGetLastError()
-            _tell(self.logger, f"no memory for activations: {status.name}")
+            tell(self.logger, f"no memory for activations: {status.name}")
             return None
-        return IExecutionContext(self, pointer)
+        return int(pointer)
 
 
 class IExecutionContext:
     """The shape, the addresses, and the memory that is worked on."""
 
-    def __init__(self, engine: ICudaEngine, work: int) -> None:
-        """Own the memory."""
-        self._engine, self._work = engine, work
+    def __init__(self, engine: ICudaEngine, own_work: int | None) -> None:
+        """Own the memory, if some is given."""
+        self._engine, self._own_work = engine, own_work
+        self._work = own_work or 0
         self._addresses: dict[str, int] = {}
-        self._batch = 0
+        self._batch, self._is_set_up = 0, False
 
     def __del__(self) -> None:
         """Give the memory back."""
-        runtime.cudaFree(self._work)
+        if self._own_work is not None:
+            runtime.cudaFree(self._own_work)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """Only the batch may change, within the profile."""
         smallest, _, largest = self._engine.profile
         expected = self._engine.get_tensor_shape(name)[1:]
         if tuple(shape[1:]) != expected or not smallest <= shape[0] <= largest:
-            _tell(
+            tell(
                 self._engine.logger, f"{name}: got {tuple(shape)}, expected {smallest} to {largest} of {expected}"
             )
             return False
-        self._batch = shape[0]
+        self._batch, self._is_set_up = shape[0], False
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -168,7 +176,15 @@ class IExecutionContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        """Queue the work of one batch; it waits for nothing."""
+        """Queue the work of one batch; it waits for nothing. The first run of a shape cannot be captured."""
+        _, capturing = runtime.cudaStreamIsCapturing(stream)
+        if not self._is_set_up and capturing != runtime.cudaStreamCaptureStatus.cudaStreamCaptureStatusNone:
+            tell(self._engine.logger, "a shape was set, and its first run cannot be captured")
+            return False
+        self._is_set_up = True
+        return self._queue(stream)
+
+    def _queue(self, stream: int) -> bool:
         engine, batch = self._engine, self._batch
         source, target = (self._addresses[each["name"]] for each in (engine.input, engine.output))
         calls = [
@@ -188,11 +204,12 @@ class IExecutionContext:
             _fault(stream)
         failed = [status.name for (status,) in calls if status != _SUCCESS]
         for name in failed:
-            _tell(engine.logger, name)
+            tell(engine.logger, name)
         return not failed
 
 
-def _tell(logger: Any, text: str) -> None:
+def tell(logger: Any, text: str) -> None:
+    """Write an error into the library's log."""
     message = f"stand-in: {text}"
     logger.log(ILogger.Severity.ERROR, message)
 

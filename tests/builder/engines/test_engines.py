@@ -26,6 +26,7 @@ from temper.builder.engines.torch_tensorrt import export_module
 from temper.builder.errors import EngineError
 from temper.builder.network.export import run_onnx
 from temper.builder.network.served import Served
+from temper.builder.publish.plans import Binding
 
 if TYPE_CHECKING:
     from benchmarks.sample import Sample
@@ -88,7 +89,9 @@ def test_fewer_compute_capabilities_make_another_engine(toy_onnx: Path, tmp_path
     info = build_engine(toy_onnx, tmp_path / "one", config)
     assert info["compute_capabilities"] == ["8.9"]
     other = TensorRtRtxConfig(compute_capabilities=("9.9",))
-    with pytest.raises(EngineError, match=r"compute_capabilities: got 9.9, expected some of 7.5, 8.0, .*, which"):
+    with pytest.raises(
+        EngineError, match=r"compute_capabilities: got 9.9, expected some of 7.5, 8.0, .*'tensorrt' builds f"
+    ):
         build_engine(toy_onnx, tmp_path, other)
 
 
@@ -120,7 +123,9 @@ def test_rtx_is_asked_whether_it_runs_and_gives_its_reason() -> None:
     pytest.importorskip("tensorrt_rtx")
     capability = compute_capability()
     if capability is None:
-        message = r"TensorRT-RTX 1\.\S+ does not run on compute capability 9.0 \(it names 7.5, 8.0, .*\): \S.*CUDA"
+        message = (
+            r"TensorRT-RTX 1\.\S+ does not run on compute capability 9.0 \(it names 7.5, 8.0, .*;.*\): \S.*CUDA"
+        )
         assert re.fullmatch(message + ".*", TENSORRT_RTX.why_not_try(load_library(TENSORRT_RTX), "9.0") or "")
     else:
         reason = TENSORRT_RTX.why_not_library()
@@ -264,7 +269,7 @@ def test_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         (AutoConfig, {"max_reformats": -1}, r"max_reformats: got -1, expected 0 or more"),
         (TensorRtConfig, {"max_high_precision_convs": -1}, r"max_high_precision_convs: got -1, expected 0 or"),
         (TensorRtRtxConfig, {"frontend": "ort"}, r"frontend: got 'ort', expected 'onnx' or 'torch-tensorrt'"),
-        (TensorRtConfig, {"server_backend": "onnx"}, r"server_backend: got 'onnx', expected 'temper' or 'tenso"),
+        (TensorRtConfig, {"server_backend": "onnx"}, r"server_backend: got 'onnx', expected 'auto', 'temper' or"),
         (
             TensorRtConfig,
             {"frontend": "torch-tensorrt", "version_compatible": True},
@@ -317,6 +322,54 @@ def test_every_kind_describes_itself() -> None:
         assert kind.backend(kind.config(), None).name in ("temper", "tensorrt")
     ranks = [kind.rank for kind in ENGINES.all().values()]
     assert len(set(ranks)) == len(ranks)
+
+
+@pytest.mark.parametrize(
+    ("server_backend", "embedded", "expected"),
+    [
+        ("auto", True, "temper"),
+        ("auto", False, "tensorrt"),
+        ("temper", False, "temper"),
+        ("tensorrt", True, "tensorrt"),
+    ],
+)
+def test_plans_are_served_by_tritons_own_backend_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, server_backend: Any, embedded: bool, expected: str
+) -> None:
+    monkeypatch.setattr(type(TENSORRT), "needs_plugin", embedded)
+    backend = TENSORRT.backend(TensorRtConfig(server_backend=server_backend), None)
+    assert backend.name == expected
+
+
+def test_embedded_server_needs_the_plugin() -> None:
+    assert TENSORRT.needs_plugin == (importlib.util.find_spec("pytriton") is not None)
+
+
+@pytest.mark.parametrize(
+    ("needs_plugin", "expected"),
+    [(True, "cuda-bindings is missing, with which the plugin drives the GPU"), (False, None)],
+)
+def test_plugins_own_packages_are_asked_for_where_it_serves(
+    monkeypatch: pytest.MonkeyPatch, needs_plugin: bool, expected: str | None
+) -> None:
+    monkeypatch.setattr(type(TENSORRT), "needs_plugin", needs_plugin)
+    monkeypatch.setattr(type(TENSORRT), "why_not_library", lambda self: None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    monkeypatch.setattr("temper.builder.engines.nvidia.is_importable", lambda package: False)
+    assert TENSORRT.why_not_run() == expected
+
+
+@pytest.mark.parametrize(
+    ("compatibility", "expected"),
+    [
+        ("none", Binding(compute_capability="9.0", gpu="NVIDIA H200")),
+        ("same_compute_capability", Binding(compute_capability="9.0")),
+        ("ampere_plus", None),
+    ],
+)
+def test_plan_is_bound_as_tensorrt_promises(compatibility: Any, expected: Binding | None) -> None:
+    config = TensorRtConfig(hardware_compatibility=compatibility)
+    assert TENSORRT.binding(config, {"compute_capability": "9.0", "gpu": "NVIDIA H200"}) == expected
 
 
 # What is told of a driver that this machine has not.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from temper.builder.engines.inspect import audit_engine, check_engine
+from temper.builder.engines.run import LoadedEngine
 from temper.builder.errors import EngineError
 
 
@@ -84,6 +86,64 @@ def test_engine_within_its_limits_passes() -> None:
     check_engine(report, "int8", 3, 1)
     check_engine(report, "fp16", 0, None)  # float16 is no higher than what was asked for
     check_engine(report, "int8", None, None)
+
+
+BLIND = {"Name": "t", "Format/Datatype": "N/A due to dynamic shapes"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "kernel", "expected"),
+    [
+        ({"Type": "Int8", "Count": 9408}, "", "int8"),
+        ({"Type": "Half", "Count": 9408}, "", "fp16"),
+        ({"Type": "FP8", "Count": 9408}, "", "fp8"),
+        ({}, "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_nchw_vect_c_32", "int8"),
+        ({}, "sm80_xmma_fprop_avdt_sparse_int8int8_tilesize64x64x64_tapsperload3", "int8"),
+        ({}, "sm90_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_nhwc_tilesize128x64x64", "fp16"),
+        ({}, "sm89_xmma_fprop_implicit_gemm_e4m3e4m3_e4m3f32_f32_nhwckrsc", "fp8"),
+        ({}, "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc", "bf16"),
+        ({}, "sm80_xmma_fprop_implicit_gemm_indexed_tf32f32_tf32f32_f32_nhwckrsc_nhwc", "fp32"),
+        ({}, "", "unknown"),
+    ],
+)
+def test_type_is_read_where_the_inspector_leaves_it_out(
+    weights: dict[str, Any], kernel: str, expected: str
+) -> None:
+    """As TensorRT 10 writes of a free batch."""
+    layer = {**conv("a", ""), "Inputs": [BLIND], "Outputs": [BLIND], "Weights": weights, "TacticName": kernel}
+    assert audit_engine(json.dumps({"Layers": [layer]})).convs == {expected: 1}
+
+
+class Inspected:
+    """A library whose inspector tells formats only of a context with a shape, as NvInferRuntime.h says."""
+
+    LayerInformationFormat = SimpleNamespace(JSON="json")
+
+    def __init__(self) -> None:
+        """Nothing was set."""
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.context = SimpleNamespace(set_input_shape=self.shapes.__setitem__)
+        self.inspector = SimpleNamespace(execution_context=None, get_engine_information=self.tell)
+        self.engine = SimpleNamespace(
+            create_execution_context=lambda: self.context,
+            create_engine_inspector=lambda: self.inspector,
+            get_tensor_profile_shape=lambda name, profile: [(size, 32, 32, 3) for size in (1, 8, 32)],
+        )
+
+    def tell(self, form: str) -> str:
+        """The JSON."""
+        known = self.inspector.execution_context is self.context and self.shapes
+        kind = "Thirty-two wide channel vectorized row major Int8 format"
+        layer = conv("a", kind if known else BLIND["Format/Datatype"])
+        return json.dumps({"Layers": [{**layer, "TacticName": ""}]})
+
+
+def test_inspector_is_asked_of_a_context_with_the_best_shape() -> None:
+    library = Inspected()
+    loaded = object.__new__(LoadedEngine)
+    loaded._trt, loaded._engine = library, library.engine
+    assert audit_engine(loaded.inspect()).convs == {"int8": 1}
+    assert library.shapes == {"image": (8, 32, 32, 3)}
 
 
 def test_unknown_type_counts_as_high() -> None:

@@ -11,7 +11,7 @@ import pytest
 from publishing import publish_bytes
 
 from temper.builder.publish.card import Card, CardRecipe, CardStage
-from temper.builder.publish.entry import Binding
+from temper.builder.publish.plans import Binding
 
 SCHEMA = Path(__file__).parents[3] / "temper" / "report" / "schema" / "card.json"
 RECIPE = CardRecipe(name="m", variant={"name": "int8"}, engine={"kind": "auto"}, data={"source": "digits"})

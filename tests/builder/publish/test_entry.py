@@ -16,7 +16,8 @@ from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]  
 
 from temper.backends.temper import artifact
 from temper.builder.errors import PublishError
-from temper.builder.publish.entry import Binding, Published, publish
+from temper.builder.publish.entry import Published, publish
+from temper.builder.publish.plans import Binding
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.publish.triton_config import PluginBackend
 

@@ -11,7 +11,8 @@ import pytest
 from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
 from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # ships none
 
-from temper.builder.publish.entry import Binding, publish
+from temper.builder.publish.entry import publish
+from temper.builder.publish.plans import Binding
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.publish.triton_config import NativeBackend, PluginBackend, TritonConfig, render_config
 from temper.client import Client
@@ -84,11 +85,29 @@ def test_queue_is_bounded(changes: dict[str, Any], size: int, timeout_us: int) -
 def test_native_entry_lists_every_graph() -> None:
     cuda = read(NATIVE).optimization.cuda
     assert (cuda.graphs, cuda.output_copy_stream) == (True, True)
-    specs = [
-        (spec.batch_size, {name: list(shape.dim) for name, shape in spec.input.items()})
-        for spec in cuda.graph_spec
-    ]
-    assert specs == [(batch, {"image": [64, 64, 3]}) for batch in (1, 8, 32)]
+    specs = [(spec.graph_lower_bound.batch_size, spec.batch_size) for spec in cuda.graph_spec]
+    assert specs == [(1, 1), (2, 2), (3, 3), (4, 5), (6, 8), (9, 12), (13, 17), (18, 23), (24, 32)]
+    for spec in cuda.graph_spec:
+        for given in (spec, spec.graph_lower_bound):
+            assert {name: list(shape.dim) for name, shape in given.input.items()} == {"image": [64, 64, 3]}
+
+
+@pytest.mark.parametrize("max_batch", [1, 7, 32, 128, 256])
+@pytest.mark.parametrize("opt_batch", [1, 8, 100])
+def test_every_batch_runs_in_a_graph_with_little_padding(max_batch: int, opt_batch: int) -> None:
+    """Natively by the lower bounds, and in the plugin by the same rule."""
+    config = replace(NATIVE, max_batch=max_batch, backend=NativeBackend(opt_batch=opt_batch))
+    specs = read(config).optimization.cuda.graph_spec
+    ranges = [(spec.graph_lower_bound.batch_size, spec.batch_size) for spec in specs]
+    batches = [batch for low, high in ranges for batch in range(low, high + 1)]
+    assert batches == list(range(1, max_batch + 1)), "each in one range"
+    assert all(4 * low >= 3 * high for low, high in ranges)
+    assert len(ranges) <= 20
+
+
+def test_few_graphs_that_are_asked_for_pad_no_more() -> None:
+    specs = read(replace(NATIVE, backend=NativeBackend(graph_batches=(8, 32)))).optimization.cuda.graph_spec
+    assert [(spec.graph_lower_bound.batch_size, spec.batch_size) for spec in specs] == [(6, 8), (24, 32)]
 
 
 def test_native_entry_copies_through_pinned_memory_and_warms_up() -> None:
@@ -104,9 +123,9 @@ def test_native_entry_copies_through_pinned_memory_and_warms_up() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"opt_batch": 8}, (1, 8, 32)),
-        ({"opt_batch": None}, (1, 32)),
-        ({"opt_batch": 32}, (1, 32)),
+        ({"opt_batch": 8}, (1, 2, 3, 5, 8, 12, 17, 23, 32)),
+        ({"opt_batch": None}, (1, 2, 3, 5, 8, 12, 17, 23, 32)),
+        ({"opt_batch": 20}, (1, 2, 3, 5, 8, 12, 17, 20, 23, 32)),
         ({"graph_batches": (16, 4, 4)}, (4, 16)),
         ({"graph_batches": (1, 64)}, (1,)),
         ({"graph_batches": ()}, ()),
@@ -131,7 +150,7 @@ def test_plan_is_chosen_by_compute_capability(config: TritonConfig) -> None:
 
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
 def test_gpu_engine_of_the_plugin(engine: str) -> None:
-    backend = PluginBackend(engine=engine, opt_batch=8)
+    backend = PluginBackend(engine=engine, opt_batch=8, graph_batches=(1, 8, 32))
     message = read(replace(PLUGIN, backend=backend, parameters={"file": "model.bin"}))
     assert (message.backend, message.platform) == ("temper", "")
     (group,) = message.instance_group
