@@ -9,9 +9,9 @@ COPY imaging /opt/temper/imaging
 COPY temper /opt/temper/temper
 COPY backends /opt/temper/backends
 COPY recipes /opt/temper/recipes
-# The image's own Python, because its `tensorrt` must be the one that builds; the embedded server, which alone asks
-# for Python 3.11, is not installed here.
-RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --ignore-requires-python "/opt/temper[builder]" \
+# The image's own Python, because its `tensorrt` must be the one that builds. The embedded server is not installed here,
+# so plans are published for Triton's own backend.
+RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir "/opt/temper[builder]" \
     && python3 -c "import tensorrt; tensorrt.Builder; import temper.cli.main"
 
 ENV HOME=/home/temper

@@ -29,6 +29,7 @@ import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from temper.backends.temper import artifact
 from temper.serve._launch import CannotHideError, launch
@@ -38,7 +39,8 @@ _POLL_S = 0.5
 _PF_EXITING = 0x4  # include/linux/sched.h: this thread is on its way out
 # More than --exit-timeout-secs: requests in flight are answered.
 _GRACE_S = 40.0
-_HEALTH = "http://127.0.0.1:8000/v2/health/live"
+_URL = "http://127.0.0.1:8000"
+_LIVE = "/v2/health/live"
 # What would move that.
 _FIXED = ("--allow-http", "--http-address", "--http-port")
 # What would serve one that was not looked at.
@@ -60,7 +62,7 @@ def options(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
     # No polling and no loading by request: a repository that changes is served by a new container. One model that
     # does not load leaves the others served, and /v2/health/ready says no.
     plain = [
-        f"--model-repository={environment.get('TEMPER_REPOSITORY', '/models/repository')}",
+        f"--model-repository={_repository(environment)}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
         "--exit-on-error=false",
@@ -77,6 +79,10 @@ def options(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
         f"--grpc-restricted-protocol={restricted}:admin-key={key}",
         f"--http-restricted-api={restricted}:admin-key={key}",
     ]
+
+
+def _repository(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("TEMPER_REPOSITORY", "/models/repository"))
 
 
 def _read_key(file: str) -> str:
@@ -104,7 +110,21 @@ def find_changed(repository: Path) -> list[str]:
     return lines
 
 
-def supervise(command: Sequence[str], hidden: Sequence[str], health: str = _HEALTH) -> int:
+def why_unhealthy(repository: Path, url: str) -> str | None:
+    """Returns in a line which models of the repository a server does not answer for; None when it does for all.
+
+    Triton itself calls a server without any model ready, and of several names none.
+    """
+    if not _answers(f"{url}{_LIVE}"):
+        return f"temper: no tritonserver answers at {url}"
+    models = sorted(path.name for path in repository.glob("*") if path.is_dir())
+    missing = [model for model in models if not _answers(f"{url}/v2/models/{quote(model)}/ready")]
+    if missing:
+        return f"temper: not ready: {', '.join(missing)}; the server's log says why"
+    return None if models else f"temper: {repository} holds no model"
+
+
+def supervise(command: Sequence[str], hidden: Sequence[str], health: str = _URL + _LIVE) -> int:
     """Runs tritonserver until it ends or a stub dies, and returns the exit status.
 
     Args:
@@ -168,7 +188,7 @@ def _watch(process: subprocess.Popen[bytes], health: str, told: Sequence[int]) -
         # While it ends, it takes its stubs down by itself; killed, it leaves them to another parent.
         if gone and not told and not _ends(process.pid):
             return str(gone[0])
-        if loaded is None and _is_live(health):
+        if loaded is None and _answers(health):
             loaded = {pid: name for pid, name in stubs.names.items() if _runs(pid, process.pid)}
 
 
@@ -182,11 +202,11 @@ def _ends(pid: int) -> bool:
     return bool(fields) and bool(int(fields[6]) & _PF_EXITING)
 
 
-def _is_live(health: str) -> bool:
+def _answers(url: str) -> bool:
     # Without the environment's proxies: they know nothing of this loopback.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(health, timeout=4):
+        with opener.open(url, timeout=4):
             return True
     except OSError:
         return False
@@ -195,13 +215,13 @@ def _is_live(health: str) -> bool:
 def main() -> None:
     """The image's command; with `--check` its health check."""
     if sys.argv[1:] == ["--check"]:
-        sys.exit(0 if _is_live(_HEALTH) else 1)
+        sys.exit(why_unhealthy(_repository(os.environ), _URL))
     for option in sys.argv[1:]:
         name = option.partition("=")[0]
         # Triton takes an option's beginning, too.
         if len(name) > 2 and any(fixed.startswith(name) for fixed in _FIXED):
             sys.exit(
-                f"temper: {option}: not passed on, as the health check asks {_HEALTH}; "
+                f"temper: {option}: not passed on, as the health check asks {_URL}; "
                 "publish the container's port 8000 elsewhere instead"
             )
         if len(name) > 2 and any(other.startswith(name) for other in _REPOSITORY):
@@ -210,8 +230,7 @@ def main() -> None:
         plain, hidden = options(os.environ)
     except ValueError as error:
         sys.exit(f"temper: TEMPER_ADMIN_KEY_FILE: {error}")
-    (repository,) = (one.partition("=")[2] for one in plain if one.startswith("--model-repository="))
-    if lines := find_changed(Path(repository)):
+    if lines := find_changed(_repository(os.environ)):
         sys.exit("\n".join(lines))
     sys.exit(supervise(["tritonserver", *plain, *sys.argv[1:]], hidden))
 

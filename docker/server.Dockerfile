@@ -6,6 +6,9 @@ FROM nvcr.io/nvidia/tritonserver:26.06-py3
 COPY docker/server-requirements.txt /tmp/requirements.txt
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir -r /tmp/requirements.txt \
     && rm /tmp/requirements.txt \
+    # Each in a process of its own, as each is used; a library that the image lacks ends the build.
+    && for each in openvino cuda.bindings.runtime tensorrt_rtx tensorrt_bindings; do \
+        python3 -c "import $each" || exit 1; done \
     # TensorRT-RTX's kernels are code: nobody but the server's user may write them, or the plugin leaves them alone.
     && install -d -m 0700 -o 1000 -g 1000 /var/cache/temper
 
@@ -23,8 +26,8 @@ VOLUME ["/var/cache/temper"]
 # The image's triton-server, by number, so that Kubernetes sees that it is not root.
 USER 1000:1000
 EXPOSE 8000 8001 8002
-# Alive, not ready: one model that does not load is no reason to restart those that are served. Where a stub has died
-# the server would be called alive as well: serve.py ends the container then.
+# Every model is asked for, as a server without any is alive as well, and which one is not ready is told. Docker starts
+# nothing anew for it: one model that does not load is no reason to stop the others. For dead stubs serve.py ends.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python3", "/opt/temper/serve.py", "--check"]
 CMD ["python3", "/opt/temper/serve.py"]

@@ -131,6 +131,8 @@ def test_plugin_gets_the_versions_that_are_tested_here() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     wanted = (DOCKER / "server-requirements.txt").read_text().splitlines()
     pins = {line for line in wanted if line and not line.startswith("#")}
+    release = base("server.Dockerfile")[1]
+    assert f"tensorrt-cu13-bindings=={expected_tensorrt(release)}" in pins, "the bindings of the image's library"
     for package, extra in (("openvino", "embedded"), ("tensorrt-rtx", "rtx")):
         (pin,) = [line for line in extras[extra] if line.startswith(f"{package}==")]
         assert pin in pins
@@ -304,7 +306,7 @@ def test_stub_that_its_server_forgets_is_missed(
             return bool(runs(pid, parent))
 
         monkeypatch.setattr(serve, "_runs", runs_and_dies)
-        monkeypatch.setattr(serve, "_is_live", lambda health: True)
+        monkeypatch.setattr(serve, "_answers", lambda url: True)
         try:
             assert serve._watch(server, "", []) == missed
             assert (server.poll() is None) == (victim == "stub")
@@ -473,6 +475,39 @@ def test_container_ends_with_its_server_or_a_stub(
     assert ("temper: the stub of toy_fp32_0_" in log) == (victim == "stub")
     assert KEY not in log
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (server, *stubs)))
+
+
+@pytest.mark.server
+def test_health_is_that_of_every_model_and_names_those_that_are_not_ready(
+    container: tuple[subprocess.Popen[bytes], str],
+    toy_repository: Path,
+    tmp_path: Path,
+    until: Callable[..., None],
+) -> None:
+    _, url = container
+    until(lambda: serve.why_unhealthy(toy_repository, url) is None)
+    (toy_repository / "broken").mkdir()
+    (toy_repository / "other").mkdir()
+    line = serve.why_unhealthy(toy_repository, url)
+    assert line == "temper: not ready: broken, other; the server's log says why"
+    assert serve.why_unhealthy(tmp_path / "nothing", url) == f"temper: {tmp_path / 'nothing'} holds no model"
+
+
+def test_health_check_of_the_image_is_the_commands_own(tmp_path: Path) -> None:
+    (check,) = [line for line in (DOCKER / "server.Dockerfile").read_text().splitlines() if "--check" in line]
+    arguments = json.loads(check.strip().removeprefix("CMD "))
+    assert arguments[1] == "/opt/temper/serve.py"
+    command = [sys.executable, str(DOCKER / "serve.py"), *arguments[2:]]
+    done = subprocess.run(command, env={"TEMPER_REPOSITORY": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1, "nothing serves here"
+    assert re.fullmatch(r"temper: .*\n", done.stderr)
+
+
+def test_image_imports_what_it_installs_when_it_is_built() -> None:
+    """Else `docker compose up` would show it, model by model."""
+    text = (DOCKER / "server.Dockerfile").read_text()
+    (imported,) = re.findall(r"for each in ([\w. ]+);", text)
+    assert set(imported.split()) == {"openvino", "cuda.bindings.runtime", "tensorrt_rtx", "tensorrt_bindings"}
 
 
 def test_readme_is_short_and_its_command_names_a_file() -> None:

@@ -66,7 +66,7 @@ def _shared(images: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
     """The images in shared memory, as Triton hands them over."""
     memory = SharedMemory(create=True, size=images.nbytes)
     try:
-        shared = np.ndarray(images.shape, np.uint8, memory.buf)
+        shared: npt.NDArray[np.uint8] = np.ndarray(images.shape, np.uint8, memory.buf)
         shared[:] = images
         yield shared
         del shared

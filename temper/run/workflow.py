@@ -45,6 +45,7 @@ from temper.report.model import (
 from temper.run.measure import LoadStopped, Measurements, Subject, subject
 from temper.run.summary import compare, with_accuracy, with_attack, with_load
 from temper.serve.endpoint import Endpoint
+from temper.serve.runtime import has_backend
 
 if TYPE_CHECKING:
     from temper.builder.built import Built, StageReport
@@ -114,6 +115,8 @@ def _run_alone(
         except ValueError as error:
             raise WorkflowError(str(error)) from error
 
+    if url is None:
+        _check_embedded(recipe)
     built = build_recipe(recipe, repository=repository, runs=runs, display=display, check_data=check)
     models = [one.model for one in built]
     endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, display=display)
@@ -133,6 +136,17 @@ def _run_alone(
         report = run.report(started, stopped)
         write_report(report, folder)
     return report
+
+
+def _check_embedded(recipe: Recipe) -> None:
+    """Refuses, before anything is built, what the embedded server could not serve afterwards."""
+    engine = pick_engine(recipe.engine)
+    backend = engine.kind.backend(engine.config, None).name
+    if not has_backend(backend):
+        raise WorkflowError(
+            f"engine {engine.kind.name}: is served by Triton's backend {backend!r}, which the embedded server "
+            "does not have; name a running server with --url, or leave engine.server_backend out"
+        )
 
 
 def build_recipe(

@@ -39,6 +39,15 @@ def find_runtime() -> Path:
     return runtime
 
 
+def has_backend(name: str) -> bool:
+    """Whether the embedded tritonserver has a backend, ours among them.
+
+    Raises:
+        ServerError: As from `find_runtime`.
+    """
+    return (BACKENDS / name).is_dir() or (find_runtime() / "backends" / name).is_dir()
+
+
 def lay_out_backends(runtime: Path, folder: Path) -> None:
     """Makes the backend folder Triton wants, with the stub of this Python beside the python backend.
 

@@ -222,7 +222,8 @@ def test_gpu_reads_a_request_where_triton_has_it(
         _expect(np.concatenate(answers), images)
         assert len(runner._request_memory._pinned) == 1, "only the newest mapping"
     assert not runner._images.array.any()
-    _expect(*runner.infer([images]), images)
+    (answer,) = runner.infer([images])
+    _expect(answer, images)
     assert runner._images.array.any()
     if host is not None:
         assert host.pageable_bytes == 0

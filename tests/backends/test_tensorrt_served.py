@@ -357,15 +357,17 @@ def test_failed_batch_leaves_the_runner_usable(make_runner: Callable[..., Runner
 @pytest.mark.gpu("tensorrt-rtx")
 def test_exhausted_memory_is_one_line_with_the_bytes(make_runner: Callable[..., Runner]) -> None:
     cuda.open_device(0)
-    held: list[cuda.DeviceBuffer] = []
+    held, stream = list[cuda.DeviceBuffer](), cuda.Stream()
     try:
         for nbytes in (1 << 30, 64 << 20, 4 << 20):
             with contextlib.suppress(cuda.CudaError):
                 while True:
-                    held.append(cuda.DeviceBuffer(nbytes))
+                    held.append(cuda.DeviceBuffer(nbytes, stream))
         with pytest.raises(ArtifactError, match=r"memory is exhausted.* MiB of \d+ are free"):
             make_runner()
     finally:
+        stream.synchronize()
         for buffer in held:
             buffer.close()
+        stream.close()
     assert make_runner().infer([np.zeros((1, 32, 32, 3), np.uint8)])[0].shape == (1, 10)

@@ -192,8 +192,11 @@ class Runner:
         """Queue each batch behind the one before; the first travels while the second is gathered."""
         start = offset = 0
         for batch in batches:
-            source = batch.pointer if isinstance(batch, DeviceTensor) else self._request_memory.find(batch)
-            if source is None:
+            if isinstance(batch, DeviceTensor):
+                source = batch.pointer
+            elif (found := self._request_memory.find(batch)) is not None:
+                source = found
+            else:
                 np.copyto(self._images.array[start : start + len(batch)], batch)
                 source = self._images.pointer + offset
             self.stream.copy(self._device_images.pointer + offset, source, batch.nbytes)

@@ -11,7 +11,7 @@ import enum
 import json
 from typing import Any
 
-import tensorrt
+import tensorrt  # type: ignore[import-not-found]  # beside this, once it is found
 from cuda.bindings import runtime  # type: ignore[import-untyped]  # ships none
 from tensorrt import ILogger, TensorIOMode, __version__, float32, uint8  # the package's own names
 
@@ -61,7 +61,7 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     USER_MANAGED = 2
 
 
-class Runtime(tensorrt.Runtime):
+class Runtime(tensorrt.Runtime):  # type: ignore[misc]
     """Reads the same engines."""
 
     def get_engine_validity(self, content: bytes) -> tuple[EngineValidity, int]:
@@ -117,7 +117,7 @@ class RuntimeConfig:
         self.allocation = strategy
 
 
-class ICudaEngine(tensorrt.ICudaEngine):
+class ICudaEngine(tensorrt.ICudaEngine):  # type: ignore[misc]
     """The same engine, with contexts that are configured."""
 
     def create_runtime_config(self) -> RuntimeConfig:
@@ -133,7 +133,7 @@ class ICudaEngine(tensorrt.ICudaEngine):
         return None if pointer is None else IExecutionContext(self, pointer, config)
 
 
-class IExecutionContext(tensorrt.IExecutionContext):
+class IExecutionContext(tensorrt.IExecutionContext):  # type: ignore[misc]
     """Compiles, captures and replays; `compiled` and `replays` count."""
 
     def __init__(self, engine: ICudaEngine, own_work: int | None, config: RuntimeConfig) -> None:
@@ -168,12 +168,12 @@ class IExecutionContext(tensorrt.IExecutionContext):
             self.compiled += self._batch not in self._config.cache.batches
             self._config.cache.batches.add(self._batch)
         if self._config.cuda_graph_strategy is CudaGraphStrategy.DISABLED:
-            return super()._queue(stream)
+            return bool(super()._queue(stream))
         key = (self._batch, self._work, *sorted(self._addresses.items()))
         if key != self._key:
             self._drop_graph()
             self._key = key
-            return super()._queue(stream)
+            return bool(super()._queue(stream))
         if self._captured is None:
             mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
             runtime.cudaStreamBeginCapture(stream, mode)

@@ -131,7 +131,7 @@ def test_checkpoint_that_does_not_fit_starts_anew(tmp_path: Path, damage: str) -
     assert train(data, tmp_path / "out", batch_size=5, epochs=2)["resumed_epoch"] == 0
 
 
-class Waits(TorchDispatchMode):
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
     """Counts the numbers that are fetched from a tensor: on a GPU each waits for all that was queued before."""
 
     count = 0
@@ -143,7 +143,7 @@ class Waits(TorchDispatchMode):
 
 
 def test_steps_do_not_wait_for_the_device(tmp_path: Path) -> None:
-    waits, at_steps = Waits(), list[int]()
+    waits, at_steps = Waits(), list[int]()  # type: ignore[no-untyped-call]  # torch has no types here
     with waits:
         train(make_images(tmp_path / "images"), tmp_path / "out", lambda *_: at_steps.append(waits.count))
     epochs = [at_steps[first : first + 3] for first in (0, 3, 6)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import signal
@@ -16,8 +17,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from temper.builder.engines.isa import instruction_set, why_inexact
+from temper.builder.engines.tensorrt import TENSORRT, TensorRtConfig
 from temper.builder.store.files import locked
 from temper.cli.main import cli
+from temper.errors import WorkflowError
 from temper.progress import Display
 from temper.report.page import render_page
 from temper.report.read import read_report
@@ -124,6 +127,23 @@ def test_attack_on_more_images_than_the_data_has_ends_before_a_network_is_made(
     assert result.stderr.splitlines()[-1] == f"error: {expected}"
     stages = [path for path in (tmp_path / "runs" / "quick" / "stages").iterdir() if path.is_dir()]
     assert [path.name.split("-")[0] for path in stages] == ["data"]
+
+
+def test_entry_that_the_embedded_server_cannot_serve_ends_before_it_is_built(
+    quick_recipe: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT need not be here to see that."""
+    monkeypatch.setattr(type(TENSORRT), "require", lambda self: None)
+    monkeypatch.setattr("temper.run.workflow.build_recipe", lambda *_, **__: pytest.fail("it was built"))
+    message = "engine tensorrt: is served by Triton's backend 'tensorrt', which the embedded server does not have"
+    engine = TensorRtConfig(server_backend="tensorrt")
+    with pytest.raises(WorkflowError, match=message):
+        run_recipe(
+            dataclasses.replace(load_recipe(quick_recipe), engine=engine),
+            repository=home / "model_repository",
+            runs=home / "native",
+            display=Display(),
+        )
 
 
 def test_report_is_as_its_schema_says_and_reads_back(report: dict[str, Any], home: Path) -> None:
