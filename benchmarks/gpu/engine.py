@@ -219,10 +219,15 @@ class EngineContender:
 
 
 class PluginContender(EngineContender):
-    """The plugin's whole `infer`, copying pageable images into pinned memory as it does for a request."""
+    """The plugin's whole `infer`, of images in ordinary memory, which it copies first, or as Triton has them."""
+
+    def __init__(self, runner: Any, batch: int, size: int, images: Any = None) -> None:
+        """Take other images than those of `make_images`."""
+        super().__init__(runner, batch, size)
+        self._images = self._images if images is None else images
 
     def infer(self) -> None:
-        """One batch from an ordinary array to logits."""
+        """One batch from an array to logits."""
         self._runner.infer([self._images])
 
 

@@ -81,9 +81,10 @@ def try_stand_in(context: Context) -> dict[str, Any]:
 
     Returns:
         plugin, equal (whether every answer is right to the bit), in_process: by batch, of timing.measure for the
-        runner's own buffers and for the plugin's whole `infer`.
+        runner's own buffers and for the plugin's whole `infer`, of ordinary memory and of shared memory.
     """
     from benchmarks.gpu.engine import BATCHES, EngineContender, PluginContender, open_runner, publish_engine
+    from benchmarks.gpu.shared_memory import handed_over
     from benchmarks.gpu.timing import measure
 
     try:
@@ -98,10 +99,13 @@ def try_stand_in(context: Context) -> dict[str, Any]:
             (answer,) = runner.infer([images])
             expected = standin.expected_logits(images, answer.shape[1])
             row["equal"] &= bool((answer.view(np.uint32) == expected.view(np.uint32)).all())
-            row["in_process"][batch] = {
-                "buffers": measure(EngineContender(runner, batch, context.image_size), context.seconds),
-                "plugin": measure(PluginContender(runner, batch, context.image_size), context.seconds),
-            }
+            size = context.image_size
+            with handed_over(images) as shared:
+                row["in_process"][batch] = {
+                    "buffers": measure(EngineContender(runner, batch, size), context.seconds),
+                    "plugin": measure(PluginContender(runner, batch, size), context.seconds),
+                    "shared": measure(PluginContender(runner, batch, size, shared), context.seconds),
+                }
         return row
     except Exception as error:
         return row | {"error": f"{type(error).__name__}: {error}"}

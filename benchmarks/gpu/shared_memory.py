@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,21 @@ from temper.client.wire import pb
 Transport = Literal["grpc", "system", "cuda"]
 _IN_USE_S = 30.0
 TRANSPORTS: tuple[Transport, ...] = ("grpc", "system", "cuda")
+
+
+@contextlib.contextmanager
+def handed_over(images: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+    """The images in this process's shared memory, as Triton's Python backend hands a request over."""
+    memory = SharedMemory(create=True, size=images.nbytes)
+    try:
+        shared: npt.NDArray[np.uint8] = np.ndarray(images.shape, images.dtype, memory.buf)
+        shared[:] = images
+        yield shared
+        del shared
+    finally:
+        memory.unlink()
+        with contextlib.suppress(BufferError):  # whoever still holds the array lets go of it later
+            memory.close()
 
 
 @contextlib.contextmanager

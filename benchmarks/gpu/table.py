@@ -87,12 +87,13 @@ def _stand_in(probe: Mapping[str, Any]) -> list[str]:
         return [f"**Plugin on the stand-in, in process**: {_UNMEASURED} ({row['error']})."]
     equal = "every answer right to the bit" if row["equal"] else "WRONG ANSWERS"
     lines = [f"**Plugin on the stand-in, in process** ({row['plugin']}; {equal}; no network is computed)", ""]
-    lines += ["| batch | GPU alone | from pinned memory | from a request's memory |", "| --- | --- | --- | --- |"]
+    lines.append("| batch | GPU alone | from pinned memory | from ordinary memory | from Triton's shared memory |")
+    lines.append("| --- | --- | --- | --- | --- |")
     for batch, measured in row["in_process"].items():
-        buffers, plugin = measured["buffers"], measured["plugin"]
-        lines.append(
-            f"| {batch} | {buffers['device_ips']:,.0f}/s | {buffers['ips']:,.0f}/s | {plugin['ips']:,.0f}/s |"
-        )
+        ways = [measured.get(way) for way in ("buffers", "plugin", "shared")]
+        figures = [measured["buffers"]["device_ips"], *(way and way["ips"] for way in ways)]
+        shown = [_UNMEASURED if ips is None else f"{ips:,.0f}/s" for ips in figures]
+        lines.append(f"| {batch} | {' | '.join(shown)} |")
     return lines
 
 

@@ -6,13 +6,11 @@ refused one; with TensorRT's runner and with TensorRT-RTX's.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.shared_memory import SharedMemory
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from benchmarks import standin
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.engine import open_runner, publish_engine
 from benchmarks.gpu.networks import NUM_CLASSES, make_images
+from benchmarks.gpu.shared_memory import handed_over
 
 _SIZE, _BATCHES = 64, (1, 8, 32)
 
@@ -47,7 +46,7 @@ def main() -> int:
         images = make_images(_BATCHES[-1] + 1, _SIZE)
         on_gpu = torch.from_numpy(images).cuda()
         torch.cuda.synchronize()
-        with _shared(images) as shared:
+        with handed_over(images) as shared:
             for engine in ("tensorrt", "tensorrt-rtx"):
                 runner = open_runner(published, standin.NAME, context, engine=engine)
                 from runners.dlpack import DeviceTensor  # the plugin's, on the path since `open_runner`
@@ -59,21 +58,6 @@ def main() -> int:
                 runner.close()
     print(f"wrong answers: {wrong}")
     return 1 if wrong else 0
-
-
-@contextlib.contextmanager
-def _shared(images: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
-    """The images in shared memory, as Triton hands them over."""
-    memory = SharedMemory(create=True, size=images.nbytes)
-    try:
-        shared: npt.NDArray[np.uint8] = np.ndarray(images.shape, np.uint8, memory.buf)
-        shared[:] = images
-        yield shared
-        del shared
-    finally:
-        with contextlib.suppress(BufferError):
-            memory.close()
-        memory.unlink()
 
 
 def count_wrong(runner: Any, images: npt.NDArray[np.uint8], on_gpu: Callable[[int, int], Any]) -> int:

@@ -53,7 +53,7 @@ def write_made_up_results(folder: Path) -> None:
     }
     row = {"agreement": 1.0, "max_abs_diff": 0.01, "max_abs_logit": 9.0, "plugin": "TensorRT-RTX on a card"}
     gpu = {"name": "NVIDIA Invented", "memory_bytes": 80 << 30, "compute_capability": "9.9", "driver": "999.1"}
-    in_process = {"128": {"buffers": figures(9e6, 2e5), "plugin": figures(9e6, 5e4)}}
+    in_process = {"128": {"buffers": figures(9e6, 2e5), "plugin": figures(9e6, 5e4), "shared": figures(9e6, 1e5)}}
     stand_in = {"error": None, "plugin": "TensorRT 0.0.0.stand-in", "equal": True, "in_process": in_process}
     rows = {"tensorrt-rtx": row | {"error": None}, "stand-in": stand_in}
     probe = {"gpu": gpu, "machine": {"cpu": "A CPU", "cores": 16}, "rows": rows}
@@ -86,7 +86,7 @@ def test_table_has_the_figures_that_were_asked_for(tmp_path: Path) -> None:
         "| null x2 | grpc | 128 | 4 | 1,100 |  | 3.00 | 4.00 | 128 | 1.5 | 2.0 | 0.5 | 9, 9 | 3, 4 |",
         "- e: not measured: the server died",
         "**`pytest -m gpu`**: 9 passed, 1 skipped.",
-        "| 128 | 9,000,000/s | 200,000/s | 50,000/s |",
+        "| 128 | 9,000,000/s | 200,000/s | 50,000/s | 100,000/s |",
         "| plugin without a network, over CUDA shared memory | >= 100,000/s | 123,456/s (stand-in null x2) |",
         "| plugin without a network, over gRPC uint8 | >= 20,000/s | not measured |",
         "**compute-sanitizer** over the plugin on the stand-in: memcheck: clean, initcheck: status 1.",
