@@ -350,8 +350,14 @@ class TritonServer:
             raise ServerError(f"tritonserver could not load {lines}")
 
     def _name_paths(self, reason: str) -> str:
-        """Triton's reason with the paths that its user knows."""
-        return reason.replace(f"{VIEW}/", f"{self.repository}/")
+        """Triton's reason with the paths that its user knows, and what to do about a backend that is not here."""
+        named = reason.replace(f"{VIEW}/", f"{self.repository}/")
+        if "unable to find backend library for backend 'tensorrt'" not in named:
+            return named
+        return (
+            f"{named.strip()}; the embedded server has none, serve it in the image of docker/, or build it with "
+            "engine.server_backend = 'temper'"
+        )
 
     def _gave_up(self) -> bool:
         """Whether Triton has tried every model and says that some did not load."""

@@ -195,4 +195,5 @@ def test_server_without_the_backend_names_the_model_and_serves_its_neighbour(
         assert list(server.failed) == ["toy_native"]
         (line,) = server.failed["toy_native"].strip().splitlines()
         assert "unable to find backend library for backend 'tensorrt'" in line
+        assert line.endswith("or build it with engine.server_backend = 'temper'")
         assert client.infer("toy_fp32", sample.images[:2]).shape == (2, 10)
