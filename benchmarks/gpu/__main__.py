@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         followed = any(other in PARTS[PARTS.index(part) + 1 : -1] for other in parts)
         states[part] = run_part(context, part, _SHARES.get(part, 1.0) if followed else 1.0)
         print(f"{part}: {states[part]}", flush=True)
-        if part == "install" and states[part].startswith("incomplete"):
-            return 0
+        if part == "install" and states[part].startswith(("incomplete", "failed")):
+            return int(states[part].startswith("failed"))  # the others would only fail for want of packages
     for path in (context.work / "results").glob("*.json"):
         shutil.copyfile(path, context.out / path.name)  # also those of earlier runs on this machine
     if "table" in parts:

@@ -62,7 +62,11 @@ def run(context: Context, results: Results) -> None:
         return
     files = {path.name: path for path in carried.join(manifest, context.work / "carried", context.work / "files")}
     libraries = _unpack_python(files.get(carried.PYTHON_ARCHIVE), context.work)
-    interpreter = make_environment(context.work, files[carried.SITE_ARCHIVE], libraries)
+    try:
+        interpreter = make_environment(context.work, files[carried.SITE_ARCHIVE], libraries)
+    except carried.CarriedError as error:
+        results.end("failed", str(error))
+        return
     # Before the imports are tried: the other parts can run without the answer.
     results.content |= {"interpreter": str(interpreter), "libraries": [str(path) for path in libraries]}
     results.write()
@@ -80,6 +84,9 @@ def make_environment(work: Path, archive: Path, libraries: list[Path]) -> Path:
 
     Returns:
         The venv's interpreter.
+
+    Raises:
+        CarriedError: It was packed for another Python.
     """
     packages, folder = work / "site", work / "venv"
     marker = packages / ".complete"
@@ -90,6 +97,13 @@ def make_environment(work: Path, archive: Path, libraries: list[Path]) -> Path:
         with tarfile.open(archive) as packed:
             packed.extractall(work, filter="data")
         marker.write_text(content)
+    stubs = packages / "pytriton" / "tritonserver" / "python_backend_stubs"
+    packed_for, here = sorted(path.name for path in stubs.glob("3.*")), "{}.{}".format(*sys.version_info)
+    if packed_for and here not in packed_for:
+        raise carried.CarriedError(
+            f"the pack is for Python {packed_for[0]}, this is {here}: start python{packed_for[0]} -m benchmarks.gpu, "
+            f"or pack with make gpu-pack ARGS='--python {here}'"
+        )
     _describe_checkout(packages)
     if libraries:
         command = [str(_program(libraries)), "-m", "venv", "--clear", "--without-pip", "--symlinks", str(folder)]

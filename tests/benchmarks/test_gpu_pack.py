@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -76,6 +77,19 @@ def test_older_pack_ends_in_one_line(files: list[Path], context: Context, monkey
     manifest = context.carried / "1" / carried.MANIFEST
     reason = f"{manifest}: made by an older gpu-pack: pack again"
     assert (results.content["state"], results.content["reason"]) == ("failed", reason)
+
+
+def test_pack_for_another_python_ends_in_one_line(tmp_path: Path) -> None:
+    stubs = tmp_path / "site" / "pytriton" / "tritonserver" / "python_backend_stubs" / "3.9"
+    stubs.mkdir(parents=True)
+    with tarfile.open(tmp_path / "site.tar.xz", "w:xz") as archive:
+        archive.add(tmp_path / "site", "site")
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    message = (
+        rf"the pack is for Python 3.9, this is {here}: start python3.9 -m benchmarks.gpu, or pack with .*{here}'"
+    )
+    with pytest.raises(carried.CarriedError, match=message):
+        install.make_environment(tmp_path / "work", tmp_path / "site.tar.xz", [])
 
 
 def test_pieces_of_an_earlier_packing_are_dropped(files: list[Path], tmp_path: Path) -> None:
