@@ -51,6 +51,14 @@ def test_without_a_gpu_it_says_so_and_fails(tmp_path: Path) -> None:
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
+def test_it_starts_without_any_package(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-E", "-m", "benchmarks.gpu", "--only", "table", "--device", "cpu"]
+    command += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "not measured" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
