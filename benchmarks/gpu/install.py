@@ -101,8 +101,8 @@ def make_environment(work: Path, archive: Path, libraries: list[Path]) -> Path:
     packed_for, here = sorted(path.name for path in stubs.glob("3.*")), "{}.{}".format(*sys.version_info)
     if packed_for and here not in packed_for:
         raise carried.CarriedError(
-            f"the pack is for Python {packed_for[0]}, this is {here}: start python{packed_for[0]} -m benchmarks.gpu"
-            f", or pack with make gpu-pack ARGS='--python {here}'"
+            f"the pack is for Python {packed_for[0]}, this is {here}: start python{packed_for[0]} -m "
+            f"benchmarks.gpu, or pack with make gpu-pack ARGS='--python {here}'"
         )
     _describe_checkout(packages)
     if libraries:
