@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Starts tritonserver with everything closed that serving does not need; ends when it, or one of its stubs, does.
+"""Starts tritonserver with everything closed that serving does not need; ends when it, a stub or a model does.
 
 Nothing is started on a repository of which a model is not what was published: Triton would run whatever backend a
 config.pbtxt names, and the plugin sees none but its own.
@@ -13,6 +13,9 @@ TEMPER_ADMIN_KEY_FILE       file with the key of the restricted calls: 16 or mor
 TEMPER_CLIENT_SHM           true: clients may send images through shared memory
 TEMPER_VERSION_COMPATIBLE   true: plans that were built version compatible may run the host code they carry
 
+Every model is asked for an answer now and then. One that answered once and now gives errors alone, as Triton's own
+backends do for ever when a kernel's fault has ended CUDA's context, ends the container, too.
+
 The key is in no command line and in no log: where it cannot be kept out, the server does not start with one that
 it was told. A stub, the process of one model instance, that dies stays dead, and its instance fails every request
 while the server calls itself live: whoever runs the container must start it anew.
@@ -20,12 +23,18 @@ while the server calls itself live: whoever runs the container must start it ane
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import os
 import re
 import secrets
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +50,17 @@ _PF_EXITING = 0x4  # include/linux/sched.h: this thread is on its way out
 _GRACE_S = 40.0
 _URL = "http://127.0.0.1:8000"
 _LIVE = "/v2/health/live"
+# Without the environment's proxies: they know nothing of this loopback.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_OK, _FAILED = 200, 500
+# Less than the image's limit for its health check.
+_CHECK_S = 4.0
+# Between two questions to models, and the longest wait for an answer.
+_CANARY_S, _ANSWER_S = 10.0, 10.0
+# In a row from one model, so many are no accident.
+_ERRORS = 3
+_BYTES = {"UINT8": 1, "FP32": 4}
+_STARTED = Path(tempfile.gettempdir()) / "temper-models.json"
 # What would move that.
 _FIXED = ("--allow-http", "--http-address", "--http-port")
 # What would serve one that was not looked at.
@@ -110,27 +130,81 @@ def find_changed(repository: Path) -> list[str]:
     return lines
 
 
-def why_unhealthy(repository: Path, url: str) -> str | None:
-    """Returns in a line which models of the repository a server does not answer for; None when it does for all.
+def find_models(repository: Path) -> list[str]:
+    """Returns the models of a repository, by name; none where there is no folder."""
+    return sorted(path.name for path in repository.glob("*") if path.is_dir())
+
+
+def why_unhealthy(models: Sequence[str], url: str) -> str | None:
+    """Returns in a line which of the models a server does not answer for; None when it does for all.
 
     Triton itself calls a server without any model ready, and of several names none.
     """
-    if not _answers(f"{url}{_LIVE}"):
+    deadline = time.monotonic() + _CHECK_S
+    if _ask(f"{url}{_LIVE}", deadline) != _OK:
         return f"temper: no tritonserver answers at {url}"
-    models = sorted(path.name for path in repository.glob("*") if path.is_dir())
-    missing = [model for model in models if not _answers(f"{url}/v2/models/{quote(model)}/ready")]
+    missing = [model for model in models if _ask(f"{url}/v2/models/{quote(model)}/ready", deadline) != _OK]
     if missing:
         return f"temper: not ready: {', '.join(missing)}; the server's log says why"
-    return None if models else f"temper: {repository} holds no model"
+    return None if models else "temper: the repository holds no model"
 
 
-def supervise(command: Sequence[str], hidden: Sequence[str], health: str = _URL + _LIVE) -> int:
-    """Runs tritonserver until it ends or a stub dies, and returns the exit status.
+class Canary:
+    """Asks one model after the other for an answer to an empty image, each with as many tries as it takes."""
+
+    def __init__(self, models: Sequence[str], url: str) -> None:
+        """Ask nothing yet."""
+        self._models, self._url = models, url
+        self._turn = 0
+        self._errors: dict[str, int] = {}
+        self._requests: dict[str, urllib.request.Request | None] = {}
+
+    def look(self) -> str | None:
+        """Asks the next model; returns its name when it answered once and gave errors alone of late."""
+        if not self._models:
+            return None
+        model = self._models[self._turn % len(self._models)]
+        self._turn += 1
+        if model not in self._requests:
+            self._requests[model] = self._write(model)
+        request = self._requests[model]
+        status = None if request is None else _ask(request, time.monotonic() + _ANSWER_S)
+        if status == _OK:
+            self._errors[model] = 0
+        elif status == _FAILED and model in self._errors:  # not what a full queue says, nor a server that is slow
+            self._errors[model] += 1
+        return model if self._errors.get(model, 0) >= _ERRORS else None
+
+    def _write(self, model: str) -> urllib.request.Request | None:
+        """A request of zeros, with what the model's config says of its inputs; None when that cannot be had."""
+        url = f"{self._url}/v2/models/{quote(model)}"
+        try:
+            with _OPENER.open(f"{url}/config", timeout=_ANSWER_S) as answer:
+                config = json.load(answer)
+            batch = [1] if config["max_batch_size"] else []
+            inputs, size = [], 0
+            for tensor in config["input"]:
+                kind = tensor["data_type"].removeprefix("TYPE_")
+                shape = [*batch, *map(int, tensor["dims"])]
+                nbytes = math.prod(shape) * _BYTES[kind]
+                size += nbytes
+                about = {"name": tensor["name"], "datatype": kind, "shape": shape}
+                inputs.append({**about, "parameters": {"binary_data_size": nbytes}})
+        except (OSError, ValueError, KeyError):
+            return None
+        head = json.dumps({"inputs": inputs}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
+        return urllib.request.Request(f"{url}/infer", head + bytes(size), headers)
+
+
+def supervise(command: Sequence[str], hidden: Sequence[str], models: Sequence[str], url: str = _URL) -> int:
+    """Runs tritonserver until it ends, a stub dies or a model fails for good, and returns the exit status.
 
     Args:
         command: The program and its options.
         hidden: Further options, which no other user can read.
-        health: Answers as soon as the models are loaded.
+        models: What it serves.
+        url: Of its HTTP endpoint.
     """
     process = _launch(list(command), list(hidden))
     told: list[int] = []
@@ -141,9 +215,9 @@ def supervise(command: Sequence[str], hidden: Sequence[str], health: str = _URL 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
-    dead = _watch(process, health, told)
-    if dead is not None:
-        sys.stderr.write(f"temper: the stub of {dead} died; ending, to be started again\n")
+    reason = _watch(process, url, told, Canary(models, url))
+    if reason is not None:
+        sys.stderr.write(f"temper: {reason}; ending, to be started again\n")
         process.terminate()
         try:
             process.wait(_GRACE_S)
@@ -168,14 +242,15 @@ def _launch(command: list[str], hidden: list[str]) -> subprocess.Popen[bytes]:
     return launch([*command, *hidden], [], environment, folder)
 
 
-def _watch(process: subprocess.Popen[bytes], health: str, told: Sequence[int]) -> str | None:
-    """Waits for the end of tritonserver, or of a stub; returns the instance of that stub.
+def _watch(process: subprocess.Popen[bytes], url: str, told: Sequence[int], canary: Canary) -> str | None:
+    """Waits for the end of tritonserver; returns why it must end when it does not by itself.
 
     A Triton from before 25.12 leaves a dead stub as a zombie; a later one forgets it as soon as it is asked for
     anything, so the stubs that run when all models are loaded are remembered.
     """
     stubs = Stubs(process.pid)
     loaded: dict[int, str] | None = None
+    asked = time.monotonic()
     while True:
         try:
             process.wait(_POLL_S)
@@ -187,8 +262,12 @@ def _watch(process: subprocess.Popen[bytes], health: str, told: Sequence[int]) -
         gone += [name for pid, name in (loaded or {}).items() if not _runs(pid, process.pid)]
         # While it ends, it takes its stubs down by itself; killed, it leaves them to another parent.
         if gone and not told and not _ends(process.pid):
-            return str(gone[0])
-        if loaded is None and _answers(health):
+            return f"the stub of {gone[0]} died"
+        if loaded is not None and not told and time.monotonic() > asked + _CANARY_S:
+            asked = time.monotonic()
+            if (model := canary.look()) is not None:
+                return f"model {model} answers with errors alone"
+        if loaded is None and _ask(f"{url}{_LIVE}", time.monotonic() + _CHECK_S) == _OK:
             loaded = {pid: name for pid, name in stubs.names.items() if _runs(pid, process.pid)}
 
 
@@ -202,20 +281,30 @@ def _ends(pid: int) -> bool:
     return bool(fields) and bool(int(fields[6]) & _PF_EXITING)
 
 
-def _answers(url: str) -> bool:
-    # Without the environment's proxies: they know nothing of this loopback.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _ask(what: str | urllib.request.Request, deadline: float) -> int | None:
+    """The status of an HTTP answer; None without one in time."""
+    left_s = deadline - time.monotonic()
     try:
-        with opener.open(url, timeout=4):
-            return True
+        with _OPENER.open(what, timeout=left_s) if left_s > 0 else contextlib.nullcontext() as answer:
+            return None if answer is None else int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
     except OSError:
-        return False
+        return None
+
+
+def _read_started() -> list[str] | None:
+    """The models that were there when the server was started: it loads no others."""
+    try:
+        return [str(model) for model in json.loads(_STARTED.read_text())]
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def main() -> None:
     """The image's command; with `--check` its health check."""
     if sys.argv[1:] == ["--check"]:
-        sys.exit(why_unhealthy(_repository(os.environ), _URL))
+        sys.exit(why_unhealthy(_read_started() or find_models(_repository(os.environ)), _URL))
     for option in sys.argv[1:]:
         name = option.partition("=")[0]
         # Triton takes an option's beginning, too.
@@ -232,7 +321,10 @@ def main() -> None:
         sys.exit(f"temper: TEMPER_ADMIN_KEY_FILE: {error}")
     if lines := find_changed(_repository(os.environ)):
         sys.exit("\n".join(lines))
-    sys.exit(supervise(["tritonserver", *plain, *sys.argv[1:]], hidden))
+    models = find_models(_repository(os.environ))
+    with contextlib.suppress(OSError):  # without it the health check asks for what is there then
+        _STARTED.write_text(json.dumps(models))
+    sys.exit(supervise(["tritonserver", *plain, *sys.argv[1:]], hidden, models))
 
 
 if __name__ == "__main__":

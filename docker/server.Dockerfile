@@ -26,8 +26,8 @@ VOLUME ["/var/cache/temper"]
 # The image's triton-server, by number, so that Kubernetes sees that it is not root.
 USER 1000:1000
 EXPOSE 8000 8001 8002
-# Every model is asked for, as a server without any is alive as well, and which one is not ready is told. Docker starts
-# nothing anew for it: one model that does not load is no reason to stop the others. For dead stubs serve.py ends.
+# Every model is asked for, as a server without any is alive as well, and those that are not ready are named. One that does
+# not load is no reason to start the others anew, which Docker alone does not do; where it is (Swarm), ask /v2/health/live.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python3", "/opt/temper/serve.py", "--check"]
 CMD ["python3", "/opt/temper/serve.py"]

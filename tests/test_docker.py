@@ -287,7 +287,7 @@ signal.pause()
 """
 
 
-@pytest.mark.parametrize(("victim", "missed"), [("stub", "7"), ("server", None)])
+@pytest.mark.parametrize(("victim", "missed"), [("stub", "the stub of 7 died"), ("server", None)])
 def test_stub_that_its_server_forgets_is_missed(
     monkeypatch: pytest.MonkeyPatch, until: Callable[..., None], victim: str, missed: str | None
 ) -> None:
@@ -306,9 +306,9 @@ def test_stub_that_its_server_forgets_is_missed(
             return bool(runs(pid, parent))
 
         monkeypatch.setattr(serve, "_runs", runs_and_dies)
-        monkeypatch.setattr(serve, "_answers", lambda url: True)
+        monkeypatch.setattr(serve, "_ask", lambda what, deadline: 200)
         try:
-            assert serve._watch(server, "", []) == missed
+            assert serve._watch(server, "", [], serve.Canary([], "")) == missed
             assert (server.poll() is None) == (victim == "stub")
         finally:
             server.kill()
@@ -400,10 +400,28 @@ def test_options_are_tritonservers_own(tmp_path: Path) -> None:
 
 SHARED_MEMORY = f"temper-docker-test-{os.getpid()}-"
 SUPERVISE = "import json, os, sys, serve; sys.exit(serve.supervise(*json.loads(os.environ['ORDER'])))"
+# Asks models more often, for the test of that alone: elsewhere it might notice a dead stub first.
+CANARY = SUPERVISE.replace("sys.exit", "serve._CANARY_S = 0.2; sys.exit")
+# The plugin's runner, which fails as one whose GPU is lost and whose process goes on, once there is a file.
+FAULTY_RUNNER = """
+
+import os
+
+import runners
+
+
+class Runner(Runner):
+    def infer(self, batches):
+        if os.path.exists("{lost}"):
+            raise runners.RunnerError("CUDA: an illegal memory access was encountered")
+        return super().infer(batches)
+"""
 
 
 @pytest.fixture
-def container(toy_repository: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def container(
+    request: pytest.FixtureRequest, toy_repository: Path, tmp_path: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The command's process, under way, and the address of its HTTP endpoint."""
     key = tmp_path / "key"
     key.write_text(f"{KEY}\n")
@@ -411,6 +429,8 @@ def container(toy_repository: Path, tmp_path: Path) -> Iterator[tuple[subprocess
     _, hidden = serve.options({"TEMPER_ADMIN_KEY_FILE": str(key)})
     runtime = find_runtime()
     lay_out_backends(runtime, tmp_path / "backends")
+    with (tmp_path / "backends" / "temper" / "runners" / "openvino_runner.py").open("a") as module:
+        module.write(FAULTY_RUNNER.format(lost=tmp_path / "lost"))
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(3)]
         for probe in probes:
@@ -424,15 +444,16 @@ def container(toy_repository: Path, tmp_path: Path) -> Iterator[tuple[subprocess
         *(f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
         *(f"--{name}-address=127.0.0.1" for name in ("http", "grpc", "metrics")),
     ]
-    order = [command, hidden, f"http://127.0.0.1:{ports[0]}/v2/health/live"]
+    url = f"http://127.0.0.1:{ports[0]}"
+    order = [command, hidden, serve.find_models(toy_repository), url]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISE],
+            [sys.executable, "-c", getattr(request, "param", SUPERVISE)],
             env={**environment(runtime), "PYTHONPATH": str(DOCKER), "ORDER": json.dumps(order)},
             stderr=log,
         )
     try:
-        yield process, f"http://127.0.0.1:{ports[0]}"
+        yield process, url
     finally:
         process.kill()
         process.wait()
@@ -485,12 +506,54 @@ def test_health_is_that_of_every_model_and_names_those_that_are_not_ready(
     until: Callable[..., None],
 ) -> None:
     _, url = container
-    until(lambda: serve.why_unhealthy(toy_repository, url) is None)
-    (toy_repository / "broken").mkdir()
-    (toy_repository / "other").mkdir()
-    line = serve.why_unhealthy(toy_repository, url)
+    until(lambda: serve.why_unhealthy(serve.find_models(toy_repository), url) is None)
+    line = serve.why_unhealthy(["broken", "other", "toy_fp32"], url)
     assert line == "temper: not ready: broken, other; the server's log says why"
-    assert serve.why_unhealthy(tmp_path / "nothing", url) == f"temper: {tmp_path / 'nothing'} holds no model"
+    none = serve.find_models(tmp_path / "nothing")
+    assert serve.why_unhealthy(none, url) == "temper: the repository holds no model"
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("container", [CANARY], indirect=True, ids=["canary"])
+def test_model_that_answered_and_fails_for_good_ends_the_container(
+    container: tuple[subprocess.Popen[bytes], str],
+    tmp_path: Path,
+    until: Callable[..., None],
+    ask_http: Callable[..., tuple[int, str]],
+) -> None:
+    """The server calls itself ready, and the model too."""
+    process, url = container
+
+    def num_answered() -> int:
+        status, text = ask_http("GET", f"{url}/v2/models/toy_fp32/stats")
+        return int(json.loads(text)["model_stats"][0]["inference_count"]) if status == 200 else 0
+
+    until(lambda: num_answered() >= 2)  # nobody else asks, and the second comes after the first was seen
+    (tmp_path / "lost").touch()
+    process.wait()
+    assert process.returncode == 1
+    log = (tmp_path / "log").read_text()
+    assert "temper: model toy_fp32 answers with errors alone; ending, to be started again" in log
+
+
+def test_canary_minds_neither_a_model_that_never_answered_nor_a_busy_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = iter([500, 500, 500, 500, 200, 503, None, 500, 500, 200, 500, 500, 500])
+    monkeypatch.setattr(serve, "_ask", lambda what, deadline: next(answers))
+    monkeypatch.setattr(serve.Canary, "_write", lambda self, model: "a request")
+    canary = serve.Canary(["m"], "")
+    assert [canary.look() for _ in range(13)] == [None] * 12 + ["m"]
+
+
+def test_health_check_asks_for_the_models_that_were_there_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A server in control mode none loads no others."""
+    monkeypatch.setattr(serve, "_STARTED", tmp_path / "models.json")
+    assert serve._read_started() is None
+    serve._STARTED.write_text('["a", "b"]')
+    assert serve._read_started() == ["a", "b"]
 
 
 def test_health_check_of_the_image_is_the_commands_own(tmp_path: Path) -> None:
@@ -507,7 +570,10 @@ def test_image_imports_what_it_installs_when_it_is_built() -> None:
     """Else `docker compose up` would show it, model by model."""
     text = (DOCKER / "server.Dockerfile").read_text()
     (imported,) = re.findall(r"for each in ([\w. ]+);", text)
-    assert set(imported.split()) == {"openvino", "cuda.bindings.runtime", "tensorrt_rtx", "tensorrt_bindings"}
+    wanted = re.findall(r"^([\w-]+)[=>]", (DOCKER / "server-requirements.txt").read_text(), re.MULTILINE)
+    known = {"cuda-bindings": "cuda.bindings.runtime", "tensorrt-cu13-bindings": "tensorrt_bindings"}
+    modules = {known.get(project, project.replace("-", "_")) for project in wanted}
+    assert modules - set(imported.split()) == {"numpy"}, "which openvino imports"
 
 
 def test_readme_is_short_and_its_command_names_a_file() -> None:

@@ -65,7 +65,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Verify the artifact, compile it, and answer once at the smallest and the largest batch.
 
-        Triton calls the model READY only when this returns, so the first request is as fast as the next.
+        Triton calls the model READY only when this returns, so the first request is as fast as the next, but for
+        shared memory: Triton's region grows with the batches, and a runner may have to pin it then.
 
         Raises:
             TritonModelException: The artifact is missing, was tampered with, or does not compile here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -93,24 +94,22 @@ def try_stand_in(context: Context) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
     row: dict[str, Any] = {"error": None, "equal": True, "in_process": {}}
     try:
-        row["plugin"] = runner.description
-        for batch in context.batches or BATCHES:
-            images = make_images(batch, context.image_size)
-            (answer,) = runner.infer([images])
-            expected = standin.expected_logits(images, answer.shape[1])
-            row["equal"] &= bool((answer.view(np.uint32) == expected.view(np.uint32)).all())
-            size = context.image_size
-            with handed_over(images) as shared:
+        batches, size = context.batches or BATCHES, context.image_size
+        with handed_over(make_images(max(batches), size)) as shared, closing(runner):
+            row["plugin"] = runner.description
+            for batch in batches:
+                images = make_images(batch, size)
+                (answer,) = runner.infer([images])
+                expected = standin.expected_logits(images, answer.shape[1])
+                row["equal"] &= bool((answer.view(np.uint32) == expected.view(np.uint32)).all())
                 row["in_process"][batch] = {
                     "buffers": measure(EngineContender(runner, batch, size), context.seconds),
                     "plugin": measure(PluginContender(runner, batch, size), context.seconds),
-                    "shared": measure(PluginContender(runner, batch, size, shared), context.seconds),
+                    "shared": measure(PluginContender(runner, batch, size, shared[:batch]), context.seconds),
                 }
         return row
     except Exception as error:
         return row | {"error": f"{type(error).__name__}: {error}"}
-    finally:
-        runner.close()
 
 
 def compare(answer: Any, images: Any, on: str) -> dict[str, Any]:

@@ -28,17 +28,18 @@ TRANSPORTS: tuple[Transport, ...] = ("grpc", "system", "cuda")
 
 @contextlib.contextmanager
 def handed_over(images: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
-    """The images in this process's shared memory, as Triton's Python backend hands a request over."""
+    """The images in this process's shared memory, as Triton's Python backend hands a request over.
+
+    They are gone with the context: a runner that was given them is closed before.
+    """
     memory = SharedMemory(create=True, size=images.nbytes)
     try:
         shared: npt.NDArray[np.uint8] = np.ndarray(images.shape, images.dtype, memory.buf)
         shared[:] = images
         yield shared
-        del shared
     finally:
+        memory.close()
         memory.unlink()
-        with contextlib.suppress(BufferError):  # whoever still holds the array lets go of it later
-            memory.close()
 
 
 @contextlib.contextmanager

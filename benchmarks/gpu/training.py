@@ -35,7 +35,7 @@ _LEAST_S = 8.0
 _WARM_UP = 3
 # A round is so many times as long as one of inference.
 _LENGTHS = 3.0
-# Random labels teach nothing, and a loss that is not finite would end a step early.
+# Random labels teach nothing, and a loss that is not finite would not be that of a training.
 _LEARNING_RATE, _NUM_STEPS = 1e-6, 1_000_000
 # Of 255, and the share of it that a step goes, both as in Madry et al., https://arxiv.org/abs/1706.06083.
 _EPSILON, _STEP = 8.0, 2.0

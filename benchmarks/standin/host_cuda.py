@@ -2,14 +2,14 @@
 """CUDA's runtime in this process's memory: what a GPU is told is done late, in an order in which it may be done.
 
 Nothing is done before its stream is waited for, what was given to CUDA's own stream comes in the middle of that,
-memory holds garbage until it is written, and an address that is not allocated fails: a test sees what a GPU may
+memory holds garbage until it is written, and what reaches beyond an allocation fails: a test sees what a GPU may
 only do now and then.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,8 +88,10 @@ class HostCuda:
         return self._free(self._host, pointer)
 
     def cudaHostRegister(self, pointer: int, nbytes: int, flags: int) -> tuple[Any]:
-        if self.refuses_to_pin or pointer in self.pinned:
+        if self.refuses_to_pin:
             return (_FAILED,)
+        if any(_overlap((pointer, nbytes), known) for known in self.pinned.items()):
+            return (runtime.cudaError_t.cudaErrorHostMemoryAlreadyRegistered,)
         self.pinned[pointer] = nbytes
         return (_OK,)
 
@@ -112,6 +114,8 @@ class HostCuda:
 
     def cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: Any, stream: int) -> tuple[Any]:
         if not self._has(self._device, source, nbytes) and not self._is_pinned(source, nbytes):
+            if any(_overlap((source, nbytes), known) for known in self._allocations()):
+                return (_FAILED,)
             content = ctypes.string_at(source, nbytes)  # as the driver does, at once
             self.pageable_bytes += nbytes
             return self._queue(stream, lambda: ctypes.memmove(target, content, nbytes), [(target, nbytes)])
@@ -197,9 +201,17 @@ class HostCuda:
         ends = {start: start + ctypes.sizeof(memory) for start, memory in kind.items()}
         return _is_within(ends, pointer, nbytes)
 
+    def _allocations(self) -> Iterator[tuple[int, int]]:
+        for kind in (self._device, self._host):
+            yield from ((start, ctypes.sizeof(memory)) for start, memory in kind.items())
+
     def _is_pinned(self, pointer: int, nbytes: int) -> bool:
         ends = {start: start + size for start, size in self.pinned.items()}
         return self._has(self._host, pointer, nbytes) or _is_within(ends, pointer, nbytes)
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[0] + other[1] and other[0] < one[0] + one[1]
 
 
 def _is_within(ends: dict[int, int], pointer: int, nbytes: int) -> bool:

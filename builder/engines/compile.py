@@ -3,7 +3,7 @@
 The network is strongly typed: the graph's types and Q/DQ pairs decide in what a layer runs, no flag does.
 TensorRT 11 knows nothing else; TensorRT 10.12 and later, and TensorRT-RTX, are told so.
 
-One optimisation profile serves all instances: since TensorRT 10 several execution contexts may share a profile.
+One optimisation profile serves all: since TensorRT 10 several execution contexts may share one.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ class LoadedEngine:
         self._trt = trt
         self._kind = kind
         self._log = Logger(trt)
+        self._memory: torch.Tensor | None = None
         self._runtime = trt.Runtime(self._log.native)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
@@ -52,6 +53,7 @@ class LoadedEngine:
     ) -> None:
         """Gives the GPU's memory back."""
         del self._engine, self._runtime
+        self._memory = None
 
     def inspect(self) -> str:
         """Returns the inspector's JSON: every layer with its formats, tactic and ONNX nodes.
@@ -60,11 +62,12 @@ class LoadedEngine:
         formats by itself.
 
         Raises:
-            EngineError: There is no memory for the context.
+            EngineError: There is no memory for the context, or it refuses that batch.
         """
         context = self._make_context()
         _, best, _ = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
-        context.set_input_shape(INPUT_NAME, tuple(best))
+        if not context.set_input_shape(INPUT_NAME, tuple(best)):
+            raise EngineError(f"engine {self._kind.name}: refuses a batch of {best[0]}: {self._log.reason}")
         inspector = self._engine.create_engine_inspector()
         inspector.execution_context = context
         text: str = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
@@ -94,6 +97,14 @@ class LoadedEngine:
 
     def _make_context(self) -> Any:
         context = self._engine.create_execution_context()
+        if context is None:  # it may be built to allocate nothing by itself
+            context = self._engine.create_execution_context(
+                self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            )
+            nbytes = self._engine.device_memory_size_v2
+            self._memory = torch.empty(max(1, nbytes), dtype=torch.uint8, device="cuda")
+            if context is not None:
+                context.set_device_memory(self._memory.data_ptr(), nbytes)
         if context is None:
             raise EngineError(f"engine {self._kind.name}: no execution context on this GPU: {self._log.reason}")
         return context

@@ -23,8 +23,8 @@ class TensorRtConfig(NvidiaConfig):
 
     kind: Literal["tensorrt"] = "tensorrt"
     server_backend: Literal["auto", "temper", "tensorrt"] = "auto"
-    """Triton's own backend runs the plan (`tensorrt`), or the plugin (`temper`), which is slower. `auto` takes the
-    plugin where Temper's embedded server is installed, as that has no TensorRT backend."""
+    """Triton's own backend runs the plan (`tensorrt`), or the plugin (`temper`), which copies images more often.
+    `auto` takes the plugin where Temper's embedded server is installed, as that has no TensorRT backend."""
     hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
     """On which other GPUs the plan runs; more of them make it slower. With `none` TensorRT promises it to the type
     of GPU that built it alone, and the plugin warns of others of its compute capability."""

@@ -63,7 +63,8 @@ class TensorRtRtx(NvidiaKind[TensorRtRtxConfig]):
         return super().why_not_load_here(config, capability)
 
     def configure(self, trt: Any, settings: Any, config: TensorRtRtxConfig) -> None:
-        """Asks for an engine of the GPUs that are named."""
+        """Asks for an engine that can be captured in a CUDA graph, and for the GPUs that are named."""
+        settings.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if not config.compute_capabilities:
             return
         known = known_capabilities(trt)

@@ -274,7 +274,7 @@ def _add_scheduler(message: Any, config: TritonConfig, kind: int) -> None:
     nobody waits for any more.
     """
     message.backend = config.backend.name
-    # No `profile`: the engine has one, and since TensorRT 10 several contexts may share it.
+    # No `profile`: the engine has one.
     message.instance_group.add(count=config.num_instances, kind=kind)
     queue = message.dynamic_batching.default_queue_policy
     # A step that is refused because its queue is full leaves an ensemble's request unanswered for ever, or takes

@@ -158,6 +158,18 @@ def test_rtx_contexts_share_one_piece_of_memory(make_runner: Callable[..., Any],
     assert cuda.free_memory()[0] >= before - (4 << 20)
 
 
+def test_rtx_without_graphs_pads_nothing(make_runner: Callable[..., Any]) -> None:
+    told = list[str]()
+    runner, images = make_runner(engine="tensorrt-rtx", fault_batch=-1, log=told.append), make_images(7, SIZE)
+    assert told == [
+        f"no CUDA graph for batches of {size}: TensorRT-RTX says that they cannot be captured"
+        for size in (1, 8, 16)
+    ]
+    assert runner.description.endswith("CUDA graphs for batches of no batch")
+    (answer,) = runner.infer([images])
+    _expect(answer, images)
+
+
 def test_rtx_compiles_once_and_keeps_the_kernels(make_runner: Callable[..., Any]) -> None:
     first = make_runner(engine="tensorrt-rtx")
     assert {size: context.compiled for size, context in first._contexts.items()} == {1: 1, 8: 1, 16: 1}

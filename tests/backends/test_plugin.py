@@ -312,7 +312,8 @@ def test_images_lie_in_shared_memory_that_stays_mapped(
         for _ in range(40):
             assert len(_infer(client, images)) == len(images)
         until(lambda: log.read_text().count("images False") == 40)
-    found = re.findall(r"images False (\w+) (\d) (\d)", log.read_text())
+    found = re.findall(r"images False (\w+) (\d+) (\d+)", log.read_text())
+    assert len(found) == 40
     assert {shared for shared, _, _ in found} == {"True"}
     assert max(int(mappings) for _, mappings, _ in found) > 1, "it did not grow"
     assert all(mappings == kept for _, mappings, kept in found), "one was unmapped"

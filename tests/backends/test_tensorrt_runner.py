@@ -17,6 +17,7 @@ from artifact import ArtifactError, Entry
 from runners import cuda, tensorrt_engine
 from runners.tensorrt_engine import LIBRARIES, check_built_for, explain_other_gpu, load_engine
 from runners.tensorrt_runner import padded_batch, prepared_batches, signature
+from temper.builder.publish.triton_config import graph_sizes
 
 # What the runner decides by itself.
 
@@ -47,6 +48,14 @@ def test_prepared_batches_refuses_what_the_server_never_sends(text: str) -> None
 )
 def test_padded_batch_wastes_at_most_a_quarter(batch: int, expected: int) -> None:
     assert padded_batch(batch, [1, 8, 32]) == expected
+
+
+@pytest.mark.parametrize("max_batch", [1, 7, 32, 128])
+def test_plugin_pads_as_the_graphs_were_chosen(max_batch: int) -> None:
+    """So that every batch of a plan runs in one: the builder has the same share of padding."""
+    sizes = graph_sizes(None, 8, max_batch)
+    assert all(padded_batch(batch, sizes) in sizes for batch in range(1, max_batch + 1))
+    assert padded_batch(max_batch - max_batch // 4, [max_batch]) == max_batch
 
 
 def test_padded_batch_without_prepared_sizes() -> None:
@@ -211,7 +220,7 @@ def test_plan_of_another_type_of_gpu_is_warned_of(entry: Entry, warns: bool) -> 
             "UNSUPPORTED_CC",
             r"it was not built for compute capability 8.9 .* \(engine.compute_capabilities\)",
         ),
-        ("9.0", "CUDA_ERROR", r"a call of CUDA failed at a look at it; see what nvidia-smi says of NVIDIA H200"),
+        ("9.0", "CUDA_ERROR", r"CUDA's driver or runtime is not installed correctly; .* of NVIDIA H200"),
         ("9.0", "MALFORMED_ENGINE", r"it is no engine of this version of TensorRT-RTX"),
     ],
 )

@@ -5,7 +5,8 @@ installed for tritonserver's python3. It imports this package as `runners`, and 
 
 Each module has `signature(entry, config)`, what the artifact takes and gives, and `Runner(entry, instance)` with
 
-    accepts_device_tensors   whether `infer` takes a DeviceTensor
+    accepts_device_tensors   whether `infer` takes a DeviceTensor; images on the host are then read-only, where
+                             Triton has them, and to be let go of when it returns
     description              one line for the log
     infer(batches)           UINT8 [n_i, H, W, 3] each, together at most max_batch, to FP32 [n_i, classes] each
     close()                  gives everything back

@@ -30,7 +30,8 @@ class RequestMemory:
 
     def __init__(self, log: Callable[[str], None]) -> None:
         """Pin nothing yet."""
-        self._log: Callable[[str], None] | None = log
+        self._log = log
+        self._is_refused = False
         self._pinned: list[tuple[int, int]] = []
         self._others: set[int] = set()
 
@@ -45,19 +46,25 @@ class RequestMemory:
 
     def keep_newest(self) -> None:
         """Unpin all but the newest mapping; no copy may be under way."""
-        while len(self._pinned) > 1:
-            cuda.unpin(self._pinned.pop(0)[0])
+        self._unpin(self._pinned[:-1])
 
     def close(self) -> None:
         """Unpin everything; no copy may be under way."""
-        while self._pinned:
-            cuda.unpin(self._pinned.pop()[0])
+        self._unpin(self._pinned)
+
+    def _unpin(self, ranges: list[tuple[int, int]]) -> None:
+        for found in list(ranges):
+            self._pinned.remove(found)
+            try:
+                cuda.unpin(found[0])
+            except cuda.CudaError as error:  # it stays pinned, which costs memory that cannot be swapped out
+                self._log(f"shared memory stays pinned: {error}")
 
     def _covers(self, start: int, nbytes: int) -> bool:
         return any(first <= start and start + nbytes <= end for first, end in self._pinned)
 
     def _pin_around(self, address: int) -> bool:
-        if self._log is None or address in self._others:
+        if self._is_refused or address in self._others:
             return False
         found = _shared_mapping(address)
         if found is None:
@@ -69,7 +76,7 @@ class RequestMemory:
             cuda.pin(found[0], found[1] - found[0])
         except cuda.CudaError as error:
             self._log(f"Triton's shared memory is not pinned, so images are copied on the host first: {error}")
-            self._log = None
+            self._is_refused = True  # asking again would cost every request
             return False
         self._pinned.append(found)
         return True

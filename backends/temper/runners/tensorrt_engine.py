@@ -155,8 +155,8 @@ def explain_other_gpu(entry: Entry, gpu: str) -> str | None:
     if entry.bound_to in (None, gpu):
         return None
     return (
-        f"{entry.file} was built on {entry.bound_to}, this is {gpu}: it may be slower here, or fail; build the "
-        "recipe on this GPU, or with engine.hardware_compatibility = 'same_compute_capability'"
+        f"{entry.file} was built on {entry.bound_to}, this is {gpu}: it may be slower here, or fail; to serve "
+        "both, build with engine.hardware_compatibility = 'same_compute_capability'"
     )
 
 
@@ -230,12 +230,14 @@ def _check_validity(
     explained = {
         causes.MALFORMED_ENGINE: "it is no engine of this version of TensorRT-RTX; build the recipe again",
         causes.VERSION_MISMATCH: f"it needs another version than {trt.__version__}; build the recipe again",
-        causes.UNSUPPORTED_CC: _explain_capability(trt, device),
         causes.OLD_CUDA_DRIVER: "the NVIDIA driver is too old for it; install a newer one",
         causes.OLD_CUDA_RUNTIME: "CUDA's runtime is too old for it; install the TensorRT-RTX it was built with",
-        causes.CUDA_ERROR: f"a call of CUDA failed at a look at it; see what nvidia-smi says of {device.name}",
+        causes.CUDA_ERROR: "CUDA's driver or runtime is not installed correctly; see what nvidia-smi says of "
+        f"{device.name}",
     }
     reasons = [text for cause, text in explained.items() if flags & int(cause)]
+    if flags & int(causes.UNSUPPORTED_CC):
+        reasons.insert(0, _explain_capability(trt, device))
     raise ArtifactError(f"{entry.file}: TensorRT-RTX refuses it: {'; '.join(reasons) or logger.reason()}")
 
 

@@ -111,7 +111,6 @@ class Runner:
         self._request_memory = RequestMemory(instance.log)
         self._graphs: dict[int, cuda.Graph] = {}
         self._contexts: dict[int, Any] = {}
-        self._uncaptured: list[int] = []
         self._work: cuda.DeviceBuffer | None = None
         self._cache: Any = None
         self._cache_file: CacheFile | None = None
@@ -127,11 +126,11 @@ class Runner:
                 self._prepare_tensorrt()
         except (cuda.CudaError, runners.RunnerError) as error:
             raise ArtifactError(f"{entry.file}: {_explain(error)}") from error
-        captured = [size for size in self._prepared if size not in self._uncaptured]
-        batches = ", ".join(map(str, captured)) or "no batch"
+        batches = ", ".join(map(str, self._prepared)) or "no batch"
+        whose = "its own CUDA graphs" if self._contexts else "CUDA graphs"
         self.description = (
             f"{LIBRARIES[entry.engine].name} {self._engine.trt.__version__} on {device.name} (compute capability "
-            f"{device.capability}), CUDA graphs for batches of {batches}"
+            f"{device.capability}), {whose} for batches of {batches}"
         )
 
     def infer(self, batches: Sequence[Images]) -> list[npt.NDArray[np.float32]]:
@@ -155,13 +154,13 @@ class Runner:
             self.run(padded_batch(num_images, self._prepared))
             logits = self.fetch(num_images)
             self.stream.synchronize()
-            self._request_memory.keep_newest()
         except (cuda.CudaError, runners.RunnerError) as error:
             with contextlib.suppress(cuda.CudaError):
                 self.stream.synchronize()  # nothing of this batch may still be running when the next one comes
             reason = _explain(error)
             kind = runners.ContextLostError if cuda.is_lost() else runners.RunnerError
             raise kind(f"a batch of {num_images} failed: {reason}") from error
+        self._request_memory.keep_newest()
         return list(np.split(logits, np.cumsum([len(batch) for batch in batches])[:-1]))
 
     def close(self) -> None:
@@ -277,10 +276,11 @@ class Runner:
             # Waits for the kernels that are specialised for its size, so that the graph holds these.
             context = self._compiled_context(strategy.EAGER, graphs=True)
             self._warm(context, size, _RUNS_TO_REPLAY)
-            self._contexts[size] = context
-            if not context.is_stream_capturable(int(self.stream.handle)):
-                self._log(f"no CUDA graph for batches of {size}: TensorRT-RTX says that it cannot be captured")
-                self._uncaptured.append(size)
+            if context.is_stream_capturable(int(self.stream.handle)):
+                self._contexts[size] = context
+            else:
+                self._log(f"no CUDA graph for batches of {size}: TensorRT-RTX says that they cannot be captured")
+        self._prepared = sorted(self._contexts)
         # Waiting would stall it on every size that comes for the first time: it takes general kernels until then.
         self._context = self._compiled_context(strategy.LAZY, graphs=False)
         self._warm(self._context, 1)

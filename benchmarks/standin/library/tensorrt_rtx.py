@@ -39,6 +39,12 @@ class EngineInvalidityDiagnostics(enum.IntEnum):
     CUDA_ERROR = 64
 
 
+class ComputeCapability(enum.Enum):
+    """Every GPU will do."""
+
+    NONE = 0
+
+
 class CudaGraphStrategy(enum.Enum):
     """Whether a context captures."""
 
@@ -155,9 +161,9 @@ class IExecutionContext(tensorrt.IExecutionContext):  # type: ignore[misc]
         self._work = memory
 
     def is_stream_capturable(self, stream: int) -> bool:
-        """It always is."""
+        """What an engine that is written with `fault_batch` -1 denies."""
         del stream
-        return True
+        return bool(self._engine.fault_batch != -1)
 
     def _queue(self, stream: int) -> bool:
         if not self._given:

@@ -18,7 +18,7 @@ from temper.builder.engines.build import AgreementLimits, PickedEngine, build_en
 from temper.builder.engines.gpu import Driver, Gpu, compute_capability
 from temper.builder.engines.isa import instruction_set
 from temper.builder.engines.kind import ENGINES, AutoConfig, EngineConfig
-from temper.builder.engines.library import load_library
+from temper.builder.engines.library import Logger, load_library
 from temper.builder.engines.openvino import OpenVinoConfig
 from temper.builder.engines.tensorrt import TENSORRT, TensorRtConfig
 from temper.builder.engines.tensorrt_rtx import TENSORRT_RTX, TensorRtRtxConfig
@@ -341,8 +341,20 @@ def test_plans_are_served_by_tritons_own_backend_where_there_is_one(
     assert backend.name == expected
 
 
-def test_embedded_server_needs_the_plugin() -> None:
-    assert TENSORRT.needs_plugin == (importlib.util.find_spec("pytriton") is not None)
+@pytest.mark.parametrize("package", ["pytriton", None])
+def test_embedded_server_needs_the_plugin(monkeypatch: pytest.MonkeyPatch, package: str | None) -> None:
+    monkeypatch.setattr("temper.builder.engines.tensorrt.is_importable", lambda name: name == package)
+    assert TENSORRT.needs_plugin == (package is not None)
+
+
+def test_rtx_engines_can_be_captured_in_graphs() -> None:
+    """The library allocates nothing by itself then, wherever the engine is for."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    for config in (TensorRtRtxConfig(), TensorRtRtxConfig(compute_capabilities=("8.9",))):
+        log = Logger(trt)
+        settings = trt.Builder(log.native).create_builder_config()
+        TENSORRT_RTX.configure(trt, settings, config)
+        assert settings.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +366,6 @@ def test_plugins_own_packages_are_asked_for_where_it_serves(
 ) -> None:
     monkeypatch.setattr(type(TENSORRT), "needs_plugin", needs_plugin)
     monkeypatch.setattr(type(TENSORRT), "why_not_library", lambda self: None)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     monkeypatch.setattr("temper.builder.engines.nvidia.is_importable", lambda package: False)
     assert TENSORRT.why_not_run() == expected
 

@@ -156,6 +156,20 @@ def test_loss_that_is_not_finite_is_one_line(tmp_path: Path) -> None:
         train(make_images(tmp_path / "images"), tmp_path / "out", learning_rate=1e30)
 
 
+def test_loss_is_looked_at_within_an_epoch_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("temper.builder.network.train._LOOK_EVERY", 2)
+    steps = list[int]()
+    with pytest.raises(TrainError, match=r"training: the loss is (nan|inf) in epoch 1"):
+        train(
+            make_images(tmp_path / "images", 60),
+            tmp_path / "out",
+            lambda done, total: steps.append(done),
+            learning_rate=1e30,
+            batch_size=4,
+        )
+    assert steps[-1] < 8, "of 11 in the epoch"
+
+
 def test_damaged_training_image_names_its_file(tmp_path: Path) -> None:
     data = make_images(tmp_path / "images")
     for path in (tmp_path / "images" / "dark").iterdir():
