@@ -122,7 +122,7 @@ class Inspected:
     def __init__(self) -> None:
         """Nothing was set."""
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.context = SimpleNamespace(set_input_shape=self.shapes.__setitem__)
+        self.context = SimpleNamespace(set_input_shape=lambda *given: self.shapes.update([given]) is None)
         self.inspector = SimpleNamespace(execution_context=None, get_engine_information=self.tell)
         self.engine = SimpleNamespace(
             create_execution_context=lambda: self.context,
