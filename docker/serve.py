@@ -55,8 +55,8 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _OK, _FAILED = 200, 500
 # Less than the image's limit for its health check.
 _CHECK_S = 4.0
-# Between two questions to models, and the longest wait for an answer.
-_CANARY_S, _ANSWER_S = 10.0, 10.0
+# Between two rounds of questions, and the longest wait for an answer.
+_CANARY_S, _ANSWER_S = 10.0, 4.0
 # In a row from one model, so many are no accident.
 _ERRORS = 3
 _BYTES = {"UINT8": 1, "FP32": 4}
@@ -150,30 +150,30 @@ def why_unhealthy(models: Sequence[str], url: str) -> str | None:
 
 
 class Canary:
-    """Asks one model after the other for an answer to an empty image, each with as many tries as it takes."""
+    """Asks models for an answer to an empty image.
+
+    One that never answered is left alone: a model that cannot work is no reason to start the others anew for ever.
+    """
 
     def __init__(self, models: Sequence[str], url: str) -> None:
         """Ask nothing yet."""
         self._models, self._url = models, url
-        self._turn = 0
         self._errors: dict[str, int] = {}
         self._requests: dict[str, urllib.request.Request | None] = {}
 
     def look(self) -> str | None:
-        """Asks the next model; returns its name when it answered once and gave errors alone of late."""
-        if not self._models:
-            return None
-        model = self._models[self._turn % len(self._models)]
-        self._turn += 1
-        if model not in self._requests:
-            self._requests[model] = self._write(model)
-        request = self._requests[model]
-        status = None if request is None else _ask(request, time.monotonic() + _ANSWER_S)
-        if status == _OK:
-            self._errors[model] = 0
-        elif status == _FAILED and model in self._errors:  # not what a full queue says, nor a server that is slow
-            self._errors[model] += 1
-        return model if self._errors.get(model, 0) >= _ERRORS else None
+        """Asks every model; returns the name of one that answered once and gave errors alone of late."""
+        for model in self._models:
+            request = self._requests.get(model) or self._write(model)
+            self._requests[model] = request
+            status = None if request is None else _ask(request, time.monotonic() + _ANSWER_S)
+            if status == _OK:
+                self._errors[model] = 0
+            elif status == _FAILED and model in self._errors:  # not what a full queue says, nor a slow server
+                self._errors[model] += 1
+            if self._errors.get(model, 0) >= _ERRORS:
+                return model
+        return None
 
     def _write(self, model: str) -> urllib.request.Request | None:
         """A request of zeros, with what the model's config says of its inputs; None when that cannot be had."""
@@ -250,7 +250,7 @@ def _watch(process: subprocess.Popen[bytes], url: str, told: Sequence[int], cana
     """
     stubs = Stubs(process.pid)
     loaded: dict[int, str] | None = None
-    asked = time.monotonic()
+    asked = -math.inf  # at once when all are loaded, so that a later fault is told from a model that never worked
     while True:
         try:
             process.wait(_POLL_S)

@@ -48,14 +48,14 @@ def pick_engine(config: EngineConfig) -> PickedEngine:
         config: Of the wanted kind, or `auto`.
 
     Raises:
-        EngineError: The library of the kind is not installed.
+        EngineError: The library of the kind is not installed, or does not know what the config asks for.
         PluginError: Another package's kind does not load.
     """
     if not isinstance(config, AutoConfig):
         picked = PickedEngine(config=config, why="asked for in the recipe")
-        picked.kind.require()
+        picked.kind.require(config)
         return picked
-    driver, _ = read_driver()
+    driver, no_gpu = read_driver()
     ranked = [kind for kind in ENGINES.all().values() if kind.rank is not None]
     *others, last = sorted(ranked, key=lambda kind: kind.rank or 0)
     refusals = []
@@ -69,9 +69,13 @@ def pick_engine(config: EngineConfig) -> PickedEngine:
             return PickedEngine(config=config.become(kind.config), why=on)
         refusals.append(reason)
     # The last one is taken whatever it would say: there is no other, and it tells when it is used.
-    last.require()
     why = f"the CPU, as {' and '.join(refusals)}" if refusals else "no NVIDIA GPU found, so the CPU"
-    return PickedEngine(config=config.become(last.config), why=why)
+    picked = PickedEngine(config=config.become(last.config), why=why)
+    try:
+        last.require(picked.config)
+    except EngineError as error:
+        raise EngineError(f"engine auto: {' and '.join(refusals) or no_gpu}; and {error}") from error
+    return picked
 
 
 def build_engine(
@@ -109,7 +113,7 @@ def build_engine(
             limit is passed.
     """
     kind = ENGINES.get(config.kind)
-    kind.require()
+    kind.require(config)
     job = BuildJob(
         onnx_path=onnx_path,
         folder=folder,

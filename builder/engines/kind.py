@@ -209,16 +209,17 @@ class EngineKind(ABC, Generic[Config]):
         """Whether there is a package of its name; whether it works, `why_not_run` says."""
         return is_importable(self.package)
 
-    def require(self) -> None:
-        """Refuses to go on without the package.
+    def require(self, config: Config) -> None:
+        """Refuses what cannot be built, before anything is made for it; whether the GPU is here is asked later.
 
         Raises:
-            EngineError: It is not installed.
+            EngineError: The package is not installed, or does not know what the config asks for.
         """
         if not self.is_installed:
+            note = f" ({self.install_note})" if self.install_note else ""
             raise EngineError(
-                f"engine {self.name}: the package {self.package} is not installed; run `{self.install}` or choose "
-                "another engine.kind"
+                f"engine {self.name}: the package {self.package} is not installed; run `{self.install}`{note} or "
+                "choose another engine.kind"
             )
 
     @abstractmethod

@@ -76,11 +76,16 @@ class NvidiaKind(EngineKind[Config]):
         """
 
     def check(self, trt: Any, config: Config) -> None:
-        """Refuses what need not be built, before it is.
+        """Refuses what the library does not know, or what could not be served.
 
         Raises:
-            EngineError: The config says why.
+            EngineError: Names the key, and what is expected.
         """
+
+    def require(self, config: Config) -> None:
+        """Asks the library as well."""
+        super().require(config)
+        self.check(load_library(self), config)
 
     def figures(self, config: Config) -> dict[str, Any]:
         """Returns the kind's own figures of an engine, as JSON."""
@@ -173,9 +178,9 @@ class NvidiaKind(EngineKind[Config]):
         if capability is None and not self.builds_anywhere:
             raise EngineError(
                 f"engine {self.name}: no NVIDIA GPU here, and {self.title} compiles on the GPU that will run the "
-                "plan; build there, or choose engine.kind = 'tensorrt-rtx', which compiles anywhere"
+                "plan; build there, or choose engine.kind = 'tensorrt-rtx', which compiles anywhere, but not for "
+                "compute capabilities 9.0 and 10.x"
             )
-        self.check(trt, job.config)
         started = time.monotonic()
         known_timings = job.timing_cache is not None and job.timing_cache.exists()
         (job.folder / self.file).write_bytes(memoryview(self._compile(trt, job)))

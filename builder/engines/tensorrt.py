@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from temper.builder.engines.containers import check_release, expected_tensorrt
 from temper.builder.engines.kind import is_importable
 from temper.builder.engines.nvidia import NvidiaConfig, NvidiaKind
+from temper.builder.errors import EngineError
 from temper.builder.publish.plans import Binding
 from temper.builder.publish.triton_config import Backend, NativeBackend, PluginBackend
 
@@ -31,8 +33,8 @@ class TensorRtConfig(NvidiaConfig):
     version_compatible: bool = False
     """Whether later versions of TensorRT run the plan; it then carries code that the server runs."""
     triton_release: str | None = None
-    """The release of the tritonserver container that will serve, as "26.06"; a plan that it cannot load is
-    refused."""
+    """The release of the tritonserver container that will serve; a plan that it cannot load is refused. Known so
+    far: "26.06"."""
 
     def __post_init__(self) -> None:
         """Checks every field, and the fields together.
@@ -50,6 +52,11 @@ class TensorRtConfig(NvidiaConfig):
             raise ValueError(
                 f"hardware_compatibility: got {self.hardware_compatibility!r}, expected one of {allowed}"
             )
+        if self.triton_release is not None:
+            try:
+                expected_tensorrt(self.triton_release)
+            except EngineError as error:
+                raise ValueError(str(error)) from error
         self._refuse_with_torch(
             # It leaves the lean runtime out of a version-compatible plan, and Triton has none of its own.
             version_compatible=self.version_compatible,
@@ -76,8 +83,6 @@ class TensorRt(NvidiaKind[TensorRtConfig]):
     def check(self, trt: Any, config: TensorRtConfig) -> None:
         """Refuses a plan that the container which will serve it cannot load."""
         if config.triton_release is not None:
-            from temper.builder.engines.containers import check_release
-
             check_release(config.triton_release, trt.__version__, version_compatible=config.version_compatible)
 
     def configure(self, trt: Any, settings: Any, config: TensorRtConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ class TensorRtRtxConfig(NvidiaConfig):
             ValueError: A field is out of its range, or does not go with another.
         """
         super().__post_init__()
+        for each in self.compute_capabilities:
+            if not re.fullmatch(r"\d+\.\d", each):
+                raise ValueError(f"compute_capabilities: got {each!r}, expected some such as '8.9'")
         self._refuse_with_torch(compute_capabilities=bool(self.compute_capabilities))
 
 
@@ -62,11 +66,8 @@ class TensorRtRtx(NvidiaKind[TensorRtRtxConfig]):
             return f"built for {', '.join(wanted)}, and this GPU is {capability}"
         return super().why_not_load_here(config, capability)
 
-    def configure(self, trt: Any, settings: Any, config: TensorRtRtxConfig) -> None:
-        """Asks for an engine that can be captured in a CUDA graph, and for the GPUs that are named."""
-        settings.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-        if not config.compute_capabilities:
-            return
+    def check(self, trt: Any, config: TensorRtRtxConfig) -> None:
+        """Refuses GPUs for which the library has no kernels."""
         known = known_capabilities(trt)
         unknown = [each for each in config.compute_capabilities if each not in known]
         if unknown:
@@ -75,6 +76,12 @@ class TensorRtRtx(NvidiaKind[TensorRtRtxConfig]):
                 f"{', '.join(known)}, which {self.title} {trt.__version__} has kernels for; "
                 "engine.kind = 'tensorrt' builds for the others, on the GPU itself"
             )
+
+    def configure(self, trt: Any, settings: Any, config: TensorRtRtxConfig) -> None:
+        """Asks for an engine that can be captured in a CUDA graph, and for the GPUs that are named."""
+        settings.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        if not config.compute_capabilities:
+            return
         settings.num_compute_capabilities = len(config.compute_capabilities)
         for index, each in enumerate(config.compute_capabilities):
             settings.set_compute_capability(getattr(trt.ComputeCapability, f"SM{each.replace('.', '')}"), index)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from temper.builder.build import build_variants
 from temper.builder.engines.build import pick_engine
 from temper.builder.engines.isa import UNKNOWN, instruction_set, why_inexact
-from temper.builder.engines.kind import ENGINES
+from temper.builder.engines.kind import ENGINES, AutoConfig
 from temper.builder.engines.latency import timing_engine
 from temper.builder.errors import BuilderError
 from temper.builder.store.artifacts import Artifact, Store
@@ -164,6 +164,9 @@ def build_recipe(
     Raises:
         BuilderError: A variant cannot be built or published.
     """
+    if isinstance(recipe.engine, AutoConfig):
+        picked = pick_engine(recipe.engine)
+        display.say(f"engine: {picked.kind.name} ({picked.why})")
     return build_variants(
         recipe.name,
         data=recipe.data,

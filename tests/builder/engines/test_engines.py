@@ -89,6 +89,8 @@ def test_fewer_compute_capabilities_make_another_engine(toy_onnx: Path, tmp_path
     info = build_engine(toy_onnx, tmp_path / "one", config)
     assert info["compute_capabilities"] == ["8.9"]
     other = TensorRtRtxConfig(compute_capabilities=("9.9",))
+    with pytest.raises(EngineError, match=r"compute_capabilities: got 9.9"):
+        pick_engine(other)  # before anything is trained
     with pytest.raises(
         EngineError, match=r"compute_capabilities: got 9.9, expected some of 7.5, 8.0, .*'tensorrt' builds f"
     ):
@@ -243,6 +245,16 @@ def test_auto_takes_the_cpu_without_a_gpu() -> None:
     assert picked == PickedEngine(config=config, why="no NVIDIA GPU found, so the CPU")
 
 
+def test_auto_without_any_engine_says_why_the_better_ones_were_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the builder's image, which has no OpenVINO, when no GPU was given to it."""
+    monkeypatch.setattr("temper.builder.engines.build.read_driver", lambda: (None, "no NVIDIA driver"))
+    monkeypatch.setattr("temper.builder.engines.kind.is_importable", lambda package: False)
+    with pytest.raises(
+        EngineError, match="engine auto: no NVIDIA driver; and engine openvino: the package openvino"
+    ):
+        pick_engine(AutoConfig())
+
+
 def test_asked_for_engine_is_taken() -> None:
     config = OpenVinoConfig(precision_hint="bf16")
     assert pick_engine(config) == PickedEngine(config=config, why="asked for in the recipe")
@@ -284,6 +296,21 @@ def test_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
             TensorRtRtxConfig,
             {"frontend": "torch-tensorrt", "compute_capabilities": ("8.9",)},
             r"compute_capabilities: got \('8.9',\) with frontend 'torch-tensorrt', expected frontend 'onnx'",
+        ),
+        (
+            TensorRtRtxConfig,
+            {"compute_capabilities": ("89",)},
+            r"compute_capabilities: got '89', expected some such",
+        ),
+        (
+            TensorRtConfig,
+            {"triton_release": "26.6"},
+            r"triton_release: got '26.6', expected a month such as '26.06'",
+        ),
+        (
+            TensorRtConfig,
+            {"triton_release": "99.01"},
+            r"triton_release: the TensorRT of tritonserver 99.01 was not",
         ),
         (
             TensorRtConfig,

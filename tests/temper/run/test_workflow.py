@@ -133,7 +133,7 @@ def test_entry_that_the_embedded_server_cannot_serve_ends_before_it_is_built(
     quick_recipe: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorRT need not be here to see that."""
-    monkeypatch.setattr(type(TENSORRT), "require", lambda self: None)
+    monkeypatch.setattr(type(TENSORRT), "require", lambda self, config: None)
     monkeypatch.setattr("temper.run.workflow.build_recipe", lambda *_, **__: pytest.fail("it was built"))
     message = "engine tensorrt: is served by Triton's backend 'tensorrt', which the embedded server does not have"
     engine = TensorRtConfig(server_backend="tensorrt")
