@@ -24,6 +24,7 @@ while the server calls itself live: whoever runs the container must start it ane
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import os
@@ -190,7 +191,7 @@ class Canary:
                 size += nbytes
                 about = {"name": tensor["name"], "datatype": kind, "shape": shape}
                 inputs.append({**about, "parameters": {"binary_data_size": nbytes}})
-        except (OSError, ValueError, KeyError):
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
             return None
         head = json.dumps({"inputs": inputs}).encode()
         headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
@@ -289,7 +290,7 @@ def _ask(what: str | urllib.request.Request, deadline: float) -> int | None:
             return None if answer is None else int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return None
 
 
