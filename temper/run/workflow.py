@@ -141,6 +141,11 @@ def _run_alone(
 def _check_embedded(recipe: Recipe) -> None:
     """Refuses, before anything is built, what the embedded server could not serve afterwards."""
     engine = pick_engine(recipe.engine)
+    if engine.kind.device == "gpu" and (reason := engine.kind.why_not_run()) is not None:
+        raise WorkflowError(
+            f"engine {engine.kind.name}: nothing could be measured on this machine: {reason}; build it with "
+            "`temper build`, or name a running server with --url"
+        )
     backend = engine.kind.backend(engine.config, None).name
     if not has_backend(backend):
         raise WorkflowError(

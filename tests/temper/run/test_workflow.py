@@ -16,8 +16,10 @@ import jsonschema  # type: ignore[import-untyped]  # ships none
 import pytest
 from click.testing import CliRunner, Result
 
+from temper.builder.engines.gpu import compute_capability
 from temper.builder.engines.isa import instruction_set, why_inexact
 from temper.builder.engines.tensorrt import TENSORRT, TensorRtConfig
+from temper.builder.engines.tensorrt_rtx import TensorRtRtxConfig
 from temper.builder.store.files import locked
 from temper.cli.main import cli
 from temper.errors import WorkflowError
@@ -134,6 +136,7 @@ def test_entry_that_the_embedded_server_cannot_serve_ends_before_it_is_built(
 ) -> None:
     """TensorRT need not be here to see that."""
     monkeypatch.setattr(type(TENSORRT), "require", lambda self, config: None)
+    monkeypatch.setattr(type(TENSORRT), "why_not_run", lambda self: None)
     monkeypatch.setattr("temper.run.workflow.build_recipe", lambda *_, **__: pytest.fail("it was built"))
     message = "engine tensorrt: is served by Triton's backend 'tensorrt', which the embedded server does not have"
     engine = TensorRtConfig(server_backend="tensorrt")
@@ -144,6 +147,20 @@ def test_entry_that_the_embedded_server_cannot_serve_ends_before_it_is_built(
             runs=home / "native",
             display=Display(),
         )
+
+
+@pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU")
+def test_engine_for_a_gpu_that_is_not_here_ends_before_it_is_built(
+    quick_recipe: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("temper.run.workflow.build_recipe", lambda *_, **__: pytest.fail("it was built"))
+    recipe = dataclasses.replace(load_recipe(quick_recipe), engine=TensorRtRtxConfig())
+    message = (
+        r"engine tensorrt-rtx: nothing could be measured on this machine: .*; build it with `temper build`, or"
+    )
+    with pytest.raises(WorkflowError, match=message):
+        run_recipe(recipe, repository=home / "model_repository", runs=home / "rtx", display=Display())
 
 
 def test_report_is_as_its_schema_says_and_reads_back(report: dict[str, Any], home: Path) -> None:
