@@ -143,11 +143,13 @@ def why_unhealthy(models: Sequence[str], url: str) -> str | None:
     """
     deadline = time.monotonic() + _CHECK_S
     if _ask(f"{url}{_LIVE}", deadline) != _OK:
-        return f"temper: no tritonserver answers at {url}"
+        return (
+            f"temper: no tritonserver answers at {url}, expected one that loads or serves; see the container's log"
+        )
     missing = [model for model in models if _ask(f"{url}/v2/models/{quote(model)}/ready", deadline) != _OK]
     if missing:
         return f"temper: not ready: {', '.join(missing)}; the server's log says why"
-    return None if models else "temper: the repository holds no model"
+    return None if models else "temper: the repository holds no model; publish one and start the container again"
 
 
 class Canary:
