@@ -9,8 +9,9 @@ shared between slots, a result does not depend on the batch size, the concurrenc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -22,6 +23,8 @@ from temper.client.stats import BoolArray
 from temper.plugins import Registry, Tagged
 
 Sees = Literal["scores", "labels", "surrogate", "nothing"]
+OWN = "own"
+"""The surrogate that is the attacked model's own graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +154,14 @@ class Harness(Protocol):
         images: uint8 [N, H, W, 3], all of the data set.
         labels: int64 [N], their classes.
         finished: bool [N], true for what needs no more queries.
+        surrogates: ONNX files by the name that the config calls them; several where their logits are averaged.
     """
 
     config: AttackConfig
     images: UInt8Array
     labels: Int64Array
     finished: BoolArray
+    surrogates: Mapping[str, Sequence[Path]]
 
     async def ask(self, indices: Int64Array, proposals: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
         """Send proposals, each cut to its budget, and return what the attack's kind `sees` of the answers.
@@ -178,6 +183,10 @@ class Harness(Protocol):
         """Return the number of the model's classes. It is one question that counts as no query."""
         ...
 
+    def note_stuck(self, indices: Int64Array) -> None:
+        """Note that the attack has nothing to follow on these images, as a gradient that is zero."""
+        ...
+
     def finish(self, indices: Int64Array) -> None:
         """Note that the attack on these images is over."""
         ...
@@ -193,7 +202,7 @@ class AttackKind:
     """Its AttackConfig: the default of `name` names the attack, the choices of `norm` are the norms it has."""
     sees: Sees
     """What it is shown of the endpoint's answers: the scores, the answered class, or nothing; "surrogate" is shown
-    nothing of them either: it follows the gradients of a network of its own."""
+    the class too, to know when it is done: it follows the gradients of a network of its own."""
     attack: Callable[[Slots], Attack] | None = None
     """Makes the attack for the harness's slots: one query per image and step."""
     run: Callable[[Harness, Int64Array], Awaitable[None]] | None = None
@@ -237,6 +246,12 @@ ATTACKS: Registry[AttackKind] = Registry(
     {
         "square": f"{_HERE}.attacks.square:SQUARE",
         "noise": f"{_HERE}.attacks.noise:NOISE",
+        "fgsm": f"{_HERE}.attacks.transfer:FGSM",
+        "pgd": f"{_HERE}.attacks.transfer:PGD",
+        "mi-fgsm": f"{_HERE}.attacks.transfer:MI_FGSM",
+        "apgd-ce": f"{_HERE}.attacks.transfer:APGD_CE",
+        "apgd-dlr": f"{_HERE}.attacks.transfer:APGD_DLR",
+        "apgd-t": f"{_HERE}.attacks.transfer:APGD_T",
         "art-square": f"{_HERE}.attacks.art_square:ART_SQUARE",
     },
 )

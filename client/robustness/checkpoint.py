@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,7 @@ from temper.client.robustness.base import AttackConfig
 from temper.client.scores import Int64Array, UInt8Array
 
 FILE_NAME = "finished.jsonl"
-FORMAT = 4
+FORMAT = 5
 """Raised when the lines change, or what they mean."""
 
 
@@ -123,6 +124,7 @@ def build_header(
     indices: Int64Array,
     answers: Int64Array,
     endpoint: str,
+    surrogates: Mapping[str, Sequence[Path]],
 ) -> dict[str, Any]:
     """Return what an attack's outcome depends on; batch size and concurrency are not among it.
 
@@ -134,6 +136,7 @@ def build_header(
         answers: int64 [n], the endpoint's classes of those before the attack: they tell it from another one that
             was put in its place, under its name.
         endpoint: name of what is attacked.
+        surrogates: files of the networks whose gradients are followed, by name.
     """
     header = {key: value for key, value in asdict(config).items() if key not in ("batch_size", "concurrency")}
     digest = hashlib.sha256(labels.tobytes())
@@ -146,6 +149,10 @@ def build_header(
         "answers": hashlib.sha256(answers.tobytes()).hexdigest(),
         "images": list(images.shape),
         "digest": digest.hexdigest(),
+        "surrogates": {
+            name: [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+            for name, paths in surrogates.items()
+        },
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from temper.client.accuracy import evaluate
 from temper.client.errors import ClientError
 from temper.client.retry import RetryPolicy, open_model
-from temper.client.robustness.base import ATTACKS, AttackConfig, AttackKind
+from temper.client.robustness.base import ATTACKS, OWN, AttackConfig, AttackKind
 from temper.client.robustness.checkpoint import Checkpoint, build_header, checkpoint_path
 from temper.client.robustness.judge import Judge
 from temper.client.robustness.result import AttackResult, build_result
@@ -24,6 +24,7 @@ from temper.client.robustness.scheduler import Scheduler, build_slots
 from temper.client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels
 
 Say = Callable[[str], None]
+Surrogates = Mapping[str, Sequence[Path]]
 
 
 def attack(
@@ -38,6 +39,7 @@ def attack(
     checkpoint: Path | None = None,
     checkpoints: Path | None = None,
     identity: str = "",
+    surrogates: Surrogates | None = None,
     say: Say | None = None,
     version: str = "",
     timeout_s: float = 30.0,
@@ -61,6 +63,8 @@ def attack(
         checkpoints: folder of such files, when `checkpoint` is not given: the attack finds its own by what its
             outcome depends on, and deletes it when it is done.
         identity: tells the model from others of its name and version, such as a digest of its files.
+        surrogates: ONNX files by the name that the config calls them, several where their logits are averaged; a
+            name that is not among them is itself a file, or several joined by "+".
         say: called with one line when the attack goes on from a checkpoint, or can keep none.
         version: version of the model; "" is the newest one, and the attack stays with it.
         timeout_s: deadline of one request in seconds.
@@ -83,6 +87,7 @@ def attack(
                 checkpoint=checkpoint,
                 checkpoints=checkpoints,
                 endpoint=f"{model}:{info.version}:{identity}",
+                surrogates=surrogates,
                 say=say,
             )
             return replace(result, retries=dict(infer.retries))
@@ -101,6 +106,7 @@ async def attack_endpoint(
     checkpoint: Path | None = None,
     checkpoints: Path | None = None,
     endpoint: str = "",
+    surrogates: Surrogates | None = None,
     say: Say | None = None,
 ) -> AttackResult:
     """Attack any endpoint behind the `Infer` seam; see `attack`.
@@ -116,11 +122,13 @@ async def attack_endpoint(
         checkpoints: folder of such files, each in use until its attack is done.
         endpoint: name of what is attacked; a checkpoint is refused when it names another, or was written for one
             that answered the images themselves otherwise.
+        surrogates: as of `attack`.
         say: called with one line when the attack goes on from a checkpoint, or can keep none.
     """
     kind = ATTACKS.get(config.name)
     truth = check_labels(images, labels)
     indices = choose_images(len(images), config)
+    networks = _find_surrogates(config, surrogates or {})
     log = None
     with ExitStack() as stack:
         num_finished = 0
@@ -134,12 +142,21 @@ async def attack_endpoint(
                 concurrency=config.concurrency,
             )
             if checkpoint or checkpoints:
-                header = build_header(config, images, truth, indices, clean.answers, endpoint)
+                header = build_header(config, images, truth, indices, clean.answers, endpoint, networks)
                 log = _open_checkpoint(checkpoint, checkpoints, header, say or _quiet)
                 stack.enter_context(log or nullcontext())
             right = indices[clean.correct]
             judge = Judge(
-                config, kind.sees, infer, images, truth, right, gallery=gallery, checkpoint=log, progress=progress
+                config,
+                kind.sees,
+                infer,
+                images,
+                truth,
+                right,
+                gallery=gallery,
+                checkpoint=log,
+                progress=progress,
+                surrogates=networks,
             )
             start = time.perf_counter()
             try:
@@ -163,10 +180,26 @@ async def attack_endpoint(
         broken_at=judge.broken_at[indices],
         errors=clean.errors,
         queries=judge.queries[indices],
+        stuck=judge.stuck[indices],
         gallery=judge.gallery,
         num_queries_now=judge.num_queries,
         duration_s=time.perf_counter() - start,
     )
+
+
+def _find_surrogates(config: AttackConfig, known: Surrogates) -> dict[str, Sequence[Path]]:
+    """Return the files of the networks that the config names."""
+    found = {}
+    for name in getattr(config, "surrogates", ()):
+        paths = known[name] if name in known else [Path(part) for part in name.split("+")]
+        for path in paths:
+            if not path.is_file():
+                raise ValueError(
+                    f"surrogates: {path}: no such file, expected the ONNX file of a classifier"
+                    + (", as nothing here knows the model's own graph" if name == OWN else "")
+                )
+        found[name] = paths
+    return found
 
 
 def _open_checkpoint(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy.typing as npt
 
 from temper.client.errors import ClientError
 from temper.client.robustness.balls import to_pixels
-from temper.client.robustness.base import AttackConfig, Sees
+from temper.client.robustness.base import AttackConfig, Sees, margin
 from temper.client.robustness.checkpoint import Checkpoint, pack_image, unpack_image
 from temper.client.robustness.draws import image_keys
 from temper.client.robustness.result import Example
@@ -36,6 +38,8 @@ class Judge:
         broken_at: int64 [N], the query whose answer was no score (NaN or an infinity); 0 where all were. Such an
             image is neither fooled nor robust.
         queries: int64 [N], queries spent on each image.
+        stuck: int64 [N], how many of them left the attack nothing to follow: scores that were those of the image's
+            query before, or a gradient that was zero.
         finished: bool [N], fooled, broken or out of queries.
         num_queries: queries judged in this run.
     """
@@ -52,15 +56,20 @@ class Judge:
         gallery: int,
         checkpoint: Checkpoint | None = None,
         progress: Progress | None = None,
+        surrogates: Mapping[str, Sequence[Path]] | None = None,
     ) -> None:
         """Prepare to judge the images `todo` (indices); outcomes found in the checkpoint are taken over."""
         self.config, self.infer, self.images, self.labels = config, infer, images, labels
         self.fooled_at: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.broken_at: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.queries: Int64Array = np.zeros(len(images), dtype=np.int64)
+        self.stuck: Int64Array = np.zeros(len(images), dtype=np.int64)
+        self.surrogates = surrogates or {}
         self.finished: BoolArray = np.zeros(len(images), dtype=np.bool_)
         self.num_queries = 0
         self._sees = sees
+        # NaN is equal to nothing, itself included.
+        self._margin: Float32Array = np.full(len(images), np.nan, dtype=np.float32)
         self._free = asyncio.Semaphore(config.concurrency)
         self._checkpoint, self._progress = checkpoint, progress
         self._spent, self._budget = 0, len(todo) * config.max_queries
@@ -102,7 +111,7 @@ class Judge:
         broken = ~finite_rows(scores)
         if self._sees == "scores":
             return np.where(broken[:, None], np.float32(np.nan), scores)
-        return np.where(broken, -1, scores.argmax(axis=1)) if self._sees == "labels" else None
+        return None if self._sees == "nothing" else np.where(broken, -1, scores.argmax(axis=1))
 
     async def count_classes(self) -> int:
         """Return the number of the model's classes, by a question that counts as no query."""
@@ -125,6 +134,10 @@ class Judge:
         self.queries[indices] += 1
         self.num_queries += len(indices)
         self._spent += len(indices)
+        if self._sees == "scores":
+            found = margin(np.where(broken[:, None], np.float32(np.nan), scores), self.labels[indices])
+            self.note_stuck(indices[found == self._margin[indices]])
+            self._margin[indices] = found
         new = lost & (self.fooled_at[indices] == 0) & (self.broken_at[indices] == 0)
         for row in np.flatnonzero(new).tolist():
             index = int(indices[row])
@@ -134,6 +147,10 @@ class Judge:
                 self.fooled_at[index] = self.queries[index]
                 self._show(index, sent[row], int(answered[row]))
         return lost
+
+    def note_stuck(self, indices: Int64Array) -> None:
+        """Note that a query on each of these images left the attack nothing to follow."""
+        self.stuck[indices] += 1
 
     def finish(self, indices: Int64Array) -> None:
         """Note that the attack on these images is over."""
@@ -178,6 +195,7 @@ class Judge:
             "queries": int(self.queries[index]),
             "fooled_at": int(self.fooled_at[index]),
             "broken_at": int(self.broken_at[index]),
+            "stuck": int(self.stuck[index]),
         }
         if index in self._examples:
             example = self._examples[index]
@@ -189,6 +207,7 @@ class Judge:
         self.finished[index] = True
         self.queries[index] = entry["queries"]
         self.fooled_at[index], self.broken_at[index] = entry["fooled_at"], entry["broken_at"]
+        self.stuck[index] = entry["stuck"]
         self._spent += self.config.max_queries
         if "adversarial" in entry:
             sent = unpack_image(entry["adversarial"], self.images.shape[1:])

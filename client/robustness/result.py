@@ -64,6 +64,9 @@ class AttackResult:
     """images whose answer was no score, by kind ("nonfinite_output"), attacked or not; none of them is robust"""
     retries: dict[str, int]
     """requests that were sent again, by the kind of error that made it necessary (in this run)"""
+    stuck: float
+    """share of the queries that left the attack nothing to follow: scores that were those of the image's query
+    before, or a surrogate's gradient that was zero; 0 for an attack that sees neither"""
     queries_to_success: dict[str, float] | None
     """median and mean over the fooled images; None when there are none"""
     queries_per_s: float
@@ -97,6 +100,7 @@ class AttackResult:
             "num_queries": self.num_queries,
             "errors": self.errors,
             "retries": self.retries,
+            "stuck": self.stuck,
             "queries_to_success": self.queries_to_success,
             "queries_per_s": self.queries_per_s,
             "duration_s": self.duration_s,
@@ -133,6 +137,7 @@ def build_result(
     broken_at: Int64Array,
     errors: Mapping[str, int],
     queries: Int64Array,
+    stuck: Int64Array,
     gallery: list[Example],
     num_queries_now: int,
     duration_s: float,
@@ -150,6 +155,7 @@ def build_result(
         broken_at: the query whose answer was no score; 0 where all were.
         errors: images without a score before the attack, by kind.
         queries: queries spent on each image.
+        stuck: how many of them left the attack nothing to follow.
         gallery: examples.
         num_queries_now: queries that this run sent.
         duration_s: seconds that they took.
@@ -175,6 +181,7 @@ def build_result(
         num_queries=int(queries.sum()),
         errors={kind: count for kind, count in counted.items() if count},
         retries={},
+        stuck=float(stuck.sum() / max(1, queries.sum())),
         queries_to_success=to_success,
         queries_per_s=num_queries_now / duration_s if num_queries_now else 0.0,
         duration_s=duration_s,

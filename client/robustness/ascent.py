@@ -1,0 +1,271 @@
+"""Climbing the loss of a surrogate within the budget: the steps of PGD and its kin, and of APGD, in PyTorch.
+
+Images are float32 [n, H, W, 3] in units of uint8 here; the harness rounds what comes out. Every image has its own
+step size and its own random draws, so that which images stand beside it does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from temper.client.errors import ClientError
+from temper.client.robustness.draws import image_keys
+from temper.client.scores import Float32Array, Int64Array, UInt8Array
+from temper.client.stats import BoolArray
+
+if TYPE_CHECKING:
+    from temper.client.robustness.attacks.transfer import ApgdConfig, StepConfig
+    from temper.client.robustness.surrogate import Surrogate
+
+Loss = Callable[[Tensor], Tensor]
+"""Takes logits [n, classes], returns what is to grow, [n]."""
+_TINY = 1e-12
+
+
+def climb_steps(
+    config: StepConfig, surrogate: Surrogate, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
+) -> tuple[Float32Array, BoolArray]:
+    """Take the config's number of steps along the gradient of the cross entropy.
+
+    Sources: Goodfellow, Shlens, Szegedy, arXiv:1412.6572 (FGSM); Madry et al., arXiv:1706.06083 (PGD); Dong et al.,
+    arXiv:1710.06081 (MI-FGSM); Xie et al., arXiv:1803.06978 (input diversity).
+
+    Args:
+        config: budget, steps and what kind of steps.
+        surrogate: the network that is climbed.
+        images: uint8 [n, H, W, 3].
+        labels: int64 [n].
+        indices: int64 [n], the images' own random streams.
+        turn: which try this is, from 0: another random start.
+
+    Returns:
+        float32 [n, H, W, 3]; and bool [n], true where the first gradient was zero: nothing to follow.
+    """
+    ball = _Ball(config.norm, config.ball.reach if config.norm == "linf" else config.epsilon, images, surrogate)
+    draws = _Draws(config.seed, indices, turn)
+    loss = _cross_entropy(torch.from_numpy(labels).to(surrogate.device))
+    x = ball.random_point(draws, inside=True) if config.random_start or turn else ball.centre
+    size = config.step_share * ball.epsilon
+    momentum = torch.zeros_like(x)
+    stuck: BoolArray = np.zeros(len(images), dtype=np.bool_)
+    for step in range(config.steps):
+        diverse = draws.random(2 + 2 * step, 4) if config.diversity else None
+        gradient, _, _ = _gradient(surrogate, x, loss, None if diverse is None else _diversify(config, diverse))
+        if step == 0:
+            stuck = (gradient == 0).flatten(1).all(1).cpu().numpy()
+        if config.momentum:
+            mean = gradient.abs().flatten(1).sum(1)[:, None, None, None]
+            momentum = config.momentum * momentum + gradient / (mean + _TINY)
+            gradient = momentum
+        x = ball.project(x + size * ball.direction(gradient))
+    return x.cpu().numpy(), stuck
+
+
+def climb_auto(
+    config: ApgdConfig, surrogate: Surrogate, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
+) -> tuple[Float32Array, BoolArray]:
+    """Take the steps of APGD, which halves its step where the loss stops growing.
+
+    As the authors' code does it: the step begins at twice the budget and the checkpoints are counted in whole steps.
+    What comes back is the last point that the surrogate misjudges, or else the one of the largest loss.
+
+    Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks", ICML 2020, arXiv:2003.01690, algorithm 1 and equation 6 (DLR).
+
+    Args:
+        config: budget, steps and loss.
+        surrogate: as of `climb_steps`.
+        images: the same.
+        labels: the same.
+        indices: the same.
+        turn: the same; a targeted loss takes the next likely class at each.
+
+    Returns:
+        As `climb_steps`.
+    """
+    ball = _Ball(config.norm, config.ball.reach if config.norm == "linf" else config.epsilon, images, surrogate)
+    truth = torch.from_numpy(labels).to(surrogate.device)
+    x = ball.random_point(_Draws(config.seed, indices, turn), inside=False)
+    loss = _apgd_loss(config, surrogate, ball.centre, truth, turn)
+    return climb(surrogate, ball, x, loss, truth, config.steps)
+
+
+def climb(
+    surrogate: Surrogate, ball: _Ball, x: Tensor, loss: Loss, truth: Tensor, steps: int
+) -> tuple[Float32Array, BoolArray]:
+    """Run APGD from a start; see `climb_auto`."""
+    shape = (-1, 1, 1, 1)
+    interval, least, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+    gradient, value, logits = _gradient(surrogate, x, loss)
+    stuck: BoolArray = (gradient == 0).flatten(1).all(1).cpu().numpy()
+    before, found = x, x.clone()
+    best, best_gradient, best_value = x.clone(), gradient.clone(), value.clone()
+    size = torch.full_like(value, 2 * ball.epsilon)
+    checked_value, halved = value.clone(), torch.ones_like(value, dtype=torch.bool)
+    growths, since = torch.zeros_like(value), 0
+    latest: Tensor | None = None
+    fooled = torch.zeros_like(halved)
+    for step in range(steps):
+        moved = x - before
+        before = x
+        towards = ball.project(x + size.reshape(shape) * ball.direction(gradient)) - x
+        share = 0.75 if step else 1.0
+        x = ball.project(x + share * towards + (1 - share) * moved)
+        gradient, value, logits = _gradient(surrogate, x, loss)
+        wrong = logits.argmax(1) != truth
+        found = torch.where(wrong.reshape(shape), x, found)
+        fooled = fooled | wrong
+        if latest is not None:  # the first step has none to grow from
+            growths += value > latest
+        latest = value
+        better = value > best_value
+        best = torch.where(better.reshape(shape), x, best)
+        best_gradient = torch.where(better.reshape(shape), gradient, best_gradient)
+        best_value = torch.where(better, value, best_value)
+        since += 1
+        if since == interval:
+            halved = (growths <= 0.75 * since) | (~halved & (checked_value >= best_value))
+            checked_value = best_value.clone()
+            size = torch.where(halved, size / 2, size)
+            x = torch.where(halved.reshape(shape), best, x)
+            gradient = torch.where(halved.reshape(shape), best_gradient, gradient)
+            growths, since = torch.zeros_like(growths), 0
+            interval = max(interval - shrink, least)
+    return torch.where(fooled.reshape(shape), found, best).cpu().numpy(), stuck
+
+
+class _Ball:
+    """The budget around images, without the grid."""
+
+    def __init__(self, norm: str, epsilon: float, images: UInt8Array, surrogate: Surrogate) -> None:
+        self.norm, self.epsilon = norm, float(epsilon)
+        self.centre = torch.from_numpy(images).to(surrogate.device, torch.float32)
+        self._low = (self.centre - self.epsilon).clamp(min=0)
+        self._high = (self.centre + self.epsilon).clamp(max=255)
+
+    def project(self, x: Tensor) -> Tensor:
+        if self.norm == "linf":
+            return torch.minimum(torch.maximum(x, self._low), self._high)
+        change = x - self.centre
+        length = _length(change)
+        return (self.centre + change * (self.epsilon / length.clamp(min=self.epsilon))).clamp(0, 255)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        return gradient.sign() if self.norm == "linf" else gradient / (_length(gradient) + _TINY)
+
+    def random_point(self, draws: _Draws, *, inside: bool) -> Tensor:
+        """Return uniform draws from the ball, or with their largest change, or their length, at its edge."""
+        shape = tuple(self.centre.shape[1:])
+        if self.norm == "linf":
+            change = torch.from_numpy(2 * draws.random(0, int(np.prod(shape))) - 1).reshape(-1, *shape)
+            if not inside:
+                change = change / change.abs().flatten(1).amax(1)[:, None, None, None]
+        else:
+            change = torch.from_numpy(draws.normal(0, int(np.prod(shape)))).reshape(-1, *shape)
+            change = change / _length(change)
+            if inside:
+                change = change * torch.from_numpy(draws.random(1, 1))[:, :, None, None] ** (1 / np.prod(shape))
+        return self.project(self.centre + self.epsilon * change.to(self.centre))
+
+
+class _Draws:
+    """The random numbers of images, each from its own stream, whatever stands beside it."""
+
+    def __init__(self, seed: int, indices: Int64Array, turn: int) -> None:
+        self._keys, self._turn = image_keys(seed, indices).tolist(), turn
+
+    def random(self, number: int, size: int) -> Float32Array:
+        """Return float32 [n, size], 0 to 1, the draw of this number."""
+        return np.stack([self._generator(key, number).random(size, dtype=np.float32) for key in self._keys])
+
+    def normal(self, number: int, size: int) -> Float32Array:
+        """Return float32 [n, size], standard normal."""
+        return np.stack(
+            [self._generator(key, number).standard_normal(size, dtype=np.float32) for key in self._keys]
+        )
+
+    def _generator(self, key: int, number: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=key, counter=(self._turn << 128) + (number << 64)))
+
+
+def _length(change: Tensor) -> Tensor:
+    """Return the L2 norm of each image, [n, 1, 1, 1]."""
+    length: Tensor = change.flatten(1).norm(dim=1)[:, None, None, None]
+    return length
+
+
+def _gradient(
+    surrogate: Surrogate, x: Tensor, loss: Loss, view: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of the loss at `x`, the loss [n] and the logits."""
+    # Without TF32, which rounds what convolutions take to ten bits.
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        point = x.detach().requires_grad_()
+        logits = surrogate.logits(point if view is None else view(point))
+        value = loss(logits)
+        (gradient,) = torch.autograd.grad(value.sum(), point)
+    return gradient, value.detach(), logits.detach()
+
+
+def _cross_entropy(truth: Tensor) -> Loss:
+    return lambda logits: functional.cross_entropy(logits, truth, reduction="none")
+
+
+def _apgd_loss(config: ApgdConfig, surrogate: Surrogate, centre: Tensor, truth: Tensor, turn: int) -> Loss:
+    if config.loss == "ce":
+        return _cross_entropy(truth)
+    with torch.no_grad():
+        order = surrogate.logits(centre).argsort(1, descending=True)
+    needed = 3 if config.loss == "dlr" else 4
+    if order.shape[1] < needed:
+        raise ClientError(f'loss: got "{config.loss}" for {order.shape[1]} classes, expected {needed} or more; use "ce"')
+    rows = torch.arange(len(truth), device=truth.device)
+    if config.loss == "dlr":
+
+        def ratio(logits: Tensor) -> Tensor:
+            ordered, places = logits.sort(1, descending=True)
+            other = torch.where(places[:, 0] == truth, ordered[:, 1], ordered[:, 0])
+            return (other - logits[rows, truth]) / (ordered[:, 0] - ordered[:, 2] + _TINY)
+
+        return ratio
+    # Where the first guess is another class than the true one, that class comes too.
+    others = order[order != truth[:, None]].reshape(len(truth), -1)
+    target = others[:, turn % others.shape[1]]
+
+    def targeted(logits: Tensor) -> Tensor:
+        ordered = logits.sort(1, descending=True).values
+        scale = ordered[:, 0] - 0.5 * (ordered[:, 2] + ordered[:, 3]) + _TINY
+        return (logits[rows, target] - logits[rows, truth]) / scale
+
+    return targeted
+
+
+def _diversify(config: StepConfig, draws: Float32Array) -> Callable[[Tensor], Tensor]:
+    """Return what makes each image a little smaller, at a random place on black, in a share of the steps."""
+
+    def view(x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        return torch.stack(
+            [
+                _shrink(image, config.resize + (1 - config.resize) * draw[1], draw[2:], height, width)
+                if draw[0] < config.diversity
+                else image
+                for image, draw in zip(x, draws, strict=True)
+            ]
+        )
+
+    return view
+
+
+def _shrink(image: Tensor, share: float, place: Float32Array, height: int, width: int) -> Tensor:
+    size = [max(1, int(side * share)) for side in (height, width)]
+    small = functional.interpolate(image.permute(2, 0, 1)[None], size=size, mode="bilinear")[0]
+    top, left = (int(draw * (side - one + 1)) for draw, side, one in zip(place, (height, width), size, strict=True))
+    padded = functional.pad(small, (left, width - size[1] - left, top, height - size[0] - top))
+    return padded.permute(1, 2, 0)

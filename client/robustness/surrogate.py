@@ -1,0 +1,319 @@
+"""The attacker's own network: an ONNX classifier as PyTorch operations, so that gradients reach the pixels.
+
+What is read is the graph that an engine is made from, or anybody's: weights as they are, batch normalisation as in
+evaluation, preprocessing inside. Q/DQ pairs round as they are written, and gradients pass straight through the
+rounding (Bengio, Léonard, Courville, arXiv:1308.3432) but not through what is clipped: so an int8 or fp8 graph
+attacks as a white box too. All arithmetic is float32. The only file of the client that needs torch and onnx.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from temper.client.errors import ClientError
+
+try:
+    import onnx
+    import torch
+    from onnx import numpy_helper
+    from torch import Tensor
+    from torch.nn import functional
+except ImportError as error:
+    raise ClientError(
+        f"an attack with gradients needs PyTorch and onnx ({error}); install them with: pip install 'temper[transfer]'"
+    ) from error
+
+# Largest finite values: what ONNX saturates to. Integers round to the nearest, ties to even.
+_FLOAT8 = {
+    onnx.TensorProto.FLOAT8E4M3FN: (torch.float8_e4m3fn, 448.0),
+    onnx.TensorProto.FLOAT8E5M2: (torch.float8_e5m2, 57344.0),
+}
+_INTEGER = {
+    onnx.TensorProto.UINT8: (0, 255),
+    onnx.TensorProto.INT8: (-128, 127),
+    onnx.TensorProto.UINT16: (0, 65535),
+    onnx.TensorProto.INT16: (-32768, 32767),
+}
+
+
+class Surrogate:
+    """One network, or the mean of the logits of several; on a GPU when PyTorch sees one."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Read the graphs.
+
+        Raises:
+            ClientError: a file cannot be read, is no image classifier, or has an operator that is not known here.
+        """
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._graphs = [_Graph(path, self.device) for path in paths]
+
+    def check(self, image_shape: Sequence[int], num_classes: int) -> None:
+        """Refuse a network for other images or classes than the endpoint's.
+
+        Args:
+            image_shape: (H, W, 3) of the images to attack.
+            num_classes: the endpoint's.
+
+        Raises:
+            ClientError: names the file.
+        """
+        for graph in self._graphs:
+            if len(graph.image_shape) != 3 or any(
+                size not in (None, wanted) for size, wanted in zip(graph.image_shape, image_shape, strict=True)
+            ):
+                raise ClientError(
+                    f"{graph.path}: takes images {_listed(graph.image_shape)}, expected {_listed(image_shape)} as the "
+                    "endpoint does; use a network that was trained for it"
+                )
+            with torch.no_grad():
+                answer = graph.run(torch.zeros((1, *image_shape), device=self.device))
+            if answer.ndim != 2 or len(answer) != 1:
+                raise ClientError(
+                    f"{graph.path}: answers {_listed(answer.shape)} to one image, expected [1, classes]; "
+                    "use the ONNX file of a classifier"
+                )
+            found = answer.shape[1]
+            if found != num_classes:
+                raise ClientError(
+                    f"{graph.path}: knows {found} classes, expected the endpoint's {num_classes}; "
+                    "use a network that was trained for it"
+                )
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return float32 [n, classes] of float32 [n, H, W, 3] in units of uint8, which need not be whole."""
+        found = [graph.run(pixels) for graph in self._graphs]
+        return found[0] if len(found) == 1 else torch.stack(found).mean(0)
+
+
+@lru_cache(maxsize=4)
+def load_surrogate(paths: tuple[Path, ...]) -> Surrogate:
+    """Return the network of these files, which several attacks of one run share."""
+    return Surrogate(paths)
+
+
+class _Graph:
+    """One ONNX file. What depends on no input is worked out once."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path, self._device = path, device
+        try:
+            model = onnx.load(path)
+        except FileNotFoundError:
+            raise ClientError(f"{path}: no such file, expected an ONNX classifier") from None
+        except Exception as error:  # protobuf's and onnx's own, without a common base
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ClientError(f"{path}: not an ONNX file: {reason}") from error
+        graph = model.graph
+        self._values: dict[str, Tensor] = {one.name: _constant(one).to(device) for one in graph.initializer}
+        # What a zero point's type was says to which grid is rounded; its value, a float here, no longer does.
+        self._types: dict[str, int] = {one.name: one.data_type for one in graph.initializer}
+        inputs = [one for one in graph.input if one.name not in self._values]
+        if len(inputs) != 1 or not graph.output:
+            raise ClientError(f"{path}: has {len(inputs)} inputs, expected one: the image")
+        self._input, self._output = inputs[0].name, graph.output[0].name
+        shape = inputs[0].type.tensor_type.shape.dim
+        self.image_shape = [dim.dim_value or None for dim in shape][1:]
+        self._nodes: list[tuple[Callable[..., Tensor], dict[str, Any], list[str], str]] = []
+        for node in graph.node:
+            self._add(node)
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        if node.op_type not in _OPERATORS:
+            raise ClientError(
+                f"{self.path}: has the operator {node.op_type}, expected some of {', '.join(sorted(_OPERATORS))}"
+            )
+        attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        if node.op_type == "Constant":
+            self._types[node.output[0]] = attributes["value"].data_type
+        if node.op_type == "QuantizeLinear":
+            kind = self._types.get(node.input[2]) if len(node.input) > 2 else None
+            attributes["kind"] = kind or attributes.get("output_dtype") or onnx.TensorProto.UINT8
+        step = (_OPERATORS[node.op_type], attributes, list(node.input), node.output[0])
+        if all(not name or name in self._values for name in node.input):
+            with torch.no_grad():
+                self._values[node.output[0]] = self._apply(step, self._values).to(self._device)
+        else:
+            self._nodes.append(step)
+
+    def run(self, pixels: Tensor) -> Tensor:
+        """Return the output for float32 pixels [n, H, W, 3]."""
+        values = {**self._values, self._input: pixels}
+        for step in self._nodes:
+            values[step[3]] = self._apply(step, values)
+        return values[self._output]
+
+    def _apply(self, step: tuple[Callable[..., Tensor], dict[str, Any], list[str], str], values: Any) -> Tensor:
+        operator, attributes, inputs, output = step
+        try:
+            return operator(*(values[name] if name else None for name in inputs), **attributes)
+        except (RuntimeError, TypeError, IndexError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ClientError(f"{self.path}: {output} cannot be computed: {reason}") from error
+
+
+def _constant(tensor: onnx.TensorProto) -> Tensor:
+    array = np.asarray(numpy_helper.to_array(tensor))
+    if array.dtype.kind in "iu" and tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+        return torch.from_numpy(array.astype(np.int64))
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def _listed(shape: Sequence[object]) -> str:
+    return f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **given: Any) -> Tensor:
+    dims = weight.ndim - 2
+    x, padding = _padded(x, dims, given, 0.0, weight.shape[2:])
+    return torch.conv2d(
+        x,
+        weight,
+        bias,
+        stride=given.get("strides", [1] * dims),
+        padding=padding,
+        dilation=given.get("dilations", [1] * dims),
+        groups=given.get("group", 1),
+    )
+
+
+def _padded(
+    x: Tensor, dims: int, given: dict[str, Any], value: float, kernel: Sequence[int]
+) -> tuple[Tensor, list[int]]:
+    """Return the input and the padding that the operator itself adds: unequal ends are added here."""
+    if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        strides = given.get("strides", [1] * dims)
+        excess = [
+            max((math.ceil(size / stride) - 1) * stride + side - size, 0)
+            for size, stride, side in zip(x.shape[2:], strides, kernel, strict=True)
+        ]
+        upper = given["auto_pad"] == b"SAME_UPPER"
+        begins = [one // 2 if upper else one - one // 2 for one in excess]
+        ends = [one - begin for one, begin in zip(excess, begins, strict=True)]
+    else:
+        pads = list(given.get("pads", [0] * 2 * dims))
+        begins, ends = pads[:dims], pads[dims:]
+    # max_pool2d itself pads no more than half of the kernel.
+    if begins == ends and all(2 * pad <= side for pad, side in zip(begins, kernel, strict=True)):
+        return x, begins
+    around = [pad for pair in reversed(list(zip(begins, ends, strict=True))) for pad in pair]
+    return functional.pad(x, around, value=value), [0] * dims
+
+
+def _max_pool(x: Tensor, **given: Any) -> Tensor:
+    kernel = given["kernel_shape"]
+    x, padding = _padded(x, len(kernel), given, -math.inf, kernel)
+    return functional.max_pool2d(
+        x, kernel, given.get("strides"), padding, given.get("dilations", 1), bool(given.get("ceil_mode", 0))
+    )
+
+
+def _average_pool(x: Tensor, **given: Any) -> Tensor:
+    kernel = given["kernel_shape"]
+    x, padding = _padded(x, len(kernel), given, 0.0, kernel)
+    return functional.avg_pool2d(
+        x,
+        kernel,
+        given.get("strides"),
+        padding,
+        bool(given.get("ceil_mode", 0)),
+        bool(given.get("count_include_pad", 0)),
+    )
+
+
+def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, **given: Any) -> Tensor:
+    a, b = (a.t() if given.get("transA") else a), (b.t() if given.get("transB") else b)
+    product = given.get("alpha", 1.0) * (a @ b)
+    return product if c is None else product + given.get("beta", 1.0) * c
+
+
+def _batch_norm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, **given: Any) -> Tensor:
+    return functional.batch_norm(x, mean, var, scale, bias, training=False, eps=given.get("epsilon", 1e-5))
+
+
+def _along(x: Tensor, parameter: Tensor, axis: int) -> Tensor:
+    """Return a scale or zero point of one value per channel in a shape that fits the channels of `x`."""
+    return parameter if parameter.numel() == 1 else parameter.reshape([-1] + [1] * (x.ndim - 1 - axis % x.ndim))
+
+
+def _quantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, **given: Any) -> Tensor:
+    axis = given.get("axis", 1)
+    exact = x / _along(x, scale, axis)
+    if given["kind"] in _FLOAT8:
+        dtype, largest = _FLOAT8[given["kind"]]
+        exact = exact.clamp(-largest, largest)
+        return exact + (exact.detach().to(dtype).to(torch.float32) - exact).detach()
+    low, high = _INTEGER[given["kind"]]
+    shift = 0.0 if zero is None else _along(x, zero, axis)
+    rounded = (exact.detach().round() + shift).clamp(low, high)
+    exact = (exact + shift).clamp(low, high)
+    return exact + (rounded - exact).detach()
+
+
+def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, **given: Any) -> Tensor:
+    axis = given.get("axis", 1)
+    shifted = x.to(torch.float32) if zero is None else x - _along(x, zero, axis)
+    return shifted * _along(x, scale, axis)
+
+
+def _straight_round(x: Tensor) -> Tensor:
+    return x + (x.detach().round() - x).detach()
+
+
+def _clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None, **given: Any) -> Tensor:
+    return x.clamp(low if low is not None else given.get("min"), high if high is not None else given.get("max"))
+
+
+def _reduce_mean(x: Tensor, axes: Tensor | None = None, **given: Any) -> Tensor:
+    over = axes.tolist() if axes is not None else given.get("axes") or list(range(x.ndim))
+    return x.mean(over, keepdim=bool(given.get("keepdims", 1)))
+
+
+def _reshape(x: Tensor, shape: Tensor, **given: Any) -> Tensor:
+    return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(shape.tolist())])
+
+
+def _flatten(x: Tensor, **given: Any) -> Tensor:
+    axis = given.get("axis", 1)
+    return x.reshape(math.prod(x.shape[:axis]), -1)
+
+
+def _value(**given: Any) -> Tensor:
+    return _constant(given["value"])
+
+
+_OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "Add": lambda a, b: a + b,
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
+    # Every value is float32 here: what is cast is whole, or was rounded when it was written.
+    "Cast": lambda x, **given: x,
+    "Clip": _clip,
+    "Constant": _value,
+    "Conv": _conv,
+    "DequantizeLinear": _dequantize,
+    "Div": lambda a, b: a / b,
+    "Dropout": lambda x, *rest, **given: x,
+    "Flatten": _flatten,
+    "Gemm": _gemm,
+    "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
+    "Identity": lambda x: x,
+    "MatMul": lambda a, b: a @ b,
+    "MaxPool": _max_pool,
+    "Mul": lambda a, b: a * b,
+    "QuantizeLinear": _quantize,
+    "ReduceMean": _reduce_mean,
+    "Relu": torch.relu,
+    "Reshape": _reshape,
+    "Round": _straight_round,
+    "Sigmoid": torch.sigmoid,
+    "Softmax": lambda x, **given: torch.softmax(x, given.get("axis", -1)),
+    "Sub": lambda a, b: a - b,
+    "Transpose": lambda x, **given: x.permute(given["perm"]),
+}
