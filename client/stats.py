@@ -137,6 +137,31 @@ def compare_paired(first: npt.ArrayLike, second: npt.ArrayLike) -> PairedCompari
     )
 
 
+def images_needed(difference: float, discordant: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
+    """Return how many images a paired comparison needs to find a difference of two accuracies.
+
+    Args:
+        difference: of the shares, other than 0.
+        discordant: share of the images that the two judge otherwise, at least the size of the difference.
+        confidence: 1 - the two-sided error of finding a difference where there is none.
+        power: probability of finding it.
+
+    Raises:
+        ValueError: the shares are not possible.
+
+    Source: R. J. Connor, "Sample size for testing differences in proportions for the paired-sample design",
+    Biometrics 43 (1987), 207-211.
+    """
+    if not 0 < abs(difference) <= discordant <= 1:
+        raise ValueError(
+            f"difference and discordant: got {difference:g} and {discordant:g}, "
+            "expected 0 < difference <= discordant <= 1"
+        )
+    alpha, beta = NormalDist().inv_cdf((1 + confidence) / 2), NormalDist().inv_cdf(power)
+    spread = alpha * math.sqrt(discordant) + beta * math.sqrt(discordant - difference**2)
+    return math.ceil((spread / difference) ** 2)
+
+
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Return the exact two-sided McNemar p-value of two counts of discordant pairs.
 

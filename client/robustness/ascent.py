@@ -6,6 +6,7 @@ step size and its own random draws, so that which images stand beside it does no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,17 @@ _TINY = 1e-12
 
 
 def climb_steps(
-    config: StepConfig, surrogate: Surrogate, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
+    config: StepConfig,
+    surrogate: Surrogate,
+    images: UInt8Array,
+    labels: Int64Array,
+    indices: Int64Array,
+    turn: int,
 ) -> tuple[Float32Array, BoolArray]:
     """Take the config's number of steps along the gradient of the cross entropy.
 
-    Sources: Goodfellow, Shlens, Szegedy, arXiv:1412.6572 (FGSM); Madry et al., arXiv:1706.06083 (PGD); Dong et al.,
-    arXiv:1710.06081 (MI-FGSM); Xie et al., arXiv:1803.06978 (input diversity).
+    Sources: Goodfellow, Shlens, Szegedy, arXiv:1412.6572 (FGSM); Madry et al., arXiv:1706.06083 (PGD);
+    Dong et al., arXiv:1710.06081 (MI-FGSM); Xie et al., arXiv:1803.06978 (input diversity).
 
     Args:
         config: budget, steps and what kind of steps.
@@ -68,11 +74,16 @@ def climb_steps(
 
 
 def climb_auto(
-    config: ApgdConfig, surrogate: Surrogate, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
+    config: ApgdConfig,
+    surrogate: Surrogate,
+    images: UInt8Array,
+    labels: Int64Array,
+    indices: Int64Array,
+    turn: int,
 ) -> tuple[Float32Array, BoolArray]:
     """Take the steps of APGD, which halves its step where the loss stops growing.
 
-    As the authors' code does it: the step begins at twice the budget and the checkpoints are counted in whole steps.
+    As the authors' code does it: the step begins at twice the budget, checkpoints are counted in whole steps.
     What comes back is the last point that the surrogate misjudges, or else the one of the largest loss.
 
     Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -163,14 +174,14 @@ class _Ball:
         """Return uniform draws from the ball, or with their largest change, or their length, at its edge."""
         shape = tuple(self.centre.shape[1:])
         if self.norm == "linf":
-            change = torch.from_numpy(2 * draws.random(0, int(np.prod(shape))) - 1).reshape(-1, *shape)
+            change = torch.from_numpy(2 * draws.random(0, math.prod(shape)) - 1).reshape(-1, *shape)
             if not inside:
                 change = change / change.abs().flatten(1).amax(1)[:, None, None, None]
         else:
-            change = torch.from_numpy(draws.normal(0, int(np.prod(shape)))).reshape(-1, *shape)
+            change = torch.from_numpy(draws.normal(0, math.prod(shape))).reshape(-1, *shape)
             change = change / _length(change)
             if inside:
-                change = change * torch.from_numpy(draws.random(1, 1))[:, :, None, None] ** (1 / np.prod(shape))
+                change = change * torch.from_numpy(draws.random(1, 1))[:, :, None, None] ** (1 / math.prod(shape))
         return self.project(self.centre + self.epsilon * change.to(self.centre))
 
 
@@ -224,7 +235,9 @@ def _apgd_loss(config: ApgdConfig, surrogate: Surrogate, centre: Tensor, truth: 
         order = surrogate.logits(centre).argsort(1, descending=True)
     needed = 3 if config.loss == "dlr" else 4
     if order.shape[1] < needed:
-        raise ClientError(f'loss: got "{config.loss}" for {order.shape[1]} classes, expected {needed} or more; use "ce"')
+        raise ClientError(
+            f'loss: got "{config.loss}" for {order.shape[1]} classes, expected {needed} or more; use "ce"'
+        )
     rows = torch.arange(len(truth), device=truth.device)
     if config.loss == "dlr":
 
@@ -266,6 +279,8 @@ def _diversify(config: StepConfig, draws: Float32Array) -> Callable[[Tensor], Te
 def _shrink(image: Tensor, share: float, place: Float32Array, height: int, width: int) -> Tensor:
     size = [max(1, int(side * share)) for side in (height, width)]
     small = functional.interpolate(image.permute(2, 0, 1)[None], size=size, mode="bilinear")[0]
-    top, left = (int(draw * (side - one + 1)) for draw, side, one in zip(place, (height, width), size, strict=True))
+    top, left = (
+        int(draw * (side - one + 1)) for draw, side, one in zip(place, (height, width), size, strict=True)
+    )
     padded = functional.pad(small, (left, width - size[1] - left, top, height - size[0] - top))
     return padded.permute(1, 2, 0)

@@ -9,10 +9,10 @@ shared between slots, a result does not depend on the batch size, the concurrenc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,8 @@ class AttackConfig(Tagged):
     floor is what counts. "l2": over all values of the image."""
     norm: Norm = "linf"
     """Norm of the budget."""
+    curve: tuple[float, ...] = ()
+    """Further budgets that a recipe measures, for the curve of accuracy against epsilon."""
     num_images: int | None = None
     """Images to evaluate, drawn by the seed; all when not given."""
     max_queries: int = 1000
@@ -65,7 +67,8 @@ class AttackConfig(Tagged):
             if get_origin(kind) is Literal and getattr(self, field) not in get_args(kind):
                 listed = ", ".join(f'"{choice}"' for choice in get_args(kind))
                 raise ValueError(f'{field}: got "{getattr(self, field)}", expected one of {listed}')
-        _ = self.ball  # checks epsilon
+        for epsilon in (self.epsilon, *self.curve):
+            BALLS[self.norm](epsilon)  # checks it
         for field in ("max_queries", "batch_size", "concurrency"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected at least 1")
@@ -82,6 +85,11 @@ class AttackConfig(Tagged):
             PluginError: an attack of another package cannot be used.
         """
         return {name: kind.config for name, kind in ATTACKS.all().items()}
+
+    def each_budget(self) -> Iterator[Self]:
+        """Yield the attack at each of its budgets, alone."""
+        for epsilon in sorted({self.epsilon, *self.curve}):
+            yield replace(self, epsilon=epsilon, curve=())
 
     @property
     def ball(self) -> Ball:

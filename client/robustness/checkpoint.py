@@ -138,7 +138,9 @@ def build_header(
         endpoint: name of what is attacked.
         surrogates: files of the networks whose gradients are followed, by name.
     """
-    header = {key: value for key, value in asdict(config).items() if key not in ("batch_size", "concurrency")}
+    header = {
+        key: value for key, value in asdict(config).items() if key not in ("batch_size", "concurrency", "curve")
+    }
     digest = hashlib.sha256(labels.tobytes())
     for index in indices.tolist():
         digest.update(np.ascontiguousarray(images[index]).tobytes())

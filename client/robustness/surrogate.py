@@ -26,7 +26,8 @@ try:
     from torch.nn import functional
 except ImportError as error:
     raise ClientError(
-        f"an attack with gradients needs PyTorch and onnx ({error}); install them with: pip install 'temper[transfer]'"
+        f"an attack with gradients needs PyTorch and onnx ({error}); install them with: "
+        "pip install 'temper[transfer]'"
     ) from error
 
 # Largest finite values: what ONNX saturates to. Integers round to the nearest, ties to even.
@@ -69,8 +70,8 @@ class Surrogate:
                 size not in (None, wanted) for size, wanted in zip(graph.image_shape, image_shape, strict=True)
             ):
                 raise ClientError(
-                    f"{graph.path}: takes images {_listed(graph.image_shape)}, expected {_listed(image_shape)} as the "
-                    "endpoint does; use a network that was trained for it"
+                    f"{graph.path}: takes images {_listed(graph.image_shape)}, expected {_listed(image_shape)} as "
+                    "the endpoint does; use a network that was trained for it"
                 )
             with torch.no_grad():
                 answer = graph.run(torch.zeros((1, *image_shape), device=self.device))
@@ -229,7 +230,7 @@ def _average_pool(x: Tensor, **given: Any) -> Tensor:
 
 def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, **given: Any) -> Tensor:
     a, b = (a.t() if given.get("transA") else a), (b.t() if given.get("transB") else b)
-    product = given.get("alpha", 1.0) * (a @ b)
+    product: Tensor = given.get("alpha", 1.0) * (a @ b)
     return product if c is None else product + given.get("beta", 1.0) * c
 
 

@@ -276,7 +276,21 @@ def load(
     help="Budget in 1/255: per channel of a pixel in linf, over the whole image in l2.",
 )
 @click.option("--norm", metavar="[linf|l2]", help="Norm of the budget, of those that the attack has.  [linf]")
-@click.option("--max-queries", type=click.INT, default=1000, show_default=True, help="Queries per image.")
+@click.option(
+    "--max-queries",
+    type=click.INT,
+    help="Queries per image.  [1000; of an attack with a surrogate, images that are sent: 2 to 9]",
+)
+@click.option(
+    "--surrogate",
+    "surrogates",
+    type=click.STRING,
+    multiple=True,
+    metavar="FILE.onnx",
+    help="Network whose gradients are followed; may be given again, each has its turn. Without it, the graph that "
+    "the model's version in the repository runs.",
+)
+@click.option("--steps", type=click.INT, help="Steps along the gradient, each turn.")
 @click.option("--num-images", type=click.INT, help="Images to attack, drawn by the seed; all when not given.")
 @click.option("--batch-size", type=click.INT, default=32, show_default=True, help="Images per request.")
 @click.option("--concurrency", type=click.INT, default=4, show_default=True, help="Requests in flight.")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from temper.client.stats import images_needed
 from temper.report import text
-from temper.report.measured import Accuracy, Attack, Paired
+from temper.report.measured import Accuracy, Attack, Paired, PairedWorstCase
 from temper.report.model import Comparison, Report, Variant
 
+_TELLING = 0.02
+"""A difference of robust accuracy that would matter."""
 _MIN_AGREEMENT = 0.99
 """Served int8 below this share of the exact arithmetic's answers is worth a sentence."""
 
@@ -15,20 +20,19 @@ def answers(report: Report) -> list[str]:
 
     Only what was measured is said, so a run that stopped early gives shorter sentences.
     """
-    return [_compared(comparison) for comparison in report.comparisons] or [
-        sentence for variant in report.variants if (sentence := _described(variant))
+    budgets = report.budgets()
+    return [_compared(comparison, budgets) for comparison in report.comparisons] or [
+        sentence for variant in report.variants if (sentence := _described(variant, budgets))
     ]
 
 
-def _compared(comparison: Comparison) -> str:
+def _compared(comparison: Comparison, budgets: Sequence[tuple[str, float]]) -> str:
     parts = []
     if comparison.accuracy is not None:
         parts.append(f"accuracy {_difference(comparison.accuracy)}")
     if comparison.throughput_ratio is not None:
         parts.append(f"{text.times(comparison.throughput_ratio)} the throughput")
-    for attack in comparison.robustness:
-        label = f"{attack.attack} ({text.budget(attack.norm, attack.epsilon)})"
-        parts.append(f"accuracy under {label} {_difference(attack)}")
+    parts += [_worst_case(case) for case in comparison.worst_case if case.budget in budgets]
     parts.append(f"{text.times(comparison.size_ratio)} the size")
     return f"{comparison.variant} against {comparison.baseline}: {', '.join(parts)}."
 
@@ -37,27 +41,45 @@ def _difference(paired: Paired) -> str:
     return text.points(paired.difference, paired.low, paired.high)
 
 
-def _described(variant: Variant) -> str:
+def _worst_case(case: PairedWorstCase) -> str:
+    """The difference as what it is: a doubt is named, and so is what the number of images could not show."""
+    said = f"worst case under attack ({text.budget(case.norm, case.epsilon)}) {_difference(case)}"
+    if case.doubt is not None:
+        return f"{said}, which is no answer: {case.doubt}"
+    discordant = (case.num_only_first + case.num_only_second) / case.num_images
+    needed = images_needed(_TELLING, max(discordant, _TELLING))
+    if case.low <= 0 <= case.high and case.high - case.low > 2 * _TELLING and needed > case.num_images:
+        return f"{said}, not told apart ({100 * _TELLING:.0f} points would take {needed:,} images)"
+    return said
+
+
+def _described(variant: Variant, budgets: Sequence[tuple[str, float]]) -> str:
     parts = []
     if (share := variant.accuracy) is not None:
         interval = text.interval(share.low, share.high)
         parts.append(f"accuracy {text.percent(share.value)} (95 % interval {interval})")
     if variant.throughput_ips:
         parts.append(f"{text.number(variant.throughput_ips)} images/s")
-    for attack in variant.robustness:
-        budget = text.budget(attack.norm, attack.epsilon)
-        parts.append(f"{text.percent(attack.accuracy)} under {attack.attack} ({budget})")
+    for case in variant.worst_case:
+        if case.budget in budgets:
+            doubt = f", or less: {case.doubt}" if case.doubt else ""
+            parts.append(f"{text.percent(case.value)} under attack at worst ({text.budget(*case.budget)}{doubt})")
     return f"{variant.name}: {', '.join(parts)}." if parts else ""
 
 
 def faults(report: Report) -> list[str]:
     """One sentence for all that went wrong behind a figure.
 
-    Deaths, answers that were no scores, retries, and int8 answers that depend on the CPU.
+    Deaths, answers that were no scores, retries, attacks that saw a mask, and int8 answers that depend on the CPU.
     """
     found = [f"{death}." for death in report.deaths]
     for variant in report.variants:
         found += _int8_faults(variant)
+        found += [
+            f"{variant.name}, {mask.attack} ({text.budget(mask.norm, mask.epsilon)}): gradients or scores are "
+            f"masked: {mask.evidence}."
+            for mask in variant.masks
+        ]
         measured: list[tuple[str, Accuracy | Attack]] = [(attack.attack, attack) for attack in variant.robustness]
         if variant.accuracy is not None:
             measured.insert(0, ("accuracy", variant.accuracy))

@@ -1,4 +1,4 @@
-"""The report's five pictures, each from the report's figures alone."""
+"""The report's pictures, each from the report's figures alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from temper.report import text
 from temper.report.measured import CurvePoint, Latency, LoadRun, Share
 from temper.report.model import Variant
 from temper.report.svg import Axis, Plot, log_span, span
-from temper.report.table import attack_keys
+from temper.report.table import all_budgets
 
 NUM_STYLES = 6
 
@@ -98,17 +98,17 @@ def _latency_marks(plot: Plot, run: LoadRun, latency: Latency, look: str, name: 
 
 
 def robust_accuracy(variants: Sequence[Variant]) -> str | None:
-    """Bars of accuracy, clean and under each attack on the same images, with their intervals."""
-    keys = attack_keys(variants)
-    if not keys:
+    """Bars of accuracy, clean and in the worst case at each budget on the same images, with their intervals."""
+    budgets = all_budgets(variants)
+    if not budgets:
         return None
-    names = ["clean", *(f"{attack} {text.budget(norm, epsilon)}" for attack, norm, epsilon in keys)]
+    names = ["clean", *(text.budget(*budget) for budget in budgets)]
     x = Axis(low=0, high=len(names), label="")
     y = Axis(low=0, high=100, label="accuracy", suffix=" %")
     plot = Plot(x, y, "Accuracy without and under attack, per variant", x_names=names)
     width = 0.72 / len(variants)
     for index, variant in enumerate(variants):
-        for group, share in _groups(variant, keys):
+        for group, share in _groups(variant, budgets):
             left = group + 0.14 + index * width
             note = f"{variant.name}, {names[group]}: {text.percent(share.value)} "
             note += f"[{text.interval(share.low, share.high)}], {share.num_images} images"
@@ -117,12 +117,43 @@ def robust_accuracy(variants: Sequence[Variant]) -> str | None:
     return plot.svg()
 
 
-def _groups(variant: Variant, keys: Sequence[tuple[str, str, float]]) -> Iterator[tuple[int, Share]]:
+def _groups(variant: Variant, budgets: Sequence[tuple[str, float]]) -> Iterator[tuple[int, Share]]:
     if variant.robustness:
         yield 0, variant.robustness[0].clean_accuracy
-    for group, key in enumerate(keys, start=1):
-        if attack := variant.attack(key):
-            yield group, attack.share
+    for group, budget in enumerate(budgets, start=1):
+        if (case := variant.worst_at(budget)) is not None:
+            yield group, case
+
+
+def accuracy_over_epsilon(variants: Sequence[Variant], norm: str) -> str | None:
+    """How the worst case falls as the budget grows; broken lines are single attacks."""
+    cases = [[case for case in variant.worst_case if case.norm == norm] for variant in variants]
+    if not any(len(each) > 1 for each in cases):
+        return None
+    largest = max(case.epsilon for each in cases for case in each)
+    x = Axis(low=0, high=largest, label=f"epsilon, 1/255, {text.norm(norm)}")
+    y = Axis(low=0, high=100, label="accuracy", suffix=" %")
+    plot = Plot(x, y, f"Accuracy over the size of the budget in {text.norm(norm)}, per variant")
+    for index, (variant, each) in enumerate(zip(variants, cases, strict=True)):
+        clean = [(0.0, 100 * variant.robustness[0].clean_accuracy.value)] if each else []
+        for name in dict.fromkeys(attack.attack for attack in variant.robustness):
+            path = [
+                (attack.epsilon, 100 * attack.accuracy)
+                for attack in variant.robustness
+                if (attack.attack, attack.norm) == (name, norm)
+            ]
+            plot.line(clean + sorted(path), f"{style(index)} broken")
+        plot.line(clean + sorted((case.epsilon, 100 * case.value) for case in each), f"{style(index)} full")
+        for case in each:
+            plot.error_bar(case.epsilon, 100 * case.low, 100 * case.high, style(index))
+            note = f"{variant.name}, {text.budget(*case.budget)}: {text.percent(case.value)} at worst"
+            plot.marker(case.epsilon, 100 * case.value, style(index), note)
+    return plot.svg()
+
+
+def _is_search(attack: str) -> bool:
+    """Whether an attack spends queries to search, which one that follows a surrogate does not."""
+    return attack not in ATTACKS.names() or ATTACKS.get(attack).sees != "surrogate"
 
 
 def _is_blind(attack: str) -> bool:
@@ -136,7 +167,7 @@ def robust_accuracy_over_queries(variants: Sequence[Variant]) -> str | None:
         (index, attack)
         for index, variant in enumerate(variants)
         for attack in variant.robustness
-        if len(attack.curve) > 1
+        if len(attack.curve) > 1 and _is_search(attack.attack)
     ]
     if not curves:
         return None

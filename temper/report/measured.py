@@ -227,6 +227,8 @@ class Attack(Record):
     """Images whose answer was no score, by kind; none of them is robust."""
     retries: dict[str, int]
     """Requests that were sent again, by the kind of error that made it necessary."""
+    stuck: float = 0.0
+    """Share of the queries that left the attack nothing to follow: equal scores, or a gradient that was zero."""
     queries_to_success: QueriesToSuccess | None
     """Null when no image was fooled."""
     queries_per_s: float
@@ -267,3 +269,67 @@ class PairedAttack(Paired):
     """The budget's norm."""
     epsilon: float
     """The budget in units of 1/255."""
+    masked: str | None = None
+    """Why the attack saw only a mask of one of them, so that the difference says nothing; null when it did not."""
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """Name, norm and epsilon."""
+        return self.attack, self.norm, self.epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask(Record):
+    """An attack that found less than there was: gradients or scores are masked."""
+
+    attack: str
+    """The attack's name in the recipe."""
+    norm: str
+    """The budget's norm."""
+    epsilon: float
+    """The budget in units of 1/255."""
+    evidence: str
+    """What shows it, in words with figures."""
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """What tells the attack from the variant's others."""
+        return self.attack, self.norm, self.epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstCase(Share):
+    """The share of images right before and after every attack within a budget."""
+
+    norm: str
+    """The budget's norm."""
+    epsilon: float
+    """The budget in units of 1/255."""
+    attacks: tuple[str, ...]
+    """The attacks behind it, those with a smaller budget among them."""
+    per_class: tuple[ClassShare, ...]
+    """The same by class."""
+    doubt: str | None
+    """Why a stronger attack may leave much less; null when nothing speaks for it."""
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """Norm and epsilon."""
+        return self.norm, self.epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedWorstCase(Paired):
+    """The worst cases of two variants, on the same images."""
+
+    norm: str
+    """The budget's norm."""
+    epsilon: float
+    """The budget in units of 1/255."""
+    doubt: str | None
+    """Why the difference is no answer; null when it is."""
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """Norm and epsilon."""
+        return self.norm, self.epsilon

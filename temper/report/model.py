@@ -15,10 +15,13 @@ from temper.report.measured import (
     ClassShare,
     Latency,
     LoadRun,
+    Mask,
     Paired,
     PairedAttack,
+    PairedWorstCase,
     Record,
     Share,
+    WorstCase,
 )
 
 FORMAT: Literal[2] = 2
@@ -181,6 +184,10 @@ class Variant(Record):
     """Every load run."""
     robustness: tuple[Attack, ...] = ()
     """Every attack, in the recipe's order."""
+    worst_case: tuple[WorstCase, ...] = ()
+    """What all of them together leave, at every budget."""
+    masks: tuple[Mask, ...] = ()
+    """The attacks among them that saw only a mask."""
     calibration: Calibration | None
     """Null when it is not quantised."""
     int8: Int8 | None
@@ -195,6 +202,10 @@ class Variant(Record):
     def attack(self, key: tuple[str, str, float]) -> Attack | None:
         """The attack of this name, norm and epsilon, if it was measured."""
         return next((attack for attack in self.robustness if attack.key == key), None)
+
+    def worst_at(self, budget: tuple[str, float]) -> WorstCase | None:
+        """The worst case at this norm and epsilon, if it was measured."""
+        return next((case for case in self.worst_case if case.budget == budget), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +224,8 @@ class Comparison(Record):
     """Variant minus baseline; null when one was not measured."""
     robustness: tuple[PairedAttack, ...] = ()
     """The same under every attack that both went through."""
+    worst_case: tuple[PairedWorstCase, ...] = ()
+    """The same under all of them together, at every budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +320,19 @@ class Report(Record):
     """The run's stages, as they ran."""
     failed: tuple[Failure, ...] = ()
     """In a sweep: the variants that could not be measured."""
+
+    def budgets(self) -> tuple[tuple[str, float], ...]:
+        """The budget of each norm, (norm, epsilon), that is told first.
+
+        It is where the first variant's worst case is nearest to half of its accuracy without attack: where nearly
+        all images are left, or none, no two variants differ.
+        """
+        first = next((variant for variant in self.variants if variant.worst_case), None)
+        if first is None:
+            return ()
+        half = first.robustness[0].clean_accuracy.value / 2
+        nearest = sorted(first.worst_case, key=lambda case: abs(case.value - half), reverse=True)
+        return tuple({case.norm: case.budget for case in nearest}.values())
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as JSON."""

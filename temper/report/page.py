@@ -11,6 +11,7 @@ from temper.report import figures, html, text
 from temper.report.answer import answers
 from temper.report.measured import Paired
 from temper.report.model import Report
+from temper.report.robustness import attacks
 from temper.report.sections import (
     compression,
     gallery,
@@ -21,6 +22,7 @@ from temper.report.sections import (
     steps,
     timings,
 )
+from temper.report.table import all_budgets
 
 
 def render_page(report: Report, folder: Path) -> str:
@@ -80,9 +82,10 @@ def _tiles(report: Report) -> str:
         tiles.append(_paired_tile("accuracy", comparison.accuracy))
     if comparison.throughput_ratio is not None:
         tiles.append((text.times(comparison.throughput_ratio), "throughput", names))
-    for attack in comparison.robustness:
-        budget = text.budget(attack.norm, attack.epsilon)
-        tiles.append(_paired_tile(f"accuracy under {attack.attack} {budget}", attack))
+    for case in comparison.worst_case:
+        if case.budget in report.budgets():
+            value, name, note = _paired_tile(f"worst case under attack {text.budget(*case.budget)}", case)
+            tiles.append((value, name, f"no answer: {case.doubt}" if case.doubt else note))
     tiles.append((text.times(comparison.size_ratio), "size of the engine file", names))
     body = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span><span>{escape(note)}</span></div>'
@@ -106,8 +109,8 @@ def _speed_figures(report: Report) -> str:
     body = html.figure(
         "The frontier",
         figures.frontier(variants),
-        "Full marks: no other variant is as good in accuracy, accuracy under attack, latency and size, and better "
-        "in one. Up and to the left is better.",
+        "Full marks: no other variant is as good in accuracy, worst case under attack, latency and size, and "
+        "better in one. Up and to the left is better.",
         names,
     )
     body += html.figure(
@@ -127,17 +130,26 @@ def _speed_figures(report: Report) -> str:
 
 def _robustness(report: Report) -> str:
     variants, names = report.variants, _names(report)
+    norms = dict.fromkeys(norm for norm, _ in all_budgets(variants))
     body = html.figure(
         "Accuracy without and under attack",
         figures.robust_accuracy(variants),
-        "The same images for all; whiskers are 95 % intervals.",
-        names,
-    ) + html.figure(
-        "Accuracy over the attacker's queries",
-        figures.robust_accuracy_over_queries(variants),
-        "An image is lost once the server's answer to a uint8 image inside the budget was wrong. Square searches "
-        "by the scores: a variant whose scores move in coarser steps, as int8's do, can hide from the search "
-        "without being more robust.",
+        "The same images for all; an image is right when no attack within the budget fooled the endpoint with it. "
+        "Whiskers are 95 % intervals.",
         names,
     )
-    return f'<div class="figures">{body}</div>' if body else ""
+    for norm in norms:
+        body += html.figure(
+            f"Accuracy over the budget, {text.norm(norm)}",
+            figures.accuracy_over_epsilon(variants, norm),
+            "Full lines: the worst case of all attacks. Broken lines: each attack alone.",
+            names,
+        )
+    body += html.figure(
+        "Accuracy over the attacker's queries",
+        figures.robust_accuracy_over_queries(variants),
+        "Attacks that search through the endpoint alone. How fast a search goes says how hard searching is, not "
+        "how robust a variant: that is the worst case.",
+        names,
+    )
+    return (f'<div class="figures">{body}</div>' if body else "") + attacks(report)

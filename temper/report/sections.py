@@ -10,7 +10,7 @@ from temper.report import html, text
 from temper.report.answer import faults
 from temper.report.measured import ClassShare, LoadRun, Picture, Share
 from temper.report.model import Int8, Report, Step, Timing, Variant
-from temper.report.table import attack_keys
+from temper.report.table import all_budgets
 
 _SMALL_IMAGE_BYTES = 12_000
 """Above this a gallery shows fewer images, to keep the page light."""
@@ -18,34 +18,35 @@ _SMALL_IMAGE_BYTES = 12_000
 
 def results(report: Report) -> str:
     """One row per variant: what it is, how right, how fast, how robust."""
-    keys = attack_keys(report.variants)
-    attacks = [f"{attack} {text.budget(norm, epsilon)}" for attack, norm, epsilon in keys]
-    head = ["variant", "engine", "size", "accuracy", "images/s", "p50", "p99", *attacks]
+    budgets = all_budgets(report.variants)
+    worst = [f"worst case {text.budget(*budget)}" for budget in budgets]
+    head = ["variant", "engine", "size", "accuracy", "images/s", "p50", "p99", *worst]
     note = '<p class="note">Small print: 95 % intervals (Wilson). '
     note += f"{escape(_latency_note(report))}</p>"
     notes = "".join(f'<p class="note">{escape(fault)}</p>' for fault in faults(report))
-    return html.table(head, (_result_row(variant, keys) for variant in report.variants), left=2) + note + notes
+    return html.table(head, (_result_row(variant, budgets) for variant in report.variants), left=2) + note + notes
 
 
-def _result_row(variant: Variant, keys: Sequence[tuple[str, str, float]]) -> list[object]:
-    latency, robust = variant.latency_ms, [variant.attack(key) for key in keys]
+def _result_row(variant: Variant, budgets: Sequence[tuple[str, float]]) -> list[object]:
+    latency = variant.latency_ms
     return [
         html.with_note(variant.name, f"{variant.model} v{variant.version}"),
         html.with_note(variant.engine, variant.engine_reason),
         text.size(variant.size_bytes),
-        _share(variant.accuracy),
+        share(variant.accuracy),
         text.number(variant.throughput_ips) if variant.throughput_ips else "–",
         f"{text.number(latency.p50)} ms" if latency else "–",
         f"{text.number(latency.p99)} ms" if latency else "–",
-        *(_share(attack.share if attack else None) for attack in robust),
+        *(share(variant.worst_at(budget)) for budget in budgets),
     ]
 
 
-def _share(share: Share | None) -> str:
-    if share is None:
+def share(found: Share | None) -> str:
+    """A share over its interval and the number of images; a dash for what was not measured."""
+    if found is None:
         return "–"
     return html.with_note(
-        text.percent(share.value), f"{text.interval(share.low, share.high)}, {share.num_images} images"
+        text.percent(found.value), f"{text.interval(found.low, found.high)}, {found.num_images} images"
     )
 
 
@@ -55,15 +56,15 @@ def _latency_note(report: Report) -> str:
 
 
 def per_class(report: Report) -> str:
-    """Accuracy per class: clean on all test images, then under each attack, per variant."""
+    """Accuracy per class: clean on all test images, then the worst case under attack, per variant."""
     columns: dict[str, dict[str, ClassShare]] = {}
     for variant in report.variants:
         columns[f"{variant.name} clean"] = {share.label: share for share in variant.per_class}
-        for attack in variant.robustness:
-            budget = text.budget(attack.norm, attack.epsilon)
-            columns[f"{variant.name} {attack.attack} {budget}"] = {
-                share.label: share for share in attack.per_class
-            }
+        for budget in report.budgets():
+            if (case := variant.worst_at(budget)) is not None:
+                columns[f"{variant.name} worst case {text.budget(*budget)}"] = {
+                    share.label: share for share in case.per_class
+                }
     columns = {name: column for name, column in columns.items() if column}
     labels = list(dict.fromkeys(label for column in columns.values() for label in column))
     if not columns:
@@ -80,10 +81,14 @@ def per_class(report: Report) -> str:
 
 
 def gallery(report: Report, folder: Path) -> str:
-    """What fooled each variant: the original, the adversarial image and their difference, amplified."""
-    parts = []
+    """What fooled each variant: the original, the adversarial image and their difference, amplified.
+
+    Of an attack at several budgets, the one nearest to that which is told first.
+    """
+    parts, first = [], dict(report.budgets())
     for variant in report.variants:
-        for attack in variant.robustness:
+        by_distance = sorted(variant.robustness, key=lambda one: -abs(one.epsilon - first.get(one.norm, 0)))
+        for attack in {(one.attack, one.norm): one for one in by_distance}.values():
             shots = "".join(_shots(attack.gallery, folder))
             if shots:
                 heading = f"{variant.name}, {attack.attack} {text.budget(attack.norm, attack.epsilon)}"
@@ -192,7 +197,7 @@ def _steps_table(rows: Sequence[Step]) -> str:
             f"{row.flops / 1e9:.2f}",
             f"{row.num_parameters / 1e6:.2f} M",
             text.size(row.size_bytes),
-            _share(row.accuracy),
+            share(row.accuracy),
             html.with_note(points, span),
             text.percent(row.agreement),
             html.with_note(

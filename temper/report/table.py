@@ -13,25 +13,23 @@ _NONE = "\N{EN DASH}"
 
 
 def columns(report: Report) -> list[str]:
-    """The table's head: the fixed columns and one per attack."""
+    """The table's head: the fixed columns, and the worst case at the budget of each norm that is told first."""
     head = ["variant", "engine", "size", "accuracy", "images/s", "p50 ms", "p99 ms"]
-    return head + [
-        f"{attack} {text.budget(norm, epsilon)}" for attack, norm, epsilon in attack_keys(report.variants)
-    ]
+    return head + [f"worst case {text.budget(*budget)}" for budget in report.budgets()]
 
 
-def attack_keys(variants: Sequence[Variant]) -> list[tuple[str, str, float]]:
-    """The attacks that any variant went through: (attack, norm, epsilon), in the order of the recipe."""
-    return list(dict.fromkeys(attack.key for variant in variants for attack in variant.robustness))
+def all_budgets(variants: Sequence[Variant]) -> list[tuple[str, float]]:
+    """The budgets, (norm, epsilon), that any variant was attacked at, by norm and size."""
+    return sorted({case.budget for variant in variants for case in variant.worst_case})
 
 
 def rows(report: Report) -> list[list[str]]:
     """One row of text per variant, in the columns' order; a dash for what was not measured."""
-    return [_row(variant, attack_keys(report.variants)) for variant in report.variants]
+    return [_row(variant, report.budgets()) for variant in report.variants]
 
 
-def _row(variant: Variant, attacks: Sequence[tuple[str, str, float]]) -> list[str]:
-    latency, robust = variant.latency_ms, [variant.attack(key) for key in attacks]
+def _row(variant: Variant, budgets: Sequence[tuple[str, float]]) -> list[str]:
+    latency = variant.latency_ms
     return [
         variant.name,
         variant.engine,
@@ -40,7 +38,7 @@ def _row(variant: Variant, attacks: Sequence[tuple[str, str, float]]) -> list[st
         text.number(variant.throughput_ips) if variant.throughput_ips else _NONE,
         text.number(latency.p50) if latency else _NONE,
         text.number(latency.p99) if latency else _NONE,
-        *(_share(attack.share if attack else None) for attack in robust),
+        *(_share(variant.worst_at(budget)) for budget in budgets),
     ]
 
 

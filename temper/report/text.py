@@ -55,7 +55,11 @@ def probability(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
-def budget(norm: str, epsilon: float) -> str:
+def norm(name: str) -> str:
+    """The norm of a budget: `L∞` or `L2`."""
+    return {"linf": "L\N{INFINITY}", "l2": "L2"}.get(name, name)
+
+
+def budget(norm_name: str, epsilon: float) -> str:
     """An attack's budget: `L∞ 24/255`, `L2 512/255`."""
-    name = {"linf": "L\N{INFINITY}", "l2": "L2"}.get(norm, norm)
-    return f"{name} {epsilon:g}/255"
+    return f"{norm(norm_name)} {epsilon:g}/255"

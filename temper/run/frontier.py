@@ -1,4 +1,4 @@
-"""Which variants nothing else beats: the Pareto frontier of accuracy, accuracy under attack, latency and size."""
+"""Which variants nothing else beats: the Pareto frontier of accuracy, robustness, latency and size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _goals(variant: Variant) -> dict[object, float]:
         goals["accuracy"] = variant.accuracy.value
     if variant.latency_ms is not None:
         goals["latency"] = -variant.latency_ms.p50
-    return goals | {attack.key: attack.accuracy for attack in variant.robustness}
+    return goals | {case.budget: case.value for case in variant.worst_case if case.doubt is None}
 
 
 def _beats(one: Mapping[object, float], other: Mapping[object, float]) -> bool:

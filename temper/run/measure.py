@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from temper.builder.contract import LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
+from temper.builder.contract import GRAPH_FILE, LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.names import read_labels
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.code import tree_digest
@@ -154,11 +154,19 @@ class Measurements:
         code = ("temper.client.load.generator", "temper.client.load.worker")
         return self._run("load", target, dataclasses.asdict(config), make, _note_load, code=code)
 
-    def attack(self, target: Subject, config: AttackConfig) -> Artifact:
+    def attack(
+        self, target: Subject, config: AttackConfig, surrogates: Mapping[str, Sequence[Artifact]] | None = None
+    ) -> Artifact:
         """One attack; the vectors of `AttackResult.save_vectors` and the gallery lie in the artifact's folder.
 
         An attack that was interrupted goes on from the images it had finished.
+
+        Args:
+            target: What is attacked.
+            config: The attack.
+            surrogates: The graphs of the networks whose gradients it follows, by the name in the config.
         """
+        graphs = surrogates or {}
 
         def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
             from temper.client.robustness import attack
@@ -175,6 +183,7 @@ class Measurements:
                 gallery=_GALLERY_SIZE,
                 checkpoint=checkpoint,
                 version=str(target.version),
+                surrogates={name: [one.path / GRAPH_FILE for one in each] for name, each in graphs.items()},
             )
             checkpoint.unlink(missing_ok=True)
             result.save_vectors(folder)
@@ -184,11 +193,15 @@ class Measurements:
         return self._run(
             f"attack-{config.name}",
             target,
-            dataclasses.asdict(config),
+            {
+                **dataclasses.asdict(config),
+                "graphs": {name: [one.digest for one in each] for name, each in graphs.items()},
+            },
             make,
             _note_attack,
             code=code,
             libraries=ATTACKS.get(config.name).libraries,
+            label=f"attack {config.name} {text.budget(config.norm, config.epsilon)}",
         )
 
     def class_names(self) -> list[str]:
@@ -225,11 +238,13 @@ class Measurements:
         *,
         code: Sequence[str],
         libraries: Sequence[str] = (),
+        label: str = "",
     ) -> Artifact:
         # Of a server elsewhere nobody can say what it runs.
         backends = tree_digest(BACKENDS) if self.url is None else None
         key = {"config": config, "machine": machine_id(), "server": self.url, "backends": backends}
-        with self.display.stage(f"{target.name}: {stage.replace('-', ' ', 1)}") as shown:
+        label = f"{target.name}: {label or stage}"
+        with self.display.stage(label) as shown:
 
             def checked(folder: Path) -> dict[str, Any]:
                 def measure(url: str) -> dict[str, Any]:
@@ -237,7 +252,7 @@ class Measurements:
                     return make(folder, shown, url)
 
                 try:
-                    return self.endpoint.retrying(f"{target.name}: {stage.replace('-', ' ', 1)}", measure)
+                    return self.endpoint.retrying(label, measure)
                 except ValueError as error:
                     # Settings that only the data or the model show to be impossible.
                     raise WorkflowError(f"{stage} of {target.model}: {error}") from error

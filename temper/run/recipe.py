@@ -21,7 +21,7 @@ from temper.builder.network.train import TrainConfig
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.publish.triton_config import mean_name
 from temper.client.load.config import LoadConfig
-from temper.client.robustness.base import AttackConfig
+from temper.client.robustness.base import OWN, AttackConfig
 from temper.errors import RecipeError
 from temper.run.recipe_errors import find_unjson, format_errors, show
 
@@ -102,14 +102,23 @@ class Recipe:
 
     def _check_attacks(self) -> None:
         seen: dict[tuple[str, str, float], int] = {}
+        names = [OWN, *(variant.name for variant in self.variants)]
         for index, attack in enumerate(self.attacks):
-            key = (attack.name, attack.norm, attack.epsilon)
-            if key in seen:
-                raise ValueError(
-                    f"attacks[{index}]: got {attack.name} at epsilon {attack.epsilon:g} in {attack.norm} "
-                    f"as in attacks[{seen[key]}], expected another name, norm or epsilon"
-                )
-            seen[key] = index
+            for name in getattr(attack, "surrogates", ()):
+                if unknown := [part for part in name.split("+") if part not in names]:
+                    known = ", ".join(f'"{one}"' for one in names)
+                    raise ValueError(
+                        f"attacks[{index}].surrogates: got {show(unknown[0])}, expected some of {known}, "
+                        'or several of them joined by "+"'
+                    )
+            for one in attack.each_budget():
+                key = (one.name, one.norm, one.epsilon)
+                if key in seen:
+                    raise ValueError(
+                        f"attacks[{index}]: got {one.name} at epsilon {one.epsilon:g} in {one.norm} "
+                        f"as in attacks[{seen[key]}], expected another name, norm or epsilon"
+                    )
+                seen[key] = index
         if self.data.num_test is not None:
             self.check_num_test(self.data.num_test, "data.num_test")
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from temper.builder.store.artifacts import Artifact
-from temper.client.robustness.result import INDICES_FILE, SURVIVED_FILE
 from temper.client.stats import compare_paired
 from temper.report.measured import (
     Accuracy,
@@ -21,7 +20,6 @@ from temper.report.measured import (
     Latency,
     LoadRun,
     Paired,
-    PairedAttack,
     Picture,
     QueriesToSuccess,
     ServerTimes,
@@ -29,6 +27,7 @@ from temper.report.measured import (
 )
 from temper.report.model import Comparison, Variant
 from temper.run.measure import CORRECT_FILE
+from temper.run.worst_case import compare_attacks, compare_worst_cases
 
 
 def with_accuracy(variant: Variant, measured: Artifact, class_names: Sequence[str]) -> Variant:
@@ -122,22 +121,17 @@ def compare(
             throughput_ratio = variant.throughput_ips / first.throughput_ips
         if first.name in accuracies and variant.name in accuracies:
             accuracy = Paired.of(_paired(accuracies[first.name], accuracies[variant.name], CORRECT_FILE))
-        both = zip(attacks.get(first.name, ()), attacks.get(variant.name, ()), strict=False)
+        both = attacks.get(first.name, ()), attacks.get(variant.name, ())
         yield Comparison(
             variant=variant.name,
             baseline=first.name,
             size_ratio=variant.size_bytes / first.size_bytes,
             throughput_ratio=throughput_ratio,
             accuracy=accuracy,
-            robustness=tuple(_paired_attack(one, two) for one, two in both),
+            robustness=tuple(compare_attacks(*both, (first, variant))),
+            worst_case=tuple(compare_worst_cases(*both, (first, variant))),
         )
 
 
 def _paired(first: Artifact, second: Artifact, file: str) -> dict[str, Any]:
     return compare_paired(np.load(first.path / file), np.load(second.path / file)).to_json()
-
-
-def _paired_attack(first: Artifact, second: Artifact) -> PairedAttack:
-    indices = [np.load(artifact.path / INDICES_FILE) for artifact in (first, second)]
-    assert np.array_equal(*indices), "the seed draws the same images for every variant"
-    return PairedAttack.of({**first.info, **_paired(first, second, SURVIVED_FILE)})

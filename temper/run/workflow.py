@@ -24,6 +24,7 @@ from temper.builder.engines.latency import timing_engine
 from temper.builder.errors import BuilderError
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.files import describe_os_error, locked
+from temper.client.robustness.base import OWN
 from temper.errors import TemperError, WorkflowError
 from temper.host.machine import commit, machine, versions
 from temper.progress import Display
@@ -44,11 +45,13 @@ from temper.report.model import (
 )
 from temper.run.measure import LoadStopped, Measurements, Subject, subject
 from temper.run.summary import compare, with_accuracy, with_attack, with_load
+from temper.run.worst_case import with_worst_case
 from temper.serve.endpoint import Endpoint
 from temper.serve.runtime import has_backend
 
 if TYPE_CHECKING:
     from temper.builder.built import Built, StageReport
+    from temper.client.robustness import AttackConfig
     from temper.run.recipe import Recipe
 
 SERVER_LOG = "tritonserver.log"
@@ -215,11 +218,24 @@ class _Run:
             self._measure_exactness(target, one)
         for target in targets:
             self._load(target)
-        for config in self.recipe.attacks:
+        for config in (single for attack in self.recipe.attacks for single in attack.each_budget()):
             for target in targets:
-                measured = self.measurements.attack(target, config)
+                measured = self.measurements.attack(target, config, self._surrogates(config, target.name))
                 self.attacks.setdefault(target.name, []).append(measured)
                 self.variants[target.name] = with_attack(self.variants[target.name], measured, names, self.folder)
+
+    def _surrogates(self, config: AttackConfig, own: str) -> dict[str, list[Artifact]]:
+        """The graphs of the networks whose gradients an attack on the variant `own` follows."""
+        built = {one.variant: one for one in self.built}
+        members = {variant.name: variant.ensemble or (variant.name,) for variant in self.recipe.variants}
+        return {
+            name: [
+                built[member].snapshots[-1].graph
+                for part in name.split("+")
+                for member in members[own if part == OWN else part]
+            ]
+            for name in getattr(config, "surrogates", ())
+        }
 
     def _measure_steps(self) -> None:
         """Measures the steps in process, before there is a server to share the machine with."""
@@ -258,7 +274,11 @@ class _Run:
             started: When the run began, and the monotonic clock then.
             stopped: Why it ended early, if it did.
         """
-        variants = tuple(self.variants.values())
+        names, (_, labels) = self.measurements.class_names(), self.measurements.test_images()
+        variants = tuple(
+            with_worst_case(variant, self.attacks.get(name, ()), labels, names)
+            for name, variant in self.variants.items()
+        )
         finished = self.measurements.display.finished
         here = machine()
         return Report(

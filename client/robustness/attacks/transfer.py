@@ -1,7 +1,7 @@
 """Transfer attacks: gradients of a surrogate make the image, the endpoint judges it.
 
-The surrogates take turns, as many as `max_queries`, and each sends one image a turn; an image that is fooled is left
-alone. What is torch lies in `surrogate.py` and `ascent.py`.
+The surrogates take turns, as many as `max_queries`, and each sends one image a turn; an image that is
+fooled is left alone. What is torch lies in `surrogate.py` and `ascent.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Loss = Literal["ce", "dlr", "targeted"]
 """The cross entropy; the difference of logits ratio; or that towards one other class."""
 # Pixels of one channel that are climbed together: what their activations take fits a small machine.
 _BLOCK_PIXELS = 1 << 20
-_MAX_BLOCK = 256
+_MAX_BLOCK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ class ApgdTConfig(ApgdConfig):
     loss: ClassVar[Loss] = "targeted"
     name: Literal["apgd-t"] = "apgd-t"
     max_queries: int = 9
-    """Images sent per image at most: one a turn, each further turn of a surrogate towards the next likely class."""
+    """Images sent per image at most: one a turn, towards the next likely class at a surrogate's next turn."""
 
 
 async def replay(harness: Harness, todo: Int64Array) -> None:
@@ -183,7 +183,9 @@ async def replay(harness: Harness, todo: Int64Array) -> None:
 
     config = harness.config
     assert isinstance(config, TransferConfig)
-    surrogates = [load_surrogate(tuple(harness.surrogates[name])) for name in config.surrogates]
+    # Two names of one network have one turn: "own" is the first variant's too when that is attacked.
+    files = dict.fromkeys(tuple(harness.surrogates[name]) for name in config.surrogates)
+    surrogates = [load_surrogate(paths) for paths in files]
     num_classes = await harness.count_classes() if todo.size else 0
     height, width, channels = harness.images.shape[1:]
     for surrogate in surrogates if todo.size else []:
@@ -211,9 +213,15 @@ FGSM, PGD, MI_FGSM, APGD_CE, APGD_DLR, APGD_T = (
     for about, config in (
         ("FGSM: one step along the gradient of a surrogate", FgsmConfig),
         ("PGD: many steps along the gradient of a surrogate", PgdConfig),
-        ("MI-FGSM with input diversity: steps with momentum, made to transfer to networks unlike it", MiFgsmConfig),
+        (
+            "MI-FGSM with input diversity: steps with momentum, made to transfer to networks unlike it",
+            MiFgsmConfig,
+        ),
         ("APGD-CE: PGD that finds its own step size, on the cross entropy", ApgdCeConfig),
-        ("APGD-DLR: the same on the difference of logits ratio, whose gradient no certainty makes vanish", ApgdDlrConfig),
+        (
+            "APGD-DLR: the same on the difference of logits ratio, whose gradient no certainty makes vanish",
+            ApgdDlrConfig,
+        ),
         ("APGD-T: the same towards each of the likeliest other classes in turn", ApgdTConfig),
     )
 )

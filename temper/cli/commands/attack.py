@@ -12,13 +12,14 @@ from typing import Any
 
 import click
 
+from temper.builder.contract import GRAPH_FILE
 from temper.cli.commands.main_job import resumable
 from temper.cli.inputs import Tree, load_tree, open_images, open_labels
 from temper.client.client import Client
 from temper.client.errors import ClientError
 from temper.client.model import ModelInfo
 from temper.client.robustness import AttackResult, attack
-from temper.client.robustness.base import ATTACKS
+from temper.client.robustness.base import ATTACKS, OWN
 from temper.client.robustness.checkpoint import FILE_NAME
 from temper.errors import TemperError
 from temper.imaging.errors import show
@@ -55,9 +56,16 @@ def attack_command(
         AttackError: More images are asked for than there are, `save` belongs to another attack, or the server
             failed.
     """
+    kind = ATTACKS.get(settings["name"])
+    given = {name: value for name, value in settings.items() if value not in (None, ())}
+    for name in given:
+        if name not in kind.config.__dataclass_fields__:
+            raise click.UsageError(
+                f"--{name.removesuffix('s') if name == 'surrogates' else name}: the attack "
+                f"{kind.name} has none, expected one that follows gradients, such as pgd"
+            )
     try:
-        kind = ATTACKS.get(settings["name"])
-        config = kind.config(**{name: value for name, value in settings.items() if value is not None})
+        config = kind.config(**given)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     label = f"{config.name} {budget(config.norm, config.epsilon)} on {model}"
@@ -74,6 +82,7 @@ def attack_command(
                     checkpoint=save / FILE_NAME if save else None,
                     checkpoints=runs / "attacks",
                     identity=url or _digest(repository, info),
+                    surrogates=_own_graph(repository, info) if url is None else {},
                     say=display.say,
                     version=info.version,
                 )
@@ -108,6 +117,12 @@ def _digest(repository: Path, info: ModelInfo) -> str:
         return str(place.resolve())
 
 
+def _own_graph(repository: Path, info: ModelInfo) -> dict[str, list[Path]]:
+    """The graph of a model whose engine is its graph, as OpenVINO's is."""
+    graph = repository / info.name / info.version / GRAPH_FILE
+    return {OWN: [graph]} if graph.is_file() else {}
+
+
 @contextmanager
 def _labelled(images: Path, labels: Path | None, info: ModelInfo, display: Display) -> Iterator[Tree]:
     if labels is not None:
@@ -130,6 +145,8 @@ def _text(result: AttackResult, info: ModelInfo) -> str:
         f"accuracy under attack    {_share(result.accuracy)}  of {result.accuracy['num_images']} images",
         f"queries                  {result.num_queries:,} in all, {result.queries_per_s:,.0f} per second",
     ]
+    if result.stuck:
+        lines.append(f"nothing to follow        {percent(result.stuck)} of the queries")
     if result.queries_to_success:
         lines.append(f"queries to success       {result.queries_to_success['median']:g} in the median")
     lines += [f"no score                 {_kinds(result.errors)} images, not robust"] if result.errors else []

@@ -1,0 +1,234 @@
+"""What is left when every attack of a recipe may try: the worst case, and signs that an attack saw only a mask.
+
+An image counts as robust when it was right before and after every attack that was aimed at it, at this budget or a
+smaller one of the same norm: what fooled the endpoint within 4/255 lies within 8/255 too.
+
+Source of the signs: Athalye, Carlini, Wagner, "Obfuscated gradients give a false sense of security", ICML 2018,
+arXiv:1802.00420, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from temper.builder.store.artifacts import Artifact
+from temper.client.robustness.base import ATTACKS
+from temper.client.robustness.result import INDICES_FILE, SURVIVED_FILE
+from temper.client.stats import PairedComparison, compare_paired, proportion, proportion_per_class
+from temper.report import text
+from temper.report.measured import ClassShare, Mask, PairedAttack, PairedWorstCase, WorstCase
+from temper.report.model import Variant
+
+Bools = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.int64]
+Budget = tuple[str, float]
+"""Norm and epsilon."""
+_MAX_STUCK = 0.02
+"""Of the queries. Networks in float32, int8 and fp8 stayed below 0.0005; logits rounded to 1/100 gave 0.18."""
+_MIN_LEFT = 0.1
+"""Below this share of images left, that hardly any is lost any more says nothing."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """One attack, or several together, on one variant."""
+
+    info: Mapping[str, Any]
+    indices: Indices
+    survived: Bools
+
+    @cached_property
+    def sees(self) -> str:
+        """What the attack was shown."""
+        return ATTACKS.get(self.info["attack"]).sees
+
+    @property
+    def budget(self) -> Budget:
+        return self.info["norm"], self.info["epsilon"]
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        return (self.info["attack"], *self.budget)
+
+    @property
+    def share(self) -> float:
+        return float(self.survived.mean())
+
+
+def _load(artifact: Artifact) -> _Outcome:
+    indices, survived = (np.load(artifact.path / file) for file in (INDICES_FILE, SURVIVED_FILE))
+    return _Outcome(artifact.info, indices, survived)
+
+
+def _together(outcomes: Sequence[_Outcome]) -> _Outcome:
+    """Returns what survived all of them, on the images that any was aimed at."""
+    indices = np.unique(np.concatenate([one.indices for one in outcomes]))
+    survived = np.ones(len(indices), dtype=np.bool_)
+    for one in outcomes:
+        survived[np.searchsorted(indices, one.indices)] &= one.survived
+    return _Outcome({}, indices, survived)
+
+
+def _worst(outcomes: Sequence[_Outcome], budget: Budget) -> tuple[list[_Outcome], _Outcome]:
+    norm, epsilon = budget
+    within = [one for one in outcomes if one.budget[0] == norm and one.budget[1] <= epsilon]
+    return within, _together(within)
+
+
+def _compare(first: _Outcome, second: _Outcome) -> PairedComparison | None:
+    """Compares on the images that both judged; None when there are none."""
+    _, mine, theirs = np.intersect1d(first.indices, second.indices, assume_unique=True, return_indices=True)
+    return compare_paired(first.survived[mine], second.survived[theirs]) if mine.size else None
+
+
+def with_worst_case(
+    variant: Variant, attacks: Sequence[Artifact], labels: Indices, class_names: Sequence[str]
+) -> Variant:
+    """Returns a variant with the worst case at every budget, and with the attacks that saw only a mask.
+
+    Args:
+        variant: The variant.
+        attacks: Its attack stages.
+        labels: int64 [N], the test images' classes.
+        class_names: The names of the classes.
+    """
+    outcomes = [_load(artifact) for artifact in attacks]
+    masks = tuple(_masks(outcomes))
+    budgets = dict.fromkeys(one.budget for one in outcomes)
+    cases = tuple(_worst_case(outcomes, budget, masks, labels, class_names) for budget in budgets)
+    return replace(variant, worst_case=cases, masks=masks)
+
+
+def _worst_case(
+    outcomes: Sequence[_Outcome],
+    budget: Budget,
+    masks: Sequence[Mask],
+    labels: Indices,
+    class_names: Sequence[str],
+) -> WorstCase:
+    within, worst = _worst(outcomes, budget)
+    shares = proportion_per_class(worst.survived, labels[worst.indices])
+    return WorstCase.of(
+        dict(proportion(worst.survived)),
+        norm=budget[0],
+        epsilon=budget[1],
+        attacks=tuple(dict.fromkeys(one.info["attack"] for one in within)),
+        per_class=tuple(ClassShare.of(share, label=class_names[index]) for index, share in shares.items()),
+        doubt=_doubt(within, masks),
+    )
+
+
+def _doubt(within: Sequence[_Outcome], masks: Sequence[Mask]) -> str | None:
+    """Returns why the worst case may be none, in a clause; None when nothing speaks against it."""
+    evidence = {mask.key: f"{mask.attack}: {mask.evidence}" for mask in masks}
+    trusted = [one for one in within if one.key not in evidence and one.sees != "nothing"]
+    if any(one.sees == "surrogate" for one in trusted):
+        return None
+    masked = [evidence[one.key] for one in within if one.key in evidence]
+    if masked:
+        return f"gradients or scores are masked ({'; '.join(masked)})"
+    return "no attack followed gradients" if trusted else "nothing but noise was tried"
+
+
+def _masks(outcomes: Sequence[_Outcome]) -> Iterator[Mask]:
+    for one in outcomes:
+        evidence = [
+            *_equal_scores(one),
+            *_beaten(one, outcomes),
+            *_rising(one, outcomes),
+            *_stalled(one, outcomes),
+        ]
+        if evidence:
+            yield Mask.of(one.info, evidence="; ".join(evidence))
+
+
+def _equal_scores(one: _Outcome) -> Iterator[str]:
+    if one.info["stuck"] > _MAX_STUCK:
+        what = "scores were equal to those before" if one.sees == "scores" else "gradients were zero"
+        yield f"{text.percent(one.info['stuck'])} of its {what}"
+
+
+def _beaten(one: _Outcome, outcomes: Sequence[_Outcome]) -> Iterator[str]:
+    """A white box is masked where an attack without gradients leaves fewer images."""
+    if one.sees != "surrogate":
+        return
+    same = [other for other in outcomes if other.budget == one.budget]
+    white = _together([other for other in same if other.sees == "surrogate"])
+    for other in same:
+        if other.sees != "surrogate" and (paired := _compare(white, other)) is not None and paired.high < 0:
+            yield (
+                f"{other.info['attack']} leaves {text.percent(other.share)}, all that follow gradients "
+                f"{text.percent(white.share)}"
+            )
+
+
+def _rising(one: _Outcome, outcomes: Sequence[_Outcome]) -> Iterator[str]:
+    """More budget cannot leave more images."""
+    name, (norm, epsilon) = one.info["attack"], one.budget
+    budgets = sorted(
+        (other for other in outcomes if other.info["attack"] == name and other.budget[0] == norm),
+        key=lambda other: other.budget[1],
+    )
+    for smaller, larger in pairwise(budgets):
+        paired = _compare(smaller, larger)
+        if larger.budget[1] == epsilon and paired is not None and paired.low > 0:
+            yield (
+                f"leaves {text.percent(larger.share)} where it left {text.percent(smaller.share)} at "
+                f"{text.budget(*smaller.budget)}"
+            )
+
+
+def _stalled(one: _Outcome, outcomes: Sequence[_Outcome]) -> Iterator[str]:
+    """A search that no longer finds anything, where another attack does."""
+    curve = one.info["curve"]
+    half = [point for point in curve if 2 * point["num_queries"] <= one.info["max_queries"]][-1]
+    lost = half["accuracy"] - curve[-1]["accuracy"]
+    if one.sees != "scores" or one.share < _MIN_LEFT or lost * len(one.indices) >= 1:
+        return
+    _, worst = _worst(outcomes, one.budget)
+    paired = _compare(one, worst)
+    if paired is not None and paired.high < 0:
+        yield (
+            f"lost no image after {half['num_queries']:,} queries and leaves {text.percent(one.share)}, "
+            f"the worst case is {text.percent(worst.share)}"
+        )
+
+
+def compare_worst_cases(
+    first: Sequence[Artifact], second: Sequence[Artifact], variants: tuple[Variant, Variant]
+) -> Iterator[PairedWorstCase]:
+    """Compares the worst case of a variant with the baseline's, image by image, at every budget of both.
+
+    Args:
+        first: The baseline's attack stages.
+        second: The variant's.
+        variants: The two, with their worst cases.
+    """
+    one, two = ([_load(artifact) for artifact in each] for each in (first, second))
+    # A run that stopped early has some attacks on one of them alone: the worst of unequal sets is no comparison.
+    both = {each.key for each in one} & {each.key for each in two}
+    one, two = ([each for each in part if each.key in both] for part in (one, two))
+    for budget in dict.fromkeys(each.budget for each in one):
+        paired = _compare(_worst(one, budget)[1], _worst(two, budget)[1])
+        if paired is not None:
+            doubts = (case.doubt for variant in variants if (case := variant.worst_at(budget)) is not None)
+            doubt = next((doubt for doubt in doubts if doubt is not None), None)
+            yield PairedWorstCase.of(paired.to_json(), norm=budget[0], epsilon=budget[1], doubt=doubt)
+
+
+def compare_attacks(
+    first: Sequence[Artifact], second: Sequence[Artifact], variants: tuple[Variant, Variant]
+) -> Iterator[PairedAttack]:
+    """Compares them under every attack that both went through; see `compare_worst_cases`."""
+    masks = {mask.key: mask.evidence for variant in variants for mask in variant.masks}
+    theirs = {each.key: each for each in map(_load, second)}
+    for mine in map(_load, first):
+        if mine.key in theirs and (paired := _compare(mine, theirs[mine.key])) is not None:
+            yield PairedAttack.of({**mine.info, **paired.to_json()}, masked=masks.get(mine.key))
