@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from temper.report import text
-from temper.report.measured import Accuracy, Attack, Paired
+from temper.report.measured import Accuracy, Attack, Corruptions, Paired
 from temper.report.model import Comparison, Report, Variant
 
 _MIN_AGREEMENT = 0.99
@@ -29,6 +29,9 @@ def _compared(comparison: Comparison) -> str:
     for attack in comparison.robustness:
         label = f"{attack.attack} ({text.budget(attack.norm, attack.epsilon)})"
         parts.append(f"accuracy under {label} {_difference(attack)}")
+    if (corrupted := comparison.corruptions) is not None:
+        change = corrupted.difference
+        parts.append(f"accuracy on corrupted images {text.points(change.value, change.low, change.high)}")
     parts.append(f"{text.times(comparison.size_ratio)} the size")
     return f"{comparison.variant} against {comparison.baseline}: {', '.join(parts)}."
 
@@ -47,6 +50,8 @@ def _described(variant: Variant) -> str:
     for attack in variant.robustness:
         budget = text.budget(attack.norm, attack.epsilon)
         parts.append(f"{text.percent(attack.accuracy)} under {attack.attack} ({budget})")
+    if (corrupted := variant.corruptions) is not None:
+        parts.append(f"{text.percent(corrupted.accuracy.value)} on corrupted images")
     return f"{variant.name}: {', '.join(parts)}." if parts else ""
 
 
@@ -58,9 +63,13 @@ def faults(report: Report) -> list[str]:
     found = [f"{death}." for death in report.deaths]
     for variant in report.variants:
         found += _int8_faults(variant)
-        measured: list[tuple[str, Accuracy | Attack]] = [(attack.attack, attack) for attack in variant.robustness]
+        measured: list[tuple[str, Accuracy | Attack | Corruptions]] = [
+            (attack.attack, attack) for attack in variant.robustness
+        ]
         if variant.accuracy is not None:
             measured.insert(0, ("accuracy", variant.accuracy))
+        if variant.corruptions is not None:
+            measured.append(("corruptions", variant.corruptions))
         for name, figures in measured:
             if figures.errors:
                 found.append(

@@ -13,10 +13,12 @@ from temper.report.measured import (
     Accuracy,
     Attack,
     ClassShare,
+    Corruptions,
     Latency,
     LoadRun,
     Paired,
     PairedAttack,
+    PairedCorruptions,
     Record,
     Share,
 )
@@ -181,6 +183,8 @@ class Variant(Record):
     """Every load run."""
     robustness: tuple[Attack, ...] = ()
     """Every attack, in the recipe's order."""
+    corruptions: Corruptions | None = None
+    """On corrupted images; null when it was not measured."""
     calibration: Calibration | None
     """Null when it is not quantised."""
     int8: Int8 | None
@@ -213,6 +217,8 @@ class Comparison(Record):
     """Variant minus baseline; null when one was not measured."""
     robustness: tuple[PairedAttack, ...] = ()
     """The same under every attack that both went through."""
+    corruptions: PairedCorruptions | None = None
+    """On corrupted images; null when one was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
