@@ -137,12 +137,12 @@ async def evaluate_corrupted(
         infer, images, truth, indices=indices, batch_size=config.batch_size, concurrency=config.concurrency
     )
     target = describe_target(images, truth, indices, clean.answers, endpoint)
-    inputs = {"seed": config.seed, "libraries": library_versions(), "images": target["digest"]}
+    draws = {"seed": config.seed, "libraries": library_versions()}
     with ExitStack() as stack:
         log = None
         if checkpoint or checkpoints:
             # Neither kinds nor severities are in it: what is finished of other ones stays good.
-            header = {"format": FORMAT, **target, **inputs, "images": target["images"]}
+            header = {"format": FORMAT, **draws, **target}
             log = open_checkpoint(checkpoint, checkpoints, header, say, "evaluation", "kinds and severities")
             stack.enter_context(log or nullcontext())
         run = _Run(config, infer, images, truth, indices, log, progress)
@@ -159,6 +159,7 @@ async def evaluate_corrupted(
         if log and not checkpoint:
             log.remove()
     duration_s = time.perf_counter() - start
+    inputs = {**draws, "digest": target["digest"]}
     errors = Counter(clean.errors)
     errors[NonFiniteOutput.kind] += run.num_broken
     return CorruptionResult(

@@ -68,12 +68,16 @@ class Corrupters:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End every process, then the threads, which see that at once."""
-        for process, _ in self._all:
-            process.kill()
-            process.wait()
+        self.kill()
         self._threads.shutdown(cancel_futures=True)
         for _, pipe in self._all:
             pipe.close()
+
+    def kill(self) -> None:
+        """End every process."""
+        for process, _ in self._all:
+            process.kill()
+            process.wait()
 
     async def corrupt(self, batch: Batch) -> UInt8Array:
         """Return the corrupted images, uint8 [n, H, W, 3].

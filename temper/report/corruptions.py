@@ -11,8 +11,8 @@ from temper.report.model import Report, Variant
 
 _NOTE = (
     "Each image in every kind and severity of ImageNet-C, at the strengths made for 224 pixels; small print: 95 % "
-    "intervals over the images. mCE, the mean corruption error: a variant's errors over those of the first one, in "
-    "%, as the mean over the kinds; above 100 it is worse. Relative mCE: the same of the errors that corruption "
+    "intervals over the images. mCE, the mean corruption error: a variant's errors over the first one's, in %, "
+    "as the mean over the kinds; above 100 it is worse. Relative mCE: the same of the errors that corruption "
     "adds. Both are sensitive to kinds in which the first variant errs seldom; the change in accuracy is not."
 )
 
