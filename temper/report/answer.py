@@ -32,6 +32,8 @@ def _compared(comparison: Comparison) -> str:
     if (corrupted := comparison.corruptions) is not None:
         change = corrupted.difference
         parts.append(f"accuracy on corrupted images {text.points(change.value, change.low, change.high)}")
+        if (mce := corrupted.mce) is not None:
+            parts.append(f"mCE {mce.value:.1f} % (95 % interval {mce.low:.1f} to {mce.high:.1f})")
     parts.append(f"{text.times(comparison.size_ratio)} the size")
     return f"{comparison.variant} against {comparison.baseline}: {', '.join(parts)}."
 

@@ -11,9 +11,9 @@ from temper.report.model import Report, Variant
 
 _NOTE = (
     "Each image in every kind and severity of ImageNet-C, at the strengths made for 224 pixels; small print: 95 % "
-    "intervals over the images. mCE, the mean corruption error: a variant's errors over the first one's, in %, "
-    "as the mean over the kinds; above 100 it is worse. Relative mCE: the same of the errors that corruption "
-    "adds. Both are sensitive to kinds in which the first variant errs seldom; the change in accuracy is not."
+    "intervals over the images. CE, the corruption error of a kind: a variant's errors over the first one's, in %; "
+    "above 100 it is worse. mCE: their mean. Relative mCE: the same of the errors that corruption adds. Both are "
+    "sensitive to kinds in which the first variant errs seldom; the change in accuracy is not."
 )
 
 
@@ -26,7 +26,7 @@ def corruptions(report: Report) -> str:
     head = ["variant", "not corrupted", "corrupted", "change", "mCE", "relative mCE"]
     rows = [_row(variant, figures, against.get(variant.name)) for variant, figures in measured]
     maps = "".join(
-        f"<div><h3>{escape(variant.name)}</h3>{_map(figures, against.get(variant.name))}</div>"
+        f"<div><h3>{escape(variant.name)}, accuracy in %</h3>{_map(figures, against.get(variant.name))}</div>"
         for variant, figures in measured
     )
     left_out = "".join(_left_out(variant, against.get(variant.name)) for variant, _ in measured)
@@ -85,7 +85,7 @@ def _map(figures: Corruptions, paired: PairedCorruptions | None) -> str:
             error = paired.corruption_errors[kind]
             yield "–" if error is None else f"{error:.0f} %"
 
-    head: Sequence[str] = ["severity", *severities, "mean", *(["error"] if paired else [])]
+    head: Sequence[str] = ["severity", *severities, "mean", *(["CE"] if paired else [])]
     return html.table(head, (list(cells(kind)) for kind in kinds))
 
 
