@@ -10,10 +10,10 @@ from temper.report.measured import Corruptions, Estimate, PairedCorruptions
 from temper.report.model import Report, Variant
 
 _NOTE = (
-    "Each image in every kind and severity of ImageNet-C, at the strengths made for 224 pixels; small print: 95 % "
-    "intervals over the images. CE, the corruption error of a kind: a variant's errors over the first one's, in %; "
-    "above 100 it is worse. mCE: their mean. Relative mCE: the same of the errors that corruption adds. Both are "
-    "sensitive to kinds in which the first variant errs seldom; the change in accuracy is not."
+    "Each image in every kind and severity of ImageNet-C, at the strengths made for 224 pixels; small print: 95 "
+    "% intervals over the images. CE, the corruption error of a kind: a variant's errors over the first one's, "
+    "in %; above 100 it is worse. mCE: their mean. Relative mCE: the same of the errors that corruption adds. "
+    "Both swing with kinds in which the first variant seldom errs; the change in accuracy does not."
 )
 
 

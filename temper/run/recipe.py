@@ -126,14 +126,14 @@ class Recipe:
         Raises:
             ValueError: Names the key.
         """
-        wanted = self.corruptions.num_images if self.corruptions is not None else None
-        if wanted is not None and wanted > num_test:
-            raise ValueError(f"corruptions.num_images: got {wanted}, expected at most {num_test} ({source})")
         for index, attack in enumerate(self.attacks):
             if attack.num_images is not None and attack.num_images > num_test:
                 raise ValueError(
                     f"attacks[{index}].num_images: got {attack.num_images}, expected at most {num_test} ({source})"
                 )
+        wanted = self.corruptions.num_images if self.corruptions is not None else None
+        if wanted is not None and wanted > num_test:
+            raise ValueError(f"corruptions.num_images: got {wanted}, expected at most {num_test} ({source})")
 
 
 def load_recipe(path: Path) -> Recipe:
