@@ -7,6 +7,7 @@ to all its corruptions depend on one another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,16 +42,25 @@ class CorruptionComparison:
         return asdict(self)
 
 
+def check_alike(baseline: Vectors, kinds: Sequence[str], severities: Sequence[int]) -> None:
+    """Refuse a baseline of other kinds or severities; whether the images are the same, the comparison sees.
+
+    Raises:
+        ValueError: they are others, or in another order.
+    """
+    for field, wanted in (("kinds", kinds), ("severities", severities)):
+        one, two = (", ".join(map(str, each)) for each in (getattr(baseline, field), wanted))
+        if one != two:
+            raise ValueError(f"{field}: the baseline has {one}, expected {two}; measure both alike")
+
+
 def compare_corruptions(baseline: Vectors, variant: Vectors) -> CorruptionComparison:
     """Compare a variant with a baseline.
 
     Raises:
         ValueError: they did not answer the same corrupted images.
     """
-    for field in ("kinds", "severities"):
-        one, two = (", ".join(map(str, getattr(vectors, field))) for vectors in (baseline, variant))
-        if one != two:
-            raise ValueError(f"{field}: the baseline has {one}, expected {two}; measure both alike")
+    check_alike(baseline, variant.kinds, variant.severities)
     if baseline.inputs != variant.inputs:
         raise ValueError(
             "the baseline was measured on other images, labels, another seed or with other versions of the "

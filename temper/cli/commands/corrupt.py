@@ -17,6 +17,7 @@ from temper.client.corruptions import (
     compare_corruptions,
     evaluate_corruptions,
 )
+from temper.client.corruptions.compare import check_alike
 from temper.client.corruptions.result import Vectors
 from temper.client.model import ModelInfo
 from temper.client.robustness.checkpoint import FILE_NAME
@@ -53,10 +54,7 @@ def corrupt_command(
         config = CorruptionsConfig(**{name: value for name, value in settings.items() if value is not None})
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    try:
-        baseline = Vectors.load(against) if against else None
-    except ValueError as error:
-        raise JudgeError(str(error)) from error
+    baseline = _load_baseline(against, config) if against else None
 
     def run(url: str, target: Target, progress: Stage) -> CorruptionResult:
         return evaluate_corruptions(
@@ -86,6 +84,19 @@ def corrupt_command(
         found["against"] = compared.to_json()
     text = _text(result, target.info, compared)
     echo(json.dumps(found, indent=2, allow_nan=False) if as_json else text)
+
+
+def _load_baseline(against: Path, config: CorruptionsConfig) -> Vectors:
+    """What another run saved, refused before anything is measured if it cannot be compared with."""
+    try:
+        baseline = Vectors.load(against)
+    except ValueError as error:
+        raise JudgeError(str(error)) from error
+    try:
+        check_alike(baseline, config.kinds, config.severities)
+    except ValueError as error:
+        raise JudgeError(f"{against}: {error}") from error
+    return baseline
 
 
 def _text(result: CorruptionResult, info: ModelInfo, compared: CorruptionComparison | None) -> str:

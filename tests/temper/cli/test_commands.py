@@ -343,6 +343,10 @@ def test_corrupt_compares_with_what_another_run_saved(
     np.save(tmp_path / "y.npy", sample.labels[:4])
     other = on(server, "corrupt", tmp_path / "x.npy", tmp_path / "y.npy", *settings)
     assert error_of(other).startswith(f"{tmp_path / 'first'}: the baseline was measured on other images, labels, ")
+    alone = on(server, "corrupt", tree, "--kinds", "fog", "--severities", "1,5", "--against", tmp_path / "first")
+    assert error_of(alone).endswith(
+        "first: kinds: the baseline has contrast, fog, expected fog; measure both alike"
+    )
     assert error_of(on(server, "corrupt", tree, "--against", tmp_path)) == (
         f"{tmp_path / 'corruptions.npz'}: no such file, expected a folder that `temper corrupt --save` wrote"
     )
