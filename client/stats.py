@@ -22,6 +22,14 @@ class Proportion(TypedDict):
     num_images: int
 
 
+class Estimate(TypedDict):
+    """A figure with its 95 % interval, ready for JSON."""
+
+    value: float
+    low: float
+    high: float
+
+
 def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Return the Wilson score interval of a binomial proportion.
 
@@ -195,3 +203,37 @@ def _newcombe_paired(both: int, only_a: int, only_b: int, neither: int) -> tuple
     down = math.sqrt(max(below_a**2 - 2 * phi * below_a * above_b + above_b**2, 0.0))
     up = math.sqrt(max(above_a**2 - 2 * phi * above_a * below_b + below_b**2, 0.0))
     return share_a - share_b - down, share_a - share_b + up
+
+
+_RESAMPLES = 2000
+_CHUNK = 100
+
+
+def bootstrap_means(values: npt.NDArray[np.floating[Any]], seed: int = 0) -> npt.NDArray[np.float64]:
+    """Return float64 [..., 2000]: the means over samples drawn from the images with replacement.
+
+    One call resamples all rows alike, so that what is made of several rows stays paired.
+
+    Args:
+        values: [..., n], one value per image.
+        seed: of the draws.
+
+    Source: B. Efron, R. J. Tibshirani, "An introduction to the bootstrap", 1993.
+    """
+    n, rng = values.shape[-1], np.random.default_rng(seed)
+    # In parts, as the counts of all samples are 2000 n numbers.
+    parts = [
+        values @ rng.multinomial(n, np.full(n, 1 / n), size=_CHUNK).T / n for _ in range(_RESAMPLES // _CHUNK)
+    ]
+    return np.concatenate(parts, axis=-1)
+
+
+def estimate(value: float, resampled: npt.NDArray[np.float64]) -> Estimate:
+    """Return a figure with the 95 % percentile interval of its resamples, float64 [r]."""
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Estimate(value=value, low=float(low), high=float(high))
+
+
+def bootstrap_mean(values: npt.NDArray[np.floating[Any]]) -> Estimate:
+    """Return the mean of one value per image, [n], with its 95 % interval by resampling the images."""
+    return estimate(float(values.mean()), bootstrap_means(values))

@@ -1,28 +1,21 @@
 """The lives of a run's load processes: started, begun together, watched, and ended whatever happens here.
 
-They are plain `python -c` processes rather than `multiprocessing`'s, which would import the caller's main module
-again; in a session of their own, so that Ctrl-C reaches only the parent, which then keeps what was measured; and
-they end by themselves when the pipe to the parent closes.
+`child.py` says what a process is. Ctrl-C reaches only the parent, which then keeps what was measured.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
+from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
+from temper.client.child import start_child
 from temper.client.errors import ClientError
 from temper.client.load.tally import Tally
 from temper.client.load.worker import Job
 
-_ROOT = str(Path(__file__).absolute().parents[3])
-_START = "from temper.client.load.worker import main; main(int(sys.argv[1]))"
-_CODE = f"import sys; sys.path.insert(0, {_ROOT!r}); {_START}"
 # By default grpcio's own threads wait for the socket and wake ours: five times the context switches and some 40 us
 # more per call (measured on grpcio 1.85). A version that does not know the switch ignores it.
 _ENVIRONMENT = {"GRPC_EXPERIMENTS": "-event_engine_client", "GRPC_VERBOSITY": "NONE"}
@@ -94,20 +87,9 @@ class LoadProcesses:
         return reason
 
     def _start(self) -> None:
-        ours, theirs = Pipe()
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-                env=os.environ | _ENVIRONMENT,
-            )
-        finally:
-            theirs.close()
+        process, pipe = start_child("temper.client.load.worker", _ENVIRONMENT)
         self._processes.append(process)
-        self._pipes.append(ours)
+        self._pipes.append(pipe)
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + _START_S + self._jobs[0].timeout_s

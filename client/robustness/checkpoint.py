@@ -1,4 +1,4 @@
-"""Finished images of an attack as JSON lines, so that an interrupted attack goes on where it was."""
+"""What is finished of an attack, or another measurement, as JSON lines: it goes on where it was interrupted."""
 
 from __future__ import annotations
 
@@ -7,40 +7,49 @@ import fcntl
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from temper.client.errors import ClientError
-from temper.client.robustness.base import AttackConfig
 from temper.client.scores import Int64Array, UInt8Array
 
+if TYPE_CHECKING:
+    from temper.client.robustness.base import AttackConfig
+
+Say = Callable[[str], None]
 FILE_NAME = "finished.jsonl"
 FORMAT = 5
 """Raised when the lines change, or what they mean."""
 
 
 class Checkpoint:
-    """One file: a header that says which attack it belongs to, then one line per finished image.
+    """One file: a header that says which measurement it belongs to, then one line per finished part, as an image.
 
-    Every line is flushed, so a killed process loses only the images it had not finished; a last line cut short is
+    Every line is flushed, so a killed process loses only what it had not finished; a last line cut short is
     dropped. The images' own random streams make the resumed attack equal to an uninterrupted one. The file is
-    locked: two attacks never write the same one.
+    locked: two measurements never write the same one.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+    def __init__(self, path: Path, header: dict[str, Any], what: str = "attack") -> None:
         """Open or start the file.
 
+        Args:
+            path: the file.
+            header: what the outcome depends on.
+            what: names the measurement in messages.
+
         Raises:
-            ValueError: the file belongs to another attack, is being written by one, or is no checkpoint.
+            ValueError: the file belongs to another one, is being written by one, or is no checkpoint.
             OSError: it cannot be written.
         """
         self.path = path
+        self._what = what
         self.entries: list[dict[str, Any]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
@@ -87,7 +96,8 @@ class Checkpoint:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"{self.path}: another attack is writing it; wait for that one, or give this attack its own file"
+                f"{self.path}: another {self._what} is writing it; "
+                f"wait for that one, or give this {self._what} its own file"
             ) from error
         self._file.seek(0)
         content = self._file.read()
@@ -98,17 +108,57 @@ class Checkpoint:
             found, *self.entries = (json.loads(line) for line in content[:kept].splitlines())
         except ValueError as error:
             raise ValueError(
-                f"{self.path}: not an attack's checkpoint ({error}); delete it to start anew"
+                f"{self.path}: not an {self._what}'s checkpoint ({error}); delete it to start anew"
             ) from error
         if found != header:
             differing = sorted(
                 key for key in header if not isinstance(found, dict) or found.get(key) != header[key]
             )
             raise ValueError(
-                f"{self.path}: belongs to another attack (differs in {', '.join(differing)}); "
-                "delete it to start anew, or give this attack its own file"
+                f"{self.path}: belongs to another {self._what} (differs in {', '.join(differing)}); "
+                f"delete it to start anew, or give this {self._what} its own file"
             )
         return kept
+
+
+def open_checkpoint(
+    file: Path | None,
+    folder: Path | None,
+    header: dict[str, Any],
+    say: Say | None,
+    what: str = "attack",
+    parts: str = "images",
+) -> Checkpoint | None:
+    """Return the checkpoint of a measurement; None where no file can be written in `folder`.
+
+    Args:
+        file: the checkpoint.
+        folder: of such files, when `file` is not given: the measurement finds its own by its header.
+        header: as of `Checkpoint`.
+        say: called with one line when something is finished already, or nothing can be kept.
+        what: as of `Checkpoint`.
+        parts: names what is finished one by one.
+
+    Raises:
+        ValueError: as of `Checkpoint`, or `file` cannot be written.
+    """
+    say = say or _quiet
+    assert file or folder
+    try:
+        log = Checkpoint(file or checkpoint_path(folder or Path(), header), header, what)
+    except OSError as error:
+        text = f"{file or folder}: cannot be written: {error.strerror}"
+        if file:
+            raise ValueError(text) from error
+        say(f"{text}; an {what} that is interrupted starts anew")
+        return None
+    if log.entries:
+        say(f"going on from {log.path}: {len(log.entries):,} {parts} are finished")
+    return log
+
+
+def _quiet(line: str) -> None:
+    """Says nothing."""
 
 
 def checkpoint_path(folder: Path, header: dict[str, Any]) -> Path:
@@ -141,20 +191,30 @@ def build_header(
     header = {
         key: value for key, value in asdict(config).items() if key not in ("batch_size", "concurrency", "curve")
     }
+    files = {
+        name: [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+        for name, paths in surrogates.items()
+    }
+    return {
+        "format": FORMAT,
+        **header,
+        "surrogates": files,
+        **describe_target(images, labels, indices, answers, endpoint),
+    }
+
+
+def describe_target(
+    images: UInt8Array, labels: Int64Array, indices: Int64Array, answers: Int64Array, endpoint: str
+) -> dict[str, Any]:
+    """Return what of a header is of the images and the endpoint; see `build_header`."""
     digest = hashlib.sha256(labels.tobytes())
     for index in indices.tolist():
         digest.update(np.ascontiguousarray(images[index]).tobytes())
     return {
-        "format": FORMAT,
-        **header,
         "endpoint": endpoint,
         "answers": hashlib.sha256(answers.tobytes()).hexdigest(),
         "images": list(images.shape),
         "digest": digest.hexdigest(),
-        "surrogates": {
-            name: [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-            for name, paths in surrogates.items()
-        },
     }
 
 

@@ -5,6 +5,10 @@ A numpy generator per image would cost more than a proposal; these words are com
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -31,6 +35,36 @@ def random_words(keys: UInt64Array, counters: npt.NDArray[np.integer[npt.NBitBas
 def below(bits: UInt64Array, bounds: Int64Array) -> Int64Array:
     """Turn 32 random bits each into an integer of 0 to bounds - 1 (multiply and shift; bounds below 2**31)."""
     return ((bits * bounds.astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+
+
+def draw_images(num_available: int, num_images: int | None, seed: int) -> Int64Array:
+    """Return the indices of the images to evaluate, ascending: drawn by the seed, the same for every model.
+
+    Args:
+        num_available: images that there are.
+        num_images: how many are wanted; all when not given.
+        seed: of the draw.
+
+    Raises:
+        ValueError: more images are asked for than there are.
+    """
+    if num_images is None:
+        return np.arange(num_available)
+    if num_images > num_available:
+        raise ValueError(f"num_images: got {num_images}, expected at most {num_available}, all there are")
+    drawn = np.random.default_rng(seed).choice(num_available, num_images, replace=False)
+    return np.sort(drawn.astype(np.int64))
+
+
+@contextmanager
+def seeded_numpy(seed: list[int] | npt.NDArray[np.integer[Any]]) -> Iterator[None]:
+    """Seed numpy's global generator for a library that draws from it, and restore it afterwards."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _mix(words: UInt64Array) -> UInt64Array:

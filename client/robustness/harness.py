@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from temper.client.accuracy import evaluate
 from temper.client.errors import ClientError
 from temper.client.retry import RetryPolicy, open_model
 from temper.client.robustness.base import ATTACKS, OWN, AttackConfig, AttackKind
-from temper.client.robustness.checkpoint import Checkpoint, build_header, checkpoint_path
+from temper.client.robustness.checkpoint import Say, build_header, open_checkpoint
+from temper.client.robustness.draws import draw_images
 from temper.client.robustness.judge import Judge
 from temper.client.robustness.result import AttackResult, build_result
 from temper.client.robustness.scheduler import Scheduler, build_slots
 from temper.client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels
 
-Say = Callable[[str], None]
 Surrogates = Mapping[str, Sequence[Path]]
 
 
@@ -143,7 +141,7 @@ async def attack_endpoint(
             )
             if checkpoint or checkpoints:
                 header = build_header(config, images, truth, indices, clean.answers, endpoint, networks)
-                log = _open_checkpoint(checkpoint, checkpoints, header, say or _quiet)
+                log = open_checkpoint(checkpoint, checkpoints, header, say)
                 stack.enter_context(log or nullcontext())
             right = indices[clean.correct]
             judge = Judge(
@@ -202,30 +200,6 @@ def _find_surrogates(config: AttackConfig, known: Surrogates) -> dict[str, Seque
     return found
 
 
-def _open_checkpoint(
-    file: Path | None, folder: Path | None, header: dict[str, Any], say: Say
-) -> Checkpoint | None:
-    try:
-        if file:
-            log = Checkpoint(file, header)
-        else:
-            assert folder
-            log = Checkpoint(checkpoint_path(folder, header), header)
-    except OSError as error:
-        text = f"{file or folder}: cannot be written: {error.strerror}"
-        if file:
-            raise ValueError(text) from error
-        say(f"{text}; an attack that is interrupted starts anew")
-        return None
-    if log.entries:
-        say(f"going on from {log.path}: {len(log.entries):,} images are finished")
-    return log
-
-
-def _quiet(line: str) -> None:
-    """Says nothing."""
-
-
 async def _run(kind: AttackKind, judge: Judge, right: Int64Array) -> None:
     judge.report_progress()
     if kind.run:
@@ -243,9 +217,4 @@ def choose_images(num_available: int, config: AttackConfig) -> Int64Array:
     Raises:
         ValueError: more images are asked for than there are.
     """
-    if config.num_images is None:
-        return np.arange(num_available)
-    if config.num_images > num_available:
-        raise ValueError(f"num_images: got {config.num_images}, expected at most {num_available}, all there are")
-    drawn = np.random.default_rng(config.seed).choice(num_available, config.num_images, replace=False)
-    return np.sort(drawn.astype(np.int64))
+    return draw_images(num_available, config.num_images, config.seed)

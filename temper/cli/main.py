@@ -16,10 +16,12 @@ import click
 from temper.cli.failures import Group
 from temper.cli.options import (
     RegistryChoice,
+    check_labels,
     debug_option,
     json_option,
     model_option,
     parse_integers,
+    parse_names,
     parse_numbers,
     path_type,
     repository_option,
@@ -316,9 +318,7 @@ def attack(
     """
     from temper.cli.commands.attack import attack_command
 
-    if (images.suffix == ".npy") != (labels is not None):
-        wanted = "--labels with the .npy of classes" if labels is None else "no --labels beside a folder of images"
-        raise click.UsageError(f"--images {images}: expected {wanted}")
+    check_labels(images, labels, "--images", "--labels")
     attack_command(
         images,
         labels,
@@ -328,6 +328,57 @@ def attack(
         repository=repository,
         runs=runs,
         save=save,
+        as_json=as_json,
+    )
+
+
+@cli.command()
+@click.argument("images", type=path_type)
+@click.argument("labels", type=path_type, required=False)
+@model_option
+@url_option()
+@repository_option
+@click.option("--kinds", callback=parse_names, metavar="KIND,...", help="Of the 15 of ImageNet-C.  [all]")
+@click.option("--severities", callback=parse_integers, metavar="N,...", help="How strong, 1 to 5.  [1,2,3,4,5]")
+@click.option("--num-images", type=click.INT, help="Images to corrupt, drawn by the seed; all when not given.")
+@click.option("--batch-size", type=click.INT, default=32, show_default=True, help="Images per request.")
+@click.option("--concurrency", type=click.INT, default=4, show_default=True, help="Requests in flight.")
+@click.option("--seed", type=click.INT, default=0, show_default=True, help="Of the images and the corruptions.")
+@click.option("--save", type=path_type, help="Folder for the answers, for --against, and to resume from.")
+@click.option("--against", type=path_type, help="Folder that --save wrote for another model: compare with it.")
+@runs_option
+@json_option
+def corrupt(
+    images: Path,
+    labels: Path | None,
+    model: str,
+    url: str | None,
+    repository: Path,
+    save: Path | None,
+    against: Path | None,
+    runs: Path,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Measure the accuracy of a served model on corrupted images.
+
+    IMAGES is a folder of images per class, or a .npy of uint8 [N, H, W, 3] with LABELS, the .npy of their classes.
+    Each image is sent in every kind and severity of ImageNet-C, and with --against the mean corruption error is
+    given. What ends early goes on where it was when the same command is given again.
+    """
+    from temper.cli.commands.corrupt import corrupt_command
+
+    check_labels(images, labels, "IMAGES", "LABELS")
+    corrupt_command(
+        images,
+        labels,
+        settings=settings,
+        model=model,
+        url=url,
+        repository=repository,
+        runs=runs,
+        save=save,
+        against=against,
         as_json=as_json,
     )
 

@@ -62,6 +62,29 @@ class RegistryChoice(click.ParamType[str]):
 path_type = _PathType(path_type=Path)
 
 
+def check_labels(images: Path, labels: Path | None, images_name: str, labels_name: str) -> None:
+    """Refuses a .npy file of images without one of labels, and labels beside a folder.
+
+    Args:
+        images: The images.
+        labels: The labels, if given.
+        images_name: What the command calls the images.
+        labels_name: And the labels.
+
+    Raises:
+        click.UsageError: They do not belong together.
+    """
+    if (images.suffix == ".npy") != (labels is not None):
+        alone = f"{labels_name} with the .npy of classes"
+        wanted = alone if labels is None else f"no {labels_name} beside a folder of images"
+        raise click.UsageError(f"{images_name} {images}: expected {wanted}")
+
+
+def parse_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """`fog,snow` to ("fog", "snow")."""
+    return None if value is None else tuple(value.split(","))
+
+
 def parse_integers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     """`1,16` to (1, 16)."""
     if value is None:

@@ -29,6 +29,9 @@ _PACKAGES = (
     "tritonclient",
     "grpcio",
     "adversarial-robustness-toolbox",
+    "imagecorruptions-imaug",
+    "opencv-python",
+    "scikit-image",
 )
 """The packages, beside the engines' own, whose version can change a measurement."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from temper.client.stats import images_needed
 from temper.report import text
-from temper.report.measured import Accuracy, Attack, Paired, PairedWorstCase
+from temper.report.measured import Accuracy, Attack, Corruptions, Paired, PairedWorstCase
 from temper.report.model import Comparison, Report, Variant
 
 _TELLING = 0.02
@@ -33,6 +33,11 @@ def _compared(comparison: Comparison, budgets: Sequence[tuple[str, float]]) -> s
     if comparison.throughput_ratio is not None:
         parts.append(f"{text.times(comparison.throughput_ratio)} the throughput")
     parts += [_worst_case(case) for case in comparison.worst_case if case.budget in budgets]
+    if (corrupted := comparison.corruptions) is not None:
+        change = corrupted.difference
+        parts.append(f"accuracy on corrupted images {text.points(change.value, change.low, change.high)}")
+        if (mce := corrupted.mce) is not None:
+            parts.append(f"mCE {mce.value:.1f} % (95 % interval {mce.low:.1f} to {mce.high:.1f})")
     parts.append(f"{text.times(comparison.size_ratio)} the size")
     return f"{comparison.variant} against {comparison.baseline}: {', '.join(parts)}."
 
@@ -64,6 +69,8 @@ def _described(variant: Variant, budgets: Sequence[tuple[str, float]]) -> str:
         if case.budget in budgets:
             doubt = f", or less: {case.doubt}" if case.doubt else ""
             parts.append(f"{text.percent(case.value)} under attack at worst ({text.budget(*case.budget)}{doubt})")
+    if (corrupted := variant.corruptions) is not None:
+        parts.append(f"{text.percent(corrupted.accuracy.value)} on corrupted images")
     return f"{variant.name}: {', '.join(parts)}." if parts else ""
 
 
@@ -80,9 +87,13 @@ def faults(report: Report) -> list[str]:
             f"masked: {mask.evidence}."
             for mask in variant.masks
         ]
-        measured: list[tuple[str, Accuracy | Attack]] = [(attack.attack, attack) for attack in variant.robustness]
+        measured: list[tuple[str, Accuracy | Attack | Corruptions]] = [
+            (attack.attack, attack) for attack in variant.robustness
+        ]
         if variant.accuracy is not None:
             measured.insert(0, ("accuracy", variant.accuracy))
+        if variant.corruptions is not None:
+            measured.append(("corruptions", variant.corruptions))
         for name, figures in measured:
             if figures.errors:
                 found.append(

@@ -333,3 +333,68 @@ class PairedWorstCase(Paired):
     def budget(self) -> tuple[str, float]:
         """Norm and epsilon."""
         return self.norm, self.epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Record):
+    """A figure with its 95 % interval, by resampling the images."""
+
+    value: float
+    """The figure."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptedShare(Share):
+    """The share of the images of one kind and severity of corruption that are answered right."""
+
+    kind: str
+    """One of the 15 kinds of ImageNet-C."""
+    severity: int
+    """1 to 5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corruptions(Record):
+    """Accuracy on corrupted images."""
+
+    seed: int
+    """Decides the images and every random draw."""
+    clean_accuracy: Share
+    """On the same images, not corrupted."""
+    accuracy: Estimate
+    """Mean over kinds and severities."""
+    cells: tuple[CorruptedShare, ...]
+    """By kind, and in each by severity."""
+    errors: dict[str, int]
+    """Answers that were no score, by kind; each counts as wrong."""
+    retries: dict[str, int]
+    """Requests that were sent again, by the kind of error that made it necessary."""
+    images_per_s: float
+    """Corrupted images answered per second."""
+    duration_s: float
+    """Seconds that it took."""
+
+    @property
+    def num_images(self) -> int:
+        """Corrupted images answered."""
+        return sum(cell.num_images for cell in self.cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedCorruptions(Record):
+    """A variant against the first one, on the same corrupted images."""
+
+    mce: Estimate | None
+    """Mean corruption error in %: 100 is the first variant's, above is worse; null where that one errs nowhere."""
+    relative_mce: Estimate | None
+    """The same of the errors that corruption adds to those on clean images; null where it adds none."""
+    difference: Estimate
+    """Of the mean accuracies on corrupted images, -1 to 1."""
+    corruption_errors: dict[str, float | None]
+    """By kind, in %; null where the first variant errs nowhere, so that the kind is left out of `mce`."""
+    num_images: int
+    """Images, each of them in every kind and severity."""

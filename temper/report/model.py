@@ -13,11 +13,13 @@ from temper.report.measured import (
     Accuracy,
     Attack,
     ClassShare,
+    Corruptions,
     Latency,
     LoadRun,
     Mask,
     Paired,
     PairedAttack,
+    PairedCorruptions,
     PairedWorstCase,
     Record,
     Share,
@@ -188,6 +190,8 @@ class Variant(Record):
     """What all of them together leave, at every budget."""
     masks: tuple[Mask, ...] = ()
     """The attacks among them that saw only a mask."""
+    corruptions: Corruptions | None = None
+    """On corrupted images; null when it was not measured."""
     calibration: Calibration | None
     """Null when it is not quantised."""
     int8: Int8 | None
@@ -226,6 +230,8 @@ class Comparison(Record):
     """The same under every attack that both went through."""
     worst_case: tuple[PairedWorstCase, ...] = ()
     """The same under all of them together, at every budget."""
+    corruptions: PairedCorruptions | None = None
+    """On corrupted images; null when one was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from temper.report import figures, html, text
 from temper.report.answer import answers
+from temper.report.corruptions import corruptions
 from temper.report.measured import Paired
 from temper.report.model import Report
 from temper.report.robustness import attacks
@@ -39,6 +40,7 @@ def render_page(report: Report, folder: Path) -> str:
         _section("Results", results(report)),
         _section("Accuracy and speed", _speed_figures(report)),
         _section("Adversarial robustness", _robustness(report)),
+        _section("Corrupted images", corruptions(report)),
         _section("Accuracy per class", per_class(report)),
         _section("Adversarial images", gallery(report, folder)),
         _section("Load tests", load_table(report)),

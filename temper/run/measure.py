@@ -27,6 +27,7 @@ from temper.serve.runtime import BACKENDS
 
 if TYPE_CHECKING:
     from temper.client.accuracy import AccuracyResult
+    from temper.client.corruptions import CorruptionResult, CorruptionsConfig
     from temper.client.load import LoadConfig
     from temper.client.robustness import AttackConfig, AttackResult
 
@@ -204,6 +205,36 @@ class Measurements:
             label=f"attack {config.name} {text.budget(config.norm, config.epsilon)}",
         )
 
+    def corruptions(self, target: Subject, config: CorruptionsConfig) -> Artifact:
+        """Accuracy on corrupted images; the vectors of `CorruptionResult` lie in the artifact's folder.
+
+        A measurement that was interrupted goes on from the kinds and severities that it had finished.
+        """
+        from temper.client.corruptions.library import LIBRARIES
+
+        def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
+            from temper.client.corruptions import evaluate_corruptions
+
+            images, labels = self.test_images()
+            checkpoint = folder / _CHECKPOINT
+            result: CorruptionResult = evaluate_corruptions(
+                url,
+                target.model,
+                images,
+                labels,
+                config,
+                progress=stage,
+                checkpoint=checkpoint,
+                version=str(target.version),
+            )
+            checkpoint.unlink(missing_ok=True)
+            result.vectors.save(folder)
+            return result.to_json()
+
+        settings = dataclasses.asdict(config)
+        code = ("temper.client.corruptions.harness",)
+        return self._run("corruptions", target, settings, make, _note_corruptions, code=code, libraries=LIBRARIES)
+
     def class_names(self) -> list[str]:
         """The names of the data's classes, by index."""
         return read_labels(self.data.path / LABELS_FILE)
@@ -284,3 +315,7 @@ def _note_attack(info: dict[str, Any]) -> str:
     accuracy = info["accuracy"]
     left = f"{text.percent(accuracy['value'])} of {accuracy['num_images']} images"
     return f"{left} still right after {info['num_queries']:,} queries"
+
+
+def _note_corruptions(info: dict[str, Any]) -> str:
+    return f"{text.percent(info['accuracy']['value'])} right, {len(info['cells'])} kinds and severities"

@@ -20,6 +20,7 @@ from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.train import TrainConfig
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.publish.triton_config import mean_name
+from temper.client.corruptions.config import CorruptionsConfig
 from temper.client.load.config import LoadConfig
 from temper.client.robustness.base import OWN, AttackConfig
 from temper.errors import RecipeError
@@ -52,6 +53,8 @@ class Recipe:
     """The load tests."""
     attacks: tuple[AttackConfig, ...] = ()
     """The attacks that every variant goes through."""
+    corruptions: CorruptionsConfig | None = None
+    """Accuracy on corrupted images; not measured when not given."""
 
     def __post_init__(self) -> None:
         """Refuses what is impossible across tables.
@@ -123,20 +126,23 @@ class Recipe:
             self.check_num_test(self.data.num_test, "data.num_test")
 
     def check_num_test(self, num_test: int, source: str) -> None:
-        """Refuses attacks on more images than there are to test.
+        """Refuses attacks and corruptions on more images than there are to test.
 
         Args:
             num_test: The test images.
             source: Who says so.
 
         Raises:
-            ValueError: Names the attack's key.
+            ValueError: Names the key.
         """
         for index, attack in enumerate(self.attacks):
             if attack.num_images is not None and attack.num_images > num_test:
                 raise ValueError(
                     f"attacks[{index}].num_images: got {attack.num_images}, expected at most {num_test} ({source})"
                 )
+        wanted = self.corruptions.num_images if self.corruptions is not None else None
+        if wanted is not None and wanted > num_test:
+            raise ValueError(f"corruptions.num_images: got {wanted}, expected at most {num_test} ({source})")
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -11,15 +11,21 @@ from typing import Any
 import numpy as np
 
 from temper.builder.store.artifacts import Artifact
+from temper.client.corruptions.compare import compare_corruptions
+from temper.client.corruptions.result import Vectors
 from temper.client.stats import compare_paired
 from temper.report.measured import (
     Accuracy,
     Attack,
     ClassShare,
+    CorruptedShare,
+    Corruptions,
     CurvePoint,
+    Estimate,
     Latency,
     LoadRun,
     Paired,
+    PairedCorruptions,
     Picture,
     QueriesToSuccess,
     ServerTimes,
@@ -87,6 +93,45 @@ def with_attack(variant: Variant, measured: Artifact, class_names: Sequence[str]
         gallery=tuple(moved(Picture.of(picture), place) for picture in info["gallery"]),
     )
     return replace(variant, robustness=(*variant.robustness, attack))
+
+
+def with_corruptions(variant: Variant, measured: Artifact) -> Variant:
+    """Returns a variant with its accuracy on corrupted images."""
+    info = measured.info
+    corruptions = Corruptions.of(
+        info,
+        clean_accuracy=Share.of(info["clean_accuracy"]),
+        accuracy=Estimate.of(info["accuracy"]),
+        cells=tuple(map(CorruptedShare.of, info["cells"])),
+    )
+    return replace(variant, corruptions=corruptions)
+
+
+def with_corruption_errors(
+    comparisons: Iterator[Comparison], measured: Mapping[str, Artifact]
+) -> Iterator[Comparison]:
+    """Yields the comparisons with the mean corruption error, of those where both variants were measured.
+
+    Args:
+        comparisons: As `compare` yields them.
+        measured: The stage of the corruptions by variant.
+    """
+    for comparison in comparisons:
+        names = (comparison.baseline, comparison.variant)
+        if all(name in measured for name in names):
+            found = compare_corruptions(*(Vectors.load(measured[name].path) for name in names))
+            corruptions = PairedCorruptions.of(
+                found.to_json(),
+                mce=_estimate(found.mce),
+                relative_mce=_estimate(found.relative_mce),
+                difference=Estimate.of(found.difference),
+            )
+            comparison = replace(comparison, corruptions=corruptions)
+        yield comparison
+
+
+def _estimate(found: Mapping[str, Any] | None) -> Estimate | None:
+    return None if found is None else Estimate.of(found)
 
 
 def moved(picture: Picture, place: str) -> Picture:

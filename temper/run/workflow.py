@@ -24,6 +24,7 @@ from temper.builder.engines.latency import timing_engine
 from temper.builder.errors import BuilderError
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.files import describe_os_error, locked
+from temper.client.errors import ClientError
 from temper.client.robustness.base import OWN
 from temper.errors import TemperError, WorkflowError
 from temper.host.machine import commit, machine, versions
@@ -44,7 +45,14 @@ from temper.report.model import (
     Variant,
 )
 from temper.run.measure import LoadStopped, Measurements, Subject, subject
-from temper.run.summary import compare, with_accuracy, with_attack, with_load
+from temper.run.summary import (
+    compare,
+    with_accuracy,
+    with_attack,
+    with_corruption_errors,
+    with_corruptions,
+    with_load,
+)
 from temper.run.worst_case import with_worst_case
 from temper.serve.endpoint import Endpoint
 from temper.serve.runtime import has_backend
@@ -120,6 +128,7 @@ def _run_alone(
 
     if url is None:
         _check_embedded(recipe)
+    _check_corruptions(recipe)
     built = build_recipe(recipe, repository=repository, runs=runs, display=display, check_data=check)
     models = [one.model for one in built]
     endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, display=display)
@@ -139,6 +148,17 @@ def _run_alone(
         report = run.report(started, stopped)
         write_report(report, folder)
     return report
+
+
+def _check_corruptions(recipe: Recipe) -> None:
+    """Refuses, before anything is built, corruptions that nothing here can make."""
+    if recipe.corruptions is not None:
+        from temper.client.corruptions.library import load_library
+
+        try:
+            load_library()
+        except ClientError as error:
+            raise WorkflowError(str(error)) from error
 
 
 def _check_embedded(recipe: Recipe) -> None:
@@ -201,6 +221,7 @@ class _Run:
     variants: dict[str, Variant] = field(init=False)
     accuracies: dict[str, Artifact] = field(default_factory=dict)
     attacks: dict[str, list[Artifact]] = field(default_factory=dict)
+    corruptions: dict[str, Artifact] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         isa = instruction_set() if self.measurements.endpoint.is_embedded else UNKNOWN
@@ -223,6 +244,11 @@ class _Run:
                 measured = self.measurements.attack(target, config, self._surrogates(config, target.name))
                 self.attacks.setdefault(target.name, []).append(measured)
                 self.variants[target.name] = with_attack(self.variants[target.name], measured, names, self.folder)
+        if self.recipe.corruptions is not None:
+            for target in targets:
+                measured = self.measurements.corruptions(target, self.recipe.corruptions)
+                self.corruptions[target.name] = measured
+                self.variants[target.name] = with_corruptions(self.variants[target.name], measured)
 
     def _surrogates(self, config: AttackConfig, own: str) -> dict[str, list[Artifact]]:
         """The graphs of the networks whose gradients an attack on the variant `own` follows."""
@@ -295,7 +321,9 @@ class _Run:
             config=dataclasses.asdict(self.recipe),
             data=self.built[0].data.info,
             variants=variants,
-            comparisons=tuple(compare(variants, self.accuracies, self.attacks)),
+            comparisons=tuple(
+                with_corruption_errors(compare(variants, self.accuracies, self.attacks), self.corruptions)
+            ),
             timings=tuple(Timing.of(vars(stage)) for stage in finished),
         )
 

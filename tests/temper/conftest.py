@@ -173,6 +173,7 @@ def variant(name: str, folder: Path, speed: float, accuracy: float, square: floa
             load_run("open", speed, speed, 900 / speed),
         ],
         "robustness": [attack("noise", 0.96, []), attack("square", square, gallery(folder, f"{name}-square"))],
+        "corruptions": corrupted(0.7 if name == "fp32" else 0.687),
         "calibration": CALIBRATION if name == "int8" else None,
         "int8": copy.deepcopy(INT8) if name == "int8" else None,
         "steps": [step("float32", None), step("quantize", 0.4)] if name == "int8" else [],
@@ -195,6 +196,34 @@ def step(name: str, ratio: float | None) -> dict[str, Any]:
         "accuracy_change": paired(-0.002) if ratio else None,
         "verdict": None,
     }
+
+
+def corrupted(value: float) -> dict[str, Any]:
+    """Two kinds at two severities."""
+    cells = [
+        {"kind": kind, "severity": severity, **share(value - 0.1 * severity, 200)}
+        for kind in ("gaussian_noise", "fog")
+        for severity in (1, 5)
+    ]
+    return {
+        "seed": 0,
+        "clean_accuracy": share(0.98, 200),
+        "accuracy": {"value": value, "low": value - 0.02, "high": value + 0.02},
+        "cells": cells,
+        "errors": {},
+        "retries": {},
+        "images_per_s": 640.0,
+        "duration_s": 1.25,
+    }
+
+
+PAIRED_CORRUPTIONS = {
+    "mce": {"value": 104.2, "low": 99.5, "high": 109.0},
+    "relative_mce": None,
+    "difference": {"value": -0.013, "low": -0.02, "high": -0.005},
+    "corruption_errors": {"gaussian_noise": 104.2, "fog": None},
+    "num_images": 200,
+}
 
 
 def paired(difference: float) -> dict[str, Any]:
@@ -238,6 +267,7 @@ def make_report(folder: Path) -> dict[str, Any]:
                     {"attack": "noise", **budget, **paired(0.0)},
                     {"attack": "square", **budget, **paired(-0.02)},
                 ],
+                "corruptions": PAIRED_CORRUPTIONS,
             }
         ],
         "failed": [],

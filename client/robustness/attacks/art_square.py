@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from temper.client.errors import ClientError
 from temper.client.robustness.base import AttackConfig, AttackKind, Harness
+from temper.client.robustness.draws import seeded_numpy
 from temper.client.scores import Float32Array, Int64Array, UInt8Array, finite_rows
 
 _BLOCK_SIZE = 128
@@ -108,7 +108,7 @@ class _Block:
             return found
 
         attack.adv_criterion, attack.loss = adv_criterion, loss
-        with _seeded_numpy([self._harness.config.seed, number]):
+        with seeded_numpy([self._harness.config.seed, number]):
             attack.generate(self._originals.astype(np.float32), self._harness.labels[self._rows])
 
     def _predict(self, images: npt.NDArray[np.float32]) -> Float32Array:
@@ -164,16 +164,6 @@ def _load_art(config: ArtSquareConfig) -> Callable[..., Any]:
         )
 
     return build
-
-
-@contextmanager
-def _seeded_numpy(seed: list[int]) -> Iterator[None]:
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
 
 
 ART_SQUARE = AttackKind(

@@ -66,12 +66,12 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
-    for command in ("init", "recipe", "run", "build", "report", "serve", "query", "load", "attack"):
+    for command in ("init", "recipe", "run", "build", "report", "serve", "query", "load", "attack", "corrupt"):
         assert f"\n  {command} " in result.stdout
 
 
 @pytest.mark.parametrize(
-    "command", ["init", "recipe", "run", "build", "report", "serve", "query", "load", "attack"]
+    "command", ["init", "recipe", "run", "build", "report", "serve", "query", "load", "attack", "corrupt"]
 )
 def test_help_of_a_command(command: str) -> None:
     result = invoke(command, "--help")
@@ -151,6 +151,18 @@ USAGE = {
         ("attack", "--model", "m", "--images", "d", "--labels", "y.npy"),
         "--images d: expected no --labels beside a folder of images",
     ),
+    "labels of what is corrupted": (
+        ("corrupt", "--model", "m", "x.npy"),
+        "IMAGES x.npy: expected LABELS with the .npy of classes",
+    ),
+    "kind of corruption": (
+        ("corrupt", "--model", "m", "d", "--kinds", "fog,rain"),
+        "kinds: got rain, expected some of gaussian_noise, shot_noise,",
+    ),
+    "severity": (
+        ("corrupt", "--model", "m", "d", "--severities", "1,6"),
+        "severities: got 6, expected some of 1, 2, 3, 4, 5",
+    ),
 }
 
 
@@ -173,7 +185,7 @@ def test_run_recipe_mistakes_one_line_each(tmp_path: Path) -> None:
     result = run_temper("run", path, folder=tmp_path)
     assert result.returncode == 1
     assert result.stdout == ""
-    keys = "name, data, model, train, variants, engine, serving, load, attacks"
+    keys = "name, data, model, train, variants, engine, serving, load, attacks, corruptions"
     assert result.stderr.splitlines() == [
         f'error: {path}: data.source: got "digit", expected one of "digits", "textures", "folder", "torchvision"',
         f"error: {path}: colour: no such key, expected one of {keys}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -320,4 +321,32 @@ def test_attack_without_class_folders(server: TritonServer, tmp_path: Path) -> N
     )
     assert "is no folder, expected one with a folder of images per class" in error_of(
         on(server, "attack", "--images", tmp_path / "none")
+    )
+
+
+def test_corrupt_compares_with_what_another_run_saved(
+    server: TritonServer, sample: Sample, tree: Path, tmp_path: Path
+) -> None:
+    settings = ("--kinds", "contrast,fog", "--severities", "1,5", "--save", tmp_path / "first")
+    first = on(server, "corrupt", tree, *settings)
+    assert first.exit_code == 0, first.output
+    assert first.stdout.startswith(f"2 kinds of corruption, severities 1, 5, on {MODEL} version 1\n")
+    assert re.search(r"\ncontrast +[0-9.]+ % +[0-9.]+ %\nfog ", first.stdout)
+    settings = (*settings[:4], "--against", tmp_path / "first")
+    found = json.loads(on(server, "corrupt", tree, *settings, "--json").stdout)
+    assert [(cell["kind"], cell["severity"]) for cell in found["cells"]] == [
+        ("contrast", 1), ("contrast", 5), ("fog", 1), ("fog", 5)
+    ]  # fmt: skip
+    assert found["against"]["mce"] == {"value": 100.0, "low": 100.0, "high": 100.0}
+    assert found["against"]["difference"]["value"] == 0.0
+    np.save(tmp_path / "x.npy", sample.images[:4])
+    np.save(tmp_path / "y.npy", sample.labels[:4])
+    other = on(server, "corrupt", tmp_path / "x.npy", tmp_path / "y.npy", *settings)
+    assert error_of(other).startswith(f"{tmp_path / 'first'}: the baseline was measured on other images, labels, ")
+    alone = on(server, "corrupt", tree, "--kinds", "fog", "--severities", "1,5", "--against", tmp_path / "first")
+    assert error_of(alone).endswith(
+        "first: kinds: the baseline has contrast, fog, expected fog; measure both alike"
+    )
+    assert error_of(on(server, "corrupt", tree, "--against", tmp_path)) == (
+        f"{tmp_path / 'corruptions.npz'}: no such file, expected a folder that `temper corrupt --save` wrote"
     )

@@ -96,10 +96,12 @@ def test_page_answers_first(report: Json, tmp_path: Path) -> None:
 def test_page_tells_what_went_wrong_behind_the_figures(report: Json, tmp_path: Path) -> None:
     first, second = report["variants"]
     first["accuracy"]["errors"] = {"nonfinite_output": 3}
+    first["corruptions"]["errors"] = {"nonfinite_output": 7}
     second["robustness"][1] |= {"errors": {"nonfinite_output": 1}, "retries": {"unavailable": 5, "deadline": 1}}
     second["load"][2] |= {"shed": 1234, "shed_share": 0.4}
     sentences = [
         "fp32, accuracy: 3 of 450 images got no score (3 nonfinite_output) and count as wrong.",
+        "fp32, corruptions: 7 of 800 images got no score (7 nonfinite_output) and count as wrong.",
         "int8, square: 1 of 200 images got no score (1 nonfinite_output) and count as wrong.",
         "int8, square: requests were sent again: 5 unavailable, 1 deadline.",
     ]
@@ -155,6 +157,25 @@ def test_page_of_a_run_that_stopped(report: Json, tmp_path: Path) -> None:
     assert "svg" not in checker.tags
 
 
+def test_page_shows_corruptions_and_names_the_kinds_that_do_not_count(report: Json, tmp_path: Path) -> None:
+    (sentence,) = answers(typed(report))
+    assert "accuracy on corrupted images −1.3 points (95 % interval −2.0 to −0.5), mCE 104.2 % (95 % i" in sentence
+    checker, page = check_page(report, tmp_path)
+    words = " ".join(checker.words)
+    for shown in (
+        "Corrupted images",
+        "int8: the first variant makes no error in fog, which is left out of mCE.",
+        "gaussian noise 59 19 38.7 104 % fog 59 19 38.7 –",
+    ):
+        assert shown in words
+    assert '<td class="heat" style="--share:0.19">' in page
+    for variant in report["variants"]:
+        variant["corruptions"] = None
+    report["comparisons"][0]["corruptions"] = None
+    checker, _ = check_page(report, tmp_path)
+    assert "Corrupted images" not in " ".join(checker.words) and "mCE" not in answers(typed(report))[0]
+
+
 def test_page_without_gallery_files(report: Json, tmp_path: Path) -> None:
     for file in tmp_path.rglob("*.png"):
         file.unlink()
@@ -183,14 +204,14 @@ def test_answers_of_a_single_variant(report: Json) -> None:
     report["comparisons"] = []
     assert answers(typed(report)) == [
         "fp32: accuracy 98.4 % (95 % interval 96.4–100.0), 465 images/s, "
-        "96.0 % under noise (L∞ 24/255), 31.0 % under square (L∞ 24/255)."
+        "96.0 % under noise (L∞ 24/255), 31.0 % under square (L∞ 24/255), 70.0 % on corrupted images."
     ]
 
 
 def test_answers_when_nothing_was_measured(report: Json) -> None:
     report["comparisons"] = []
     for variant in report["variants"]:
-        variant |= {"accuracy": None, "throughput_ips": None, "robustness": []}
+        variant |= {"accuracy": None, "throughput_ips": None, "robustness": [], "corruptions": None}
     assert answers(typed(report)) == []
 
 

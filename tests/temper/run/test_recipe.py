@@ -327,6 +327,21 @@ MISTAKES = {
         'source = "folder"',
         "data.path: got nothing, expected the image folder of source 'folder'",
     ),
+    "kind of corruption": (
+        "[engine]",
+        '[corruptions]\nkinds = ["fog", "rain"]\n[engine]',
+        "corruptions.kinds: got rain, expected some of gaussian_noise, shot_noise, ",
+    ),
+    "severity of corruption": (
+        "[engine]",
+        "[corruptions]\nseverities = [0, 5]\n[engine]",
+        "corruptions.severities: got 0, expected some of 1, 2, 3, 4, 5",
+    ),
+    "corruptions of more images than there are": (
+        "image_size = 32",
+        "image_size = 32\nnum_test = 20\n[corruptions]\nnum_images = 50",
+        "corruptions.num_images: got 50, expected at most 20 (data.num_test)",
+    ),
     "not finite": ("epsilon = 8", "epsilon = nan", "attacks[0].epsilon: got nan, expected a number"),
     "date": ('name = "x"', "name = 2026-11-23", "name: got 2026-11-23, expected a string"),
     "array too short": (

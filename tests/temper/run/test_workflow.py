@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +39,17 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where this file's runs and models are."""
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def quick_recipe(quick_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quick recipe, and on corrupted images as well."""
+    table = (
+        '\n[corruptions]\nkinds = ["contrast", "fog"]\nseverities = [1, 5]\nnum_images = 8\nnum_processes = 1\n'
+    )
+    path = tmp_path_factory.mktemp("recipe") / "quick.toml"
+    path.write_text(quick_recipe.read_text() + table)
+    return path
 
 
 def run_cli(recipe: Path, home: Path, *args: str) -> Result:
@@ -84,6 +96,9 @@ def test_report_has_the_promised_keys(first: Result, report: dict[str, Any]) -> 
             assert keys <= row.keys()
             assert row["low"] <= row["accuracy"] <= row["high"]
             assert row["num_queries"] <= row["num_images"] * row["max_queries"]
+        cells = [(cell["kind"], cell["severity"]) for cell in variant["corruptions"]["cells"]]
+        assert cells == [("contrast", 1), ("contrast", 5), ("fog", 1), ("fog", 5)]
+        assert variant["corruptions"]["clean_accuracy"]["num_images"] == 8
     assert report["variants"][1]["size_bytes"] < report["variants"][0]["size_bytes"] / 3
     assert report["variants"][1]["calibration"]["num_calibration"] == 32
     assert report["variants"][0]["int8"] is None
@@ -93,6 +108,15 @@ def test_report_has_the_promised_keys(first: Result, report: dict[str, Any]) -> 
     assert int8["exact"]["agreement"] >= 0.95
     assert int8["weight_bits"] == (7 if int8["reduce_range"]["used"] else 8)
     assert int8["warning"] == why_inexact(instruction_set(), int8["weight_bits"])
+
+
+def test_corruptions_without_their_library_end_before_anything_is_built(
+    quick_recipe: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imagecorruptions", None)
+    result = run_cli(quick_recipe, home / "without")
+    assert result.exit_code == 1 and not (home / "without" / "model_repository").exists()
+    assert result.stderr.splitlines()[-1].endswith("install it with: pip install 'temper[corruptions]'")
 
 
 def test_second_run_waits_for_the_first_and_says_so(
@@ -180,6 +204,8 @@ def test_report_compares_on_the_same_images(report: dict[str, Any]) -> None:
     assert 0 <= comparison["accuracy"]["p_value"] <= 1
     assert comparison["throughput_ratio"] == pytest.approx(int8["throughput_ips"] / fp32["throughput_ips"])
     assert [row["attack"] for row in comparison["robustness"]] == ["noise", "square"]
+    one, two = (variant["corruptions"]["accuracy"]["value"] for variant in (fp32, int8))
+    assert comparison["corruptions"]["difference"]["value"] == pytest.approx(two - one)
 
 
 def test_report_gallery_files_exist(report: dict[str, Any], home: Path) -> None:
