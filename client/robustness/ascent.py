@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,13 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from temper.client.errors import ClientError
+from temper.client.robustness.base import AttackConfig
 from temper.client.robustness.draws import image_keys
+from temper.client.robustness.surrogate import Surrogate
 from temper.client.scores import Float32Array, Int64Array, UInt8Array
 from temper.client.stats import BoolArray
-
-if TYPE_CHECKING:
-    from temper.client.robustness.attacks.transfer import ApgdConfig, StepConfig
-    from temper.client.robustness.surrogate import Surrogate
 
 Loss = Callable[[Tensor], Tensor]
 """Takes logits [n, classes], returns what is to grow, [n]."""
@@ -30,25 +27,38 @@ _TINY = 1e-12
 
 
 def climb_steps(
-    config: StepConfig,
     surrogate: Surrogate,
     images: UInt8Array,
     labels: Int64Array,
     indices: Int64Array,
     turn: int,
+    *,
+    config: AttackConfig,
+    steps: int,
+    step_share: float,
+    random_start: bool = True,
+    momentum: float = 0.0,
+    diversity: float = 0.0,
+    resize: float = 0.9,
 ) -> tuple[Float32Array, BoolArray]:
-    """Take the config's number of steps along the gradient of the cross entropy.
+    """Take steps along the gradient of the cross entropy.
 
     Sources: Goodfellow, Shlens, Szegedy, arXiv:1412.6572 (FGSM); Madry et al., arXiv:1706.06083 (PGD);
     Dong et al., arXiv:1710.06081 (MI-FGSM); Xie et al., arXiv:1803.06978 (input diversity).
 
     Args:
-        config: budget, steps and what kind of steps.
         surrogate: the network that is climbed.
         images: uint8 [n, H, W, 3].
         labels: int64 [n].
         indices: int64 [n], the images' own random streams.
         turn: which try this is, from 0: another random start.
+        config: the budget and the seed.
+        steps: how many.
+        step_share: size of one as a share of the budget.
+        random_start: whether the first try begins somewhere in the ball, as all others do.
+        momentum: share of the earlier steps' direction that is kept.
+        diversity: share of the steps whose gradient is that of the image made smaller, at a random place on black.
+        resize: the smallest such size, as a share of the image's.
 
     Returns:
         float32 [n, H, W, 3]; and bool [n], true where the first gradient was zero: nothing to follow.
@@ -56,30 +66,32 @@ def climb_steps(
     ball = _Ball(config.norm, config.ball.reach if config.norm == "linf" else config.epsilon, images, surrogate)
     draws = _Draws(config.seed, indices, turn)
     loss = _cross_entropy(torch.from_numpy(labels).to(surrogate.device))
-    x = ball.random_point(draws, inside=True) if config.random_start or turn else ball.centre
-    size = config.step_share * ball.epsilon
-    momentum = torch.zeros_like(x)
+    x = ball.random_point(draws, inside=True) if random_start or turn else ball.centre
+    size = step_share * ball.epsilon
+    kept = torch.zeros_like(x)
     stuck: BoolArray = np.zeros(len(images), dtype=np.bool_)
-    for step in range(config.steps):
-        diverse = draws.random(2 + 2 * step, 4) if config.diversity else None
-        gradient, _, _ = _gradient(surrogate, x, loss, None if diverse is None else _diversify(config, diverse))
+    for step in range(steps):
+        view = _diversify(draws.random(2 + step, 4), diversity, resize) if diversity else None
+        gradient, _, _ = _gradient(surrogate, x, loss, view)
         if step == 0:
             stuck = (gradient == 0).flatten(1).all(1).cpu().numpy()
-        if config.momentum:
-            mean = gradient.abs().flatten(1).sum(1)[:, None, None, None]
-            momentum = config.momentum * momentum + gradient / (mean + _TINY)
-            gradient = momentum
+        if momentum:
+            length = gradient.abs().flatten(1).sum(1)[:, None, None, None]
+            gradient = kept = momentum * kept + gradient / (length + _TINY)
         x = ball.project(x + size * ball.direction(gradient))
     return x.cpu().numpy(), stuck
 
 
 def climb_auto(
-    config: ApgdConfig,
     surrogate: Surrogate,
     images: UInt8Array,
     labels: Int64Array,
     indices: Int64Array,
     turn: int,
+    *,
+    config: AttackConfig,
+    steps: int,
+    loss: str,
 ) -> tuple[Float32Array, BoolArray]:
     """Take the steps of APGD, which halves its step where the loss stops growing.
 
@@ -90,12 +102,15 @@ def climb_auto(
     attacks", ICML 2020, arXiv:2003.01690, algorithm 1 and equation 6 (DLR).
 
     Args:
-        config: budget, steps and loss.
         surrogate: as of `climb_steps`.
         images: the same.
         labels: the same.
         indices: the same.
         turn: the same; a targeted loss takes the next likely class at each.
+        config: the budget and the seed.
+        steps: how many.
+        loss: what grows: "ce", the cross entropy; "dlr", the difference of logits ratio; "targeted", the same towards
+            one other class.
 
     Returns:
         As `climb_steps`.
@@ -103,8 +118,7 @@ def climb_auto(
     ball = _Ball(config.norm, config.ball.reach if config.norm == "linf" else config.epsilon, images, surrogate)
     truth = torch.from_numpy(labels).to(surrogate.device)
     x = ball.random_point(_Draws(config.seed, indices, turn), inside=False)
-    loss = _apgd_loss(config, surrogate, ball.centre, truth, turn)
-    return climb(surrogate, ball, x, loss, truth, config.steps)
+    return climb(surrogate, ball, x, _apgd_loss(loss, surrogate, ball.centre, truth, turn), truth, steps)
 
 
 def climb(
@@ -228,18 +242,16 @@ def _cross_entropy(truth: Tensor) -> Loss:
     return lambda logits: functional.cross_entropy(logits, truth, reduction="none")
 
 
-def _apgd_loss(config: ApgdConfig, surrogate: Surrogate, centre: Tensor, truth: Tensor, turn: int) -> Loss:
-    if config.loss == "ce":
+def _apgd_loss(name: str, surrogate: Surrogate, centre: Tensor, truth: Tensor, turn: int) -> Loss:
+    if name == "ce":
         return _cross_entropy(truth)
     with torch.no_grad():
         order = surrogate.logits(centre).argsort(1, descending=True)
-    needed = 3 if config.loss == "dlr" else 4
+    needed = 3 if name == "dlr" else 4
     if order.shape[1] < needed:
-        raise ClientError(
-            f'loss: got "{config.loss}" for {order.shape[1]} classes, expected {needed} or more; use "ce"'
-        )
+        raise ClientError(f'loss: got "{name}" for {order.shape[1]} classes, expected {needed} or more; use "ce"')
     rows = torch.arange(len(truth), device=truth.device)
-    if config.loss == "dlr":
+    if name == "dlr":
 
         def ratio(logits: Tensor) -> Tensor:
             ordered, places = logits.sort(1, descending=True)
@@ -259,15 +271,15 @@ def _apgd_loss(config: ApgdConfig, surrogate: Surrogate, centre: Tensor, truth: 
     return targeted
 
 
-def _diversify(config: StepConfig, draws: Float32Array) -> Callable[[Tensor], Tensor]:
+def _diversify(draws: Float32Array, share: float, smallest: float) -> Callable[[Tensor], Tensor]:
     """Return what makes each image a little smaller, at a random place on black, in a share of the steps."""
 
     def view(x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
         return torch.stack(
             [
-                _shrink(image, config.resize + (1 - config.resize) * draw[1], draw[2:], height, width)
-                if draw[0] < config.diversity
+                _shrink(image, smallest + (1 - smallest) * draw[1], draw[2:], height, width)
+                if draw[0] < share
                 else image
                 for image, draw in zip(x, draws, strict=True)
             ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -17,8 +17,9 @@ from temper.client.robustness.base import OWN, AttackConfig, AttackKind, Harness
 from temper.client.scores import Float32Array, Int64Array, UInt8Array
 from temper.client.stats import BoolArray
 
-Loss = Literal["ce", "dlr", "targeted"]
-"""The cross entropy; the difference of logits ratio; or that towards one other class."""
+if TYPE_CHECKING:
+    from temper.client.robustness.surrogate import Surrogate
+
 # Pixels of one channel that are climbed together: what their activations take fits a small machine.
 _BLOCK_PIXELS = 1 << 20
 _MAX_BLOCK = 64
@@ -55,7 +56,7 @@ class TransferConfig(AttackConfig):
             raise ValueError(f"steps: got {self.steps}, expected at least 1")
 
     def make(
-        self, surrogate: object, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
+        self, surrogate: Surrogate, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
     ) -> tuple[Float32Array, BoolArray]:
         """Return the next images and where there was no gradient, as the functions of `ascent` do."""
         raise NotImplementedError
@@ -91,14 +92,25 @@ class StepConfig(TransferConfig):
             raise ValueError(f"resize: got {self.resize:g}, expected more than 0, at most 1")
 
     def make(
-        self, surrogate: object, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
+        self, surrogate: Surrogate, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
     ) -> tuple[Float32Array, BoolArray]:
         """Take the steps."""
         from temper.client.robustness.ascent import climb_steps
-        from temper.client.robustness.surrogate import Surrogate
 
-        assert isinstance(surrogate, Surrogate)
-        return climb_steps(self, surrogate, images, labels, indices, turn)
+        return climb_steps(
+            surrogate,
+            images,
+            labels,
+            indices,
+            turn,
+            config=self,
+            steps=self.steps,
+            step_share=self.step_share,
+            random_start=self.random_start,
+            momentum=self.momentum,
+            diversity=self.diversity,
+            resize=self.resize,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,25 +145,23 @@ class MiFgsmConfig(StepConfig):
 class ApgdConfig(TransferConfig):
     """APGD; see the subclasses."""
 
-    loss: ClassVar[Loss]
+    loss: ClassVar[str]
     steps: int = 50
 
     def make(
-        self, surrogate: object, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
+        self, surrogate: Surrogate, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
     ) -> tuple[Float32Array, BoolArray]:
         """Take the steps."""
         from temper.client.robustness.ascent import climb_auto
-        from temper.client.robustness.surrogate import Surrogate
 
-        assert isinstance(surrogate, Surrogate)
-        return climb_auto(self, surrogate, images, labels, indices, turn)
+        return climb_auto(surrogate, images, labels, indices, turn, config=self, steps=self.steps, loss=self.loss)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApgdCeConfig(ApgdConfig):
     """APGD-CE."""
 
-    loss: ClassVar[Loss] = "ce"
+    loss: ClassVar[str] = "ce"
     name: Literal["apgd-ce"] = "apgd-ce"
 
 
@@ -159,7 +169,7 @@ class ApgdCeConfig(ApgdConfig):
 class ApgdDlrConfig(ApgdConfig):
     """APGD-DLR."""
 
-    loss: ClassVar[Loss] = "dlr"
+    loss: ClassVar[str] = "dlr"
     name: Literal["apgd-dlr"] = "apgd-dlr"
 
 
@@ -167,7 +177,7 @@ class ApgdDlrConfig(ApgdConfig):
 class ApgdTConfig(ApgdConfig):
     """APGD-T."""
 
-    loss: ClassVar[Loss] = "targeted"
+    loss: ClassVar[str] = "targeted"
     name: Literal["apgd-t"] = "apgd-t"
     max_queries: int = 9
     """Images sent per image at most: one a turn, towards the next likely class at a surrogate's next turn."""
