@@ -1,7 +1,8 @@
 """Climbing the loss of a surrogate within the budget: the steps of PGD and its kin, and of APGD, in PyTorch.
 
-Images are float32 [n, H, W, 3] in units of uint8 here; the harness rounds what comes out. Every image has its own
-step size and its own random draws, so that which images stand beside it does not matter.
+Inside, images are float32 [n, H, W, 3] on a scale of 0 to 1, as in the papers; what comes out is in units of uint8,
+and the harness rounds it. Every image has its own step size and its own random draws, so that which images stand
+beside it does not matter.
 """
 
 from __future__ import annotations
@@ -61,25 +62,27 @@ def climb_steps(
         resize: the smallest such size, as a share of the image's.
 
     Returns:
-        float32 [n, H, W, 3]; and bool [n], true where the first gradient was zero: nothing to follow.
+        float32 [n, H, W, 3]; and bool [n], true where the first gradient was zero although the surrogate was right:
+        nothing to follow.
     """
     ball = _Ball(config.norm, config.ball.reach if config.norm == "linf" else config.epsilon, images, surrogate)
     draws = _Draws(config.seed, indices, turn)
-    loss = _cross_entropy(torch.from_numpy(labels).to(surrogate.device))
+    truth = torch.from_numpy(labels).to(surrogate.device)
+    loss = _cross_entropy(truth)
     x = ball.random_point(draws, inside=True) if random_start or turn else ball.centre
     size = step_share * ball.epsilon
     kept = torch.zeros_like(x)
     stuck: BoolArray = np.zeros(len(images), dtype=np.bool_)
     for step in range(steps):
         view = _diversify(draws.random(2 + step, 4), diversity, resize) if diversity else None
-        gradient, _, _ = _gradient(surrogate, x, loss, view)
+        gradient, _, logits = _gradient(surrogate, x, loss, view)
         if step == 0:
-            stuck = (gradient == 0).flatten(1).all(1).cpu().numpy()
+            stuck = ((gradient == 0).flatten(1).all(1) & (logits.argmax(1) == truth)).cpu().numpy()
         if momentum:
             length = gradient.abs().flatten(1).sum(1)[:, None, None, None]
             gradient = kept = momentum * kept + gradient / (length + _TINY)
         x = ball.project(x + size * ball.direction(gradient))
-    return x.cpu().numpy(), stuck
+    return (255 * x).cpu().numpy(), stuck
 
 
 def climb_auto(
@@ -109,8 +112,8 @@ def climb_auto(
         turn: the same; a targeted loss takes the next likely class at each.
         config: the budget and the seed.
         steps: how many.
-        loss: what grows: "ce", the cross entropy; "dlr", the difference of logits ratio; "targeted", the same towards
-            one other class.
+        loss: what grows: "ce", the cross entropy; "dlr", the difference of logits ratio; "targeted", the same
+            towards one other class.
 
     Returns:
         As `climb_steps`.
@@ -128,13 +131,13 @@ def climb(
     shape = (-1, 1, 1, 1)
     interval, least, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     gradient, value, logits = _gradient(surrogate, x, loss)
-    stuck: BoolArray = (gradient == 0).flatten(1).all(1).cpu().numpy()
+    stuck: BoolArray = ((gradient == 0).flatten(1).all(1) & (logits.argmax(1) == truth)).cpu().numpy()
     before, found = x, x.clone()
     best, best_gradient, best_value = x.clone(), gradient.clone(), value.clone()
     size = torch.full_like(value, 2 * ball.epsilon)
     checked_value, halved = value.clone(), torch.ones_like(value, dtype=torch.bool)
     growths, since = torch.zeros_like(value), 0
-    latest: Tensor | None = None
+    latest = value
     fooled = torch.zeros_like(halved)
     for step in range(steps):
         moved = x - before
@@ -146,8 +149,7 @@ def climb(
         wrong = logits.argmax(1) != truth
         found = torch.where(wrong.reshape(shape), x, found)
         fooled = fooled | wrong
-        if latest is not None:  # the first step has none to grow from
-            growths += value > latest
+        growths += value > latest
         latest = value
         better = value > best_value
         best = torch.where(better.reshape(shape), x, best)
@@ -162,24 +164,24 @@ def climb(
             gradient = torch.where(halved.reshape(shape), best_gradient, gradient)
             growths, since = torch.zeros_like(growths), 0
             interval = max(interval - shrink, least)
-    return torch.where(fooled.reshape(shape), found, best).cpu().numpy(), stuck
+    return (255 * torch.where(fooled.reshape(shape), found, best)).cpu().numpy(), stuck
 
 
 class _Ball:
     """The budget around images, without the grid."""
 
     def __init__(self, norm: str, epsilon: float, images: UInt8Array, surrogate: Surrogate) -> None:
-        self.norm, self.epsilon = norm, float(epsilon)
-        self.centre = torch.from_numpy(images).to(surrogate.device, torch.float32)
+        self.norm, self.epsilon = norm, epsilon / 255
+        self.centre = torch.from_numpy(images).to(surrogate.device, surrogate.dtype) / 255
         self._low = (self.centre - self.epsilon).clamp(min=0)
-        self._high = (self.centre + self.epsilon).clamp(max=255)
+        self._high = (self.centre + self.epsilon).clamp(max=1)
 
     def project(self, x: Tensor) -> Tensor:
         if self.norm == "linf":
             return torch.minimum(torch.maximum(x, self._low), self._high)
         change = x - self.centre
         length = _length(change)
-        return (self.centre + change * (self.epsilon / length.clamp(min=self.epsilon))).clamp(0, 255)
+        return (self.centre + change / (length + _TINY) * length.clamp(max=self.epsilon)).clamp(0, 1)
 
     def direction(self, gradient: Tensor) -> Tensor:
         return gradient.sign() if self.norm == "linf" else gradient / (_length(gradient) + _TINY)
@@ -232,7 +234,7 @@ def _gradient(
     # Without TF32, which rounds what convolutions take to ten bits.
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         point = x.detach().requires_grad_()
-        logits = surrogate.logits(point if view is None else view(point))
+        logits = surrogate.logits(255 * (point if view is None else view(point)))
         value = loss(logits)
         (gradient,) = torch.autograd.grad(value.sum(), point)
     return gradient, value.detach(), logits.detach()
@@ -246,7 +248,7 @@ def _apgd_loss(name: str, surrogate: Surrogate, centre: Tensor, truth: Tensor, t
     if name == "ce":
         return _cross_entropy(truth)
     with torch.no_grad():
-        order = surrogate.logits(centre).argsort(1, descending=True)
+        order = surrogate.logits(255 * centre).argsort(1, descending=True)
     needed = 3 if name == "dlr" else 4
     if order.shape[1] < needed:
         raise ClientError(f'loss: got "{name}" for {order.shape[1]} classes, expected {needed} or more; use "ce"')

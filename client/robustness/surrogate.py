@@ -46,14 +46,19 @@ _INTEGER = {
 class Surrogate:
     """One network, or the mean of the logits of several; on a GPU when PyTorch sees one."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], dtype: torch.dtype = torch.float32) -> None:
         """Read the graphs.
+
+        Args:
+            paths: ONNX files.
+            dtype: what is computed in; float64 is for who compares implementations.
 
         Raises:
             ClientError: a file cannot be read, is no image classifier, or has an operator that is not known here.
         """
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._graphs = [_Graph(path, self.device) for path in paths]
+        self.dtype = dtype
+        self._graphs = [_Graph(path, self.device, dtype) for path in paths]
 
     def check(self, image_shape: Sequence[int], num_classes: int) -> None:
         """Refuse a network for other images or classes than the endpoint's.
@@ -74,7 +79,7 @@ class Surrogate:
                     "the endpoint does; use a network that was trained for it"
                 )
             with torch.no_grad():
-                answer = graph.run(torch.zeros((1, *image_shape), device=self.device))
+                answer = graph.run(torch.zeros((1, *image_shape), dtype=self.dtype, device=self.device))
             if answer.ndim != 2 or len(answer) != 1:
                 raise ClientError(
                     f"{graph.path}: answers {_listed(answer.shape)} to one image, expected [1, classes]; "
@@ -102,8 +107,8 @@ def load_surrogate(paths: tuple[Path, ...]) -> Surrogate:
 class _Graph:
     """One ONNX file. What depends on no input is worked out once."""
 
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self.path, self._device = path, device
+    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.path, self._device, self._dtype = path, device, dtype
         try:
             model = onnx.load(path)
         except FileNotFoundError:
@@ -112,7 +117,7 @@ class _Graph:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ClientError(f"{path}: not an ONNX file: {reason}") from error
         graph = model.graph
-        self._values: dict[str, Tensor] = {one.name: _constant(one).to(device) for one in graph.initializer}
+        self._values: dict[str, Tensor] = {one.name: self._constant(one) for one in graph.initializer}
         # What a zero point's type was says to which grid is rounded; its value, a float here, no longer does.
         self._types: dict[str, int] = {one.name: one.data_type for one in graph.initializer}
         inputs = [one for one in graph.input if one.name not in self._values]
@@ -126,25 +131,33 @@ class _Graph:
             self._add(node)
 
     def _add(self, node: onnx.NodeProto) -> None:
-        if node.op_type not in _OPERATORS:
+        if node.op_type != "Constant" and node.op_type not in _OPERATORS:
             raise ClientError(
                 f"{self.path}: has the operator {node.op_type}, expected some of {', '.join(sorted(_OPERATORS))}"
             )
         attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
         if node.op_type == "Constant":
+            self._values[node.output[0]] = self._constant(attributes["value"])
             self._types[node.output[0]] = attributes["value"].data_type
+            return
         if node.op_type == "QuantizeLinear":
             kind = self._types.get(node.input[2]) if len(node.input) > 2 else None
             attributes["kind"] = kind or attributes.get("output_dtype") or onnx.TensorProto.UINT8
         step = (_OPERATORS[node.op_type], attributes, list(node.input), node.output[0])
         if all(not name or name in self._values for name in node.input):
             with torch.no_grad():
-                self._values[node.output[0]] = self._apply(step, self._values).to(self._device)
+                self._values[node.output[0]] = self._apply(step, self._values)
         else:
             self._nodes.append(step)
 
+    def _constant(self, tensor: onnx.TensorProto) -> Tensor:
+        array = np.asarray(numpy_helper.to_array(tensor))
+        if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):  # shapes and axes
+            return torch.from_numpy(array.astype(np.int64))
+        return torch.from_numpy(array.astype(np.float32)).to(self._device, self._dtype)
+
     def run(self, pixels: Tensor) -> Tensor:
-        """Return the output for float32 pixels [n, H, W, 3]."""
+        """Return the output for pixels [n, H, W, 3]."""
         values = {**self._values, self._input: pixels}
         for step in self._nodes:
             values[step[3]] = self._apply(step, values)
@@ -157,13 +170,6 @@ class _Graph:
         except (RuntimeError, TypeError, IndexError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ClientError(f"{self.path}: {output} cannot be computed: {reason}") from error
-
-
-def _constant(tensor: onnx.TensorProto) -> Tensor:
-    array = np.asarray(numpy_helper.to_array(tensor))
-    if array.dtype.kind in "iu" and tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
-        return torch.from_numpy(array.astype(np.int64))
-    return torch.from_numpy(array.astype(np.float32))
 
 
 def _listed(shape: Sequence[object]) -> str:
@@ -249,7 +255,7 @@ def _quantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, **given: Any
     if given["kind"] in _FLOAT8:
         dtype, largest = _FLOAT8[given["kind"]]
         exact = exact.clamp(-largest, largest)
-        return exact + (exact.detach().to(dtype).to(torch.float32) - exact).detach()
+        return exact + (exact.detach().to(dtype).to(exact.dtype) - exact).detach()
     low, high = _INTEGER[given["kind"]]
     shift = 0.0 if zero is None else _along(x, zero, axis)
     rounded = (exact.detach().round() + shift).clamp(low, high)
@@ -259,7 +265,7 @@ def _quantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, **given: Any
 
 def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, **given: Any) -> Tensor:
     axis = given.get("axis", 1)
-    shifted = x.to(torch.float32) if zero is None else x - _along(x, zero, axis)
+    shifted = x if zero is None else x - _along(x, zero, axis)
     return shifted * _along(x, scale, axis)
 
 
@@ -285,10 +291,6 @@ def _flatten(x: Tensor, **given: Any) -> Tensor:
     return x.reshape(math.prod(x.shape[:axis]), -1)
 
 
-def _value(**given: Any) -> Tensor:
-    return _constant(given["value"])
-
-
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Add": lambda a, b: a + b,
     "AveragePool": _average_pool,
@@ -296,7 +298,6 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     # Every value is float32 here: what is cast is whole, or was rounded when it was written.
     "Cast": lambda x, **given: x,
     "Clip": _clip,
-    "Constant": _value,
     "Conv": _conv,
     "DequantizeLinear": _dequantize,
     "Div": lambda a, b: a / b,
