@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 Method = Literal["fast", "pgd", "trades", "free"]
 _STEPS = {"fast": 1, "pgd": 7, "trades": 10, "free": 1}
@@ -77,3 +78,19 @@ class AdversarialConfig:
     def epsilon_at(self, share: float) -> float:
         """Epsilon when a share of the training, 0 to 1, is over."""
         return self.epsilon * min(1.0, share / self.warmup) if self.warmup > 0 else self.epsilon
+
+
+def describe_training(info: Mapping[str, Any]) -> str:
+    """Returns what `train.finetune` gave as one line: the accuracies, and a warning if there is one."""
+    parts = [f"{100 * info['accuracy']:.2f} % of {info['num_images']} test images"]
+    if "history" in info:
+        best = info["history"][info["best_epoch"] - 1]
+        robust = f", {percent(best['robust_accuracy'])} under attack" if "robust_accuracy" in best else ""
+        held_out = f"{percent(best['accuracy'])} of {info['num_validation']} held out{robust}"
+        parts.append(f"epoch {info['best_epoch']} kept ({held_out})")
+    return "; ".join([*parts, *([f"warning: {info['warning']}"] if "warning" in info else [])])
+
+
+def percent(share: float) -> str:
+    """Returns a share as text."""
+    return f"{100 * share:.1f} %"

@@ -74,7 +74,7 @@ class Adversary:
             config: The method and its budget.
             served: The network, behind its preprocessing.
             forward: Runs it, in the precision of the training.
-            loss: Of the unperturbed images, the logits of perturbed or, for `trades`, unperturbed ones, the labels.
+            loss: Of the unperturbed images, the logits of perturbed or (`trades`) unperturbed ones, the labels.
         """
         self._config = config
         self._served = served

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from temper.builder.network.adversarial import percent
 from temper.builder.network.perturb import ascend, in_evaluation_mode, uniform_start
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ _COLLAPSED = 0.5
 class Validation:
     """Measures a network after every epoch and remembers the best one.
 
-    The best epoch has the largest robust accuracy in adversarial training, else the largest accuracy; of equals the
-    latest.
+    The best epoch has the largest robust accuracy in adversarial training, else the largest accuracy; of equals
+    it is the latest.
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class Validation:
         """Measures the network, and keeps its weights when it is the best so far."""
         found: dict[str, Any] = {"epoch": len(self._history) + 1}
         with in_evaluation_mode(network):
-            found |= self._measure(forward, device)
+            found |= self.measure(forward, device)
         self._history.append(found)
         if self._score(found) >= self._score(self._history[self._best]):
             self._best = len(self._history) - 1
             self._weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
 
-    def _measure(self, forward: Forward, device: torch.device) -> dict[str, float]:
+    def measure(self, forward: Forward, device: torch.device) -> dict[str, float]:
+        """Returns what an epoch's entry in the history has, of a network in evaluation mode."""
         budget, count = self._adversarial, {"accuracy": 0, "robust_accuracy": 0, "single_step_accuracy": 0}
         # The same starts after every epoch.
         generator = torch.Generator(device).manual_seed(0)
@@ -109,10 +111,10 @@ class Validation:
             robust, single = epoch["robust_accuracy"], epoch["single_step_accuracy"]
             if robust < _COLLAPSED * min(best, single):
                 return (
-                    f"catastrophic overfitting in epoch {epoch['epoch']}: {_percent(robust)} of the validation "
-                    f"images withstand several steps, after {_percent(best)}, and {_percent(single)} a single one; "
-                    f"the weights of epoch {self._best + 1} are kept; train with method 'pgd' or 'trades', or with "
-                    "a smaller step_size"
+                    f"catastrophic overfitting in epoch {epoch['epoch']}: {percent(robust)} of the validation "
+                    f"images withstand several steps, after {percent(best)}, and {percent(single)} a single one; "
+                    f"the weights of epoch {self._best + 1} are kept; train with method 'pgd' or 'trades', or "
+                    "with a smaller step_size"
                 )
             best = max(best, robust)
         return None
@@ -151,7 +153,3 @@ def num_robust(
 @torch.no_grad()
 def _is_correct(forward: Forward, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return forward(images).argmax(1) == labels
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

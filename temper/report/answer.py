@@ -58,6 +58,8 @@ def faults(report: Report) -> list[str]:
     found = [f"{death}." for death in report.deaths]
     for variant in report.variants:
         found += _int8_faults(variant)
+        warned = [stage for stage in variant.build if "warning" in stage.figures]
+        found += [f"{stage.name}: {stage.figures['warning']}." for stage in warned]
         measured: list[tuple[str, Accuracy | Attack]] = [(attack.attack, attack) for attack in variant.robustness]
         if variant.accuracy is not None:
             measured.insert(0, ("accuracy", variant.accuracy))
@@ -69,7 +71,7 @@ def faults(report: Report) -> list[str]:
                 )
             if figures.retries:
                 found.append(f"{variant.name}, {name}: requests were sent again: {_kinds(figures.retries)}.")
-    return found
+    return list(dict.fromkeys(found))  # variants share stages
 
 
 def _kinds(counts: dict[str, int]) -> str:
