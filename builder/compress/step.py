@@ -209,11 +209,11 @@ REGISTRY: Registry[Step[Any]] = Registry(
     "temper.steps",
     "temper.builder.compress.step:Step",
     {
-        "adversarial": "temper.builder.compress.adversarial:STEP",
         "prune": "temper.builder.compress.prune:STEP",
         "low_rank": "temper.builder.compress.low_rank:STEP",
         "sparsify": "temper.builder.compress.sparsify:STEP",
         "distil": "temper.builder.compress.distil:STEP",
+        "adversarial": "temper.builder.compress.adversarial:STEP",
         "quantize": "temper.builder.compress.quantize:STEP",
         "cast": "temper.builder.compress.cast:STEP",
     },

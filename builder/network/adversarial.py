@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 Method = Literal["fast", "pgd", "trades", "free"]
@@ -30,10 +30,10 @@ class AdversarialConfig:
     step_size: float | None = None
     """Length of such a step, in units of 1/255. When not given: 1.25 epsilon for `fast`, epsilon for `free`, else
     2.5 epsilon over the number of steps."""
-    beta: float | None = None
-    """`trades`: weight of the answer's change against the loss on the unperturbed images; 6 when not given."""
-    replays: int | None = None
-    """`free`: how often a batch is repeated, each time as a step of training; 4 when not given."""
+    beta: float = 6.0
+    """`trades`: weight of the answer's change against the loss on the unperturbed images."""
+    replays: int = 4
+    """`free`: how often a batch is repeated, each time as a step of training."""
     warmup: float = 0.0
     """Share of the training over which epsilon rises from 0, 0 to 1."""
     validation_steps: int = 10
@@ -49,16 +49,18 @@ class AdversarialConfig:
             raise ValueError(f"method: got {self.method!r}, expected one of {', '.join(_STEPS)}")
         if not 0 < self.epsilon <= 255:
             raise ValueError(f"epsilon: got {self.epsilon}, expected more than 0 and at most 255")
-        for name, methods in _KEYS.items():
-            if getattr(self, name) is not None and self.method not in methods:
-                raise ValueError(f"{name}: got it with method {self.method!r}, expected {' or '.join(methods)}")
+        for field in fields(self):
+            methods = _KEYS.get(field.name, (self.method,))
+            if getattr(self, field.name) != field.default and self.method not in methods:
+                wanted = " or ".join(repr(method) for method in methods)
+                raise ValueError(f"{field.name}: got it with method {self.method!r}, expected {wanted}")
         for name in ("steps", "replays", "validation_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, expected 1 or more")
         if self.step_size is not None and not 0 < self.step_size < math.inf:
             raise ValueError(f"step_size: got {self.step_size}, expected a positive number")
-        if self.beta is not None and not 0 <= self.beta < math.inf:
+        if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta: got {self.beta}, expected 0 or more")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup: got {self.warmup}, expected a share from 0 to 1")

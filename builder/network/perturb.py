@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """Takes uint8 or float32 pixels [N, S, S, 3] of 0 to 255; returns float32 logits [N, classes]."""
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-_DEFAULT_BETA = 6.0
-_DEFAULT_REPLAYS = 4
 # TRADES starts at a normal deviation of 0.001 on a scale of 0 to 1, as its gradient is zero at the image itself.
 _TRADES_START = 0.001 * 255
 
@@ -124,8 +122,7 @@ class Adversary:
         loss = self._loss(
             images, logits, labels
         )  # before the next pass, as it may have read features off this one
-        beta = _DEFAULT_BETA if self._config.beta is None else self._config.beta
-        yield loss + beta * _divergence(self._forward(perturbed), log_softmax(logits, 1))
+        yield loss + self._config.beta * _divergence(self._forward(perturbed), log_softmax(logits, 1))
 
     def _free(self, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> Iterator[torch.Tensor]:
         """Uses each backward pass twice, in training mode; the next batch starts from this one's perturbation.
@@ -134,7 +131,7 @@ class Adversary:
         """
         if self._delta is None or len(self._delta) < len(images):
             self._delta = torch.zeros_like(images)
-        for _ in range(self._config.replays or _DEFAULT_REPLAYS):
+        for _ in range(self._config.replays):
             delta = self._delta[: len(images)].clamp(-epsilon, epsilon).requires_grad_()
             yield self._loss(images, self._forward((images + delta).clamp(0, 255)), labels)
             assert delta.grad is not None, "the caller ran the backward pass"
