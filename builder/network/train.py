@@ -6,10 +6,8 @@ the same weights as one that was not (on the same machine: other hardware rounds
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 
     from temper.builder.data.sources import TrainImages
     from temper.builder.network.average import Average
+    from temper.builder.network.checkpoint import Part
     from temper.builder.network.validate import Validation
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -302,6 +301,7 @@ def _train(
     import torch
 
     from temper.builder.network.average import Average
+    from temper.builder.network.checkpoint import resume, save_checkpoint
 
     if len(train) < 2:
         raise TrainError(f"training: got {len(train)} images, expected at least two")
@@ -310,7 +310,7 @@ def _train(
     average = Average(served, config.ema) if config.ema is not None else None
     loss = loss or _cross_entropy(config)
     state = _State(served, _new_optimizer(served, config), device, loss, after_step, average, validation)
-    first = _resume(checkpoint, state, config)
+    first = resume(checkpoint, asdict(config), device, _parts(state))
     epochs = config.head_epochs + config.epochs
     num_steps = len(_loader(train, config, device, 0))
     for epoch in range(first, epochs):
@@ -326,7 +326,7 @@ def _train(
             if state.step % _LOOK_EVERY == 0:
                 _check_loss(state, epoch)
         _end_epoch(state, epoch)
-        _save_checkpoint(checkpoint, state, config, epoch + 1)
+        save_checkpoint(checkpoint, asdict(config), epoch + 1, _parts(state))
     _load_kept(state)
     if progress is not None:
         progress(epochs * num_steps, epochs * num_steps)
@@ -463,44 +463,12 @@ def _set_phase(served: nn.Module, head_only: bool) -> None:
         head_of(served.get_submodule("model")).requires_grad_(True).train()
 
 
-def _save_checkpoint(path: Path, state: _State, config: TrainConfig, epoch: int) -> None:
-    import torch
-
-    content = {
-        "config": asdict(config),
-        "epoch": epoch,
-        "model": state.served.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        **{name: part.state_dict() for name, part in _extras(state).items()},
+def _parts(state: _State) -> dict[str, Part]:
+    """What a checkpoint keeps: all that the next epoch starts from."""
+    parts: dict[str, Part | None] = {
+        "model": state.served,
+        "optimizer": state.optimizer,
+        "average": state.average,
+        "validation": state.validation,
     }
-    buffer = io.BytesIO()  # torch.save makes a RuntimeError of a full disk
-    torch.save(content, buffer)
-    temporary = path.with_suffix(".new")
-    temporary.write_bytes(buffer.getbuffer())
-    os.replace(temporary, path)
-
-
-def _resume(path: Path, state: _State, config: TrainConfig) -> int:
-    """Loads a checkpoint of the same config; returns the number of epochs that are done."""
-    import torch
-
-    if not path.exists():
-        return 0
-    try:
-        content = torch.load(path, map_location=state.device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
-        return 0  # cut off by a crash of the machine: from the start, then
-    if content["config"] != asdict(config):
-        return 0
-    state.served.load_state_dict(content["model"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    for name, part in _extras(state).items():
-        part.load_state_dict(content[name])
-    epoch: int = content["epoch"]
-    return epoch
-
-
-def _extras(state: _State) -> dict[str, Average | Validation]:
-    """What a checkpoint has beside the network and the optimiser, where the config asks for it."""
-    parts = {"average": state.average, "validation": state.validation}
     return {name: part for name, part in parts.items() if part is not None}
