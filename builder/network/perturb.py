@@ -79,9 +79,8 @@ class Adversary:
         self._forward = forward
         self._loss = loss
         self._delta: torch.Tensor | None = None
-        self._make = {"fast": self._pgd, "pgd": self._pgd, "trades": self._trades, "free": self._free}[
-            config.method
-        ]
+        methods = {"fast": self._pgd, "pgd": self._pgd, "trades": self._trades, "free": self._free}
+        self._make = methods[config.method]
 
     def losses(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> Iterator[torch.Tensor]:
         """Yields a loss for every step of training on a batch.
@@ -100,7 +99,11 @@ class Adversary:
         return ascend(loss, images, start, epsilon=epsilon, step_size=step_size, steps=steps)
 
     def _pgd(self, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> Iterator[torch.Tensor]:
-        """Trains on the perturbed images alone; both papers perturb with batch normalisation in training mode."""
+        """Trains on the perturbed images alone.
+
+        As in the code of both papers batch normalisation is in training mode for the perturbing passes too, which so
+        count in its running statistics.
+        """
 
         def attacked(pixels: torch.Tensor) -> torch.Tensor:
             return cross_entropy(self._forward(pixels), labels)
@@ -119,9 +122,8 @@ class Adversary:
 
             perturbed = self._ascend(attacked, images, _TRADES_START * torch.randn_like(images), epsilon)
         logits = self._forward(images)
-        loss = self._loss(
-            images, logits, labels
-        )  # before the next pass, as it may have read features off this one
+        # Before the next pass, as the loss may have read features off this one.
+        loss = self._loss(images, logits, labels)
         yield loss + self._config.beta * _divergence(self._forward(perturbed), log_softmax(logits, 1))
 
     def _free(self, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> Iterator[torch.Tensor]:
