@@ -101,8 +101,8 @@ class Adversary:
     def _pgd(self, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> Iterator[torch.Tensor]:
         """Trains on the perturbed images alone.
 
-        As in the code of both papers batch normalisation is in training mode for the perturbing passes too, which so
-        count in its running statistics.
+        As in the code of both papers batch normalisation is in training mode for the perturbing passes too, which
+        so count in its running statistics.
         """
 
         def attacked(pixels: torch.Tensor) -> torch.Tensor:
