@@ -218,6 +218,8 @@ class _Build:
         )
 
     def _make_weights(self, data: Artifact) -> _Done:
+        from temper.builder.network.adversarial import describe_training
+
         checkpoint = self.model.checkpoint
         content = sha256_file(checkpoint) if checkpoint is not None else None
 
@@ -232,7 +234,7 @@ class _Build:
             {"model": self.model, "content": content, "train": self.train},
             [data],
             make,
-            lambda info: f"{100 * info['accuracy']:.2f} % of {info['num_images']} test images",
+            describe_training,
             code=("temper.builder.network.stage_weights",),
             libraries=("torch", "torchvision"),
         )

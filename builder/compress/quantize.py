@@ -18,6 +18,7 @@ from temper.builder.compress.qdq import WEIGHTED_OPS
 from temper.builder.compress.saturation import reduce_weights
 from temper.builder.compress.step import GraphContext, GraphStep, Need
 from temper.builder.errors import QuantizeError
+from temper.builder.network.adversarial import AdversarialConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,8 @@ class QuantizeConfig:
     """Epochs that `qat` trains for."""
     learning_rate: float = 1e-4
     """The largest learning rate of `qat`; small, as the network is nearly right."""
+    adversarial: AdversarialConfig | None = None
+    """`qat` learns on perturbed images what the teacher answers to the unperturbed ones."""
     keep_high: tuple[str, ...] = ()
     """Layers to leave unquantised: names of the ONNX graph's nodes, or patterns such as `*/layer1.0/*`."""
     max_loss: float | None = None
@@ -79,10 +82,12 @@ class QuantizeConfig:
 
     def _check_untrained(self) -> None:
         for field in fields(self):
-            if field.name in ("epochs", "learning_rate") and getattr(self, field.name) != field.default:
+            value = getattr(self, field.name)
+            if field.name in ("epochs", "learning_rate", "adversarial") and value != field.default:
+                found = "it" if field.name == "adversarial" else value
                 raise ValueError(
-                    f"{field.name}: got {getattr(self, field.name)} with method {self.method!r}, which does not "
-                    "train; expected it with method 'qat' only"
+                    f"{field.name}: got {found} with method {self.method!r}, which does not train; expected it "
+                    "with method 'qat' only"
                 )
 
     def _check_qat(self) -> None:
@@ -162,9 +167,8 @@ def _train(config: QuantizeConfig, target: Path, context: GraphContext) -> dict[
     from temper.builder.compress.qat import QatConfig, run_qat
 
     training = context.open_training()
-    schedule = QatConfig(
-        epochs=config.epochs, learning_rate=config.learning_rate, reduce_range=config.reduce_range
-    )
+    names = ("epochs", "learning_rate", "reduce_range", "adversarial")
+    schedule = QatConfig(**{name: getattr(config, name) for name in names})
     return run_qat(training.network, schedule, training.context, target)
 
 

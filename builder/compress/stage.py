@@ -6,12 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from temper.builder.compress.step import GraphContext, GraphStep, NetworkStep, Step, StepContext, Training
 from temper.builder.contract import CALIBRATION_IMAGES_FILE, GRAPH_FILE, TEST_IMAGES_FILE
-from temper.builder.data.prepare import load_train
+from temper.builder.data.prepare import hold_out, load_train
 from temper.builder.network.files import save_network
 from temper.builder.network.stage import NUM_VERIFY, Progress, Setting, images_of, open_network
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from temper.builder.store.artifacts import Artifact
 
 _HELD_OUT_SHARE = 0.1
-_MAX_HELD_OUT = 1000
 
 
 def run_network_step(
@@ -82,22 +80,17 @@ def step_context(
 ) -> StepContext:
     """Gathers what a step is given; a tenth of the training images is held out to score candidates with."""
     train, seed = load_train(setting.data), setting.train.seed
-    source = train.source
-    order = np.random.default_rng([seed, 2]).permutation(source.train)
-    num_held_out = max(1, min(_MAX_HELD_OUT, int(_HELD_OUT_SHARE * len(order))))
-    held_out = np.sort(order[:num_held_out])
-    images = np.stack([source.read(int(index)) for index in held_out])
-    train.source = dataclasses.replace(source, train=np.sort(order[num_held_out:]))
+    train, held_out = hold_out(train, _HELD_OUT_SHARE, seed)
     return StepContext(
         train=train,
-        held_out=(images, source.labels[held_out]),
+        held_out=held_out,
         teacher=open_network(setting, data, original),
         folder=folder,
         progress=progress,
         image_size=setting.data.image_size,
         mean=setting.model.mean,
         std=setting.model.std,
-        num_classes=len(source.class_names),
+        num_classes=len(train.source.class_names),
         train_config=setting.train,
         seed=seed,
     )

@@ -102,8 +102,10 @@ class Step(ABC, Generic[Config]):
     """Where it stands among the steps on the same thing: the lower one comes first."""
     repeats: ClassVar[bool] = False
     """It may follow any step on the same thing, more than once, to recover what that one cost."""
-    gain: ClassVar[Literal["speed", "accuracy"]] = "speed"
-    """What it is for; the report says so when it gained nothing of it."""
+    may_begin: ClassVar[bool] = False
+    """It repeats, and may come first as well."""
+    gain: ClassVar[Literal["speed", "accuracy", "robustness"]] = "speed"
+    """What it is for; the report says so when it gained nothing of the first two."""
     budgets: ClassVar[tuple[str, ...]] = ()
     """Keys of the config of which one is given; a sweep over one of them drops the others."""
     sparse_weights: ClassVar[bool] = False
@@ -211,6 +213,7 @@ REGISTRY: Registry[Step[Any]] = Registry(
         "low_rank": "temper.builder.compress.low_rank:STEP",
         "sparsify": "temper.builder.compress.sparsify:STEP",
         "distil": "temper.builder.compress.distil:STEP",
+        "adversarial": "temper.builder.compress.adversarial:STEP",
         "quantize": "temper.builder.compress.quantize:STEP",
         "cast": "temper.builder.compress.cast:STEP",
     },

@@ -2,6 +2,8 @@
 
 The student learns the teacher's softened probabilities (Hinton et al., "Distilling the Knowledge in a Neural
 Network", 2015; the loss is ModelOpt's) and, if asked, its last features. Zeros of 2:4 sparsity stay zeros.
+In adversarial training the student sees perturbed images and the teacher the unperturbed ones (Goldblum et al.,
+"Adversarially Robust Distillation", 2020); in int8 the gradient passes the quantisers straight through.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from temper.builder.errors import CompressError
+from temper.builder.network.adversarial import AdversarialConfig
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +41,8 @@ class TeachConfig:
     """Softens the probabilities of both networks."""
     label_weight: float = 0.1
     """Share of the loss that comes from the labels instead of the teacher, 0 to 1."""
+    adversarial: AdversarialConfig | None = None
+    """Learn on perturbed images what the teacher answers to the unperturbed ones."""
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -69,7 +74,8 @@ def teach(
 
     Returns:
         epochs, learning_rate, agreement_before and agreement (with the teacher, on the held-out images),
-        num_held_out, num_sparse (layers whose zeros were kept), resumed_epoch.
+        num_held_out, num_sparse (layers whose zeros were kept), resumed_epoch; in adversarial training also what
+        `temper.builder.network.validate.Validation.info` gives.
 
     Raises:
         CompressError: The features have a weight, but those of the two networks have different shapes.
@@ -78,9 +84,16 @@ def teach(
     from temper.builder.compress.sparsify import keep_zeros
     from temper.builder.network.served import Served, predict
     from temper.builder.network.train import pick_device, train_epochs
+    from temper.builder.network.validate import Validation
 
     rate = config.learning_rate or _RATE_SHARE * context.train_config.learning_rate
-    schedule = replace(context.train_config, epochs=config.epochs, head_epochs=0, learning_rate=rate)
+    schedule = replace(
+        context.train_config,
+        epochs=config.epochs,
+        head_epochs=0,
+        learning_rate=rate,
+        adversarial=config.adversarial,
+    )
     device = pick_device(schedule)
     teacher = Served(context.teacher, mean=context.mean, std=context.std).to(device).eval()
     student = Served(network, mean=context.mean, std=context.std).to(device)
@@ -90,8 +103,17 @@ def teach(
     num_sparse, zero_again = keep_zeros(network)
     after_step = zero_again if num_sparse > 0 else None
     loss = Lesson(teacher, student, config, feature_weight)
+    validation = Validation(*context.held_out, config.adversarial) if config.adversarial is not None else None
     resumed = train_epochs(
-        student, context.train, schedule, device, checkpoint, context.progress, loss=loss, after_step=after_step
+        student,
+        context.train,
+        schedule,
+        device,
+        checkpoint,
+        context.progress,
+        loss=loss,
+        after_step=after_step,
+        validation=validation,
     )
     loss.close()
     after = float((predict(student, images).argmax(1) == answers).mean())
@@ -106,6 +128,7 @@ def teach(
         "num_held_out": len(images),
         "num_sparse": num_sparse,
         "resumed_epoch": resumed,
+        **(validation.info() if validation is not None else {}),
     }
 
 

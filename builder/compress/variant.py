@@ -134,7 +134,7 @@ def _check_order(steps: list[Step[Any]]) -> None:
     """
     for position, step in enumerate(steps):
         earlier = steps[:position]
-        if step.repeats and not earlier:
+        if step.repeats and not earlier and not step.may_begin:
             raise ValueError(f"compress[{position}]: got {step.name} first, {_order_rule()}")
         if not step.repeats and step in earlier:
             raise ValueError(f"compress[{position}]: got {step.name} a second time, {_order_rule()}")
@@ -152,5 +152,6 @@ def _order_rule() -> str:
     rule = f"expected {ordered} in this order, each at most once"
     for step in steps:
         if step.repeats:
-            rule += f"; {step.name} may follow any that changes the {step.works_on}"
+            where = "stand before or after" if step.may_begin else "follow"
+            rule += f"; {step.name} may {where} any that changes the {step.works_on}"
     return rule

@@ -7,6 +7,7 @@ split.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from temper.builder.data.sources import Source, TrainImages
 
-
 Progress = Callable[[int, int], None]
+_MAX_HELD_OUT = 1000
 
 
 def prepare_data(config: DataConfig, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -88,6 +89,32 @@ def load_train(config: DataConfig) -> TrainImages:
     from temper.builder.data.sources import TrainImages, open_source
 
     return TrainImages(open_source(config), config.augmentation)
+
+
+def hold_out(
+    train: TrainImages, share: float, seed: int
+) -> tuple[TrainImages, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """Sets a share of the training images aside; the same share and seed set aside the same ones.
+
+    Args:
+        train: The training split; it stays as it is.
+        share: More than 0 to less than 1; at least one image and at most 1000 are held out.
+        seed: Decides which.
+
+    Returns:
+        The other images, augmented as before; those held out, uint8 [N, S, S, 3], not augmented; their labels.
+    """
+    import numpy as np
+
+    from temper.builder.data.sources import TrainImages
+
+    source = train.source
+    order = np.random.default_rng([seed, 2]).permutation(source.train)
+    num_held_out = max(1, min(_MAX_HELD_OUT, int(share * len(order))))
+    held_out = np.sort(order[:num_held_out])
+    images = np.stack([source.read(int(index)) for index in held_out])
+    rest = replace(source, train=np.sort(order[num_held_out:]))
+    return TrainImages(rest, train.augmentation), (images, source.labels[held_out])
 
 
 def fingerprint_data(config: DataConfig) -> str | None:

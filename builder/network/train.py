@@ -6,18 +6,18 @@ the same weights as one that was not (on the same machine: other hardware rounds
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from temper.builder.contract import WEIGHTS_FILE
 from temper.builder.errors import DataError, TrainError
+from temper.builder.network.adversarial import AdversarialConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,14 +27,23 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from temper.builder.data.sources import TrainImages
+    from temper.builder.network.average import Average
+    from temper.builder.network.checkpoint import Part
+    from temper.builder.network.validate import Validation
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
 Progress = Callable[[int, int], None]
 Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-"""Takes uint8 images [N, S, S, 3], float32 logits [N, classes] and labels [N]; returns a scalar."""
+"""Takes pixels [N, S, S, 3] of 0 to 255, float32 logits [N, classes] and labels, int64 [N] or, of mixed images,
+probabilities [N, classes]; returns a scalar."""
+_Losses = Callable[["torch.Tensor", "torch.Tensor", float], Iterator["torch.Tensor"]]
+"""Takes images and labels on the device and the share of the training that is over; yields a loss for every step
+of the optimiser, each after the backward pass of the one before."""
 _WARMUP_SHARE = 0.1
 _MAX_WORKERS = 8
+_MAX_MAGNITUDE = 30
+_VALIDATION_SHARE = 0.1
 # Steps between two looks at the loss: a look waits for the device, which else is given a step before one is done.
 _LOOK_EVERY = 32
 
@@ -57,6 +66,20 @@ class TrainConfig:
     """AdamW's, for weights of two or more dimensions."""
     label_smoothing: float = 0.1
     """Share of the target that is spread over all classes."""
+    max_grad_norm: float | None = None
+    """The largest L2 norm of a step's gradient, to which a larger one is scaled."""
+    randaugment: int | None = None
+    """RandAugment's magnitude, 0 to 30: two random operations on an image, after the data's own augmentation."""
+    mixup: float | None = None
+    """mixup's alpha: images are blended in pairs, and their labels, with a share from Beta(alpha, alpha)."""
+    ema: float | None = None
+    """Decay of the moving average of the weights and of batch normalisation's statistics, which is what is kept;
+    smaller in the first steps."""
+    adversarial: AdversarialConfig | None = None
+    """Train on perturbed images."""
+    validation: float | None = None
+    """Share of the training images, at most 1000 of them, held out to choose the epoch whose weights are kept. Not
+    given: 0.1 in adversarial training, else none, and the last epoch is kept."""
     seed: int = 0
     """Decides the order, the augmentation and a new head."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -77,8 +100,32 @@ class TrainConfig:
             raise ValueError(f"weight_decay: got {self.weight_decay}, expected 0 or more")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing: got {self.label_smoothing}, expected 0 to less than 1")
+        self._check_options()
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device: got {self.device!r}, expected 'auto', 'cpu' or 'cuda'")
+
+    def _check_options(self) -> None:
+        if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
+            raise ValueError(f"max_grad_norm: got {self.max_grad_norm}, expected a positive number")
+        if self.randaugment is not None and not 0 <= self.randaugment <= _MAX_MAGNITUDE:
+            raise ValueError(f"randaugment: got {self.randaugment}, expected 0 to {_MAX_MAGNITUDE}")
+        if self.mixup is not None and not 0 < self.mixup < math.inf:
+            raise ValueError(f"mixup: got {self.mixup}, expected a positive number")
+        for name in ("ema", "validation"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name}: got {value}, expected 0 to less than 1")
+        if self.adversarial is not None and self.head_epochs + self.epochs == 0:
+            raise ValueError(
+                "adversarial: got it with no epochs, which train nothing; leave it out, or set epochs"
+            )
+
+    @property
+    def validation_share(self) -> float:
+        """Share of the training images that is held out."""
+        if self.validation is None:
+            return 0.0 if self.adversarial is None else _VALIDATION_SHARE
+        return self.validation
 
 
 @dataclass
@@ -90,9 +137,25 @@ class _State:
     device: torch.device
     loss: Loss
     after_step: Callable[[], None] | None = None
+    average: Average | None = None
+    validation: Validation | None = None
+    losses: _Losses | None = None
+    """Of the epoch's batches; the plain loss when not given."""
     step: int = 0
     total_loss: torch.Tensor | None = None
     """Of the steps since the last look at it, on the device."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns the float32 logits of pixels [N, S, S, 3] of 0 to 255."""
+        import torch
+
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=_autocasts(self.device)):
+            logits: torch.Tensor = self.served(images)
+        return logits.float()
+
+    def plain_losses(self, images: torch.Tensor, labels: torch.Tensor, share: float) -> Iterator[torch.Tensor]:
+        """The one loss of images as they are."""
+        yield self.loss(images, self.forward(images), labels)
 
 
 def finetune(
@@ -108,7 +171,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Trains a model in place, writes weights.safetensors, and measures it on images that it has not seen.
 
-    The weights of the last epoch are kept; none is picked by its accuracy on the evaluation images.
+    The weights of the last epoch are kept, or those of the best one on images held out of the training split; none
+    is picked by its accuracy on the evaluation images.
 
     Args:
         model: Takes float32 [N, 3, S, S], normalised. It comes back on the CPU in evaluation mode.
@@ -122,21 +186,27 @@ def finetune(
 
     Returns:
         accuracy, num_images, num_train, epochs, head_epochs, device, precision, seconds (of this run),
-        resumed_epoch.
+        resumed_epoch; with images held out also what `Validation.info` gives.
 
     Raises:
         TrainError: There are too few images, no such device or not enough memory, or the loss is not finite.
         DataError: A training image cannot be decoded.
     """
+    from temper.builder.data.prepare import hold_out
     from temper.builder.network.resnet import save_weights
     from temper.builder.network.served import Served, predict
+    from temper.builder.network.validate import Validation
 
     device = pick_device(config)
     started = time.monotonic()
     served = Served(model, mean=mean, std=std).to(device)
-    resumed = 0
+    resumed, validation = 0, None
     if config.head_epochs + config.epochs > 0:
-        resumed = train_epochs(served, train, config, device, folder / CHECKPOINT_FILE, progress)
+        if config.validation_share > 0:
+            train, held_out = hold_out(train, config.validation_share, config.seed)
+            validation = Validation(*held_out, config.adversarial)
+        checkpoint = folder / CHECKPOINT_FILE
+        resumed = train_epochs(served, train, config, device, checkpoint, progress, validation=validation)
     correct = predict(served, evaluation[0]).argmax(1) == evaluation[1]
     model.cpu().eval()
     save_weights(model, folder / WEIGHTS_FILE)
@@ -151,6 +221,7 @@ def finetune(
         "precision": "bf16" if _autocasts(device) else "f32",
         "seconds": round(time.monotonic() - started, 2),
         "resumed_epoch": resumed,
+        **(validation.info() if validation is not None else {}),
     }
 
 
@@ -184,6 +255,7 @@ def train_epochs(
     *,
     loss: Loss | None = None,
     after_step: Callable[[], None] | None = None,
+    validation: Validation | None = None,
 ) -> int:
     """Trains a module in place for the epochs of a config; an interrupted run goes on after its last epoch.
 
@@ -196,6 +268,7 @@ def train_epochs(
         progress: Called with (steps done, steps in all).
         loss: What is made small; cross entropy with the labels when not given.
         after_step: Called after every step, for example to keep zeros at zero.
+        validation: Judges every epoch; the weights of the best one are kept. None keeps the last.
 
     Returns:
         The number of epochs that an earlier run had done.
@@ -207,7 +280,7 @@ def train_epochs(
     import torch
 
     try:
-        return _train(served, train, config, device, checkpoint, progress, loss, after_step)
+        return _train(served, train, config, device, checkpoint, progress, loss, after_step, validation)
     except torch.OutOfMemoryError as error:
         raise TrainError(
             f"training: {device} has no memory for a batch of {config.batch_size}; make train.batch_size smaller"
@@ -223,16 +296,21 @@ def _train(
     progress: Progress | None,
     loss: Loss | None,
     after_step: Callable[[], None] | None,
+    validation: Validation | None,
 ) -> int:
     import torch
+
+    from temper.builder.network.average import Average
+    from temper.builder.network.checkpoint import resume, save_checkpoint
 
     if len(train) < 2:
         raise TrainError(f"training: got {len(train)} images, expected at least two")
     if device.type == "cuda":  # on a CPU it was between 0.6 and 1 times as fast
         served.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks this form
+    average = Average(served, config.ema) if config.ema is not None else None
     loss = loss or _cross_entropy(config)
-    state = _State(served, _new_optimizer(served, config), device, loss, after_step)
-    first = _resume(checkpoint, state, config)
+    state = _State(served, _new_optimizer(served, config), device, loss, after_step, average, validation)
+    first = resume(checkpoint, asdict(config), device, _parts(state))
     epochs = config.head_epochs + config.epochs
     num_steps = len(_loader(train, config, device, 0))
     for epoch in range(first, epochs):
@@ -240,14 +318,16 @@ def _train(
             state.optimizer = _new_optimizer(served, config)  # the head's moments are not those of all layers
         state.step = epoch * num_steps
         torch.manual_seed(config.seed * 1_000_003 + epoch)
+        state.losses = _new_losses(state, config, len(train.source.class_names))
         for images, labels in _batches(train, config, device, epoch):
             if progress is not None:
                 progress(state.step, epochs * num_steps)
             _step(state, images, labels, config, num_steps)
             if state.step % _LOOK_EVERY == 0:
                 _check_loss(state, epoch)
-        _check_loss(state, epoch)
-        _save_checkpoint(checkpoint, state, config, epoch + 1)
+        _end_epoch(state, epoch)
+        save_checkpoint(checkpoint, asdict(config), epoch + 1, _parts(state))
+    _load_kept(state)
     if progress is not None:
         progress(epochs * num_steps, epochs * num_steps)
     return first
@@ -259,8 +339,10 @@ def _loader(
     import torch
     from torch.utils.data import DataLoader
 
+    from temper.builder.network.augment import RandAugmented
+
     return DataLoader(
-        train,
+        train if config.randaugment is None else RandAugmented(train, config.randaugment),
         batch_size=config.batch_size,
         shuffle=True,
         # A last batch of one image has no variance to normalise by.
@@ -302,25 +384,60 @@ def _learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (share - _WARMUP_SHARE) / (1 - _WARMUP_SHARE)))
 
 
+def _new_losses(state: _State, config: TrainConfig, num_classes: int) -> _Losses:
+    """Returns what makes the losses of one epoch; it knows nothing of the epoch before, maybe of another run."""
+    from temper.builder.network.augment import mix
+    from temper.builder.network.perturb import Adversary
+
+    losses = state.plain_losses
+    if config.adversarial is not None:
+        losses = Adversary(config.adversarial, state.served, state.forward, state.loss).losses
+
+    def mixed(images: torch.Tensor, labels: torch.Tensor, share: float) -> Iterator[torch.Tensor]:
+        assert config.mixup is not None, "else nothing is mixed"
+        yield from losses(*mix(images, labels, alpha=config.mixup, num_classes=num_classes), share)
+
+    return losses if config.mixup is None else mixed
+
+
 def _step(state: _State, images: torch.Tensor, labels: torch.Tensor, config: TrainConfig, num_steps: int) -> None:
+    """Takes one batch, in as many steps of the optimiser as there are losses."""
     import torch
 
-    head_only = state.step < config.head_epochs * num_steps
-    _set_phase(state.served, head_only)
+    _set_phase(state.served, state.step < config.head_epochs * num_steps)
     for group in state.optimizer.param_groups:
         group["lr"] = _learning_rate(state.step, num_steps, config)
     images = images.to(state.device, non_blocking=True)
     labels = labels.to(state.device, non_blocking=True)
-    with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=_autocasts(state.device)):
-        logits = state.served(images)
-    loss = state.loss(images, logits.float(), labels)
-    state.total_loss = loss.detach() if state.total_loss is None else state.total_loss + loss.detach()
-    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    if state.after_step is not None:
-        state.after_step()
+    share = state.step / ((config.head_epochs + config.epochs) * num_steps)
+    for loss in (state.losses or state.plain_losses)(images, labels, share):
+        state.total_loss = loss.detach() if state.total_loss is None else state.total_loss + loss.detach()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        if config.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(state.served.parameters(), config.max_grad_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.after_step is not None:
+            state.after_step()
+        if state.average is not None:
+            state.average.update()
     state.step += 1
+
+
+def _end_epoch(state: _State, epoch: int) -> None:
+    """Looks at the loss and judges the network; of a moving average, that one."""
+    _check_loss(state, epoch)
+    if state.validation is not None:
+        with state.average.in_network() if state.average is not None else nullcontext():
+            state.validation.after_epoch(state.served, state.forward, state.device)
+
+
+def _load_kept(state: _State) -> None:
+    """Gives the network the weights that are kept, if they are not those of the last step."""
+    if state.validation is not None:
+        state.validation.load_best(state.served)
+    elif state.average is not None:
+        state.average.load_into_network()
 
 
 def _check_loss(state: _State, epoch: int) -> None:
@@ -346,35 +463,12 @@ def _set_phase(served: nn.Module, head_only: bool) -> None:
         head_of(served.get_submodule("model")).requires_grad_(True).train()
 
 
-def _save_checkpoint(path: Path, state: _State, config: TrainConfig, epoch: int) -> None:
-    import torch
-
-    content = {
-        "config": asdict(config),
-        "epoch": epoch,
-        "model": state.served.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
+def _parts(state: _State) -> dict[str, Part]:
+    """What a checkpoint keeps: all that the next epoch starts from."""
+    parts: dict[str, Part | None] = {
+        "model": state.served,
+        "optimizer": state.optimizer,
+        "average": state.average,
+        "validation": state.validation,
     }
-    buffer = io.BytesIO()  # torch.save makes a RuntimeError of a full disk
-    torch.save(content, buffer)
-    temporary = path.with_suffix(".new")
-    temporary.write_bytes(buffer.getbuffer())
-    os.replace(temporary, path)
-
-
-def _resume(path: Path, state: _State, config: TrainConfig) -> int:
-    """Loads a checkpoint of the same config; returns the number of epochs that are done."""
-    import torch
-
-    if not path.exists():
-        return 0
-    try:
-        content = torch.load(path, map_location=state.device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
-        return 0  # cut off by a crash of the machine: from the start, then
-    if content["config"] != asdict(config):
-        return 0
-    state.served.load_state_dict(content["model"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    epoch: int = content["epoch"]
-    return epoch
+    return {name: part for name, part in parts.items() if part is not None}

@@ -1,8 +1,8 @@
 """Climbing the loss of a surrogate within the budget: the steps of PGD and its kin, and of APGD, in PyTorch.
 
-Inside, images are float32 [n, H, W, 3] on a scale of 0 to 1, as in the papers; what comes out is in units of uint8,
-and the harness rounds it. Every image has its own step size and its own random draws, so that which images stand
-beside it does not matter.
+Inside, images are float32 [n, H, W, 3] on a scale of 0 to 1, as in the papers; what comes out is in units of
+uint8, and the harness rounds it. Every image has its own step size and its own random draws, so that which images
+stand beside it does not matter.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def climb_steps(
         resize: the smallest such size, as a share of the image's.
 
     Returns:
-        float32 [n, H, W, 3]; and bool [n], true where the first gradient was zero although the surrogate was right:
-        nothing to follow.
+        float32 [n, H, W, 3]; and bool [n], true where the first gradient was zero although the surrogate was
+        right: nothing to follow.
     """
     ball = _Ball(config.norm, config.ball.reach if config.norm == "linf" else config.epsilon, images, surrogate)
     draws = _Draws(config.seed, indices, turn)

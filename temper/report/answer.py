@@ -87,6 +87,8 @@ def faults(report: Report) -> list[str]:
             f"masked: {mask.evidence}."
             for mask in variant.masks
         ]
+        warned = [stage for stage in variant.build if "warning" in stage.figures]
+        found += [f"{stage.name}: {stage.figures['warning']}." for stage in warned]
         measured: list[tuple[str, Accuracy | Attack | Corruptions]] = [
             (attack.attack, attack) for attack in variant.robustness
         ]
@@ -102,7 +104,7 @@ def faults(report: Report) -> list[str]:
                 )
             if figures.retries:
                 found.append(f"{variant.name}, {name}: requests were sent again: {_kinds(figures.retries)}.")
-    return found
+    return list(dict.fromkeys(found))  # variants share stages
 
 
 def _kinds(counts: dict[str, int]) -> str:

@@ -132,7 +132,10 @@ def _steps(
 
 def _verdict(step: Step, change: Paired) -> str | None:
     """Says so when a step gained nothing of what it is for."""
-    if REGISTRY.get(step.name).gain == "accuracy":
+    gain = REGISTRY.get(step.name).gain
+    if gain == "robustness":
+        return None
+    if gain == "accuracy":
         if change.low > 0:
             return None
         return f"no measurable gain in accuracy ({text.points(change.difference, change.low, change.high)})"

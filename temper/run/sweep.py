@@ -140,7 +140,9 @@ def _checked(content: dict[str, Any], swept: VariantConfig) -> VariantConfig:
     limits = {"min_agreement": swept.min_agreement, "max_logit_diff": swept.max_logit_diff}
     content |= {name: limit for name, limit in limits.items() if limit is not None}
     try:
-        return TypeAdapter(VariantConfig).validate_json(json.dumps(content), strict=True)
+        return TypeAdapter(VariantConfig).validate_json(
+            json.dumps(content, default=dataclasses.asdict), strict=True
+        )
     except ValidationError as error:
         lines = format_errors(error.errors(include_url=False), VariantConfig)
         raise RecipeError("\n".join(f"sweep, {content['name']}: {line}" for line in lines)) from None

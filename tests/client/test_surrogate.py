@@ -120,6 +120,7 @@ def test_operators_are_those_of_onnx_runtime(name: str, tmp_path: Path) -> None:
 
 class Net(nn.Module):
     def __init__(self) -> None:
+        """Makes the layers."""
         super().__init__()
         self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, CLASSES)
 

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from temper.builder.data.config import DataConfig
 from temper.builder.data.prepare import load_train
 from temper.builder.errors import DataError, TrainError
+from temper.builder.network.adversarial import AdversarialConfig
 from temper.builder.network.resnet import ModelConfig, build_model
 from temper.builder.network.train import TrainConfig, finetune
 
@@ -93,6 +94,17 @@ def test_training_learns_and_reports(tmp_path: Path) -> None:
     assert info["accuracy"] == 1.0
     assert (info["num_train"], info["num_images"], info["device"], info["precision"]) == (18, 2, "cpu", "f32")
     assert calls == [(step, 12) for step in range(13)]
+
+
+def test_adversarial_training_is_judged_on_images_held_out(tmp_path: Path) -> None:
+    adversarial = AdversarialConfig(epsilon=4.0, validation_steps=2)
+    data = make_images(tmp_path / "images")
+    info = train(data, tmp_path / "out", epochs=2, adversarial=adversarial, validation=0.2)
+    assert (info["num_train"], info["num_validation"]) == (15, 3)
+    assert [epoch["epoch"] for epoch in info["history"]] == [1, 2]
+    best = max(info["history"], key=lambda epoch: (epoch["robust_accuracy"], epoch["epoch"]))
+    assert info["best_epoch"] == best["epoch"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["weights.safetensors"]
 
 
 def test_head_epochs_leave_the_body_as_it_was(tmp_path: Path) -> None:

@@ -139,6 +139,13 @@ def test_int8_that_depends_on_the_cpu_is_a_fault(report: Json, tmp_path: Path) -
     assert second in words
 
 
+def test_warning_of_a_shared_stage_is_said_once(report: Json) -> None:
+    for variant in report["variants"]:
+        stage = {"name": "weights", "figures": {"warning": "catastrophic overfitting in epoch 2"}, "reused": False}
+        variant["build"] = [stage, *variant["build"]]
+    assert faults(typed(report)) == ["weights: catastrophic overfitting in epoch 2."]
+
+
 def test_page_escapes_names(report: Json, tmp_path: Path) -> None:
     report["variants"][0]["name"] = '<b>"&'
     report["variants"][1]["per_class"][0]["label"] = "<script>alert(1)</script>"

@@ -166,7 +166,7 @@ MISTAKES = {
     "unknown step": (
         "{ quantize = {",
         "{ shrink = {",
-        "variants[1].compress[0].shrink: no such key, expected one of prune, low_rank, sparsify, distil, quantize",
+        "variants[1].compress[0].shrink: no such key, expected one of prune, low_rank, sparsify, distil,",
     ),
     "empty step": (
         '{ quantize = { precision = "int8", method = "entropy" } }',

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from temper.builder.compress.distil import DistilConfig
+from temper.builder.compress.variant import ChosenStep
+from temper.builder.network.adversarial import AdversarialConfig
 from temper.errors import RecipeError
 from temper.report.model import Failure, Report, Variant
 from temper.report.read import read_report
@@ -75,6 +78,13 @@ def test_combinations_that_are_the_same_are_built_once(recipe: Recipe) -> None:
         "small_epochs1_temperature2",
         "small_epochs1_no-distil",
     ]
+
+
+def test_table_within_a_step_stays_as_it_is(recipe: Recipe) -> None:
+    robust = DistilConfig(adversarial=AdversarialConfig(method="pgd", steps=3))
+    small = replace(recipe.variants[1], compress=(*recipe.variants[1].compress[:1], ChosenStep(distil=robust)))
+    swept = sweep_recipe(replace(recipe, variants=(small,)), [parse_over("distil.epochs=5")])
+    assert compressed(swept)["small_epochs5"][1] == ("distil", replace(robust, epochs=5))
 
 
 def test_other_variant_is_swept_when_named(recipe: Recipe) -> None:
