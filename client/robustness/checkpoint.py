@@ -20,7 +20,7 @@ from temper.client.robustness.base import AttackConfig
 from temper.client.scores import Int64Array, UInt8Array
 
 FILE_NAME = "finished.jsonl"
-FORMAT = 4
+FORMAT = 5
 """Raised when the lines change, or what they mean."""
 
 

@@ -106,7 +106,7 @@ async def attack_endpoint(
     """Attack any endpoint behind the `Infer` seam; see `attack`.
 
     Args:
-        infer: the endpoint: uint8 [n, H, W, 3] in, scores [n, classes] out.
+        infer: the endpoint: uint8 [n, H, W, 3] in, scores [n, classes] or classes [n] out.
         images: uint8 [N, H, W, 3].
         labels: integer [N].
         config: attack, budget and cost.
@@ -119,6 +119,8 @@ async def attack_endpoint(
         say: called with one line when the attack goes on from a checkpoint, or can keep none.
     """
     kind = ATTACKS.get(config.name)
+    if kind.needs_scores:
+        infer = _with_scores(infer, kind)
     truth = check_labels(images, labels)
     indices = choose_images(len(images), config)
     log = None
@@ -139,7 +141,7 @@ async def attack_endpoint(
                 stack.enter_context(log or nullcontext())
             right = indices[clean.correct]
             judge = Judge(
-                config, kind.sees, infer, images, truth, right, gallery=gallery, checkpoint=log, progress=progress
+                config, kind, infer, images, truth, right, gallery=gallery, checkpoint=log, progress=progress
             )
             start = time.perf_counter()
             try:
@@ -159,14 +161,28 @@ async def attack_endpoint(
         indices=indices,
         labels=truth[indices],
         correct=clean.correct,
-        fooled_at=judge.fooled_at[indices],
-        broken_at=judge.broken_at[indices],
+        lost_at=judge.lost_at[indices],
+        broken=judge.broken[indices],
         errors=clean.errors,
         queries=judge.queries[indices],
+        distances=judge.distances[indices],
         gallery=judge.gallery,
         num_queries_now=judge.num_queries,
         duration_s=time.perf_counter() - start,
     )
+
+
+def _with_scores(infer: Infer, kind: AttackKind) -> Infer:
+    async def ask(images: UInt8Array) -> npt.NDArray[Any]:
+        answer = await infer(images)
+        if answer.ndim == 1:
+            others = ", ".join(name for name, other in ATTACKS.all().items() if not other.needs_scores)
+            raise ClientError(
+                f"the model answers the class alone, {kind.name} needs scores; use an attack that does not: {others}"
+            )
+        return answer
+
+    return ask
 
 
 def _open_checkpoint(
@@ -207,6 +223,8 @@ async def _run(kind: AttackKind, judge: Judge, right: Int64Array) -> None:
 def choose_images(num_available: int, config: AttackConfig) -> Int64Array:
     """Return the indices of the images to evaluate, ascending: drawn by the seed, the same for every model.
 
+    Of one seed fewer images are always among the more.
+
     Raises:
         ValueError: more images are asked for than there are.
     """
@@ -214,5 +232,5 @@ def choose_images(num_available: int, config: AttackConfig) -> Int64Array:
         return np.arange(num_available)
     if config.num_images > num_available:
         raise ValueError(f"num_images: got {config.num_images}, expected at most {num_available}, all there are")
-    drawn = np.random.default_rng(config.seed).choice(num_available, config.num_images, replace=False)
-    return np.sort(drawn.astype(np.int64))
+    order = np.random.default_rng(config.seed).permutation(num_available)
+    return np.sort(order[: config.num_images])
