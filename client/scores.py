@@ -30,7 +30,7 @@ class Answers:
     classes: Int64Array
     """int64 [n], the class answered; -1 where the answer is none"""
     scores: Float32Array | None
-    """float32 [n, classes], NaN in the whole row where the answer is none; None where classes alone are answered"""
+    """float32 [n, classes], NaN in the whole row where the answer is none; None of an endpoint without scores"""
     kinds: npt.NDArray[np.str_]
     """[n], why an answer is none, by the `kind` of the error; "" where it is one"""
 

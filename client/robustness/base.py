@@ -207,8 +207,8 @@ class AttackKind:
     """What it is shown of the endpoint's answers: the scores, the answered class, or nothing; "surrogate" is shown
     nothing of them either: it follows the gradients of a network of its own."""
     minimises: bool = False
-    """Whether it makes the distance smaller and smaller: what it proposes is rounded to uint8 and not pulled into the
-    budget, and an image is fooled by what lies in the budget alone."""
+    """Whether it makes the distance smaller and smaller: what it proposes is rounded to uint8 and not pulled into
+    the budget, and an image is fooled by what lies in the budget alone."""
     attack: Callable[[Slots], Attack] | None = None
     """Makes the attack for the harness's slots: one query per image and step."""
     run: Callable[[Harness, Int64Array], Awaitable[None]] | None = None

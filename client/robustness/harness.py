@@ -178,7 +178,8 @@ def _with_scores(infer: Infer, kind: AttackKind) -> Infer:
         if answer.ndim == 1:
             others = ", ".join(name for name, other in ATTACKS.all().items() if not other.needs_scores)
             raise ClientError(
-                f"the model answers the class alone, {kind.name} needs scores; use an attack that does not: {others}"
+                f"the model answers the class alone, and {kind.name} needs scores; "
+                f"use an attack that does not: {others}"
             )
         return answer
 

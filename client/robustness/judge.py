@@ -25,8 +25,8 @@ class Judge:
     Attributes:
         ball: what proposals are pulled into.
         lost_at: int64 [N], the query that each image was lost at, counted from 1; 0 where there is none.
-        broken: [N], why the answer to that query was none, by the kind of error: such an image is neither fooled nor
-            robust; "" where it was one.
+        broken: [N], why the answer to that query was none, by the kind of error; "" where it was one. Such an
+            image is neither fooled nor robust.
         distances: float64 [N], how near the nearest image was that was sent and misclassified, in the norm of the
             budget and units of 1/255; infinite where there is none.
         queries: int64 [N], queries spent on each image.
@@ -125,11 +125,11 @@ class Judge:
             indices: int64 [n], the images.
             sent: n images uint8 [H, W, 3], exactly what was sent.
             answers: what came back.
-            numbers: int64 [n], which query of its image each was, from 1: whatever the order in which they come, an
-                image is lost at the first of its queries that loses it.
+            numbers: int64 [n], which query of its image each was, from 1. In whatever order they come, an
+                image is lost at the first that loses it.
 
         Returns:
-            bool [n], True where the image is lost: the answer is another class for what lies in the budget, or none.
+            bool [n], True where the image is lost: what is in the budget is misclassified, or the answer is none.
         """
         self.num_queries += len(indices)
         self._spent += len(indices)
@@ -167,7 +167,7 @@ class Judge:
     def _show(self, index: int, sent: UInt8Array, served_label: int) -> None:
         """Keep the example when its random rank is among the lowest, whatever the order of the answers.
 
-        What is lost to an answer that is none is no example, and one of an earlier query takes the place of a later.
+        What is lost to an answer that is none is no example; that of an earlier query replaces one of a later.
         """
         self._examples.pop(index, None)
         self._gallery = [entry for entry in self._gallery if entry[1] != index]

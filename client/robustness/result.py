@@ -63,16 +63,16 @@ class AttackResult:
     num_queries: int
     """queries of the attack in all, without one per image for the clean accuracy"""
     errors: dict[str, int]
-    """images whose answer was no score, by kind ("nonfinite_output", "short_output", "server_error"), attacked or not;
-    none of them is robust"""
+    """images whose answer was no score, by kind ("nonfinite_output", "short_output", "server_error"), attacked or
+    not; none of them is robust"""
     retries: dict[str, int]
     """requests that were sent again, by the kind of error that made it necessary (in this run)"""
     queries_to_success: dict[str, float] | None
     """median and mean over the fooled images; None when there are none"""
     distance: dict[str, float] | None
-    """over the images of which one was misclassified that was sent: how near the nearest was, {median, mean, num_images},
-    in the norm of the budget and units of 1/255; None when there are none. Of an attack that minimises it this is the
-    main figure; any other one goes no further than the first image that fools"""
+    """how near the nearest misclassified image was that was sent, in the norm of the budget and units of 1/255:
+    {median, mean, num_images} over the images of which there is one; None when there are none. The main figure of
+    an attack that minimises it; any other one goes no further than the first image that fools"""
     queries_per_s: float
     """queries per second of the attack phase of this run (a resumed run counts only its own)"""
     duration_s: float
@@ -86,7 +86,7 @@ class AttackResult:
     queries: Int64Array
     """int64 [n], queries spent on each image; 0 where the clean image was already wrong"""
     distances: Float64Array
-    """float64 [n], for each image what `distance` is the median of; infinite where no misclassified one was sent"""
+    """float64 [n], of each image what `distance` sums up; infinite where no misclassified one was sent"""
     indices: Int64Array
     """int64 [n], the images' indices in the data set"""
     gallery: list[Example]

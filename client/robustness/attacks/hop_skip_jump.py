@@ -23,12 +23,12 @@ from temper.client.robustness.base import AttackConfig, AttackKind, Harness
 from temper.client.robustness.draws import image_keys
 from temper.client.scores import Int64Array, UInt8Array
 
-# Random images to begin with are noise of squares of so many pixels, in turn: plain noise is one class to many models.
+# Random images to begin with are noise in squares of so many pixels, in turn: plain noise is one class to a model.
 _GRAINS = (1, 2, 4, 8, 16)
 # Size of the random changes around a boundary image, as a share of its distance (L2, over the whole image).
-_SPREAD = 0.01
+_SPREAD = 0.05
 # But no less than this per value, in units of 1/255: what is smaller mostly rounds to nothing.
-_MIN_SPREAD = 0.5
+_MIN_SPREAD = 1.0
 # A direction of fewer changes than this is not worth the steps that follow it.
 _MIN_CHANGES = 10
 # Queries to keep for the step along a direction and the search for the boundary.

@@ -27,7 +27,7 @@ class SimbaConfig(AttackConfig):
     name: Literal["simba"] = "simba"
     norm: Literal["linf", "l2"] = "linf"
     basis: Literal["dct", "pixel"] = "dct"
-    """Directions: the two-dimensional cosines of one channel, low frequencies first, or single values of the image."""
+    """Directions: two-dimensional cosines of one channel, low frequencies first, or single values of the image."""
     step: float | None = None
     """Length of one step (L2) in units of 1/255. When not given: 51, or, where that would round to nothing, what
     changes a value of the image by 2; with single values in L-inf the budget."""
@@ -47,8 +47,8 @@ class Simba(Attack):
     """SimBA with the basis of pixels or of cosines.
 
     The first query is the image itself. Then each direction, in random order and without repetition, is tried
-    upwards and, if that did not help, downwards; a change that makes the true class less likely is kept. The change
-    is kept before it is rounded to the grid, and never leaves the budget: in L2 it is scaled back to the sphere.
+    upwards and, if that did not help, downwards; a change that makes the true class less likely is kept, as it was
+    before it is rounded to the grid. It never leaves the budget: in L2 it is scaled back to the sphere.
 
     Source: Guo, Gardner, You, Wilson, Weinberger, "Simple black-box adversarial attacks", ICML 2019,
     arXiv:1905.07121, algorithm 1 and section 3.1.
@@ -87,7 +87,7 @@ class Simba(Attack):
         return proposals
 
     def observe(self, slots: Int64Array, scores: Float32Array, /) -> None:
-        """Keep what made the true class less likely; turn to the next direction after that, or after both signs."""
+        """Keep what made the true class less likely; turn to the next direction after it, or after both signs."""
         loss = _log_odds(scores, self.slots.label[slots])
         first = self.slots.num_queries[slots] == 1
         better = first | (loss < self._loss[slots])
@@ -110,7 +110,7 @@ class Simba(Attack):
         self._order[slot] = order[: self._order.shape[1]]
 
     def _step(self, slot: int) -> Float32Array:
-        """Return one step along the direction that it is the turn of, [H, W, 3]; after the last comes the first."""
+        """Return one step along the direction whose turn it is, [H, W, 3]; after the last comes the first."""
         shape = self.slots.image_shape
         y, x, channel = np.unravel_index(self._order[slot, self._next[slot] % self._order.shape[1]], shape)
         length = self._length if self._up[slot] else -self._length
@@ -150,7 +150,7 @@ def _step_length(config: SimbaConfig, shape: tuple[int, int, int]) -> float:
 
 
 def _log_odds(scores: Float32Array, labels: Int64Array) -> Float32Array:
-    """Return float32 [n]: the logarithm of p / (1 - p) of the true class; unlike p itself, it does not saturate."""
+    """Return float32 [n]: the logarithm of p / (1 - p) of the true class; unlike p, it does not saturate."""
     rows = np.arange(len(labels))
     others = scores.astype(np.float64)
     others[rows, labels] = -np.inf

@@ -9,7 +9,6 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from temper.client.robustness.base import Attack, AttackConfig, AttackKind, Slots, margin
 from temper.client.robustness.draws import UInt64Array, below, image_keys, random_words
@@ -137,8 +136,8 @@ class SquareL2(Attack):
 
     The first query is a mosaic of windows of the whole budget. Each further one takes the change out of one window
     and gives its norm, and what the budget has left, to another of the same size, whose change is drawn towards a
-    pattern of two halves of opposite sign; it is kept when the margin falls. What is kept is the change before it is
-    rounded to the grid. As in L-inf, the windows reach the last row and column, which the authors' code leaves out.
+    pattern of two halves of opposite sign; it is kept when the margin falls. What is kept is the change before it
+    is rounded to the grid. As in L-inf, the windows reach the last row and column, unlike in the authors' code.
 
     Source: as `Square`, algorithm 3 and the paragraph on the pattern eta.
     """
@@ -185,7 +184,7 @@ class SquareL2(Attack):
             self._best[slot] = self._candidate[slot]
 
     def _draw_windows(self, keys: UInt64Array, steps: Int64Array) -> list[list[int]]:
-        """Return top and left of the window to fill and of that to empty, and eight random bits, for each image."""
+        """Return top and left of the window to fill and of that to empty, and eight random bits, per image."""
         height, width, _ = self.slots.image_shape
         side = self._sides[steps]
         words = [random_words(keys, 3 * steps + number) for number in range(3)]
@@ -228,8 +227,8 @@ class SquareL2(Attack):
 def eta(side: int) -> Float32Array:
     """Return the pattern of a window of L2, float32 [side, side], of norm 1.
 
-    The upper half is a pile of rectangles around its centre, the k-th 2k - 1 pixels long and high, cut at the half's
-    ends, with the weight 1 / k**2; the lower half is the same with the other sign.
+    The upper half is a pile of squares around its centre, the k-th 2k - 1 pixels wide, cut at its ends, of
+    the weight 1 / k**2; the lower half is the same with the other sign.
     """
     pattern = np.zeros((side, side), dtype=np.float32)
     for rows, sign in ((pattern[: side // 2], 1), (pattern[side // 2 :], -1)):
