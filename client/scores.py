@@ -69,12 +69,12 @@ async def ask(infer: Infer, images: UInt8Array, labels: Int64Array) -> Answers:
     if isinstance(found, Answers):
         return found
     rows = [await _try(infer, images[row : row + 1], labels[row : row + 1]) for row in range(len(images))]
-    failed = [row for row in rows if isinstance(row, ClientError)]
-    if not failed:
-        return Answers.join([row for row in rows if isinstance(row, Answers)])
+    answered = [row for row in rows if isinstance(row, Answers)]
+    if len(answered) == len(rows):
+        return Answers.join(answered)
     control = await _try(infer, np.zeros_like(images[:1]), np.zeros(1, dtype=np.int64))
     if isinstance(control, ClientError):
-        raise failed[-1]
+        raise found
     return Answers.join([_broken(row, control) if isinstance(row, ClientError) else row for row in rows])
 
 

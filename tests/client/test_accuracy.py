@@ -84,9 +84,9 @@ async def test_accuracy_refuses_answers_that_are_no_scores(digits: Digits) -> No
     async def empty(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.zeros((len(images), 0), dtype=np.float32)
 
-    with pytest.raises(ShortOutput, match=r"answer: got scores of shape \[1, 0\], expected \[1, classes\]"):
+    with pytest.raises(ShortOutput, match=r"answer: got scores of shape \[32, 0\], expected \[32, classes\]"):
         await evaluate(empty, digits.images, digits.labels)
-    with pytest.raises(ShortOutput, match=r"answer: got scores of shape \[0, 10\], expected \[1, classes\]"):
+    with pytest.raises(ShortOutput, match=r"answer: got scores of shape \[31, 10\], expected \[32, classes\]"):
         await evaluate(short, digits.images, digits.labels)
 
 
