@@ -168,10 +168,10 @@ def test_accuracy_and_attack_count_it(served: TritonServer) -> None:
 
 
 def test_error_that_an_image_gets_is_its_own(served: TritonServer) -> None:
-    labels = np.ones(40, int)
+    labels = np.ones(16, int)
     config = NoiseConfig(epsilon=1, max_queries=3, batch_size=8)
-    attacked = attack(served.grpc_url, "faulty", images(40, 251), labels, config)
-    assert attacked.clean_accuracy["value"] == 0.5 and attacked.errors == {"server_error": 20}
+    attacked = attack(served.grpc_url, "faulty", images(16, 251), labels, config)
+    assert attacked.clean_accuracy["value"] == 0.5 and attacked.errors == {"server_error": 8}
     with pytest.raises(
         ServerError, match=r"not one answer to 4 images is a score .4 server_error.; check this model"
     ):
@@ -179,12 +179,12 @@ def test_error_that_an_image_gets_is_its_own(served: TritonServer) -> None:
 
 
 def test_model_that_answers_classes_alone_can_be_attacked(served: TritonServer) -> None:
-    labels, pixels = np.ones(6, int), images(6)
+    labels, pixels = np.ones(2, int), images(2)
     assert evaluate_accuracy(served.grpc_url, "classes", pixels, labels).value == 1.0
     config = HopSkipJumpConfig(norm="l2", epsilon=900, max_queries=200, init_changes=20)
     found = attack(served.grpc_url, "classes", pixels, labels, config)
     # The boundary is where red is as much as green: 8 * 8 changes of 40 in each of both.
-    assert found.distance and found.distance["num_images"] == 6
+    assert found.distance and found.distance["num_images"] == 2
     assert 40 * np.sqrt(2) * 8 <= found.distance["median"] <= 900 and found.accuracy["value"] == 0.0
     message = (
         "the model answers the class alone, and square needs scores; use an attack that does not: hop-skip-jump"
