@@ -80,7 +80,7 @@ async def test_an_image_that_counts_as_fooled_was_sent_and_misjudged(digits: Dig
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["square", "hop-skip-jump", "noise", "art-square"])
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
 @pytest.mark.parametrize("concurrency", [1, 4])
 async def test_result_does_not_depend_on_batches_or_the_order_of_answers(
