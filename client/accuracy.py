@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from temper.client.errors import NonFiniteOutput
+from temper.client.errors import NonFiniteOutput, ServerError
 from temper.client.retry import RetryPolicy, open_model
 from temper.client.scores import (
     Float32Array,
@@ -18,9 +19,8 @@ from temper.client.scores import (
     Int64Array,
     Progress,
     UInt8Array,
+    ask,
     check_labels,
-    check_scores,
-    finite_rows,
 )
 from temper.client.stats import BoolArray, Proportion, proportion, proportion_per_class
 
@@ -45,7 +45,8 @@ class AccuracyResult:
     """int64 [num_images], the class answered; -1 where the answer was no score"""
 
     errors: dict[str, int] = field(default_factory=dict)
-    """images whose answer was no score, by kind ("nonfinite_output"); each counts as wrong"""
+    """images whose answer was no score, by kind ("nonfinite_output", "short_output", "server_error"); each counts
+    as wrong"""
     retries: dict[str, int] = field(default_factory=dict)
     """requests that were sent again, by the kind of error that made it necessary"""
 
@@ -167,6 +168,7 @@ async def evaluate(
         raise ValueError(f"batch_size, concurrency: got {batch_size}, {concurrency}, expected at least 1")
     wanted = all_labels[chosen]
     answers: Int64Array = np.full(len(chosen), -1, dtype=np.int64)
+    errors: Counter[str] = Counter()
     starts = iter(range(0, len(chosen), batch_size))
     num_done = 0
 
@@ -174,24 +176,28 @@ async def evaluate(
         nonlocal num_done
         for start in todo:
             part = slice(start, start + batch_size)
-            scores = check_scores(await infer(np.array(images[chosen[part]])), wanted[part])
-            answers[part] = np.where(finite_rows(scores), scores.argmax(axis=1), -1)
-            num_done += len(scores)
+            found = await ask(infer, np.array(images[chosen[part]]), wanted[part])
+            answers[part] = found.classes
+            errors.update(found.kinds[found.kinds != ""].tolist())
+            num_done += len(found.classes)
             if progress:
                 progress(num_done, len(chosen))
 
     await gather_or_cancel(worker(starts) for _ in range(concurrency))
-    correct, num_broken = answers == wanted, int((answers < 0).sum())
-    if num_broken == len(chosen):
+    correct = answers == wanted
+    if errors[NonFiniteOutput.kind] == len(chosen):
         raise NonFiniteOutput(
             f"not one answer to {len(chosen)} images is free of NaN and infinities; check the engine of this model"
         )
+    if errors.total() == len(chosen):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in errors.items())
+        raise ServerError(f"not one answer to {len(chosen)} images is a score ({kinds}); check this model")
     return AccuracyResult(
         **proportion(correct),
         per_class=proportion_per_class(correct, wanted),
         correct=correct,
         answers=answers,
-        errors={NonFiniteOutput.kind: num_broken} if num_broken else {},
+        errors=dict(errors),
     )
 
 

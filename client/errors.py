@@ -7,7 +7,7 @@
     |-- ModelNotFound       the server has no such model or version, or it is not ready
     |-- VersionChanged      another version of the model answers than the one asked for, or learned from
     |-- InvalidRequest      the request does not fit the model; found before sending or answered by the server
-    |-- ShortOutput         the server answered with fewer bytes than the shape it declared
+    |-- ShortOutput         the server answered with fewer bytes, or rows, than it should
     |-- NonFiniteOutput     the server answered NaN or an infinity where a score belongs
     |-- ServerError         any other failure the server reported
     `-- ImageError          an image file cannot be decoded
@@ -78,7 +78,7 @@ class InvalidRequest(ClientError):  # noqa: N818 - says what happened
 
 
 class ShortOutput(ClientError):  # noqa: N818 - says what happened
-    """The server answered with fewer (or more) bytes than the shape it declared."""
+    """The server answered with fewer (or more) bytes than the shape it declared, or not one row per image."""
 
     kind = "short_output"
 

@@ -59,6 +59,11 @@ class ModelInfo:
     num_outputs: int = 1
     int8_weight_bits: int | None = None
 
+    @property
+    def answers_classes(self) -> bool:
+        """Whether the output is one whole number per image, the class itself, in the place of scores."""
+        return "INT" in self.output_dtype and self.output_shape in ((), (1,))
+
     def label(self, index: int) -> str:
         """Return the name of a class, or its index where the server gave no name."""
         return self.labels[index] if 0 <= index < len(self.labels) else str(index)

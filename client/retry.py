@@ -14,8 +14,10 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from temper.client.errors import (
     ClientError,
@@ -26,7 +28,7 @@ from temper.client.errors import (
     ServerUnavailable,
 )
 from temper.client.model import ModelInfo
-from temper.client.scores import Float32Array, Infer, UInt8Array
+from temper.client.scores import Infer, UInt8Array
 
 _TRANSIENT = (ServerUnavailable, DeadlineExceeded, Overloaded)
 # Answers before a server that shed a request is asked several things at once again; a few more are shed then.
@@ -81,8 +83,8 @@ class RetryingInfer:
         self._last_answer = 0.0
         self._alone_until = 0  # of `_num_answered`
 
-    async def __call__(self, images: UInt8Array) -> Float32Array:
-        """Return the endpoint's scores for uint8 [N, H, W, 3].
+    async def __call__(self, images: UInt8Array) -> npt.NDArray[Any]:
+        """Return the endpoint's answer to uint8 [N, H, W, 3]; see `Infer`.
 
         Raises:
             ClientError: The fault is none that passes, or it did not pass.
@@ -92,7 +94,7 @@ class RetryingInfer:
             return await self._answer(images)
         return np.concatenate([await self._answer(images[at : at + step]) for at in range(0, len(images), step)])
 
-    async def _answer(self, images: UInt8Array) -> Float32Array:
+    async def _answer(self, images: UInt8Array) -> npt.NDArray[Any]:
         self._in_flight += 1
         self._most_in_flight = max(self._most_in_flight, self._in_flight)
         try:
@@ -105,7 +107,7 @@ class RetryingInfer:
         finally:
             self._in_flight -= 1
 
-    async def _ask(self, images: UInt8Array) -> Float32Array:
+    async def _ask(self, images: UInt8Array) -> npt.NDArray[Any]:
         try:
             answer = await self._infer(images)
         except NonFiniteOutput as error:
@@ -119,7 +121,7 @@ class RetryingInfer:
         self._last_answer = time.monotonic()
         return answer
 
-    async def _ask_again(self, images: UInt8Array, error: ClientError) -> Float32Array:
+    async def _ask_again(self, images: UInt8Array, error: ClientError) -> npt.NDArray[Any]:
         policy, begun, wait_s = self._policy, time.monotonic(), self._policy.first_wait_s
         for _ in range(policy.max_attempts - 1):
             if not _passes(error):
@@ -165,8 +167,9 @@ async def open_model(
     async with AsyncClient(url, timeout_s=timeout_s) as client:
         info = await client.model_info(model, version)
 
-        async def ask(images: UInt8Array) -> Float32Array:
-            return await client.infer(model, images, version=info.version)
+        async def ask(images: UInt8Array) -> npt.NDArray[Any]:
+            output = await client.infer(model, images, version=info.version)
+            return output.astype(np.int64).reshape(len(output)) if info.answers_classes else output
 
         yield info, RetryingInfer(ask, retry, max_batch=max(1, info.max_batch_size))
 

@@ -63,6 +63,14 @@ class Ball(ABC):
             out: uint8 [H, W, 3].
         """
 
+    @abstractmethod
+    def distance(self, image: UInt8Array, original: UInt8Array) -> float:
+        """Return how far an image, uint8 [H, W, 3], is from its original in this norm, in units of 1/255."""
+
+    @abstractmethod
+    def holds(self, image: UInt8Array, original: UInt8Array) -> bool:
+        """Tell whether an image is in the ball around its original: exactly, without a rounding."""
+
 
 class LinfBall(Ball):
     """No value changes by more than `epsilon`; the grid is integer, so its floor is what counts."""
@@ -93,6 +101,14 @@ class LinfBall(Ball):
             np.minimum(out, high, out=out)
         else:
             out[:] = np.clip(_rounded(proposal), low, high)
+
+    def distance(self, image: UInt8Array, original: UInt8Array) -> float:
+        """Return the largest change of one value."""
+        return float((np.maximum(image, original) - np.minimum(image, original)).max())
+
+    def holds(self, image: UInt8Array, original: UInt8Array) -> bool:
+        """Compare the largest change."""
+        return self.distance(image, original) <= self.reach
 
 
 class L2Ball(Ball):
@@ -128,6 +144,14 @@ class L2Ball(Ball):
         room = np.where(up, 255 - start, start).astype(np.float64)
         steps = self._step_back(self._project(np.abs(change), room))
         out[:] = (start + np.where(up, steps, -steps)).reshape(out.shape)
+
+    def distance(self, image: UInt8Array, original: UInt8Array) -> float:
+        """Return the root of the sum of squares."""
+        return math.sqrt(_squares(image, original))
+
+    def holds(self, image: UInt8Array, original: UInt8Array) -> bool:
+        """Compare whole numbers."""
+        return _squares(image, original) <= self._limit
 
     def _project(self, size: Float64Array, room: Float64Array) -> Float64Array:
         """Return the changes' sizes at the nearest point in the ball that keeps every value in its room.
@@ -166,6 +190,8 @@ class L2Ball(Ball):
 
 
 BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball}
+EVERYTHING = LinfBall(255)
+"""All images."""
 
 
 def to_pixels(
@@ -203,6 +229,11 @@ def to_pixels(
             raise ClientError("proposals: got NaN or an infinity, expected finite numbers; mend the attack")
         ball.pull(proposal, original, low, high, out=image)
     return pixels
+
+
+def _squares(image: UInt8Array, original: UInt8Array) -> int:
+    change = np.subtract(image, original, dtype=np.int32).ravel()
+    return int(np.einsum("i,i->", change, change, dtype=np.int64))
 
 
 def _rounded(proposal: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin,
 import numpy as np
 import numpy.typing as npt
 
-from temper.client.robustness.balls import BALLS, Ball, Norm
+from temper.client.robustness.balls import BALLS, EVERYTHING, Ball, Norm
 from temper.client.scores import Float32Array, Int64Array, UInt8Array
 from temper.client.stats import BoolArray
 from temper.plugins import Registry, Tagged
@@ -102,6 +102,7 @@ class Slots:
 
     Attributes:
         original: uint8 [S, H, W, 3], the images.
+        ball: what a proposal is pulled into: the budget, or all images for an attack that `minimises`.
         low: uint8 [S, H, W, 3], the least value each pixel may take (original - budget, at least 0).
         high: uint8 [S, H, W, 3], the greatest.
         label: int64 [S], the true class.
@@ -109,10 +110,16 @@ class Slots:
         num_queries: int64 [S], queries this image has spent; the first proposal is made at 0.
     """
 
-    def __init__(self, num_slots: int, image_shape: tuple[int, int, int], config: AttackConfig) -> None:
-        """Allocate `num_slots` slots for images of shape (H, W, 3)."""
+    def __init__(
+        self,
+        num_slots: int,
+        image_shape: tuple[int, int, int],
+        config: AttackConfig,
+        ball: Ball | None = None,
+    ) -> None:
+        """Allocate `num_slots` slots for images of shape (H, W, 3); the ball is the budget's when not given."""
         self.config = config
-        self.ball = config.ball
+        self.ball = ball or config.ball
         self.image_shape = image_shape
         self.original: UInt8Array = np.zeros((num_slots, *image_shape), dtype=np.uint8)
         self.low: UInt8Array = np.zeros((num_slots, *image_shape), dtype=np.uint8)
@@ -163,6 +170,8 @@ class Harness(Protocol):
         labels: int64 [N], their classes.
         finished: bool [N], true for what needs no more queries.
         surrogates: ONNX files by the name that the config calls them; several where their logits are averaged.
+        lost_at: int64 [N], the query that fooled an image, or whose answer was none, counted from 1; 0 while there
+            is no such query. What is lost needs no more queries either.
     """
 
     config: AttackConfig
@@ -170,12 +179,15 @@ class Harness(Protocol):
     labels: Int64Array
     finished: BoolArray
     surrogates: Mapping[str, Sequence[Path]]
+    lost_at: Int64Array
 
     async def ask(self, indices: Int64Array, proposals: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-        """Send proposals, each cut to its budget, and return what the attack's kind `sees` of the answers.
+        """Send proposals and return what the attack's kind `sees` of the answers.
+
+        Each is rounded and cut to its budget, or, of an attack that `minimises`, to 0 and 255 alone.
 
         Args:
-            indices: int64 [n], the images; each at most once.
+            indices: int64 [n], the images; several proposals for one of them are several queries, in this order.
             proposals: [n, H, W, 3] of any number type, in units of uint8.
 
         Returns:
@@ -187,8 +199,11 @@ class Harness(Protocol):
         """
         ...
 
-    async def count_classes(self) -> int:
-        """Return the number of the model's classes. It is one question that counts as no query."""
+    async def count_classes(self) -> int | None:
+        """Return the number of the model's classes; None when it answers a class alone.
+
+        It is one question that counts as no query.
+        """
         ...
 
     def note_stuck(self, indices: Int64Array) -> None:
@@ -211,6 +226,9 @@ class AttackKind:
     sees: Sees
     """What it is shown of the endpoint's answers: the scores, the answered class, or nothing; "surrogate" is shown
     the class too, to know when it is done: it follows the gradients of a network of its own."""
+    minimises: bool = False
+    """Whether it makes the distance smaller and smaller: what it proposes is rounded to uint8 and not pulled into
+    the budget, and an image is fooled by what lies in the budget alone."""
     attack: Callable[[Slots], Attack] | None = None
     """Makes the attack for the harness's slots: one query per image and step."""
     run: Callable[[Harness, Int64Array], Awaitable[None]] | None = None
@@ -242,6 +260,15 @@ class AttackKind:
         return name
 
     @property
+    def needs_scores(self) -> bool:
+        """Whether it cannot run on an endpoint that answers the class alone."""
+        return self.sees == "scores"
+
+    def pull_into(self, config: AttackConfig) -> Ball:
+        """Return the ball that its proposals are pulled into."""
+        return EVERYTHING if self.minimises else config.ball
+
+    @property
     def norms(self) -> tuple[str, ...]:
         """The norms that its budget may have."""
         return get_args(get_type_hints(self.config)["norm"])
@@ -253,6 +280,8 @@ ATTACKS: Registry[AttackKind] = Registry(
     f"{_HERE}.base:AttackKind",
     {
         "square": f"{_HERE}.attacks.square:SQUARE",
+        "simba": f"{_HERE}.attacks.simba:SIMBA",
+        "hop-skip-jump": f"{_HERE}.attacks.hop_skip_jump:HOP_SKIP_JUMP",
         "noise": f"{_HERE}.attacks.noise:NOISE",
         "fgsm": f"{_HERE}.attacks.transfer:FGSM",
         "pgd": f"{_HERE}.attacks.transfer:PGD",

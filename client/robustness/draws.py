@@ -40,6 +40,8 @@ def below(bits: UInt64Array, bounds: Int64Array) -> Int64Array:
 def draw_images(num_available: int, num_images: int | None, seed: int) -> Int64Array:
     """Return the indices of the images to evaluate, ascending: drawn by the seed, the same for every model.
 
+    Fewer images are among more of the same seed.
+
     Args:
         num_available: images that there are.
         num_images: how many are wanted; all when not given.
@@ -52,8 +54,7 @@ def draw_images(num_available: int, num_images: int | None, seed: int) -> Int64A
         return np.arange(num_available)
     if num_images > num_available:
         raise ValueError(f"num_images: got {num_images}, expected at most {num_available}, all there are")
-    drawn = np.random.default_rng(seed).choice(num_available, num_images, replace=False)
-    return np.sort(drawn.astype(np.int64))
+    return np.sort(np.random.default_rng(seed).permutation(num_available)[:num_images].astype(np.int64))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy.typing as npt
 
@@ -110,7 +111,7 @@ async def attack_endpoint(
     """Attack any endpoint behind the `Infer` seam; see `attack`.
 
     Args:
-        infer: the endpoint: uint8 [n, H, W, 3] in, scores [n, classes] out.
+        infer: the endpoint: uint8 [n, H, W, 3] in, scores [n, classes] or classes [n] out.
         images: uint8 [N, H, W, 3].
         labels: integer [N].
         config: attack, budget and cost.
@@ -124,6 +125,8 @@ async def attack_endpoint(
         say: called with one line when the attack goes on from a checkpoint, or can keep none.
     """
     kind = ATTACKS.get(config.name)
+    if kind.needs_scores:
+        infer = _with_scores(infer, kind)
     truth = check_labels(images, labels)
     indices = choose_images(len(images), config)
     networks = _find_surrogates(config, surrogates or {})
@@ -146,7 +149,7 @@ async def attack_endpoint(
             right = indices[clean.correct]
             judge = Judge(
                 config,
-                kind.sees,
+                kind,
                 infer,
                 images,
                 truth,
@@ -174,11 +177,12 @@ async def attack_endpoint(
         indices=indices,
         labels=truth[indices],
         correct=clean.correct,
-        fooled_at=judge.fooled_at[indices],
-        broken_at=judge.broken_at[indices],
+        lost_at=judge.lost_at[indices],
+        broken=judge.broken[indices],
         errors=clean.errors,
         queries=judge.queries[indices],
         stuck=judge.stuck[indices],
+        distances=judge.distances[indices],
         gallery=judge.gallery,
         num_queries_now=judge.num_queries,
         duration_s=time.perf_counter() - start,
@@ -200,6 +204,20 @@ def _find_surrogates(config: AttackConfig, known: Surrogates) -> dict[str, Seque
     return found
 
 
+def _with_scores(infer: Infer, kind: AttackKind) -> Infer:
+    async def ask(images: UInt8Array) -> npt.NDArray[Any]:
+        answer = await infer(images)
+        if answer.ndim == 1:
+            others = ", ".join(name for name, other in ATTACKS.all().items() if not other.needs_scores)
+            raise ClientError(
+                f"the model answers the class alone, and {kind.name} needs scores; "
+                f"use an attack that does not: {others}"
+            )
+        return answer
+
+    return ask
+
+
 async def _run(kind: AttackKind, judge: Judge, right: Int64Array) -> None:
     judge.report_progress()
     if kind.run:
@@ -213,6 +231,8 @@ async def _run(kind: AttackKind, judge: Judge, right: Int64Array) -> None:
 
 def choose_images(num_available: int, config: AttackConfig) -> Int64Array:
     """Return the indices of the images to evaluate, ascending: drawn by the seed, the same for every model.
+
+    Of one seed fewer images are always among the more.
 
     Raises:
         ValueError: more images are asked for than there are.

@@ -12,20 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from temper.client.errors import ClientError
-from temper.client.robustness.balls import to_pixels
-from temper.client.robustness.base import AttackConfig, Sees, margin
+from temper.client.robustness.balls import Float64Array, to_pixels
+from temper.client.robustness.base import AttackConfig, AttackKind, margin
 from temper.client.robustness.checkpoint import Checkpoint, pack_image, unpack_image
 from temper.client.robustness.draws import image_keys
 from temper.client.robustness.result import Example
-from temper.client.scores import (
-    Float32Array,
-    Infer,
-    Int64Array,
-    Progress,
-    UInt8Array,
-    check_scores,
-    finite_rows,
-)
+from temper.client.scores import Answers, Infer, Int64Array, Progress, UInt8Array, ask
 from temper.client.stats import BoolArray
 
 
@@ -33,21 +25,23 @@ class Judge:
     """Counts queries and judges answers for the images of a data set; it is an attack's `Harness`.
 
     Attributes:
-        infer: the endpoint.
-        fooled_at: int64 [N], the query that fooled each image, counted from 1; 0 where none did.
-        broken_at: int64 [N], the query whose answer was no score (NaN or an infinity); 0 where all were. Such an
+        ball: what proposals are pulled into.
+        lost_at: int64 [N], the query that each image was lost at, counted from 1; 0 where there is none.
+        broken: [N], why the answer to that query was none, by the kind of error; "" where it was one. Such an
             image is neither fooled nor robust.
+        distances: float64 [N], how near the nearest image was that was sent and misclassified, in the norm of the
+            budget and units of 1/255; infinite where there is none.
         queries: int64 [N], queries spent on each image.
         stuck: int64 [N], how many of them left the attack nothing to follow: scores that were those of the image's
             query before, or a gradient that was zero.
-        finished: bool [N], fooled, broken or out of queries.
+        finished: bool [N], lost or out of queries.
         num_queries: queries judged in this run.
     """
 
     def __init__(
         self,
         config: AttackConfig,
-        sees: Sees,
+        kind: AttackKind,
         infer: Infer,
         images: UInt8Array,
         labels: Int64Array,
@@ -59,17 +53,19 @@ class Judge:
         surrogates: Mapping[str, Sequence[Path]] | None = None,
     ) -> None:
         """Prepare to judge the images `todo` (indices); outcomes found in the checkpoint are taken over."""
-        self.config, self.infer, self.images, self.labels = config, infer, images, labels
-        self.fooled_at: Int64Array = np.zeros(len(images), dtype=np.int64)
-        self.broken_at: Int64Array = np.zeros(len(images), dtype=np.int64)
+        self.config, self.images, self.labels = config, images, labels
+        self.ball = kind.pull_into(config)
+        self.lost_at: Int64Array = np.zeros(len(images), dtype=np.int64)
+        self.broken: npt.NDArray[np.str_] = np.full(len(images), "", dtype="U32")
+        self.distances: Float64Array = np.full(len(images), np.inf)
         self.queries: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.stuck: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.surrogates = surrogates or {}
         self.finished: BoolArray = np.zeros(len(images), dtype=np.bool_)
         self.num_queries = 0
-        self._sees = sees
+        self._kind, self._infer, self._budget_ball = kind, infer, config.ball
         # NaN is equal to nothing, itself included.
-        self._margin: Float32Array = np.full(len(images), np.nan, dtype=np.float32)
+        self._margin: npt.NDArray[np.float32] = np.full(len(images), np.nan, dtype=np.float32)
         self._free = asyncio.Semaphore(config.concurrency)
         self._checkpoint, self._progress = checkpoint, progress
         self._spent, self._budget = 0, len(todo) * config.max_queries
@@ -82,75 +78,87 @@ class Judge:
 
     async def ask(self, indices: Int64Array, proposals: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
         """Send proposals for these images, judge the answers and return what the attack sees of them."""
-        if (self.queries[indices] >= self.config.max_queries).any():
+        numbers = self.count(indices)
+        if (numbers > self.config.max_queries).any():
             raise ClientError(
                 f"{self.config.name} asked for an image more than max_queries ({self.config.max_queries}) times; "
                 "mend the attack"
             )
         originals: UInt8Array = np.array(self.images[indices])
         low, high = np.empty_like(originals), np.empty_like(originals)
-        ball = self.config.ball
-        ball.write_bounds(originals, low, high)
-        sent = to_pixels(ball, proposals, list(originals), list(low), list(high))
+        self.ball.write_bounds(originals, low, high)
+        sent = to_pixels(self.ball, proposals, list(originals), list(low), list(high))
         size = self.config.batch_size
         parts = [slice(start, start + size) for start in range(0, len(indices), size)]
-        scores = np.concatenate(
-            await asyncio.gather(*(self._ask_once(indices[part], sent[part]) for part in parts))
-        )
+        found = await asyncio.gather(*(self._ask_once(indices[part], sent[part], numbers[part]) for part in parts))
         self.report_progress()
-        return self.shown(scores)
+        return self.shown(Answers.join(found))
 
-    async def _ask_once(self, indices: Int64Array, sent: UInt8Array) -> Float32Array:
+    async def _ask_once(self, indices: Int64Array, sent: UInt8Array, numbers: Int64Array) -> Answers:
         async with self._free:
-            scores = check_scores(await self.infer(sent), self.labels[indices])
-        self.answer(indices, sent, scores)
-        return scores
+            answers = await self.send(indices, sent)
+        self.answer(indices, sent, answers, numbers)
+        return answers
 
-    def shown(self, scores: Float32Array) -> npt.NDArray[Any] | None:
-        """Return what the attack sees of these scores; see `Harness.ask`."""
-        broken = ~finite_rows(scores)
-        if self._sees == "scores":
-            return np.where(broken[:, None], np.float32(np.nan), scores)
-        return None if self._sees == "nothing" else np.where(broken, -1, scores.argmax(axis=1))
+    async def send(self, indices: Int64Array, sent: UInt8Array) -> Answers:
+        """Send uint8 [n, H, W, 3] as they are, for these images."""
+        return await ask(self._infer, sent, self.labels[indices])
 
-    async def count_classes(self) -> int:
-        """Return the number of the model's classes, by a question that counts as no query."""
-        return (await self.infer(np.array(self.images[:1]))).shape[1]
+    def shown(self, answers: Answers) -> npt.NDArray[Any] | None:
+        """Return what the attack sees of these answers; see `Harness.ask`."""
+        if self._kind.sees == "scores":
+            return answers.scores
+        return None if self._kind.sees == "nothing" else answers.classes
 
-    def answer(self, indices: Int64Array, sent: UInt8Array | list[UInt8Array], scores: Float32Array) -> BoolArray:
+    async def count_classes(self) -> int | None:
+        """Return the number of the model's classes, by a question that counts as no query; see `Harness`."""
+        answer = await self._infer(np.array(self.images[:1]))
+        return int(answer.shape[1]) if answer.ndim == 2 else None
+
+    def count(self, indices: Int64Array) -> Int64Array:
+        """Count one query for each of int64 [n], and return which of its image it is, from 1."""
+        numbers = np.empty_like(indices)
+        for row, index in enumerate(indices.tolist()):
+            self.queries[index] += 1
+            numbers[row] = self.queries[index]
+        return numbers
+
+    def answer(
+        self, indices: Int64Array, sent: UInt8Array | list[UInt8Array], answers: Answers, numbers: Int64Array
+    ) -> BoolArray:
         """Judge answers.
 
         Args:
-            indices: int64 [n], each image at most once.
+            indices: int64 [n], the images.
             sent: n images uint8 [H, W, 3], exactly what was sent.
-            scores: float32 [n, classes], what came back.
+            answers: what came back.
+            numbers: int64 [n], which query of its image each was, from 1. In whatever order they come, an
+                image is lost at the first that loses it.
 
         Returns:
-            bool [n], True where the image is lost: the answer is another class, or is no score at all.
+            bool [n], True where the image is lost: what is in the budget is misclassified, or the answer is none.
         """
-        broken = ~finite_rows(scores)
-        answered = scores.argmax(axis=1)
-        lost: BoolArray = broken | (answered != self.labels[indices])
-        self.queries[indices] += 1
         self.num_queries += len(indices)
         self._spent += len(indices)
-        if self._sees == "scores":
-            found = margin(np.where(broken[:, None], np.float32(np.nan), scores), self.labels[indices])
+        if self._kind.sees == "scores" and answers.scores is not None:
+            found = margin(answers.scores, self.labels[indices])
             self.note_stuck(indices[found == self._margin[indices]])
             self._margin[indices] = found
-        new = lost & (self.fooled_at[indices] == 0) & (self.broken_at[indices] == 0)
-        for row in np.flatnonzero(new).tolist():
-            index = int(indices[row])
-            if broken[row]:
-                self.broken_at[index] = self.queries[index]
-            else:
-                self.fooled_at[index] = self.queries[index]
-                self._show(index, sent[row], int(answered[row]))
+        lost: BoolArray = answers.classes != self.labels[indices]
+        for row in np.flatnonzero(lost).tolist():
+            index, kind = int(indices[row]), str(answers.kinds[row])
+            if not kind:
+                original = self.images[index]
+                self.distances[index] = min(self.distances[index], self._budget_ball.distance(sent[row], original))
+                lost[row] = self._budget_ball.holds(sent[row], original)
+            if lost[row] and not 0 < self.lost_at[index] < numbers[row]:
+                self.lost_at[index], self.broken[index] = numbers[row], kind
+                self._show(index, sent[row], int(answers.classes[row]))
         return lost
 
     def note_stuck(self, indices: Int64Array) -> None:
         """Note that a query on each of these images left the attack nothing to follow."""
-        self.stuck[indices] += 1
+        np.add.at(self.stuck, indices, 1)  # an image may be among them twice
 
     def finish(self, indices: Int64Array) -> None:
         """Note that the attack on these images is over."""
@@ -172,7 +180,15 @@ class Judge:
         return [self._examples[index] for index in sorted(self._examples)]
 
     def _show(self, index: int, sent: UInt8Array, served_label: int) -> None:
-        """Keep the example when its random rank is among the lowest, whatever the order of the answers."""
+        """Keep the example when its random rank is among the lowest, whatever the order of the answers.
+
+        What is lost to an answer that is none is no example; that of an earlier query replaces one of a later.
+        """
+        self._examples.pop(index, None)
+        self._gallery = [entry for entry in self._gallery if entry[1] != index]
+        heapq.heapify(self._gallery)
+        if self.broken[index]:
+            return
         rank = int(image_keys(self.config.seed + 1, np.array([index]))[0])
         if len(self._gallery) >= self._gallery_size and (not self._gallery or (-rank, index) < self._gallery[0]):
             return
@@ -183,7 +199,7 @@ class Judge:
             adversarial=sent.copy(),
             label=int(self.labels[index]),
             served_label=served_label,
-            num_queries=int(self.fooled_at[index]),
+            num_queries=int(self.lost_at[index]),
         )
         if len(self._gallery) > self._gallery_size:
             del self._examples[heapq.heappop(self._gallery)[1]]
@@ -191,10 +207,11 @@ class Judge:
     def _entry(self, index: int) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "index": index,
-            "survived": not (self.fooled_at[index] or self.broken_at[index]),
+            "survived": not self.lost_at[index],
             "queries": int(self.queries[index]),
-            "fooled_at": int(self.fooled_at[index]),
-            "broken_at": int(self.broken_at[index]),
+            "lost_at": int(self.lost_at[index]),
+            "broken": str(self.broken[index]),
+            "distance": float(self.distances[index]) if np.isfinite(self.distances[index]) else None,
             "stuck": int(self.stuck[index]),
         }
         if index in self._examples:
@@ -206,7 +223,9 @@ class Judge:
         index = int(entry["index"])
         self.finished[index] = True
         self.queries[index] = entry["queries"]
-        self.fooled_at[index], self.broken_at[index] = entry["fooled_at"], entry["broken_at"]
+        self.lost_at[index], self.broken[index] = entry["lost_at"], entry["broken"]
+        if entry["distance"] is not None:
+            self.distances[index] = entry["distance"]
         self.stuck[index] = entry["stuck"]
         self._spent += self.config.max_queries
         if "adversarial" in entry:

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from temper.client.errors import NonFiniteOutput
+from temper.client.robustness.balls import Float64Array
 from temper.client.robustness.base import AttackConfig
 from temper.client.scores import Int64Array, UInt8Array
 from temper.client.stats import BoolArray, Proportion, proportion, proportion_per_class
 
 SURVIVED_FILE = "survived.npy"
 INDICES_FILE = "indices.npy"
+DISTANCES_FILE = "distances.npy"
 _CURVE_POINTS = 20
 
 
@@ -61,7 +63,8 @@ class AttackResult:
     num_queries: int
     """queries of the attack in all, without one per image for the clean accuracy"""
     errors: dict[str, int]
-    """images whose answer was no score, by kind ("nonfinite_output"), attacked or not; none of them is robust"""
+    """images whose answer was no score, by kind ("nonfinite_output", "short_output", "server_error"), attacked or
+    not; none of them is robust"""
     retries: dict[str, int]
     """requests that were sent again, by the kind of error that made it necessary (in this run)"""
     stuck: float
@@ -69,6 +72,10 @@ class AttackResult:
     before, or a surrogate's gradient that was zero; 0 for an attack that sees neither"""
     queries_to_success: dict[str, float] | None
     """median and mean over the fooled images; None when there are none"""
+    distance: dict[str, float] | None
+    """how near the nearest misclassified image was that was sent, in the norm of the budget and units of 1/255:
+    {median, mean, num_images} over the images of which there is one; None when there are none. The main figure of
+    an attack that minimises it; any other one goes no further than the first image that fools"""
     queries_per_s: float
     """queries per second of the attack phase of this run (a resumed run counts only its own)"""
     duration_s: float
@@ -81,6 +88,8 @@ class AttackResult:
     """bool [n], right before the attack"""
     queries: Int64Array
     """int64 [n], queries spent on each image; 0 where the clean image was already wrong"""
+    distances: Float64Array
+    """float64 [n], of each image what `distance` sums up; infinite where no misclassified one was sent"""
     indices: Int64Array
     """int64 [n], the images' indices in the data set"""
     gallery: list[Example]
@@ -102,15 +111,17 @@ class AttackResult:
             "retries": self.retries,
             "stuck": self.stuck,
             "queries_to_success": self.queries_to_success,
+            "distance": self.distance,
             "queries_per_s": self.queries_per_s,
             "duration_s": self.duration_s,
             "curve": self.curve,
         }
 
     def save_vectors(self, folder: Path) -> None:
-        """Write survived.npy and indices.npy into a folder."""
+        """Write survived.npy, indices.npy and distances.npy into a folder."""
         np.save(folder / SURVIVED_FILE, self.survived)
         np.save(folder / INDICES_FILE, self.indices)
+        np.save(folder / DISTANCES_FILE, self.distances)
 
     def save(self, folder: Path) -> None:
         """Write the vectors and the gallery's PNG pairs into a folder, made when missing.
@@ -133,11 +144,12 @@ def build_result(
     indices: Int64Array,
     labels: Int64Array,
     correct: BoolArray,
-    fooled_at: Int64Array,
-    broken_at: Int64Array,
+    lost_at: Int64Array,
+    broken: npt.NDArray[np.str_],
     errors: Mapping[str, int],
     queries: Int64Array,
     stuck: Int64Array,
+    distances: Float64Array,
     gallery: list[Example],
     num_queries_now: int,
     duration_s: float,
@@ -151,24 +163,22 @@ def build_result(
         indices: the images' indices in the data set.
         labels: true classes.
         correct: right before the attack.
-        fooled_at: the query that fooled each image, counted from 1; 0 where none did.
-        broken_at: the query whose answer was no score; 0 where all were.
+        lost_at: the query that each image was lost at, counted from 1; 0 where there is none.
+        broken: why the answer to it was no score, by kind; "" where the image was fooled.
         errors: images without a score before the attack, by kind.
         queries: queries spent on each image.
         stuck: how many of them left the attack nothing to follow.
+        distances: how near the nearest misclassified image was; infinite where there is none.
         gallery: examples.
         num_queries_now: queries that this run sent.
         duration_s: seconds that they took.
     """
-    fooled_at, broken_at, queries = (np.where(correct, noted, 0) for noted in (fooled_at, broken_at, queries))
-    lost_at = np.maximum(fooled_at, broken_at)  # at most one of them is set
+    lost_at, queries = (np.where(correct, noted, 0) for noted in (lost_at, queries))
+    distances = np.where(correct, distances, np.inf)
     survived = correct & (lost_at == 0)
     counted = Counter(errors)
-    counted[NonFiniteOutput.kind] += int(np.count_nonzero(broken_at))
-    successes = fooled_at[fooled_at > 0]
-    to_success = None
-    if successes.size:
-        to_success = {"median": float(np.median(successes)), "mean": float(successes.mean())}
+    counted.update(broken[(lost_at > 0) & (broken != "")].tolist())
+    found = distances[np.isfinite(distances)]
     return AttackResult(
         attack=config.name,
         norm=config.norm,
@@ -179,19 +189,25 @@ def build_result(
         clean_accuracy=proportion(correct),
         per_class=proportion_per_class(survived, labels),
         num_queries=int(queries.sum()),
-        errors={kind: count for kind, count in counted.items() if count},
+        errors=dict(counted),
         retries={},
         stuck=float(stuck.sum() / max(1, queries.sum())),
-        queries_to_success=to_success,
+        queries_to_success=_middle(lost_at[(lost_at > 0) & (broken == "")]),
+        distance=(middle := _middle(found)) and {**middle, "num_images": len(found)},
         queries_per_s=num_queries_now / duration_s if num_queries_now else 0.0,
         duration_s=duration_s,
         curve=_curve(config.max_queries, correct, lost_at[lost_at > 0]),
         survived=survived,
         correct=correct,
         queries=queries,
+        distances=distances,
         indices=indices,
         gallery=gallery,
     )
+
+
+def _middle(values: npt.NDArray[Any]) -> dict[str, float] | None:
+    return {"median": float(np.median(values)), "mean": float(values.mean())} if values.size else None
 
 
 def _curve(max_queries: int, correct: BoolArray, lost_at: Int64Array) -> list[dict[str, float]]:

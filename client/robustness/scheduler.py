@@ -12,7 +12,7 @@ from temper.client.accuracy import gather_or_cancel
 from temper.client.robustness.balls import to_pixels
 from temper.client.robustness.base import Attack, Slots
 from temper.client.robustness.judge import Judge
-from temper.client.scores import Float32Array, Int64Array, UInt8Array, check_scores
+from temper.client.scores import Answers, Int64Array, UInt8Array
 
 # Images proposed ahead of need, at least: numpy's cost per call is shared among them when requests are small.
 _MIN_AHEAD = 32
@@ -37,7 +37,7 @@ class Scheduler:
         self._ready: deque[int] = deque()
         self._num_active = 0
         self._prepared: deque[tuple[Int64Array, UInt8Array]] = deque()
-        self._answered: list[tuple[Int64Array, UInt8Array, Float32Array]] = []
+        self._answered: list[tuple[Int64Array, UInt8Array, Answers]] = []
         self._wanted, self._offered = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
@@ -57,7 +57,7 @@ class Scheduler:
             slots, sent = self._prepared.popleft()
             if not self._prepared:
                 self._wanted.set()
-            self._answered.append((slots, sent, await self._judge.infer(sent)))
+            self._answered.append((slots, sent, await self._judge.send(self._slots.index[slots], sent)))
             if not self._prepared:
                 self._wanted.set()
 
@@ -102,19 +102,17 @@ class Scheduler:
         """Judge the answers that have come, tell the attack, and give finished slots to waiting images."""
         if not self._answered:
             return
-        for slots, _, answer in self._answered:
-            check_scores(answer, self._slots.label[slots])
         slots = np.concatenate([slots for slots, _, _ in self._answered])
-        scores = np.concatenate([answer for _, _, answer in self._answered])
+        answers = Answers.join([answer for _, _, answer in self._answered])
         images = [image for _, sent, _ in self._answered for image in sent]
         self._answered.clear()
         state = self._slots
-        lost = self._judge.answer(state.index[slots], images, scores)
+        lost = self._judge.answer(state.index[slots], images, answers, self._judge.count(state.index[slots]))
         state.num_queries[slots] += 1
         over = lost | (state.num_queries[slots] >= self._config.max_queries)
         going_on = slots[~over]
         if going_on.size:
-            if (shown := self._judge.shown(scores[~over])) is not None:
+            if (shown := self._judge.shown(answers[~over])) is not None:
                 self._attack.observe(going_on, shown)
             self._ready.extend(going_on.tolist())
         if over.any():
@@ -130,4 +128,4 @@ def build_slots(judge: Judge, num_images: int) -> Slots:
     ahead = -(-_MIN_AHEAD // config.batch_size) * config.batch_size
     num_slots = min(config.batch_size * config.concurrency + ahead, num_images)
     height, width, channels = judge.images.shape[1:]
-    return Slots(num_slots, (height, width, channels), config)
+    return Slots(num_slots, (height, width, channels), config, judge.ball)

@@ -60,12 +60,12 @@ class Surrogate:
         self.dtype = dtype
         self._graphs = [_Graph(path, self.device, dtype) for path in paths]
 
-    def check(self, image_shape: Sequence[int], num_classes: int) -> None:
+    def check(self, image_shape: Sequence[int], num_classes: int | None) -> None:
         """Refuse a network for other images or classes than the endpoint's.
 
         Args:
             image_shape: (H, W, 3) of the images to attack.
-            num_classes: the endpoint's.
+            num_classes: the endpoint's; None when it does not tell.
 
         Raises:
             ClientError: names the file.
@@ -86,7 +86,7 @@ class Surrogate:
                     "use the ONNX file of a classifier"
                 )
             found = answer.shape[1]
-            if found != num_classes:
+            if num_classes is not None and found != num_classes:
                 raise ClientError(
                     f"{graph.path}: knows {found} classes, expected the endpoint's {num_classes}; "
                     "use a network that was trained for it"

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from temper.client.accuracy import evaluate, evaluate_accuracy
-from temper.client.errors import ModelNotFound, NonFiniteOutput, ServerError, ServerUnavailable
+from temper.client.errors import ModelNotFound, NonFiniteOutput, ServerUnavailable, ShortOutput
 from temper.client.stats import wilson_interval
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ async def test_accuracy_refuses_answers_that_are_no_scores(digits: Digits) -> No
     async def empty(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.zeros((len(images), 0), dtype=np.float32)
 
-    with pytest.raises(ServerError, match=r"answer: got scores of shape \[32, 0\], expected \[32, classes\]"):
+    with pytest.raises(ShortOutput, match=r"answer: got scores of shape \[32, 0\], expected \[32, classes\]"):
         await evaluate(empty, digits.images, digits.labels)
-    with pytest.raises(ServerError, match=r"answer: got scores of shape \[31, 10\], expected \[32, classes\]"):
+    with pytest.raises(ShortOutput, match=r"answer: got scores of shape \[31, 10\], expected \[32, classes\]"):
         await evaluate(short, digits.images, digits.labels)
 
 

@@ -22,7 +22,7 @@ def config(name: str = "square", **changes: Any) -> AttackConfig:
     return made
 
 
-@pytest.mark.parametrize("name", ["square", "noise", "art-square"])
+@pytest.mark.parametrize("name", ["square", "hop-skip-jump", "noise", "art-square"])
 @pytest.mark.slow
 async def test_interrupted_attack_resumes_to_the_same_result(digits: Digits, tmp_path: Path, name: str) -> None:
     whole = await attack_endpoint(digits.endpoint().infer, digits.images, digits.labels, config(name))
@@ -41,6 +41,7 @@ async def test_interrupted_attack_resumes_to_the_same_result(digits: Digits, tmp
     assert endpoint.num_images < 160 + whole.num_queries
     assert np.array_equal(rest.survived, whole.survived) and np.array_equal(rest.queries, whole.queries)
     assert rest.curve == whole.curve and rest.num_queries == whole.num_queries
+    assert np.array_equal(rest.distances, whole.distances) and rest.distance == whole.distance
     assert [example.index for example in rest.gallery] == [example.index for example in whole.gallery]
     for one, other in zip(rest.gallery, whole.gallery, strict=True):
         assert np.array_equal(one.adversarial, other.adversarial)

@@ -25,7 +25,13 @@ STRIPES = (Path(__file__).parents[2] / "docs" / "examples" / "attack" / "temper_
 
 @pytest.mark.parametrize(
     ("name", "norms", "sees"),
-    [("square", {"linf"}, "scores"), ("noise", {"linf", "l2"}, "nothing"), ("art-square", {"linf"}, "scores")],
+    [
+        ("square", {"linf", "l2"}, "scores"),
+        ("simba", {"linf", "l2"}, "scores"),
+        ("hop-skip-jump", {"linf", "l2"}, "labels"),
+        ("noise", {"linf", "l2"}, "nothing"),
+        ("art-square", {"linf"}, "scores"),
+    ],
 )
 def test_ours_say_what_they_are(name: str, norms: set[str], sees: str) -> None:
     kind = ATTACKS.get(name)
@@ -50,7 +56,7 @@ def test_kind_that_cannot_be_run_is_refused(changes: dict[str, Any], message: st
 
 async def test_labels_only_attack_of_another_package_is_shown_classes(digits: Digits, install: Install) -> None:
     install(ATTACKS, "stripes", STRIPES, {"stripes": "STRIPES"})
-    assert ATTACKS.names() == ["square", "noise", "art-square", "stripes"]
+    assert ATTACKS.names() == ["square", "simba", "hop-skip-jump", "noise", "art-square", "stripes"]
     kind = ATTACKS.get("stripes")
     build, parts = kind.attack, list[Any]()
 
@@ -161,7 +167,12 @@ async def test_proposal_that_is_no_number_ends_the_attack_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("name", "epsilon"), [("noise", 1.5), *((name, e) for name in ("noise", "stripes") for e in (30, 700, 1e9))]
+    ("name", "epsilon"),
+    [
+        ("noise", 1.5),
+        *((name, e) for name in ("noise", "stripes", "square") for e in (30, 700, 1e9)),
+        ("simba", 30),
+    ],
 )
 async def test_l2_budget_is_kept_and_used_on_what_the_endpoint_receives(
     digits: Digits, install: Install, name: str, epsilon: float

@@ -16,11 +16,22 @@ from click.testing import CliRunner
 from PIL import Image
 
 from temper.cli.main import cli
-from temper.client import AsyncClient, Client, ModelNotFound, NonFiniteOutput, Overloaded, VersionChanged
+from temper.client import (
+    AsyncClient,
+    Client,
+    ClientError,
+    ModelNotFound,
+    NonFiniteOutput,
+    Overloaded,
+    ServerError,
+    VersionChanged,
+)
 from temper.client.accuracy import evaluate_accuracy
 from temper.client.load import LoadConfig, run_closed_loop, run_open_loop
 from temper.client.robustness import attack
+from temper.client.robustness.attacks.hop_skip_jump import HopSkipJumpConfig
 from temper.client.robustness.attacks.noise import NoiseConfig
+from temper.client.robustness.attacks.square import SquareConfig
 from temper.serve.server import TritonServer
 
 pytestmark = pytest.mark.server
@@ -32,7 +43,7 @@ name: "{name}"
 backend: "python"
 max_batch_size: {max_batch}
 input [{{ name: "image" data_type: TYPE_UINT8 dims: [ 8, 8, 3 ] }}]
-output [{{ name: "logits" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "labels.txt" }}]
+output [{{ name: "logits" {output} label_filename: "labels.txt" }}]
 instance_group [{{ kind: KIND_CPU count: 1 }}]
 version_policy: {{ specific: {{ versions: [ {version} ] }} }}
 dynamic_batching {{
@@ -59,8 +70,18 @@ class PollingServer(TritonServer):
         return [*kept, "--model-control-mode=poll", "--repository-poll-secs=1"]
 
 
+SCORES, CLASSES = "data_type: TYPE_FP32 dims: [ 3 ]", "data_type: TYPE_INT64 dims: [ 1 ]"
+
+
 def write_model(
-    repository: Path, name: str, version: int, *, labels: str, max_batch: int, queue: int = 64
+    repository: Path,
+    name: str,
+    version: int,
+    *,
+    labels: str,
+    max_batch: int,
+    queue: int = 64,
+    output: str = SCORES,
 ) -> None:
     """Write a version beside the older ones, then switch to it."""
     folder = repository / name
@@ -68,7 +89,7 @@ def write_model(
     shutil.copy(CODE, folder / str(version) / "model.py")
     (folder / "labels.txt").write_text("\n".join(labels.split()) + "\n")
     new = folder / "config.pbtxt.new"
-    new.write_text(CONFIG.format(name=name, version=version, max_batch=max_batch, queue=queue))
+    new.write_text(CONFIG.format(name=name, version=version, max_batch=max_batch, queue=queue, output=output))
     new.replace(folder / "config.pbtxt")
 
 
@@ -79,6 +100,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     write_model(repository, "faulty", 1, labels="red green blue", max_batch=8)
     write_model(repository, "narrow", 1, labels="red green blue", max_batch=1, queue=2)
     write_model(repository, "promoted", 1, labels="red green blue", max_batch=8)
+    write_model(repository, "classes", 1, labels="red", max_batch=8, output=CLASSES)
     with PollingServer(repository, log_file=folder / "tritonserver.log", only_published=False) as running:
         yield running
 
@@ -143,6 +165,32 @@ def test_accuracy_and_attack_count_it(served: TritonServer) -> None:
     assert attacked.accuracy["value"] == 0.5 and attacked.errors == {"nonfinite_output": 20}
     with pytest.raises(NonFiniteOutput, match="not one answer to 40 images"):
         evaluate_accuracy(served.grpc_url, "faulty", np.full((40, 8, 8, 3), 255, np.uint8), labels)
+
+
+def test_error_that_an_image_gets_is_its_own(served: TritonServer) -> None:
+    labels = np.ones(16, int)
+    config = NoiseConfig(epsilon=1, max_queries=3, batch_size=8)
+    attacked = attack(served.grpc_url, "faulty", images(16, 251), labels, config)
+    assert attacked.clean_accuracy["value"] == 0.5 and attacked.errors == {"server_error": 8}
+    with pytest.raises(
+        ServerError, match=r"not one answer to 4 images is a score .4 server_error.; check this model"
+    ):
+        evaluate_accuracy(served.grpc_url, "faulty", np.full((4, 8, 8, 3), 251, np.uint8), labels[:4])
+
+
+def test_model_that_answers_classes_alone_can_be_attacked(served: TritonServer) -> None:
+    labels, pixels = np.ones(2, int), images(2)
+    assert evaluate_accuracy(served.grpc_url, "classes", pixels, labels).value == 1.0
+    config = HopSkipJumpConfig(norm="l2", epsilon=900, max_queries=200, init_changes=20)
+    found = attack(served.grpc_url, "classes", pixels, labels, config)
+    # The boundary is where red is as much as green: 8 * 8 changes of 40 in each of both.
+    assert found.distance and found.distance["num_images"] == 2
+    assert 40 * np.sqrt(2) * 8 <= found.distance["median"] <= 900 and found.accuracy["value"] == 0.0
+    message = (
+        "the model answers the class alone, and square needs scores; use an attack that does not: hop-skip-jump"
+    )
+    with pytest.raises(ClientError, match=message):
+        attack(served.grpc_url, "classes", pixels, labels, SquareConfig())
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])

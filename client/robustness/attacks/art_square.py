@@ -62,6 +62,7 @@ async def attack_with_art(harness: Harness, todo: Int64Array) -> None:
     assert isinstance(harness.config, ArtSquareConfig)
     build = _load_art(harness.config)
     num_classes = await harness.count_classes() if todo.size else 0
+    assert num_classes is not None, "this attack sees scores"
     for start in range(0, len(todo), _BLOCK_SIZE):
         rows = todo[start : start + _BLOCK_SIZE]
         if harness.finished[rows].all():

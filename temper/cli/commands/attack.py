@@ -96,6 +96,11 @@ def _text(result: AttackResult, info: ModelInfo) -> str:
         lines.append(f"nothing to follow        {percent(result.stuck)} of the queries")
     if result.queries_to_success:
         lines.append(f"queries to success       {result.queries_to_success['median']:g} in the median")
+    if result.distance:
+        distance = budget(result.norm, round(result.distance["median"], 1))
+        lines.append(
+            f"nearest wrong image      {distance} in the median of {result.distance['num_images']:,} images"
+        )
     lines += [f"no score                 {say_kinds(result.errors)} images, not robust"] if result.errors else []
     lines += [f"sent again               {say_kinds(result.retries)} requests"] if result.retries else []
     lines += ["", "class, accuracy under attack"]

@@ -86,7 +86,8 @@ def test_attacks_of_other_packages_are_choices(install: Callable[..., Path]) -> 
         (ROOT / "docs" / "examples" / "attack" / "temper_example_attack.py").read_text(),
         {"stripes": "STRIPES"},
     )
-    assert "--attack [square|noise|art-square|stripes]" in " ".join(invoke("attack", "--help").stdout.split())
+    shown = " ".join(invoke("attack", "--help").stdout.split())
+    assert "--attack [square|simba|hop-skip-jump|noise|art-square|stripes]" in shown
 
 
 def test_broken_attack_of_another_package_costs_only_what_it_is_for(install: Callable[..., Path]) -> None:
@@ -132,7 +133,7 @@ USAGE = {
     "port": (("serve", "--grpc-port", "70000"), "70000 is not in the range 1<=x<=65535"),
     "attack": (("attack", "--model", "m", "--images", "d", "--attack", "laser"), "'laser' is not one of 'square'"),
     "norm": (
-        ("attack", "--model", "m", "--images", "d", "--norm", "l2"),
+        ("attack", "--model", "m", "--images", "d", "--attack", "art-square", "--norm", "l2"),
         'norm: got "l2", expected one of "linf"',
     ),
     "norm that there is not": (

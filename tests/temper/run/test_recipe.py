@@ -14,6 +14,7 @@ from temper.errors import RecipeError
 from temper.plugins import PluginError
 from temper.run.recipe import Recipe, load_recipe
 
+OURS = '"square", "simba", "hop-skip-jump", "noise", "art-square"'
 GOOD = """
 name = "x"
 [data]
@@ -275,12 +276,12 @@ MISTAKES = {
     "attack that nobody provides": (
         'name = "square"',
         'name = "laser"',
-        'attacks[0].name: got "laser", expected one of "square", "noise", "art-square"',
+        f'attacks[0].name: got "laser", expected one of {OURS}',
     ),
     "attack that is no name": (
         'name = "square"\nepsilon',
         "name = 3\nepsilon",
-        'attacks[0].name: got 3, expected one of "square", "noise", "art-square"',
+        f"attacks[0].name: got 3, expected one of {OURS}",
     ),
     "key of another attack": (
         'name = "square"',
@@ -288,8 +289,8 @@ MISTAKES = {
         'attacks[0].p_init: no such key with name "noise", expected "square" or "art-square"',
     ),
     "norm that the attack has not": (
-        "epsilon = 8",
-        'norm = "l2"',
+        'name = "square"',
+        'name = "art-square"\nnorm = "l2"',
         'attacks[0].norm: got "l2", expected "linf"',
     ),
     "norm that no attack has": (
@@ -447,7 +448,7 @@ def test_attack_of_another_package_is_an_attack_like_ours(tmp_path: Path, instal
         'attacks[0].p_init: no such key with name "stripes", expected "square" or "art-square"'
     )
     assert read_error(tmp_path, GOOD.replace('"square"', '"laser"')) == [
-        'attacks[0].name: got "laser", expected one of "square", "noise", "art-square", "stripes"'
+        f'attacks[0].name: got "laser", expected one of {OURS}, "stripes"'
     ]
 
 
