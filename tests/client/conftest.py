@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,11 +57,38 @@ class Endpoint:
         return self.scores(images)
 
 
+def write_classifier(path: Path, weights: npt.NDArray[Any], hidden: npt.NDArray[Any] | None = None) -> Path:
+    """An ONNX classifier of uint8 [N, S, S, 3]: a matrix, behind a hidden layer when one is given."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("Cast", ["image"], ["cast"], to=TensorProto.FLOAT)]
+    nodes.append(helper.make_node("Flatten", ["cast"], ["flat"]))
+    constants, size = {"weights": weights}, round((len(weights if hidden is None else hidden) // 3) ** 0.5)
+    if hidden is not None:
+        constants["hidden"] = hidden
+        nodes += [helper.make_node("MatMul", ["flat", "hidden"], ["h"]), helper.make_node("Sigmoid", ["h"], ["s"])]
+    nodes.append(helper.make_node("MatMul", ["flat" if hidden is None else "s", "weights"], ["logits"]))
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", size, size, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", weights.shape[1]])
+    tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "net", [image], [logits], tensors)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_graph() -> Callable[..., Path]:
+    """Writes classifiers; see `write_classifier`."""
+    return write_classifier
+
+
 @dataclass(frozen=True)
 class Digits:
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     weights: npt.NDArray[np.int64]
+    surrogates: dict[str, list[Path]]
+    """The classifier as a graph, on a scale that saturates no softmax: the attacked model's own."""
 
     def endpoint(self, *, jitter: int | None = None, fail_after: int | None = None) -> Endpoint:
         return Endpoint(self.weights, jitter=jitter, fail_after=fail_after)
@@ -70,7 +100,7 @@ class Digits:
 
 
 @pytest.fixture(scope="session")
-def digits() -> Digits:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     """160 test images, uint8 [160, 16, 16, 3], and weights fitted to the other images."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # ships none
 
@@ -80,4 +110,5 @@ def digits() -> Digits:
     train, targets = flat[160:], np.eye(10)[source.target[160:]] - 0.1
     weights = np.linalg.solve(train.T @ train + 1e7 * np.eye(flat.shape[1]), train.T @ targets)
     weights = np.round(weights / np.abs(weights).max() * 127).astype(np.int64)
-    return Digits(images[:160], source.target[:160].astype(np.int64), weights)
+    graph = write_classifier(tmp_path_factory.mktemp("digits") / "own.onnx", weights / 1e5)
+    return Digits(images[:160], source.target[:160].astype(np.int64), weights, {"own": [graph]})

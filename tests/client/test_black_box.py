@@ -24,7 +24,11 @@ SHAPE = (12, 14, 3)
 
 async def run(digits: Digits, settings: AttackConfig, num: int = 160, infer: Any = None) -> AttackResult:
     return await attack_endpoint(
-        infer or digits.endpoint().infer, digits.images[:num], digits.labels[:num], settings
+        infer or digits.endpoint().infer,
+        digits.images[:num],
+        digits.labels[:num],
+        settings,
+        surrogates=digits.surrogates,
     )
 
 
@@ -163,14 +167,14 @@ async def test_endpoint_that_answers_the_class_alone(digits: Digits) -> None:
         found: npt.NDArray[Any] = (await digits.endpoint().infer(images)).argmax(axis=1)
         return found
 
-    for name in ("hop-skip-jump", "noise"):
+    for name in ("hop-skip-jump", "noise", "pgd"):
         config = ATTACKS.get(name).config(epsilon=60, max_queries=100, num_images=30)
         alone, scored = await run(digits, config, infer=classes), await run(digits, config)
         assert np.array_equal(alone.queries, scored.queries)
         assert np.array_equal(alone.distances, scored.distances)
     for name in ("square", "simba", "art-square"):
         message = (
-            f"the class alone, and {name} needs scores; use an attack that does not: hop-skip-jump, noise .atta"
+            f"the class alone, and {name} needs scores; use an attack that does not: hop-skip-jump, noise, fg"
         )
         with pytest.raises(ClientError, match=message):
             await run(digits, ATTACKS.get(name).config(), infer=classes)

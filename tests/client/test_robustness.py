@@ -162,6 +162,7 @@ def test_what_was_noted_of_an_image_that_was_wrong_before_does_not_count() -> No
         "lost_at": [2, 3, 4, 0],
         "broken": ["", "", "nonfinite_output", ""],
         "queries": [2, 3, 4, 60],
+        "stuck": [1, 0, 0, 0],
         "distances": [7.0, 2.0, np.inf, np.inf],
     }
     result = build_result(
@@ -295,9 +296,9 @@ def test_config_refuses_what_no_attack_can_run_with(changes: dict[str, Any], mes
 
 def test_what_is_no_attack_is_refused() -> None:
     with pytest.raises(
-        PluginError, match="temper.attacks: got 'pgd', expected one of square, simba, hop-skip-jump, n"
+        PluginError, match="temper.attacks: got 'laser', expected one of square, simba, hop-skip-jump, n"
     ):
-        ATTACKS.get("pgd")
+        ATTACKS.get("laser")
     with pytest.raises(TypeError, match="AttackConfig is the base of all, expected one attack's own, such as Squ"):
         AttackConfig(name="square")
 

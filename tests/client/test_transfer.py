@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted  # type: ignore[import-untyped]
 
 from temper.client.errors import ClientError
@@ -20,36 +18,17 @@ from temper.client.robustness.base import ATTACKS, AttackConfig
 from temper.client.robustness.surrogate import Surrogate
 
 Digits = Any  # the fixture's class in conftest.py
+Write = Callable[..., Path]
 SIZE, CLASSES = 8, 6
 RNG = np.random.default_rng(0)
 
 
-def write(path: Path, weights: np.ndarray[Any, Any], hidden: int = 0) -> Path:
-    """A classifier of [N, S, S, 3]: a matrix, behind a hidden layer when asked for one."""
-    rng = np.random.default_rng(1)
-    size = round((len(weights) // 3) ** 0.5)
-    nodes = [
-        helper.make_node("Cast", ["image"], ["cast"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["cast"], ["flat"]),
-    ]
-    constants = {"weights": weights.astype(np.float32)}
-    if hidden:
-        constants["hidden"] = (rng.normal(size=(len(weights), hidden)) / 255).astype(np.float32)
-        constants["weights"] = rng.normal(size=(hidden, weights.shape[1])).astype(np.float32)
-        nodes += [helper.make_node("MatMul", ["flat", "hidden"], ["h"]), helper.make_node("Sigmoid", ["h"], ["s"])]
-    nodes.append(helper.make_node("MatMul", ["s" if hidden else "flat", "weights"], ["logits"]))
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", size, size, 3])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", weights.shape[1]])
-    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "net", [image], [logits], tensors)), path)
-    return path
-
-
 @pytest.fixture(scope="module")
-def smooth(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
+def smooth(tmp_path_factory: pytest.TempPathFactory, write_graph: Write) -> Surrogate:
     """A network without a kink, in float64: in float32 a gradient near 0 has another sign on another CPU."""
     path = tmp_path_factory.mktemp("transfer") / "net.onnx"
-    return Surrogate([write(path, np.zeros((SIZE * SIZE * 3, CLASSES)), hidden=12)], torch.float64)
+    hidden = RNG.normal(size=(SIZE * SIZE * 3, 12)) / 255
+    return Surrogate([write_graph(path, RNG.normal(size=(12, CLASSES)), hidden)], torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +102,7 @@ def test_apgd_is_that_of_its_authors(
 
     The budget is small: where the true class comes third, DLR is constant, and its gradient rounding alone.
     """
-    epsilon = {"linf": 1.0, "l2": 6.0}[norm]
+    epsilon = {"linf": 1.0, "l2": 3.0}[norm]
     config = ApgdCeConfig(epsilon=epsilon, norm=norm)
     ball = ascent._Ball(norm, epsilon, images, smooth)
     start = ball.random_point(ascent._Draws(0, np.arange(len(images)), 0), inside=False)
@@ -151,12 +130,6 @@ def test_apgd_is_that_of_its_authors(
     assert not np.allclose(found, 255 * start.cpu().numpy())
 
 
-@pytest.fixture
-def own(digits: Digits, tmp_path: Path) -> dict[str, list[Path]]:
-    """The graph of the endpoint that the fixture `digits` answers with, on a scale that saturates no softmax."""
-    return {"own": [write(tmp_path / "own.onnx", digits.weights / 1e5)]}
-
-
 async def attack(
     digits: Digits, config: AttackConfig, surrogates: dict[str, list[Path]], **given: Any
 ) -> AttackResult:
@@ -165,11 +138,11 @@ async def attack(
     )
 
 
-async def test_gradients_leave_less_than_noise_and_the_more_the_budget_the_less(
-    digits: Digits, own: dict[str, list[Path]]
-) -> None:
+async def test_gradients_leave_less_than_noise_and_the_more_the_budget_the_less(digits: Digits) -> None:
     left = [
-        (await attack(digits, PgdConfig(epsilon=epsilon, steps=5, step_share=0.5), own)).accuracy["value"]
+        (await attack(digits, PgdConfig(epsilon=epsilon, steps=5, step_share=0.5), digits.surrogates)).accuracy[
+            "value"
+        ]
         for epsilon in (8, 16, 32)
     ]
     noise = (await attack(digits, ATTACKS.get("noise").config(epsilon=32, max_queries=5), {})).accuracy["value"]
@@ -178,13 +151,13 @@ async def test_gradients_leave_less_than_noise_and_the_more_the_budget_the_less(
 
 @pytest.mark.parametrize("name", [name for name, kind in ATTACKS.all().items() if kind.sees == "surrogate"])
 async def test_a_turn_costs_one_query_until_the_image_is_fooled(
-    digits: Digits, own: dict[str, list[Path]], name: str, tmp_path: Path
+    digits: Digits, write_graph: Write, name: str, tmp_path: Path
 ) -> None:
-    weak = {"weak": [write(tmp_path / "weak.onnx", RNG.normal(size=digits.weights.shape) / 1e3)]}
+    weak = {"weak": [write_graph(tmp_path / "weak.onnx", RNG.normal(size=digits.weights.shape) / 1e3)]}
     config = ATTACKS.get(name).config(
         epsilon=32, num_images=60, surrogates=("weak", "own"), max_queries=3, steps=12
     )
-    result = await attack(digits, config, own | weak)
+    result = await attack(digits, config, digits.surrogates | weak)
     fooled = result.correct & ~result.survived
     assert (result.queries[result.survived] == 3).all() and (result.queries[fooled] <= 3).all()
     # Its own graph comes second.
@@ -192,41 +165,43 @@ async def test_a_turn_costs_one_query_until_the_image_is_fooled(
     assert result.stuck == 0
 
 
-async def test_where_there_is_no_gradient_it_is_said(digits: Digits, tmp_path: Path) -> None:
+async def test_where_there_is_no_gradient_it_is_said(digits: Digits, write_graph: Write, tmp_path: Path) -> None:
     """A softmax that is certain has none: these scores are so large that no other class has a share of it."""
-    certain = {"own": [write(tmp_path / "certain.onnx", digits.weights)]}
+    certain = {"own": [write_graph(tmp_path / "certain.onnx", digits.weights)]}
     result = await attack(digits, PgdConfig(epsilon=4, steps=2, num_images=20, max_queries=1), certain)
     assert result.stuck > 0.9
 
 
-async def test_attack_goes_on_where_it_was(digits: Digits, own: dict[str, list[Path]], tmp_path: Path) -> None:
+async def test_attack_goes_on_where_it_was(digits: Digits, write_graph: Write, tmp_path: Path) -> None:
     config = PgdConfig(epsilon=16, steps=3)
-    whole = await attack(digits, config, own)
+    whole = await attack(digits, config, digits.surrogates)
     with pytest.raises(ClientError, match="run it again to go on"):
         await attack_endpoint(
             digits.endpoint(fail_after=8).infer,
             digits.images,
             digits.labels,
             config,
-            surrogates=own,
+            surrogates=digits.surrogates,
             checkpoint=tmp_path / "finished.jsonl",
         )
-    resumed = await attack(digits, config, own, checkpoint=tmp_path / "finished.jsonl")
+    resumed = await attack(digits, config, digits.surrogates, checkpoint=tmp_path / "finished.jsonl")
     assert np.array_equal(resumed.survived, whole.survived) and np.array_equal(resumed.queries, whole.queries)
-    other = {"own": [write(tmp_path / "other.onnx", digits.weights + 1)]}
+    other = {"own": [write_graph(tmp_path / "other.onnx", digits.weights + 1)]}
     with pytest.raises(ValueError, match="belongs to another attack .differs in surrogates."):
         await attack(digits, config, other, checkpoint=tmp_path / "finished.jsonl")
 
 
-async def test_surrogate_that_is_not_there_or_does_not_fit(digits: Digits, tmp_path: Path) -> None:
+async def test_surrogate_that_is_not_there_or_does_not_fit(
+    digits: Digits, write_graph: Write, tmp_path: Path
+) -> None:
     with pytest.raises(
         ValueError, match="surrogates: own: no such file, .* nothing here knows the model's own graph"
     ):
         await attack(digits, PgdConfig(), {})
-    small = write(tmp_path / "small.onnx", np.zeros((8 * 8 * 3, 10)))
+    small = write_graph(tmp_path / "small.onnx", np.zeros((8 * 8 * 3, 10)))
     with pytest.raises(ClientError, match=r"small.onnx: takes images \[8, 8, 3\], expected \[16, 16, 3\]"):
         await attack(digits, PgdConfig(surrogates=(str(small),)), {})
-    few = write(tmp_path / "few.onnx", np.zeros((16 * 16 * 3, 9)))
+    few = write_graph(tmp_path / "few.onnx", np.zeros((16 * 16 * 3, 9)))
     with pytest.raises(ClientError, match="few.onnx: knows 9 classes, expected the endpoint's 10"):
         await attack(digits, PgdConfig(surrogates=(str(few),)), {})
 

@@ -87,7 +87,10 @@ def test_attacks_of_other_packages_are_choices(install: Callable[..., Path]) -> 
         {"stripes": "STRIPES"},
     )
     shown = " ".join(invoke("attack", "--help").stdout.split())
-    assert "--attack [square|simba|hop-skip-jump|noise|art-square|stripes]" in shown
+    assert (
+        "--attack [square|simba|hop-skip-jump|noise|fgsm|pgd|mi-fgsm|apgd-ce|apgd-dlr|apgd-t|art-square|stripes]"
+        in shown
+    )
 
 
 def test_broken_attack_of_another_package_costs_only_what_it_is_for(install: Callable[..., Path]) -> None:

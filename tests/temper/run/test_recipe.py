@@ -14,7 +14,7 @@ from temper.errors import RecipeError
 from temper.plugins import PluginError
 from temper.run.recipe import Recipe, load_recipe
 
-OURS = '"square", "simba", "hop-skip-jump", "noise", "art-square"'
+OURS = ", ".join(f'"{name}"' for name in ATTACKS.names())
 GOOD = """
 name = "x"
 [data]
