@@ -1,0 +1,188 @@
+"""Which images of a stream are near-identical to earlier ones: a store of fingerprints of fixed size.
+
+Attacks that only ask an endpoint send hundreds of images that differ little from one another: a square painted
+over, noise around an image, one pixel changed. The fingerprint follows Blacklight (Li, Shan, Wenger, Zhang, Zheng,
+Zhao, "Blacklight: Scalable Defense for Neural Networks against Query-Based Black-Box Attacks", USENIX Security 2022,
+arXiv:2006.14042): pixels are quantised, groups of them hashed under a secret, and two images match when they share
+more than half of their hashes. Blacklight hashes every window of an image and keeps 50 of the values. Here the groups
+are drawn once, secretly, over the whole image (bit sampling: Indyk and Motwani, "Approximate Nearest Neighbors",
+STOC 1998), and each value of theirs is quantised at a secret offset of its own. So an image costs 512 pixels read,
+whatever its size, and noise that moves a value by d of 64 levels changes it with a chance of d / 64, also where an
+image is flat. The price is that an image which is shifted by a pixel does not match.
+
+No image is kept, and nothing from which one could be made again: hashes under a secret that only this process holds.
+Only numpy: this runs inside Triton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8Array = npt.NDArray[np.uint8]
+UInt64Array = npt.NDArray[np.uint64]
+Int64Array = npt.NDArray[np.int64]
+
+# Measured on digits and textures (benchmarks/monitor.py). Two test images share at most 5 of 32 hashes. With fewer
+# values to a hash they share more; with more, early squares of a large budget go unseen.
+NUM_HASHES = 32
+_GROUP = 16
+_LEVELS = 64
+# Images that a hash is remembered for, and runs: 4.5 MB in all.
+_TABLE_BITS = 14
+_TABLE = 1 << _TABLE_BITS
+# Exact repeats are told by a digest of all bytes; so many of them are remembered.
+_SEEN_BITS = 16
+_LOW32 = np.uint64(0xFFFFFFFF)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """What some images were."""
+
+    runs: Int64Array
+    """int64 [N]: how long the run of each image is now, all of these included; 0 for an exact repeat."""
+    reached: Int64Array
+    """One image, by its index, of each run that has become long with these."""
+
+
+class FingerprintStore:
+    """Fingerprints of the latest images, and the runs of near-identical ones among them.
+
+    An image belongs to the run with which it shares more than half of its hashes, and its hashes are the run's from
+    then on, so a run follows an attack as it moves. An image that was already sent, byte for byte, is not counted:
+    a load test or a health check is no attack. A run is forgotten when 16,384 others began after it.
+
+    `take` reads images and `add` finds their runs: a call for many images costs little more than one for a single
+    image. The tables are allocated once, and only what was taken and not yet added comes on top, 540 bytes an image.
+    One caller at a time.
+
+    Args:
+        image_bytes: Height x width x channels of every image.
+        long_run: From this length on a run is long.
+        seed: Makes the secret repeatable, for tests; None draws it from the system.
+    """
+
+    def __init__(self, image_bytes: int, *, long_run: int, seed: int | None = None) -> None:
+        """Draw the secret and allocate the tables."""
+        rng = np.random.default_rng(seed)
+        self.long_run = long_run
+        self.num_taken = 0
+        self._taken: list[tuple[UInt8Array, UInt64Array]] = []
+        self._salts: list[int] = []
+        self._places = rng.integers(0, image_bytes, NUM_HASHES * _GROUP)
+        # Values are halved, so that one and its offset stay within a byte.
+        self._offsets = rng.integers(0, _LEVELS // 2, NUM_HASHES * _GROUP, np.uint8)
+        self._factors = _odd(rng, NUM_HASHES * _GROUP).reshape(NUM_HASHES, _GROUP)
+        self._word_factors = _odd(rng, image_bytes // 8)
+        self._tail_factors = _odd(rng, image_bytes % 8)
+        # Of each hash: the latest run that had it (lower half), and the part of the hash that is not its place.
+        self._table: UInt64Array = np.zeros(NUM_HASHES * _TABLE, np.uint64)
+        self._tables = np.arange(NUM_HASHES, dtype=np.uint64) * np.uint64(_TABLE)
+        self._seen: UInt64Array = np.zeros(1 << _SEEN_BITS, np.uint64)
+        self._lengths: Int64Array = np.zeros(_TABLE, np.int64)
+        self._latest = 0
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest run that is not yet forgotten; 0 without any."""
+        return int(self._lengths.max())
+
+    def take(self, images: UInt8Array, client: int = 0) -> None:
+        """Read images, uint8 [n, H, W, 3], of one client, whose number is any integer.
+
+        Images of two clients never match.
+        """
+        flat = images.reshape(len(images), -1)
+        self._taken.append((flat.take(self._places, axis=1), self._digest(flat)))
+        self._salts += [client & (2**64 - 1)] * len(images)
+        self.num_taken += len(images)
+
+    def add(self) -> Watched:
+        """Find the runs of all images that were taken, in their order."""
+        runs = np.zeros(self.num_taken, np.int64)
+        if not self.num_taken:
+            return Watched(runs=runs, reached=runs)
+        salts = np.array(self._salts, np.uint64)
+        pixels, digests = (np.concatenate(parts) for parts in zip(*self._taken, strict=True))
+        self._taken, self._salts, self.num_taken = [], [], 0
+        fresh = self._first_seen(digests + salts)
+        if not len(fresh):
+            return Watched(runs=runs, reached=fresh)
+        joined = self._join(self._hash(pixels[fresh]) + salts[fresh, None])
+        places = joined % _TABLE
+        before = self._lengths[places]
+        np.add.at(self._lengths, places, 1)
+        after = runs[fresh] = self._lengths[places]
+        (crossed,) = np.nonzero((before < self.long_run) & (after >= self.long_run))
+        once = np.unique(joined[crossed], return_index=True)[1]
+        return Watched(runs=runs, reached=fresh[crossed[once]])
+
+    def _digest(self, flat: UInt8Array) -> UInt64Array:
+        """A number for all bytes of each image: multilinear hashing, in which one changed word always shows."""
+        num_words = len(self._word_factors)
+        words = np.ascontiguousarray(flat[:, : 8 * num_words]).view(np.uint64)
+        digests: UInt64Array = words @ self._word_factors
+        if len(self._tail_factors):
+            digests += flat[:, 8 * num_words :].astype(np.uint64) @ self._tail_factors
+        return digests
+
+    def _first_seen(self, digests: UInt64Array) -> Int64Array:
+        """The images, by index, that were sent for the first time."""
+        first = np.sort(np.unique(digests, return_index=True)[1])
+        places = digests >> np.uint64(64 - _SEEN_BITS)
+        fresh: Int64Array = first[self._seen[places[first]] != digests[first]]
+        self._seen[places[fresh]] = digests[fresh]
+        return fresh
+
+    def _hash(self, pixels: UInt8Array) -> UInt64Array:
+        """Every group's hash, uint64 [N, hashes]."""
+        quantised = ((pixels >> 1) + self._offsets) // (_LEVELS // 2)
+        groups = quantised.reshape(len(pixels), NUM_HASHES, _GROUP).astype(np.uint64)
+        hashes: UInt64Array = np.einsum("nhg,hg->nh", groups, self._factors)
+        return hashes
+
+    def _join(self, hashes: UInt64Array) -> Int64Array:
+        """The number of each image's run, int64 [N]; the images' hashes are the runs' now."""
+        # The high bits, as the low ones of a product are the weak ones, are the place; the low half is the rest.
+        places = ((hashes >> np.uint64(64 - _TABLE_BITS)) + self._tables).astype(np.intp)
+        tags = hashes << np.uint64(32)
+        runs = self._majority(places, tags)
+        (alone,) = np.nonzero(runs == 0)
+        if len(alone):
+            if self._latest + len(alone) > _LOW32:
+                self._latest = 0
+                self._table[:] = 0
+                self._lengths[:] = 0
+                runs[:] = 0
+                alone = np.arange(len(runs))
+            own = self._latest + 1 + np.arange(len(alone))
+            self._latest += len(alone)
+            self._lengths[own % _TABLE] = 0
+            # The first of several that match gives them its run: what is written last stays, so it goes last.
+            self._write(places[alone[::-1]], tags[alone[::-1]], own[::-1])
+            earlier = self._majority(places[alone], tags[alone])
+            runs[alone] = np.where(earlier > 0, earlier, own)
+        self._write(places, tags, runs)
+        return runs
+
+    def _majority(self, places: npt.NDArray[np.intp], tags: UInt64Array) -> Int64Array:
+        """The run that more than half of each image's hashes belong to, int64 [N]; 0 where there is none."""
+        found = self._table.take(places)
+        runs = np.where((found ^ tags) <= _LOW32, found & _LOW32, np.uint64(0)).astype(np.int64)
+        # What fills more than half of a sorted row stands in its middle.
+        middle = np.partition(runs, NUM_HASHES // 2, axis=1)[:, NUM_HASHES // 2]
+        shared = (runs == middle[:, None]).sum(axis=1)
+        remembered = middle > max(0, self._latest - _TABLE)
+        return np.where((shared > NUM_HASHES // 2) & remembered, middle, 0)
+
+    def _write(self, places: npt.NDArray[np.intp], tags: UInt64Array, runs: Int64Array) -> None:
+        self._table[places] = tags | runs.astype(np.uint64)[:, None]
+
+
+def _odd(rng: np.random.Generator, count: int) -> UInt64Array:
+    """Random odd numbers: no two different values of a byte or a word have the same product with one."""
+    numbers: UInt64Array = rng.integers(0, 2**64, count, np.uint64) | np.uint64(1)
+    return numbers
