@@ -2,16 +2,15 @@
 
 Attacks that only ask an endpoint send hundreds of images that differ little from one another: a square painted
 over, noise around an image, one pixel changed. The fingerprint follows Blacklight (Li, Shan, Wenger, Zhang, Zheng,
-Zhao, "Blacklight: Scalable Defense for Neural Networks against Query-Based Black-Box Attacks", USENIX Security 2022,
-arXiv:2006.14042): pixels are quantised, groups of them hashed under a secret, and two images match when they share
-more than half of their hashes. Blacklight hashes every window of an image and keeps 50 of the values. Here the groups
-are drawn once, secretly, over the whole image (bit sampling: Indyk and Motwani, "Approximate Nearest Neighbors",
-STOC 1998), and each value of theirs is quantised at a secret offset of its own. So an image costs 512 pixels read,
-whatever its size, and noise that moves a value by d of 64 levels changes it with a chance of d / 64, also where an
-image is flat. The price is that an image which is shifted by a pixel does not match.
+Zhao, "Blacklight: Scalable Defense for Neural Networks against Query-Based Black-Box Attacks", USENIX Security
+2022, arXiv:2006.14042): pixels are quantised, groups of them hashed under a secret, and two images match when they
+share more than half of their hashes. Blacklight hashes every window of an image and keeps 50 of the values. Here
+the groups are drawn once, secretly, over the whole image (bit sampling: Indyk and Motwani, "Approximate Nearest
+Neighbors", STOC 1998), and each value of theirs is quantised at a secret offset of its own. So the hashes of an
+image cost the same whatever its size, and noise that moves a value by d of 64 levels changes it with a chance of
+d / 64, also where an image is flat. The price is that an image which is shifted by a pixel does not match.
 
-No image is kept, and nothing from which one could be made again: hashes under a secret that only this process holds.
-Only numpy: this runs inside Triton.
+No image is kept: only hashes under a secret that this process alone holds. Only numpy: this runs inside Triton.
 """
 
 from __future__ import annotations
@@ -51,12 +50,12 @@ class Watched:
 class FingerprintStore:
     """Fingerprints of the latest images, and the runs of near-identical ones among them.
 
-    An image belongs to the run with which it shares more than half of its hashes, and its hashes are the run's from
-    then on, so a run follows an attack as it moves. An image that was already sent, byte for byte, is not counted:
-    a load test or a health check is no attack. A run is forgotten when 16,384 others began after it.
+    An image belongs to the run with which it shares more than half of its hashes, and its hashes are the run's
+    from then on, so a run follows an attack as it moves. An image that was already sent, byte for byte, is not
+    counted: a load test or a health check is no attack. A run is forgotten when 16,384 others began after it.
 
     `take` reads images and `add` finds their runs: a call for many images costs little more than one for a single
-    image. The tables are allocated once, and only what was taken and not yet added comes on top, 540 bytes an image.
+    image. The tables are allocated once; what was taken and not yet added comes on top, some 540 bytes an image.
     One caller at a time.
 
     Args:

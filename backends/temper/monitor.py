@@ -18,8 +18,8 @@ import numpy as np
 import artifact
 from fingerprints import FingerprintStore
 
-# Images that wait for their runs to be found, which costs a call as much as for one; and the longest that a further
-# request lets them wait.
+# Runs are found for so many images at once, as a call for one costs nearly as much; or, with fewer, when a request
+# comes so long after the last time.
 _TOGETHER = 64
 _REPORT_S = 1.0
 _NAME_CHARACTERS = 80
@@ -113,13 +113,11 @@ class QueryMonitor:
                 self._flagged.increment(int(flagged))
             self._longest.set(store.longest)
         if len(watched.reached):
-            # One line, however many runs: who sends images must not fill the log.
-            named = sorted({clients[index] for index in watched.reached.tolist()})
-            who = ", ".join(ascii(name[:_NAME_CHARACTERS]) for name in named[:3]) + (", ..." if len(named) > 3 else "")
-            self._log(
-                f"{self._about} counts {self._long_run} near-identical images in {len(watched.reached)} run(s), from "
-                f"client {who}"
-            )
+            # One line with one name, however many they are: who sends images must not fill the log.
+            first, *more = watched.reached.tolist()
+            others = f", and in {len(more)} more runs" if more else ""
+            name = ascii(clients[first][:_NAME_CHARACTERS])
+            self._log(f"{self._about} counts {self._long_run} near-identical images from client {name}{others}")
 
     def _give_up(self, error: Exception) -> None:
         self._store = None

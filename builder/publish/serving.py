@@ -27,8 +27,8 @@ class ServingConfig:
     keep_versions: int = 5
     """The newest versions of a model that stay in the repository, and with them the one that was served before."""
     watch_queries: int | None = None
-    """Count images that belong to a run of so many near-identical ones from one client, as an attack sends them, in
-    Triton's metrics; 25 is a start. Not given: none are watched. Triton's own backend watches none."""
+    """Count, in Triton's metrics, images in a run of at least so many near-identical ones from one client, as an
+    attack by queries sends them; 25 is a start. Not given: nothing is watched. Only the plugin can."""
 
     def __post_init__(self) -> None:
         """Checks every field.
