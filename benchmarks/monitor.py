@@ -36,7 +36,7 @@ Ask = Callable[[Images], npt.NDArray[np.float32]]
 
 _LONG_RUNS = (10, 25, 50, 100)
 _CHOSEN = 25
-_TOGETHER = 64  # as the plugin adds them
+_TOGETHER = 32  # as the plugin adds them
 
 
 def main() -> None:
@@ -246,7 +246,9 @@ def _ordinary(images: Images) -> dict[str, Any]:
     rows = {}
     for name, sent in traffic.items():
         store = FingerprintStore(int(np.prod(sent.shape[1:])), long_run=_CHOSEN, seed=0)
-        runs = np.concatenate([_add(store, sent[start : start + _TOGETHER]) for start in range(0, len(sent), 64)])
+        runs = np.concatenate(
+            [_add(store, sent[start : start + _TOGETHER]) for start in range(0, len(sent), _TOGETHER)]
+        )
         rows[name] = {
             "images": len(sent),
             "longest_run": int(runs.max()),

@@ -29,11 +29,12 @@ Int64Array = npt.NDArray[np.int64]
 NUM_HASHES = 32
 _GROUP = 16
 _LEVELS = 64
-# Images that a hash is remembered for, and runs: 4.5 MB in all.
+# Places of each hash, and runs that are remembered: 4.5 MB in all.
 _TABLE_BITS = 14
 _TABLE = 1 << _TABLE_BITS
 # Exact repeats are told by a digest of all bytes; so many of them are remembered.
 _SEEN_BITS = 16
+_PART = 64
 _LOW32 = np.uint64(0xFFFFFFFF)
 
 
@@ -52,7 +53,7 @@ class FingerprintStore:
 
     An image belongs to the run with which it shares more than half of its hashes, and its hashes are the run's
     from then on, so a run follows an attack as it moves. An image that was already sent, byte for byte, is not
-    counted: a load test or a health check is no attack. A run is forgotten when 16,384 others began after it.
+    counted: a load test or a health check is no attack. A run is forgotten after some 10,000 other images.
 
     `take` reads images and `add` finds their runs: a call for many images costs little more than one for a single
     image. The tables are allocated once; what was taken and not yet added comes on top, some 540 bytes an image.
@@ -110,7 +111,10 @@ class FingerprintStore:
         fresh = self._first_seen(digests + salts)
         if not len(fresh):
             return Watched(runs=runs, reached=fresh)
-        joined = self._join(self._hash(pixels[fresh]) + salts[fresh, None])
+        hashes = self._hash(pixels[fresh]) + salts[fresh, None]
+        # In parts, as within one each image is compared with every other.
+        parts = [hashes[start : start + _PART] for start in range(0, len(hashes), _PART)]
+        joined = np.concatenate([self._join(part) for part in parts])
         places = joined % _TABLE
         before = self._lengths[places]
         np.add.at(self._lengths, places, 1)
@@ -145,25 +149,24 @@ class FingerprintStore:
 
     def _join(self, hashes: UInt64Array) -> Int64Array:
         """The number of each image's run, int64 [N]; the images' hashes are the runs' now."""
+        if self._latest + len(hashes) > _LOW32:
+            self._latest = 0
+            self._table[:] = 0
+            self._lengths[:] = 0
         # The high bits, as the low ones of a product are the weak ones, are the place; the low half is the rest.
         places = ((hashes >> np.uint64(64 - _TABLE_BITS)) + self._tables).astype(np.intp)
         tags = hashes << np.uint64(32)
         runs = self._majority(places, tags)
         (alone,) = np.nonzero(runs == 0)
         if len(alone):
-            if self._latest + len(alone) > _LOW32:
-                self._latest = 0
-                self._table[:] = 0
-                self._lengths[:] = 0
-                runs[:] = 0
-                alone = np.arange(len(runs))
-            own = self._latest + 1 + np.arange(len(alone))
-            self._latest += len(alone)
-            self._lengths[own % _TABLE] = 0
-            # The first of several that match gives them its run: what is written last stays, so it goes last.
-            self._write(places[alone[::-1]], tags[alone[::-1]], own[::-1])
-            earlier = self._majority(places[alone], tags[alone])
-            runs[alone] = np.where(earlier > 0, earlier, own)
+            earlier = _find_earlier(hashes, alone)
+            for image, other in zip(alone.tolist(), earlier.tolist(), strict=True):
+                if other < 0:
+                    self._latest += 1
+                    self._lengths[self._latest % _TABLE] = 0
+                    runs[image] = self._latest
+                else:
+                    runs[image] = runs[other]
         self._write(places, tags, runs)
         return runs
 
@@ -179,6 +182,16 @@ class FingerprintStore:
 
     def _write(self, places: npt.NDArray[np.intp], tags: UInt64Array, runs: Int64Array) -> None:
         self._table[places] = tags | runs.astype(np.uint64)[:, None]
+
+
+def _find_earlier(hashes: UInt64Array, images: Int64Array) -> Int64Array:
+    """For each of these images the latest one before it that shares more than half of its hashes; -1 for none."""
+    shared = np.zeros((len(images), len(hashes)), np.uint8)
+    for column in np.ascontiguousarray(hashes.T.astype(np.uint32)):
+        shared += (column[images, None] == column).view(np.uint8)
+    before = np.arange(len(hashes)) < images[:, None]
+    numbers = np.where((shared > NUM_HASHES // 2) & before, np.arange(len(hashes)), -1)
+    return numbers.max(axis=1)  # type: ignore[no-any-return]
 
 
 def _odd(rng: np.random.Generator, count: int) -> UInt64Array:
