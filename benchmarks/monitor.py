@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import statistics
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import ROOT, interleave, random_images, ratio, write_results
+from benchmarks.common import ROOT, interleave, measured_before, random_images, ratio, write_results
 from temper.client import Client
 from temper.client.robustness.attacks.square import SquareConfig
 from temper.client.robustness.harness import attack_endpoint
@@ -34,6 +35,7 @@ from fingerprints import FingerprintStore
 Images = npt.NDArray[np.uint8]
 Ask = Callable[[Images], npt.NDArray[np.float32]]
 
+_PARTS = ("attacks", "ordinary", "cost", "throughput")
 _LONG_RUNS = (10, 25, 50, 100)
 _CHOSEN = 25
 _TOGETHER = 32  # as the plugin adds them
@@ -45,18 +47,22 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20, help="images that each attack is given")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=1500, help="of each round, one image each")
+    parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS, help="the others stay as they are")
     options = parser.parse_args()
-    results: dict[str, Any] = {"noticed": {}, "ordinary": {}}
-    for source, size in (("digits", 32), ("textures", 64)):
+    results = measured_before("monitor")
+    for source, size in (("digits", 32), ("textures", 64)) if {"attacks", "ordinary"} & {*options.parts} else ():
         images, labels = _load(source, size)
-        ask = _small_model(images, labels)
-        print(f"{source}: small model is right on {np.mean(ask(images).argmax(1) == labels):.2f}", file=sys.stderr)
-        results["noticed"][source] = _noticed(ask, images, labels, options.images)
-        results["ordinary"][source] = _ordinary(images)
-    results["cost_us"] = _cost()
-    results["throughput"] = _throughput(options.rounds, options.requests)
+        if "attacks" in options.parts:
+            results.setdefault("attacks", {})[source] = _attacks(images, labels, options.images)
+        if "ordinary" in options.parts:
+            results.setdefault("ordinary", {})[source] = _ordinary(images)
+    if "cost" in options.parts:
+        results["cost_us"] = _cost()
+    if "throughput" in options.parts:
+        results["throughput"] = _throughput(options.rounds, options.requests)
+    results = json.loads(json.dumps(results))  # as they were read
     _print(results)
-    write_results("monitor", results)
+    write_results("monitor", {"measured": results})
 
 
 def _load(source: Any, size: int) -> tuple[Images, npt.NDArray[np.int64]]:
@@ -121,8 +127,9 @@ class _Watch:
         return answers
 
 
-def _noticed(ask: Ask, images: Images, labels: npt.NDArray[np.int64], count: int) -> dict[str, Any]:
+def _attacks(images: Images, labels: npt.NDArray[np.int64], count: int) -> dict[str, Any]:
     """Per attack: runs, their queries, and how many were noticed after how many queries."""
+    ask = _small_model(images, labels)
     right = np.nonzero(ask(images).argmax(axis=1) == labels)[0]
     chosen = np.random.default_rng(0).choice(right, count, replace=False)
     attacks: dict[str, tuple[Callable[..., None], int]] = {
@@ -358,21 +365,21 @@ def _sender(client: Client, model: str, per_request: int, count: int) -> Callabl
 
 
 def _print(results: dict[str, Any]) -> None:
-    for source, rows in results["noticed"].items():
+    for source, rows in results.get("attacks", {}).items():
         for name, row in rows.items():
             cells = "  ".join(
                 f"{length}: {one['noticed']}/{one['of_runs_as_long']} ({one['after_queries_median']})"
                 for length, one in row["noticed"].items()
             )
             print(f"{source:8} {name:66} {row['queries_median']:7.0f} queries  {cells}")
-    for source, rows in results["ordinary"].items():
+    for source, rows in results.get("ordinary", {}).items():
         for name, row in rows.items():
             print(
                 f"{source:8} {name:48} {row['images']:6} images  longest {row['longest_run']:4}  {row['flagged']}"
             )
-    for name, cost in results["cost_us"].items():
+    for name, cost in results.get("cost_us", {}).items():
         print(f"{name:24} {cost:6.1f} us an image")
-    for name, rows in results["throughput"].items():
+    for name, rows in results.get("throughput", {}).items():
         print(f"{name:20} on / off {rows['on / off']['median']:.3f}  {rows['on / off']['rounds']}")
 
 
