@@ -7,8 +7,8 @@ Zhao, "Blacklight: Scalable Defense for Neural Networks against Query-Based Blac
 share more than half of their hashes. Blacklight hashes every window of an image and keeps 50 of the values. Here
 the groups are drawn once, secretly, over the whole image (bit sampling: Indyk and Motwani, "Approximate Nearest
 Neighbors", STOC 1998), and each value of theirs is quantised at a secret offset of its own. So the hashes of an
-image cost the same whatever its size, and what moves a value by d levels takes it into another step of 64 with a chance
-of d / 64, also where an image is flat. The price is that an image which is shifted by a pixel does not match.
+image cost the same whatever its size, and a value that moves by d levels gets into another step of 64 with a
+chance of d / 64, also where an image is flat. An image that is shifted by a pixel does not match: that is the price.
 
 No image is kept: only hashes under a secret that this process alone holds. Only numpy: this runs inside Triton.
 """

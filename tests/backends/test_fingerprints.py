@@ -39,11 +39,11 @@ def _draw(rng: Rng, shape: tuple[int, ...], count: int = COUNT) -> Images:
 def _squares(rng: Rng, image: Images) -> Images:
     """A square of 6 pixels moves over an image with stripes, by 24 levels, as in the middle of Square."""
     base = np.clip(image + 24 * rng.choice([-1, 1], (1, image.shape[1], 3)), 0, 255)
-    images = np.repeat(base[None], COUNT, axis=0)
+    images = np.repeat(base.astype(np.uint8)[None], COUNT, axis=0)
     for one, (top, left) in zip(images, rng.integers(0, 24, (COUNT, 2)).tolist(), strict=True):
         window = (slice(top, top + 6), slice(left, left + 6))
         one[window] = np.clip(image[window] + 24 * rng.choice([-1, 1], 3), 0, 255)
-    return images.astype(np.uint8)
+    return images
 
 
 def _noise(rng: Rng, image: Images) -> Images:
@@ -63,7 +63,7 @@ def _one_value(rng: Rng, image: Images) -> Images:
 
 def _brighter(rng: Rng, image: Images) -> Images:
     """By a level each time, so that the first and the last are unlike."""
-    return np.stack([np.minimum(image.astype(int) + step, 255) for step in range(COUNT)]).astype(np.uint8)
+    return np.stack([np.minimum(image, 255 - step) + np.uint8(step) for step in range(COUNT)])
 
 
 @pytest.mark.parametrize("together", [1, 7, 64])

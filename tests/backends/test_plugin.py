@@ -295,7 +295,8 @@ def test_runs_of_near_identical_images_are_counted(
 
     def near(image: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
         noise = rng.integers(-2, 3, (count, *image.shape))
-        return np.clip(image.astype(int) + noise, 0, 255).astype(np.uint8)
+        images: np.ndarray[Any, Any] = np.clip(image.astype(int) + noise, 0, 255).astype(np.uint8)
+        return images
 
     def send(images: np.ndarray[Any, Any], sender: str = "") -> None:
         nonlocal sent

@@ -28,13 +28,13 @@ from temper.builder.engines.build import PickedEngine
 from temper.builder.engines.isa import instruction_set
 from temper.builder.engines.kind import ENGINES
 from temper.builder.engines.openvino import OpenVinoConfig
-from temper.builder.engines.tensorrt import TensorRtConfig
 from temper.builder.engines.tensorrt_rtx import TensorRtRtxConfig
 from temper.builder.errors import DataError, EngineError, ModelError, PublishError, QuantizeError
 from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.stage import Setting
 from temper.builder.network.train import TrainConfig
 from temper.builder.publish.serving import ServingConfig
+from temper.builder.publish.triton_config import NativeBackend
 from temper.builder.store import code
 from temper.builder.store.artifacts import Artifact, Store
 
@@ -256,10 +256,13 @@ def test_other_serving_rebuilds_nothing(workshop: Workshop) -> None:
     assert "default_timeout_microseconds: 500000" in config
 
 
-def test_watch_that_the_backend_cannot_keep_is_refused_first(workshop: Workshop) -> None:
-    engine = TensorRtConfig(server_backend="tensorrt")
+def test_watch_that_the_backend_cannot_keep_is_refused_first(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As TensorRT's, which needs a GPU.
+    monkeypatch.setattr(type(ENGINES.get("openvino")), "backend", lambda *_: NativeBackend())
     with pytest.raises(PublishError, match="serving.watch_queries: got 25 with Triton's own backend 'tensorrt'"):
-        workshop.build(INT8, engine=engine, serving=ServingConfig(watch_queries=25))
+        workshop.build(INT8, serving=ServingConfig(watch_queries=25))
     assert workshop.made() == []
 
 
