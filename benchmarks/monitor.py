@@ -3,7 +3,7 @@
 Attacks ask small models in process, and what they ask passes the plugin's own store of fingerprints; one image's
 attack is a run, and it is noticed when a run in the store is as long as `watch_queries`. Ordinary traffic passes
 the same store. The cost is measured with the served model, `watch_queries` on and off in turn, on images that
-never repeat, and per image in process. How a metric reaches Triton is a test's job (tests/backends).
+never repeat, and in process. How a metric reaches Triton is a test's job (tests/backends).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -38,15 +39,15 @@ Ask = Callable[[Images], npt.NDArray[np.float32]]
 _PARTS = ("attacks", "ordinary", "cost", "throughput")
 _LONG_RUNS = (10, 25, 50, 100)
 _CHOSEN = 25
-_TOGETHER = 32  # as the plugin adds them
+_TOGETHER = 64  # as the plugin adds them
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=20, help="images that each attack is given")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=1500, help="of each round, one image each")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--requests", type=int, default=800, help="of each round, one image each")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS, help="the others stay as they are")
     options = parser.parse_args()
     results = measured_before("monitor")
@@ -340,15 +341,18 @@ def _throughput(rounds: int, count: int) -> dict[str, Any]:
             models = [f"{precision}_{state}" for state in ("off", "on")]
             with TritonServer(folder / "models", models=models) as server, Client(server.grpc_url) as client:
                 for per_request in (1, 32):
-                    runs = {model: _sender(client, model, per_request, count) for model in models}
+                    runs = {model: _sender(server.pid, client, model, per_request, count) for model in models}
                     rows = interleave(rounds, runs)
                     rows["on / off"] = ratio(rows, models[1], models[0], "ips")
+                    rows["cpu on / off"] = ratio(rows, models[1], models[0], "cpu_us")
                     figures[f"{precision}, {per_request} per request"] = rows
     return figures
 
 
-def _sender(client: Client, model: str, per_request: int, count: int) -> Callable[[], dict[str, float]]:
-    """Sends images that were never sent before, 8 requests at a time."""
+def _sender(
+    server: int, client: Client, model: str, per_request: int, count: int
+) -> Callable[[], dict[str, float]]:
+    """Sends images that were never sent before, 8 requests at a time; the processor's time is the server's."""
     seeds = iter(range(1000))
     client.infer(model, random_images(256, 32))
 
@@ -356,12 +360,29 @@ def _sender(client: Client, model: str, per_request: int, count: int) -> Callabl
         rng = np.random.default_rng((next(seeds), per_request))
         images = rng.integers(0, 256, (count * (1 if per_request == 1 else 4), 32, 32, 3), np.uint8)
         with ThreadPoolExecutor(8) as pool:
-            start = time.perf_counter()
+            before, start = _cpu_s(server, model), time.perf_counter()
             for _ in pool.map(lambda batch: client.infer(model, batch), _cut(images, per_request)):
                 pass
-            return {"ips": len(images) / (time.perf_counter() - start)}
+            took = time.perf_counter() - start
+        cpu_us = (_cpu_s(server, model) - before) / len(images) * 1e6
+        return {"ips": len(images) / took, "cpu_us": cpu_us}
 
     return run
+
+
+def _cpu_s(server: int, model: str) -> float:
+    """Seconds of a core that tritonserver and the model's own process have used."""
+    ticks = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_text()
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended
+        is_instance = int(fields[1]) == server and f"/{model}/" in command
+        if process.name == str(server) or is_instance:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _print(results: dict[str, Any]) -> None:
@@ -380,7 +401,8 @@ def _print(results: dict[str, Any]) -> None:
     for name, cost in results.get("cost_us", {}).items():
         print(f"{name:24} {cost:6.1f} us an image")
     for name, rows in results.get("throughput", {}).items():
-        print(f"{name:20} on / off {rows['on / off']['median']:.3f}  {rows['on / off']['rounds']}")
+        for figure in ("on / off", "cpu on / off"):
+            print(f"{name:20} {figure:12} {rows[figure]['median']:.3f}  {rows[figure]['rounds']}")
 
 
 if __name__ == "__main__":

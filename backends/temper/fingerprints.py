@@ -8,7 +8,7 @@ share more than half of their hashes. Blacklight hashes every window of an image
 the groups are drawn once, secretly, over the whole image (bit sampling: Indyk and Motwani, "Approximate Nearest
 Neighbors", STOC 1998), and each value of theirs is quantised at a secret offset of its own. So the hashes of an
 image cost the same whatever its size, and a value that moves by d levels gets into another step of 64 with a
-chance of d / 64, also where an image is flat. An image that is shifted by a pixel does not match: that is the price.
+chance of d / 64, also where an image is flat. The price: an image that is shifted by a pixel does not match.
 
 No image is kept: only hashes under a secret that this process alone holds. Only numpy: this runs inside Triton.
 """
@@ -26,10 +26,10 @@ Int64Array = npt.NDArray[np.int64]
 
 # Measured on digits and textures (benchmarks/monitor.py). Two test images share at most 5 of 32 hashes. With fewer
 # values to a hash they share more; with more, early squares of a large budget go unseen.
-NUM_HASHES = 32
+NUM_HASHES = 16
 _GROUP = 16
-_LEVELS = 64
-# Places of each hash, and runs that are remembered: 4.5 MB in all.
+_STEP_BITS = 6
+# Places of each hash, and runs that are remembered: 2.6 MB in all.
 _TABLE_BITS = 14
 _TABLE = 1 << _TABLE_BITS
 # Exact repeats are told by a digest of all bytes; so many of them are remembered.
@@ -56,7 +56,7 @@ class FingerprintStore:
     counted: a load test or a health check is no attack. A run is forgotten after some 10,000 other images.
 
     `take` reads images and `add` finds their runs: a call for many images costs little more than one for a single
-    image. The tables are allocated once; what was taken and not yet added comes on top, some 540 bytes an image.
+    image. The tables are allocated once; what was taken and not yet added comes on top, some 280 bytes an image.
     One caller at a time.
 
     Args:
@@ -74,11 +74,12 @@ class FingerprintStore:
         self._salts: list[int] = []
         self._places = rng.integers(0, image_bytes, NUM_HASHES * _GROUP)
         # Values are halved, so that one and its offset stay within a byte.
-        self._offsets = rng.integers(0, _LEVELS // 2, NUM_HASHES * _GROUP, np.uint8)
-        self._factors = _odd(rng, NUM_HASHES * _GROUP).reshape(NUM_HASHES, _GROUP)
+        self._offsets = rng.integers(0, 1 << (_STEP_BITS - 1), NUM_HASHES * _GROUP, np.uint8)
+        self._factors = _odd(rng, NUM_HASHES * 2).reshape(2, NUM_HASHES)
         self._word_factors = _odd(rng, image_bytes // 8)
         self._tail_factors = _odd(rng, image_bytes % 8)
-        # Of each hash: the latest run that had it (lower half), and the part of the hash that is not its place.
+        self._salt_factor = _odd(rng, 1)
+        # Of each hash: the latest run that had it (lower half), and a tag of the hash.
         self._table: UInt64Array = np.zeros(NUM_HASHES * _TABLE, np.uint64)
         self._tables = np.arange(NUM_HASHES, dtype=np.uint64) * np.uint64(_TABLE)
         self._seen: UInt64Array = np.zeros(1 << _SEEN_BITS, np.uint64)
@@ -105,7 +106,7 @@ class FingerprintStore:
         runs = np.zeros(self.num_taken, np.int64)
         if not self.num_taken:
             return Watched(runs=runs, reached=runs)
-        salts = np.array(self._salts, np.uint64)
+        salts = np.array(self._salts, np.uint64) * self._salt_factor
         pixels, digests = (np.concatenate(parts) for parts in zip(*self._taken, strict=True))
         self._taken, self._salts, self.num_taken = [], [], 0
         fresh = self._first_seen(digests + salts)
@@ -141,10 +142,11 @@ class FingerprintStore:
         return fresh
 
     def _hash(self, pixels: UInt8Array) -> UInt64Array:
-        """Every group's hash, uint64 [N, hashes]."""
-        quantised = ((pixels >> 1) + self._offsets) // (_LEVELS // 2)
-        groups = quantised.reshape(len(pixels), NUM_HASHES, _GROUP).astype(np.uint64)
-        hashes: UInt64Array = np.einsum("nhg,hg->nh", groups, self._factors)
+        """Every group's hash, uint64 [N, hashes]; the high bits are the good ones."""
+        quantised = ((pixels >> 1) + self._offsets) >> (_STEP_BITS - 1)
+        # A group's 16 bytes are two words.
+        words = quantised.view(np.uint64).reshape(len(pixels), NUM_HASHES, 2)
+        hashes: UInt64Array = words[..., 0] * self._factors[0] + words[..., 1] * self._factors[1]
         return hashes
 
     def _join(self, hashes: UInt64Array) -> Int64Array:
@@ -153,21 +155,22 @@ class FingerprintStore:
             self._latest = 0
             self._table[:] = 0
             self._lengths[:] = 0
-        # The high bits, as the low ones of a product are the weak ones, are the place; the low half is the rest.
+        # The place is in the highest bits, and the tag in the 32 after them.
         places = ((hashes >> np.uint64(64 - _TABLE_BITS)) + self._tables).astype(np.intp)
-        tags = hashes << np.uint64(32)
+        tags = (hashes << np.uint64(_TABLE_BITS)) & ~_LOW32
         runs = self._majority(places, tags)
         (alone,) = np.nonzero(runs == 0)
         if len(alone):
-            earlier = _find_earlier(hashes, alone)
-            for image, other in zip(alone.tolist(), earlier.tolist(), strict=True):
-                if other < 0:
-                    self._latest += 1
-                    self._lengths[self._latest % _TABLE] = 0
-                    runs[image] = self._latest
-                else:
-                    runs[image] = runs[other]
+            runs[alone] = self._latest + 1 + np.arange(len(alone))
+            self._latest += len(alone)
+            self._lengths[runs[alone] % _TABLE] = 0
         self._write(places, tags, runs)
+        # Where two share more than half of their hashes, the later has them now: seldom, but for an attack.
+        if len(alone) and (self._majority(places[alone], tags[alone]) != runs[alone]).any():
+            for image, other in zip(alone.tolist(), _find_earlier(hashes, alone).tolist(), strict=True):
+                if other >= 0:
+                    runs[image] = runs[other]
+            self._write(places, tags, runs)
         return runs
 
     def _majority(self, places: npt.NDArray[np.intp], tags: UInt64Array) -> Int64Array:
@@ -187,7 +190,7 @@ class FingerprintStore:
 def _find_earlier(hashes: UInt64Array, images: Int64Array) -> Int64Array:
     """For each of these images the latest one before it that shares more than half of its hashes; -1 for none."""
     shared = np.zeros((len(images), len(hashes)), np.uint8)
-    for column in np.ascontiguousarray(hashes.T.astype(np.uint32)):
+    for column in np.ascontiguousarray((hashes >> np.uint64(32)).astype(np.uint32).T):
         shared += (column[images, None] == column).view(np.uint8)
     before = np.arange(len(hashes)) < images[:, None]
     numbers = np.where((shared > NUM_HASHES // 2) & before, np.arange(len(hashes)), -1)

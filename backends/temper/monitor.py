@@ -20,7 +20,7 @@ from fingerprints import FingerprintStore
 
 # Runs are found for so many images at once, as a call for one costs nearly as much; or, with fewer, when a request
 # comes so long after the last time.
-_TOGETHER = 32
+_TOGETHER = 64
 _REPORT_S = 1.0
 _NAME_CHARACTERS = 80
 # What Triton's own metrics say, under their names.
