@@ -166,7 +166,7 @@ class FingerprintStore:
             self._lengths[runs[alone] % _TABLE] = 0
         self._write(places, tags, runs)
         # Where two share more than half of their hashes, the later has them now: seldom, but for an attack.
-        if len(alone) and (self._majority(places[alone], tags[alone]) != runs[alone]).any():
+        if len(alone) and (self._majority(places, tags) != runs).any():
             for image, other in zip(alone.tolist(), _find_earlier(hashes, alone).tolist(), strict=True):
                 if other >= 0:
                     runs[image] = runs[other]
