@@ -24,8 +24,8 @@ UInt8Array = npt.NDArray[np.uint8]
 UInt64Array = npt.NDArray[np.uint64]
 Int64Array = npt.NDArray[np.int64]
 
-# Two test images of digits share at most 5 of the 16 hashes, two of textures 1. With fewer values to a hash they share
-# more; with more, the large squares at the beginning of an attack go unseen. Time goes with the product of the two.
+# Two test images of digits share at most 5 of the 16 hashes, two of textures 1. With fewer values to a hash they
+# share more; with more, the large squares at the beginning of an attack go unseen. The cost is their product.
 NUM_HASHES = 16
 _GROUP = 16
 _STEP_BITS = 6
