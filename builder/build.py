@@ -160,8 +160,10 @@ class _Build:
     def run(self, variants: Sequence[VariantConfig]) -> list[Built]:
         from temper.builder.engines.build import pick_engine
         from temper.builder.network.weights import check_weights_file
+        from temper.builder.publish.triton_config import check_watch
 
         engine = pick_engine(self.engine)
+        check_watch(self.serving, engine.kind.backend(engine.config, None))
         if self.model.checkpoint is not None:  # before the minutes that the images may take
             check_weights_file(self.model.checkpoint)
         self.members = {name for variant in variants for name in variant.ensemble}

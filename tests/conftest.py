@@ -192,10 +192,16 @@ def toy_reduced(toy_int8: Path, toy_onnx: Path, tmp_path_factory: pytest.TempPat
 
 
 def publish_toy(
-    repository: Path, sample: Sample, onnx: Path, model: str = "toy_fp32", num_instances: int = 2
+    repository: Path,
+    sample: Sample,
+    onnx: Path,
+    model: str = "toy_fp32",
+    num_instances: int = 2,
+    watch_queries: int | None = None,
 ) -> None:
     """Publish the sample model as the builder would."""
     from temper.builder.publish.entry import publish
+    from temper.builder.publish.serving import ServingConfig
     from temper.builder.publish.triton_config import PluginBackend, TritonConfig
 
     config = TritonConfig(
@@ -205,14 +211,15 @@ def publish_toy(
         max_batch=32,
         backend=PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"}),
         num_instances=num_instances,
+        serving=ServingConfig(watch_queries=watch_queries),
     )
     publish(repository, config, engine_file=onnx, labels=sample.class_names, card={"recipe": "toy"})
 
 
 @pytest.fixture(scope="session")
-def publish_model(sample: Sample, toy_onnx: Path) -> Callable[[Path, str], None]:
-    """Publishes the sample model into a repository under a name."""
-    return lambda repository, model: publish_toy(repository, sample, toy_onnx, model)
+def publish_model(sample: Sample, toy_onnx: Path) -> Callable[..., None]:
+    """Publishes the sample model into a repository under a name; further arguments are `publish_toy`'s."""
+    return lambda repository, model, **more: publish_toy(repository, sample, toy_onnx, model, **more)
 
 
 @pytest.fixture(scope="session")

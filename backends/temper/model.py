@@ -11,6 +11,7 @@ inside Triton and imports nothing of ours: only numpy and the runtime of the eng
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # only inside Triton
 
 import artifact
+import monitor
 import runners
 from runners.dlpack import DeviceTensor
 
@@ -88,6 +90,7 @@ class TritonPythonModel:
             self._runner = module.Runner(entry, instance)
             for batch in sorted({1, self._max_batch}):
                 self._runner.infer([np.zeros((batch, *self._shape), np.uint8)])
+            self._monitor = self._start_monitor(entry, args)
         except (artifact.ArtifactError, runners.RunnerError) as error:
             raise pb_utils.TritonModelException(str(error)) from error
         pb_utils.Logger.log_info(f"{args['model_instance_name']}: {self._runner.description}")
@@ -113,6 +116,9 @@ class TritonPythonModel:
             else:
                 good.append(index)
                 images.append(batch)
+        if self._monitor is not None:
+            # Before the inference, which lets go of images that are read where Triton has them.
+            self._monitor.watch([requests[index] for index in good], images)
         try:
             answers = self._runner.infer(images) if images else []
         except runners.RunnerError as error:
@@ -128,7 +134,21 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Give the engine's memory back, before Triton ends this process."""
+        if self._monitor is not None:
+            self._monitor.close()
         self._runner.close()
+
+    def _start_monitor(self, entry: artifact.Entry, args: dict[str, str]) -> monitor.QueryMonitor | None:
+        long_run = monitor.long_run_from(entry.parameters)
+        if long_run is None:
+            return None
+        return monitor.QueryMonitor(
+            long_run=long_run,
+            image_bytes=math.prod(self._shape),
+            labels={"model": args["model_name"], "version": args["model_version"]},
+            metric_family=pb_utils.MetricFamily,
+            log=pb_utils.Logger.log_warn,
+        )
 
     def _end_soon(self, reason: str) -> None:
         """End this process, as it would answer nothing but errors for ever.

@@ -9,6 +9,7 @@ from typing import ClassVar
 _MIN_QUEUE = 64
 _FULL_BATCHES = 2
 _LARGEST_QUEUE = 2**31 - 1
+_LARGEST_RUN = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,9 @@ class ServingConfig:
     client waits. What a caller is promised, such as 500, sheds sooner under overload."""
     keep_versions: int = 5
     """The newest versions of a model that stay in the repository, and with them the one that was served before."""
+    watch_queries: int | None = None
+    """Count, in Triton's metrics, images in a run of at least so many near-identical ones from one client, as an
+    attack by queries sends them; 25 is a start. Not given: nothing is watched. Only the plugin can."""
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -38,6 +42,8 @@ class ServingConfig:
             raise ValueError(f"queue_timeout_ms: got {self.queue_timeout_ms}, expected 1 to 3600000 (an hour)")
         if self.keep_versions < 1:
             raise ValueError(f"keep_versions: got {self.keep_versions}, expected at least 1")
+        if self.watch_queries is not None and not 2 <= self.watch_queries <= _LARGEST_RUN:
+            raise ValueError(f"watch_queries: got {self.watch_queries}, expected 2 to {_LARGEST_RUN} images")
 
     def queue_size(self, max_batch: int, num_instances: int) -> int:
         """Returns how many requests may wait for a model with such batches and instances."""

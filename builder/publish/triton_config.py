@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from temper.builder.contract import INPUT_NAME, NUM_CHANNELS, OUTPUT_NAME
+from temper.builder.errors import PublishError
 from temper.builder.publish.serving import ServingConfig
 
 # The largest share of a graph's batch that is padding: padded images cost GPU time like any other. A choice, not a
@@ -57,6 +58,8 @@ class Backend(ABC):
 
     name: ClassVar[str]
     """As config.pbtxt names it."""
+    watches_queries: ClassVar[bool] = True
+    """Whether `serving.watch_queries` has an effect, for itself or the members of an ensemble."""
 
     @abstractmethod
     def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
@@ -105,6 +108,8 @@ class PluginBackend(Backend):
             parameters["graph_batches"] = ",".join(map(str, sizes))
         if self.version_compatible:
             parameters["version_compatible"] = "true"
+        if config.serving.watch_queries is not None:
+            parameters["watch_queries"] = str(config.serving.watch_queries)
         _add_parameters(message, {**parameters, **self.parameters})
         _add_scheduler(message, config, kind)
 
@@ -119,6 +124,7 @@ class NativeBackend(Backend):
     """
 
     name = "tensorrt"
+    watches_queries = False
 
     opt_batch: int | None = None
     """The batch that the plan was tuned for."""
@@ -201,6 +207,19 @@ class MeanBackend(Backend):
             message.input.add(name=_member_logits(index), data_type=pb.TYPE_FP32, dims=[config.num_classes])
 
 
+def check_watch(serving: ServingConfig, backend: Backend) -> None:
+    """Refuses to watch the queries of a model that a backend serves which cannot.
+
+    Raises:
+        PublishError: As said.
+    """
+    if serving.watch_queries is not None and not backend.watches_queries:
+        raise PublishError(
+            f"serving.watch_queries: got {serving.watch_queries} with Triton's own backend {backend.name!r}, "
+            "expected Temper's plugin, which alone watches; set engine.server_backend = 'temper', or leave it out"
+        )
+
+
 def mean_name(model: str) -> str:
     """Returns the name of the model that averages an ensemble's logits."""
     return f"{model}_mean"
@@ -240,7 +259,11 @@ def render_config(config: TritonConfig, *, version: int, label_filename: str) ->
 
     Returns:
         The text form of `inference.ModelConfig`, UTF-8.
+
+    Raises:
+        PublishError: Queries are to be watched, and the backend cannot.
     """
+    check_watch(config.serving, config.backend)
     # Here, not at the top: tritonclient.grpc costs 0.3 s, and every command imports this package's configs.
     from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
     from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # ships none

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,15 @@ from temper.serve import runtime
 from temper.serve.server import TritonServer
 
 Until = Callable[[Callable[[], object]], None]
+ShareServer = Callable[[pytest.FixtureRequest, TritonServer], AbstractContextManager[TritonServer]]
 
 pytestmark = pytest.mark.server
 
 
-def _infer(client: Any, images: np.ndarray[Any, Any], model: str = "toy_fp32") -> Any:
+def _infer(client: Any, images: np.ndarray[Any, Any], model: str = "toy_fp32", sender: str = "") -> Any:
     image = triton.InferInput("image", list(images.shape), triton_type(images))
     image.set_data_from_numpy(images)
-    return client.infer(model, [image]).as_numpy("logits")
+    return client.infer(model, [image], parameters={"client": sender} if sender else None).as_numpy("logits")
 
 
 def triton_type(images: np.ndarray[Any, Any]) -> str:
@@ -176,6 +179,11 @@ def _set_parameter(key: str, old: str, new: str) -> Callable[[Path], None]:
     return change
 
 
+def _watch_wrongly(version: Path) -> None:
+    with (version.parent / "config.pbtxt").open("a") as config:
+        config.write('parameters { key: "watch_queries" value { string_value: "many" } }')
+
+
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped_byte": (
         _flip_a_byte,
@@ -232,33 +240,99 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         _set_parameter("precision_hint", "f32", "int3"),
         r"precision_hint: got 'int3', expected one of f32, bf16",
     ),
+    "unknown_watch": (_watch_wrongly, r"watch_queries: got 'many', expected a number of images from 2; set it"),
 }
 
 
 # Their digests are made right again, as whoever may write the repository can.
-ACCEPTED = ("unknown_engine", "unknown_precision", "labels_outside", "deep_card", "card_of_a_list")
+ACCEPTED = (
+    "unknown_engine",
+    "unknown_precision",
+    "unknown_watch",
+    "labels_outside",
+    "deep_card",
+    "card_of_a_list",
+)
+
+
+WATCH_QUERIES = 10
 
 
 @pytest.fixture(scope="module")
-def refusals(
-    publish_model: Callable[[Path, str], None],
+def spoilt_server(
+    request: pytest.FixtureRequest,
+    share_server: ShareServer,
+    publish_model: Callable[..., None],
     accept_config: Callable[[Path], None],
     tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, str]:
-    """Why a server refused each spoilt model; the good one beside them must be served."""
+) -> Iterator[TritonServer]:
+    """Serves what is not spoilt: `watched`, whose queries are."""
     repository = tmp_path_factory.mktemp("spoilt")
-    publish_model(repository, "good")
+    publish_model(repository, "watched", num_instances=1, watch_queries=WATCH_QUERIES)
     for name, (spoil, _) in SPOILT.items():
         publish_model(repository, name)
         spoil(repository / name / "1")
         if name in ACCEPTED:
             accept_config(repository / name)
-    with (
-        TritonServer(repository, strict=False, only_published=False) as server,
-        triton.InferenceServerClient(server.grpc_url) as client,
-    ):
-        assert _infer(client, np.zeros((1, 32, 32, 3), np.uint8), "good").shape == (1, 10)
-        return server.failed
+    log = tmp_path_factory.mktemp("log") / "log"
+    with share_server(
+        request, TritonServer(repository, log_file=log, strict=False, only_published=False)
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def refusals(spoilt_server: TritonServer) -> dict[str, str]:
+    """Why the server refused each spoilt model."""
+    return dict(spoilt_server.failed)
+
+
+def test_runs_of_near_identical_images_are_counted(
+    spoilt_server: TritonServer, sample: Sample, ask_http: Callable[..., tuple[int, str]]
+) -> None:
+    rng = np.random.default_rng(0)
+    sent = 0
+
+    def near(image: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+        noise = rng.integers(-2, 3, (count, *image.shape))
+        images: np.ndarray[Any, Any] = np.clip(image.astype(int) + noise, 0, 255).astype(np.uint8)
+        return images
+
+    def send(images: np.ndarray[Any, Any], sender: str = "") -> None:
+        nonlocal sent
+        for start in range(0, len(images), 4):
+            assert len(_infer(client, images[start : start + 4], "watched", sender)) == 4
+        sent += len(images)
+
+    def read() -> dict[str, float]:
+        text = ask_http("GET", spoilt_server.metrics_url)[1]
+        pattern = r'^temper_(\w+)\{model="watched",process="\d+",version="1"\} (\S+)$'
+        return {name: float(value) for name, value in re.findall(pattern, text, re.MULTILINE)}
+
+    def counted() -> dict[str, float]:
+        """The metrics with all images in them: these come at the latest with a request a second later."""
+        nonlocal sent
+        while (metrics := read())["watched_queries_total"] < sent:
+            _infer(client, sample.images[:1], "watched")
+            sent += 1
+            time.sleep(0.1)
+        return metrics
+
+    with triton.InferenceServerClient(spoilt_server.grpc_url) as client:
+        assert read() == {"watched_queries_total": 0, "flagged_queries_total": 0, "longest_run_queries": 0}
+        send(sample.images[:200])
+        send(sample.images[:200])
+        for name in ("a", "b"):
+            send(near(sample.images[300], 8), name)
+        ordinary = counted()
+        assert (ordinary["flagged_queries_total"], ordinary["longest_run_queries"]) == (0, 8)
+        send(near(sample.images[301], 40), "c")
+        attacked = counted()
+        assert attacked["flagged_queries_total"] >= 40 - WATCH_QUERIES
+        assert attacked["longest_run_queries"] >= 36
+        assert client.is_model_ready("watched")
+    (line,) = [line for line in spoilt_server.log.read_text().splitlines() if "query monitor" in line]
+    assert "model watched: the query monitor counts 10 near-identical images from client 'c'" in line
 
 
 @pytest.mark.parametrize("name", SPOILT)

@@ -29,11 +29,12 @@ from temper.builder.engines.isa import instruction_set
 from temper.builder.engines.kind import ENGINES
 from temper.builder.engines.openvino import OpenVinoConfig
 from temper.builder.engines.tensorrt_rtx import TensorRtRtxConfig
-from temper.builder.errors import DataError, EngineError, ModelError, QuantizeError
+from temper.builder.errors import DataError, EngineError, ModelError, PublishError, QuantizeError
 from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.stage import Setting
 from temper.builder.network.train import TrainConfig
 from temper.builder.publish.serving import ServingConfig
+from temper.builder.publish.triton_config import NativeBackend
 from temper.builder.store import code
 from temper.builder.store.artifacts import Artifact, Store
 
@@ -253,6 +254,16 @@ def test_other_serving_rebuilds_nothing(workshop: Workshop) -> None:
     config = (one.path.parent / "config.pbtxt").read_text()
     assert "max_queue_size: 7" in config
     assert "default_timeout_microseconds: 500000" in config
+
+
+def test_watch_that_the_backend_cannot_keep_is_refused_first(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As TensorRT's, which needs a GPU.
+    monkeypatch.setattr(type(ENGINES.get("openvino")), "backend", lambda *_: NativeBackend())
+    with pytest.raises(PublishError, match="serving.watch_queries: got 25 with Triton's own backend 'tensorrt'"):
+        workshop.build(INT8, serving=ServingConfig(watch_queries=25))
+    assert workshop.made() == []
 
 
 def test_other_instances_build_no_engine_again(workshop: Workshop) -> None:

@@ -160,6 +160,11 @@ async def test_a_turn_costs_one_query_until_the_image_is_fooled(
     result = await attack(digits, config, digits.surrogates | weak)
     fooled = result.correct & ~result.survived
     assert (result.queries[result.survived] == 3).all() and (result.queries[fooled] <= 3).all()
+    for example in result.gallery:
+        assert np.abs(example.adversarial.astype(int) - example.original).max() <= 32
+        assert (
+            digits.endpoint().scores(example.adversarial[None]).argmax() == example.served_label != example.label
+        )
     # Its own graph comes second.
     assert np.count_nonzero(result.queries[fooled] == 2) > np.count_nonzero(result.queries[fooled] == 1)
     assert result.stuck == 0

@@ -11,6 +11,7 @@ import pytest
 from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
 from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # ships none
 
+from temper.builder.errors import PublishError
 from temper.builder.publish.entry import publish
 from temper.builder.publish.plans import Binding
 from temper.builder.publish.serving import ServingConfig
@@ -80,6 +81,18 @@ def test_queue_is_bounded(changes: dict[str, Any], size: int, timeout_us: int) -
     policy = read(replace(NATIVE, **changes)).dynamic_batching.default_queue_policy
     assert (policy.max_queue_size, policy.default_timeout_microseconds) == (size, timeout_us)
     assert (policy.timeout_action, policy.allow_timeout_override) == (pb.ModelQueuePolicy.REJECT, False)
+
+
+def test_only_the_plugin_is_told_to_watch_queries() -> None:
+    watch = ServingConfig(watch_queries=25)
+    assert "watch_queries" not in parameters(read(PLUGIN))
+    assert parameters(read(replace(PLUGIN, serving=watch)))["watch_queries"] == "25"
+    refused = (
+        "serving.watch_queries: got 25 with Triton's own backend 'tensorrt', expected Temper's plugin, which "
+        "alone watches; set engine.server_backend = 'temper', or leave it out"
+    )
+    with pytest.raises(PublishError, match=f"^{re.escape(refused)}$"):
+        read(replace(NATIVE, serving=watch))
 
 
 def test_native_entry_lists_every_graph() -> None:

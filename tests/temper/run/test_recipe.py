@@ -252,6 +252,11 @@ MISTAKES = {
         "[serving]\nqueue_timeout_ms = 0\n[engine]",
         "serving.queue_timeout_ms: got 0, expected 1 to 3600000 (an hour)",
     ),
+    "run of one image": (
+        "[engine]",
+        "[serving]\nwatch_queries = 1\n[engine]",
+        "serving.watch_queries: got 1, expected 2 to 1000000 images",
+    ),
     "no version kept": (
         "[engine]",
         "[serving]\nkeep_versions = 0\n[engine]",
