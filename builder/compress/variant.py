@@ -79,6 +79,8 @@ class VariantConfig:
     """The steps, in order; none is the float32 network."""
     ensemble: tuple[str, ...] = ()
     """Earlier variants of the recipe that answer together, with the mean of their logits; without any step."""
+    against: str | None = None
+    """The earlier variant that it is compared with; the recipe's first one when not given."""
     min_agreement: float | None = None
     """Fail the build when the engine gives PyTorch's label on a smaller share of the test images, 0 to 1."""
     max_logit_diff: float | None = None

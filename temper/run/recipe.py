@@ -44,7 +44,7 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     """How the weights are finetuned."""
     variants: tuple[VariantConfig, ...]
-    """What is built from them; the first one is what the others are compared with."""
+    """What is built from them; the first one is what the others are compared with, where they name no other."""
     engine: EngineConfig = field(default_factory=AutoConfig)
     """What runs the variants."""
     serving: ServingConfig = field(default_factory=ServingConfig)
@@ -87,6 +87,11 @@ class Recipe:
                 )
             for name in variant.ensemble:
                 self._check_member(f"variants[{index}].ensemble", name, seen)
+            if variant.against is not None and variant.against not in seen:
+                known = ", ".join(f'"{other}"' for other in seen) or "none yet"
+                raise ValueError(
+                    f"variants[{index}].against: got {show(variant.against)}, expected a variant above it: {known}"
+                )
             seen[variant.name] = index
         for index, variant in enumerate(self.variants):
             if variant.ensemble and (mean := mean_name(variant.name)) in seen:

@@ -146,21 +146,26 @@ def _by_name(per_class: Mapping[str, Any], class_names: Sequence[str]) -> Iterat
 
 
 def compare(
-    variants: Sequence[Variant], accuracies: Mapping[str, Artifact], attacks: Mapping[str, Sequence[Artifact]]
+    variants: Sequence[Variant],
+    accuracies: Mapping[str, Artifact],
+    attacks: Mapping[str, Sequence[Artifact]],
+    baselines: Mapping[str, str],
 ) -> Iterator[Comparison]:
-    """Compares every further variant with the first one, on the same images, from what was measured on both.
+    """Compares every further variant with another, on the same images, from what was measured on both.
 
     Args:
         variants: The variants.
         accuracies: The accuracy stage by variant.
         attacks: The attack stages by variant, in the recipe's order.
+        baselines: What a variant is compared with; the first one where it is not named.
 
     Yields:
         Per variant: the differences (variant minus baseline) with 95 % intervals and exact McNemar p-values, and
         the ratios of throughput and size.
     """
-    first, *others = variants
-    for variant in others:
+    by_name = {variant.name: variant for variant in variants}
+    for variant in variants[1:]:
+        first = by_name[baselines.get(variant.name, variants[0].name)]
         throughput_ratio = accuracy = None
         if first.throughput_ips and variant.throughput_ips:
             throughput_ratio = variant.throughput_ips / first.throughput_ips

@@ -305,6 +305,7 @@ class _Run:
             with_worst_case(variant, self.attacks.get(name, ()), labels, names)
             for name, variant in self.variants.items()
         )
+        baselines = {one.name: one.against for one in self.recipe.variants if one.against is not None}
         finished = self.measurements.display.finished
         here = machine()
         return Report(
@@ -322,7 +323,9 @@ class _Run:
             data=self.built[0].data.info,
             variants=variants,
             comparisons=tuple(
-                with_corruption_errors(compare(variants, self.accuracies, self.attacks), self.corruptions)
+                with_corruption_errors(
+                    compare(variants, self.accuracies, self.attacks, baselines), self.corruptions
+                )
             ),
             timings=tuple(Timing.of(vars(stage)) for stage in finished),
         )
