@@ -333,7 +333,7 @@ class Report(Record):
         It is where the first variant's worst case is nearest to half of its accuracy without attack: where nearly
         all images are left, or none, no two variants differ.
         """
-        first = next((variant for variant in self.variants if variant.worst_case), None)
+        first = next((one for one in self.variants if one.worst_case and one.robustness), None)
         if first is None:
             return ()
         half = first.robustness[0].clean_accuracy.value / 2

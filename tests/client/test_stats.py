@@ -4,7 +4,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from temper.client.stats import compare_paired, mcnemar_exact, proportion, proportion_per_class, wilson_interval
+from temper.client.stats import (
+    compare_paired,
+    images_needed,
+    mcnemar_exact,
+    proportion,
+    proportion_per_class,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -121,3 +128,20 @@ def test_paired_comparison_refuses_other_images() -> None:
         compare_paired([True] * 3, [True] * 4)
     with pytest.raises(ValueError, match="got no images, expected at least 1"):
         compare_paired([], [])
+
+
+@pytest.mark.parametrize(("difference", "discordant"), [(0.02, 0.05), (-0.05, 0.2)])
+def test_as_many_images_as_are_needed_find_the_difference_four_times_of_five(
+    difference: float, discordant: float
+) -> None:
+    n, rng = images_needed(difference, discordant), np.random.default_rng(0)
+    shares = [(discordant - difference) / 2, (discordant + difference) / 2, 1 - discordant]
+    first, second, _ = rng.multinomial(n, shares, size=20_000).T
+    found = np.abs(second - first) > 1.96 * np.sqrt(np.maximum(first + second, 1))
+    assert found.mean() == pytest.approx(0.8, abs=0.04)
+
+
+@pytest.mark.parametrize(("difference", "discordant"), [(0.0, 0.1), (0.2, 0.1), (0.1, 1.1)])
+def test_images_needed_refuses_impossible_shares(difference: float, discordant: float) -> None:
+    with pytest.raises(ValueError, match="expected 0 < difference <= discordant <= 1"):
+        images_needed(difference, discordant)

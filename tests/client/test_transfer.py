@@ -177,6 +177,24 @@ async def test_where_there_is_no_gradient_it_is_said(digits: Digits, write_graph
     assert result.stuck > 0.9
 
 
+async def test_rounded_scores_hide_from_a_search_and_not_from_gradients(digits: Digits) -> None:
+    """The trap: an endpoint whose scores have one decimal is no more robust than with all of them."""
+
+    async def rounded(images: Any) -> Any:
+        return (digits.endpoint().scores(images) / 1e5).round(1)
+
+    async def against(infer: Any, config: AttackConfig) -> AttackResult:
+        return await attack_endpoint(infer, digits.images, digits.labels, config, surrogates=digits.surrogates)
+
+    square = ATTACKS.get("square").config(epsilon=16, max_queries=60)
+    clear, hidden = await against(digits.endpoint().infer, square), await against(rounded, square)
+    # This classifier has pixels without weight, so a few squares change no score at all.
+    assert hidden.stuck > 2 * clear.stuck > 0
+    pgd = PgdConfig(epsilon=16, steps=12)
+    clear, hidden = await against(digits.endpoint().infer, pgd), await against(rounded, pgd)
+    assert hidden.accuracy["value"] == pytest.approx(clear.accuracy["value"], abs=0.05)
+
+
 async def test_attack_goes_on_where_it_was(digits: Digits, write_graph: Write, tmp_path: Path) -> None:
     config = PgdConfig(epsilon=16, steps=3)
     whole = await attack(digits, config, digits.surrogates)

@@ -131,6 +131,7 @@ def attack(name: str, accuracy: float, pictures: list[dict[str, Any]]) -> dict[s
         "seed": 0,
         "errors": {},
         "retries": {},
+        "stuck": 0.0,
         "queries_to_success": {"median": 40.0, "mean": 61.5},
         "duration_s": 28.9,
         "accuracy": accuracy,
@@ -143,6 +144,17 @@ def attack(name: str, accuracy: float, pictures: list[dict[str, Any]]) -> dict[s
         "per_class": [{"label": digit, **share(max(accuracy - 0.02 * int(digit), 0.0), 20)} for digit in DIGITS],
         "curve": curve(accuracy),
         "gallery": pictures,
+    }
+
+
+def worst_case(accuracy: float, epsilon: float = 24.0) -> dict[str, Any]:
+    return {
+        **share(accuracy, 200),
+        "norm": "linf",
+        "epsilon": epsilon,
+        "attacks": ["noise", "square"],
+        "per_class": [{"label": digit, **share(max(accuracy - 0.02 * int(digit), 0.0), 20)} for digit in DIGITS],
+        "doubt": None,
     }
 
 
@@ -173,6 +185,8 @@ def variant(name: str, folder: Path, speed: float, accuracy: float, square: floa
             load_run("open", speed, speed, 900 / speed),
         ],
         "robustness": [attack("noise", 0.96, []), attack("square", square, gallery(folder, f"{name}-square"))],
+        "worst_case": [worst_case(square), worst_case(square / 9, 48.0)],
+        "masks": [],
         "corruptions": corrupted(0.7 if name == "fp32" else 0.687),
         "calibration": CALIBRATION if name == "int8" else None,
         "int8": copy.deepcopy(INT8) if name == "int8" else None,
@@ -264,8 +278,12 @@ def make_report(folder: Path) -> dict[str, Any]:
                 "throughput_ratio": 3.1,
                 "size_ratio": 0.253,
                 "robustness": [
-                    {"attack": "noise", **budget, **paired(0.0)},
-                    {"attack": "square", **budget, **paired(-0.02)},
+                    {"attack": "noise", **budget, **paired(0.0), "masked": None},
+                    {"attack": "square", **budget, **paired(-0.02), "masked": None},
+                ],
+                "worst_case": [
+                    {**budget, **paired(-0.02), "doubt": None},
+                    {**budget, "epsilon": 48.0, **paired(0.0), "doubt": None},
                 ],
                 "corruptions": PAIRED_CORRUPTIONS,
             }

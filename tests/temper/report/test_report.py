@@ -73,7 +73,7 @@ def test_page_is_well_formed_and_self_contained(report: Json, tmp_path: Path) ->
     assert not re.search(r"https?://|url\(|@import|<script|<link", text)
     assert checker.addresses
     assert all(address.startswith("data:image/png;base64,") for address in checker.addresses)
-    assert checker.tags.count("svg") == 4
+    assert checker.tags.count("svg") == 5
     assert checker.tags.count("img") == 3 * 6 * 2
 
 
@@ -157,7 +157,7 @@ def test_page_escapes_names(report: Json, tmp_path: Path) -> None:
 def test_page_of_a_run_that_stopped(report: Json, tmp_path: Path) -> None:
     for variant in report["variants"]:
         variant |= {"accuracy": None, "throughput_ips": None, "latency_ms": None, "load": [], "robustness": []}
-        variant |= {"per_class": [], "calibration": None, "latency_from": None}
+        variant |= {"per_class": [], "calibration": None, "latency_from": None, "worst_case": []}
     report |= {"comparisons": [], "stopped": "the embedded tritonserver died", "timings": []}
     checker, _ = check_page(report, tmp_path)
     assert "This run stopped early: the embedded tritonserver died" in " ".join(checker.words)
@@ -211,7 +211,7 @@ def test_answers_of_a_single_variant(report: Json) -> None:
     report["comparisons"] = []
     assert answers(typed(report)) == [
         "fp32: accuracy 98.4 % (95 % interval 96.4–100.0), 465 images/s, "
-        "96.0 % under noise (L∞ 24/255), 31.0 % under square (L∞ 24/255), 70.0 % on corrupted images."
+        "31.0 % under attack at worst (L∞ 24/255), 70.0 % on corrupted images."
     ]
 
 
@@ -219,28 +219,57 @@ def test_answers_when_nothing_was_measured(report: Json) -> None:
     report["comparisons"] = []
     for variant in report["variants"]:
         variant |= {"accuracy": None, "throughput_ips": None, "robustness": [], "corruptions": None}
+        variant["worst_case"] = []
     assert answers(typed(report)) == []
 
 
 def test_budget_names_its_norm_wherever_it_stands(report: Json, tmp_path: Path) -> None:
-    """The same attack in two norms is two attacks."""
+    """Of each norm one budget is told first, and the worst case in two norms is two."""
+    far = {"norm": "l2", "epsilon": 512.0}
     for variant in report["variants"]:
-        noise = variant["robustness"][0]
-        variant["robustness"].append({**noise, "norm": "l2", "epsilon": 512.0})
-    report["comparisons"][0]["robustness"][0] |= {"norm": "l2", "epsilon": 512.0}
-    alone = typed({**report, "variants": report["variants"][:1], "comparisons": []})
-    assert "96.0 % under noise (L∞ 24/255), 31.0 % under square (L∞ 24/255), 96.0 % under noise (L2 512/255)" in (
-        " ".join(answers(alone))
-    )
-    assert render_table(typed(report)).splitlines()[0].split()[-3:] == ["noise", "L2", "512/255"]
+        variant["robustness"].append({**variant["robustness"][0], **far})
+        variant["worst_case"].append({**variant["worst_case"][0], **far})
+    report["comparisons"][0]["worst_case"].append({**report["comparisons"][0]["worst_case"][0], **far})
+    assert sorted(typed(report).budgets()) == [("l2", 512.0), ("linf", 24.0)]
+    alone = " ".join(answers(typed({**report, "variants": report["variants"][:1], "comparisons": []})))
+    assert "31.0 % under attack at worst (L∞ 24/255)" in alone and "at worst (L2 512/255)" in alone
     _, page = check_page(report, tmp_path)
     for words in (
-        "accuracy under noise L2 512/255",
-        "fp32 noise L∞ 24/255",
-        "fp32 noise L2 512/255",
-        ">noise L2 512/255<",
+        "worst case under attack L2 512/255",
+        "worst case L∞ 24/255",
+        "worst case L∞ 48/255",
+        "Accuracy over the budget, L∞",
+        ">noise<",
+        ">L2 512/255<",
     ):
         assert words in page
+
+
+def test_difference_that_is_no_answer_is_printed_as_what_it_is(report: Json, tmp_path: Path) -> None:
+    (comparison,), variant = report["comparisons"], report["variants"][1]
+    case = comparison["worst_case"][0]
+    case |= {"difference": 0.135, "low": 0.079, "high": 0.191, "num_only_first": 3, "num_only_second": 30}
+    mask = {"attack": "square", "norm": "linf", "epsilon": 24.0, "evidence": "62.1 % of its scores were equal"}
+    case["doubt"] = variant["worst_case"][0]["doubt"] = "gradients or scores are masked (square: 62.1 %)"
+    comparison["robustness"][1]["masked"] = mask["evidence"]
+    variant["masks"] = [mask]
+    (sentence,) = answers(typed(report))
+    assert (
+        "+13.5 points (95 % interval +7.9 to +19.1), which is no answer: gradients or scores are masked"
+        in sentence
+    )
+    assert "robust" not in sentence
+    (fault,) = faults(typed(report))
+    assert fault == ("int8, square (L∞ 24/255): gradients or scores are masked: 62.1 % of its scores were equal.")
+    _, page = check_page(report, tmp_path)
+    assert "no answer: gradients or scores are masked" in page and ">masked<" in page
+
+
+def test_interval_too_wide_to_tell_says_how_many_images_would(report: Json) -> None:
+    case = report["comparisons"][0]["worst_case"][0]
+    case |= {"difference": -0.01, "low": -0.05, "high": 0.03, "num_only_first": 14, "num_only_second": 9}
+    (sentence,) = answers(typed(report))
+    assert "not told apart (2 points would take 1,001 images)" in sentence
 
 
 def test_curve_of_an_attack_that_sees_no_answers_is_broken(report: Json) -> None:
@@ -253,9 +282,7 @@ def test_curve_of_an_attack_that_sees_no_answers_is_broken(report: Json) -> None
 
 def test_render_table(report: Json) -> None:
     head, _, first, second = render_table(typed(report)).splitlines()
-    assert head.split() == (
-        "variant engine size accuracy images/s p50 ms p99 ms noise L∞ 24/255 square L∞ 24/255".split()
-    )
+    assert head.split() == ("variant engine size accuracy images/s p50 ms p99 ms worst case L∞ 24/255".split())
     assert first.split()[:7] == ["fp32", "openvino", "44.7", "MB", "98.4", "%", "[96.4–100.0]"]
     assert second.split()[-3:] == ["29.0", "%", "[27.0–31.0]"]
     assert "\x1b" not in render_table(typed(report))
@@ -263,8 +290,8 @@ def test_render_table(report: Json) -> None:
 
 
 def test_render_table_dashes_for_what_is_missing(report: Json) -> None:
-    report["variants"][1] |= {"accuracy": None, "throughput_ips": None, "latency_ms": None, "robustness": []}
-    assert render_table(typed(report)).splitlines()[-1].split() == ["int8", "openvino", "11.3", "MB"] + 6 * ["–"]
+    report["variants"][1] |= {"accuracy": None, "throughput_ips": None, "latency_ms": None, "worst_case": []}
+    assert render_table(typed(report)).splitlines()[-1].split() == ["int8", "openvino", "11.3", "MB"] + 5 * ["–"]
 
 
 def test_figures_of_one_point(report: Json) -> None:
