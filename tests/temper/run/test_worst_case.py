@@ -147,10 +147,10 @@ DOUBTS: dict[str, tuple[list[tuple[str, float]], str | None]] = {
 @pytest.mark.parametrize("name", DOUBTS)
 def test_worst_case_that_may_be_none_says_why(name: str, attacked: Any) -> None:
     attacks, doubt = DOUBTS[name]
-    variants = [[attacked(attack, range(size), stuck=stuck) for attack, stuck in attacks] for size in (200, 300)]
-    both = judged("first", *variants[0]), judged("second", *variants[1])
+    first, second = ([attacked(one, range(size), stuck=stuck) for one, stuck in attacks] for size in (200, 300))
+    both = judged("first", *first), judged("second", *second)
     assert both[1].worst_case[0].doubt == doubt
-    (paired,) = compare_worst_cases(*variants, both)
+    (paired,) = compare_worst_cases(first, second, both)
     assert (paired.difference, paired.doubt) == (0.25, doubt)
     assert (paired.num_only_first, paired.num_only_second) == (0, 100)
 
