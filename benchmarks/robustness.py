@@ -45,9 +45,8 @@ _PARTS = ("digits", "textures", "trap")
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "parts", nargs="*", default=_PARTS, help=f"some of {', '.join(_PARTS)}; all when not given"
-    )
+    parts = f"some of {', '.join(_PARTS)}; all when not given"
+    parser.add_argument("parts", nargs="*", default=_PARTS, help=parts)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
@@ -104,14 +103,13 @@ def _against_autoattack(name: str, options: argparse.Namespace, display: Display
             if artifact.info["epsilon"] <= epsilon:
                 assert np.array_equal(np.load(artifact.path / INDICES_FILE), rows)
                 served &= np.load(artifact.path / SURVIVED_FILE)
+        own = [one for one in attacks if one.info["epsilon"] == epsilon]
         row = {
             "worst_case": dict(proportion(served)),
             "autoattack": dict(proportion(reference)),
             "difference": float(served.mean() - reference.mean()),
             "autoattack_s": round(time.monotonic() - started, 1),
-            "attacks_s": round(
-                sum(one.info["duration_s"] for one in attacks if one.info["epsilon"] == epsilon), 1
-            ),
+            "attacks_s": round(sum(one.info["duration_s"] for one in own), 1),
         }
         found[f"epsilon {epsilon:g}"] = row
         print(
@@ -172,13 +170,14 @@ def _trap(options: argparse.Namespace, display: Display) -> dict[str, Any]:
 
 
 def _compare(attacks: dict[str, list[Artifact]], labels: Any) -> dict[str, Any]:
-    blank = {"version": 1, "engine": "", "engine_reason": "", "size_bytes": 1, "build": ()}
+    blank: dict[str, Any] = {"version": 1, "engine": "", "engine_reason": "", "size_bytes": 1, "build": ()}
     names = [str(label) for label in range(int(labels.max()) + 1)]
     one, two = (
         with_worst_case(Variant(name=name, model=name, calibration=None, int8=None, **blank), each, labels, names)
         for name, each in attacks.items()
     )
-    (paired,) = compare_worst_cases(*attacks.values(), (one, two))  # type: ignore[call-arg, arg-type]  # two
+    first, second = attacks.values()
+    (paired,) = compare_worst_cases(first, second, (one, two))
     return {
         "worst_case": {each.name: each.worst_case[0].value for each in (one, two)},
         "difference": [paired.difference, paired.low, paired.high],
@@ -199,7 +198,7 @@ def _publish_rounded(built: Built, options: argparse.Namespace) -> Subject:
     model = onnx.load(built.snapshots[-1].graph.path / GRAPH_FILE)
     for node in model.graph.node:
         node.output[:] = ["exact" if name == OUTPUT_NAME else name for name in node.output]
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(10), "ten"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(10, dtype=np.float32), "ten"))
     model.graph.node.extend(
         [
             helper.make_node("Mul", ["exact", "ten"], ["tenfold"]),

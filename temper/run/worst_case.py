@@ -218,9 +218,11 @@ def compare_worst_cases(
     for budget in dict.fromkeys(each.budget for each in one):
         paired = _compare(_worst(one, budget)[1], _worst(two, budget)[1])
         if paired is not None:
-            doubts = (case.doubt for variant in variants if (case := variant.worst_at(budget)) is not None)
-            doubt = next((doubt for doubt in doubts if doubt is not None), None)
-            yield PairedWorstCase.of(paired.to_json(), norm=budget[0], epsilon=budget[1], doubt=doubt)
+            cases = (variant.worst_at(budget) for variant in variants)
+            doubts = dict.fromkeys(case.doubt for case in cases if case is not None and case.doubt is not None)
+            yield PairedWorstCase.of(
+                paired.to_json(), norm=budget[0], epsilon=budget[1], doubt="; ".join(doubts) or None
+            )
 
 
 def compare_attacks(
