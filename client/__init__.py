@@ -1,9 +1,9 @@
 """The client of a Triton Inference Server: it knows the wire (the KServe v2 gRPC protocol) and nothing else.
 
 In scope: inference, streaming, load tests, attacks and accuracy, all through the served endpoint. Not in scope:
-building or publishing models; this package never imports `builder` or torch. Read `client.py` first; `wire.py` is
-the only file that touches gRPC, `calls.py` lets calls finish, `protocol.py` turns arrays into messages and back.
-Names are loaded when used.
+building or publishing models; this package never imports `builder`, and torch only to follow the gradients of a
+surrogate. Read `client.py` first; `wire.py` is the only file that touches gRPC, `calls.py` lets calls finish,
+`protocol.py` turns arrays into messages and back. Names are loaded when used.
 """
 
 from __future__ import annotations

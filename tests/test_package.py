@@ -147,6 +147,7 @@ def test_client_needs_neither_torch_nor_builder() -> None:
     absent = ["torch", "torchvision", "modelopt", "onnx", "openvino", "pydantic", "sklearn", "scipy"]
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({[*absent, 'temper.builder']!r}))\n"
-        "from temper.client import Client, accuracy, images, load, robustness, stats"
+        "from temper.client import Client, accuracy, images, load, robustness, stats\n"
+        "from temper.client.robustness.base import ATTACKS; ATTACKS.all()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -43,8 +43,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick_recipe(quick_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quick recipe, and on corrupted images as well."""
-    table = (
+    """The quick recipe, with a transfer attack, and on corrupted images as well."""
+    table = '\n[[attacks]]\nname = "pgd"\nepsilon = 8\ncurve = [4]\nsteps = 3\nsurrogates = ["own", "fp32"]\n'
+    table += "num_images = 8\n"
+    table += (
         '\n[corruptions]\nkinds = ["contrast", "fog"]\nseverities = [1, 5]\nnum_images = 8\nnum_processes = 1\n'
     )
     path = tmp_path_factory.mktemp("recipe") / "quick.toml"
@@ -90,7 +92,14 @@ def test_report_has_the_promised_keys(first: Result, report: dict[str, Any]) -> 
         assert variant["accuracy"]["num_images"] == 60
         assert variant["throughput_ips"] > 0
         assert {"p50", "p90", "p99", "p999"} <= variant["latency_ms"].keys()
-        assert [row["attack"] for row in variant["robustness"]] == ["noise", "square"]
+        attacks = [(row["attack"], row["epsilon"]) for row in variant["robustness"]]
+        assert attacks == [("noise", 8), ("square", 48), ("pgd", 4), ("pgd", 8)]
+        cases = [(row["epsilon"], row["attacks"], row["doubt"]) for row in variant["worst_case"]]
+        assert cases == [
+            (8, ["noise", "pgd"], None),
+            (48, ["noise", "square", "pgd"], None),
+            (4, ["pgd"], None),
+        ]
         for row in variant["robustness"]:
             keys = {"attack", "norm", "epsilon", "accuracy", "low", "high", "num_images", "num_queries"}
             assert keys <= row.keys()
@@ -203,7 +212,13 @@ def test_report_compares_on_the_same_images(report: dict[str, Any]) -> None:
     assert comparison["accuracy"]["low"] <= difference <= comparison["accuracy"]["high"]
     assert 0 <= comparison["accuracy"]["p_value"] <= 1
     assert comparison["throughput_ratio"] == pytest.approx(int8["throughput_ips"] / fp32["throughput_ips"])
-    assert [row["attack"] for row in comparison["robustness"]] == ["noise", "square"]
+    assert [row["attack"] for row in comparison["robustness"]] == ["noise", "square", "pgd", "pgd"]
+    for worst in comparison["worst_case"]:
+        one, two = (
+            next(row["value"] for row in variant["worst_case"] if row["epsilon"] == worst["epsilon"])
+            for variant in (fp32, int8)
+        )
+        assert worst["difference"] == pytest.approx(two - one) and worst["num_images"] == 8
     one, two = (variant["corruptions"]["accuracy"]["value"] for variant in (fp32, int8))
     assert comparison["corruptions"]["difference"]["value"] == pytest.approx(two - one)
 
@@ -249,7 +264,7 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     assert {key: both["int8"][key] for key in told} == {key: int8["int8"][key] for key in told}
     assert both["accuracy"]["num_images"] == 60
     assert any(run["completed"] > 0 for run in both["load"])
-    assert [attack["attack"] for attack in both["robustness"]] == ["noise", "square"]
+    assert [attack["attack"] for attack in both["robustness"]] == ["noise", "square", "pgd", "pgd"]
     reused = [stage["stage"] for stage in report["timings"] if stage["reused"]]
     assert "finetune" in reused
     assert all(step["reused"] for row in (fp32, int8) for step in row["build"])
