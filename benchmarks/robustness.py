@@ -38,7 +38,7 @@ from temper.run.workflow import build_recipe
 from temper.run.worst_case import compare_worst_cases, with_worst_case
 from temper.serve.endpoint import Endpoint
 
-_EPSILONS = {"digits": (2.0, 4.0, 8.0), "textures": (1.0, 2.0)}
+_EPSILONS = {"digits": (4.0, 8.0), "textures": (1.0, 2.0)}
 _PARTS = ("digits", "textures", "trap")
 
 

@@ -5,9 +5,31 @@ from __future__ import annotations
 from html import escape
 
 from temper.report import html, text
-from temper.report.measured import Attack, PairedAttack
+from temper.report.measured import Attack, PairedAttack, PairedWorstCase
 from temper.report.model import Report, Variant
 from temper.report.sections import share
+from temper.report.table import all_budgets
+
+
+def worst_cases(report: Report) -> str:
+    """One row per variant: what all attacks together leave at every budget, and the difference to its baseline."""
+    budgets = all_budgets(report.variants)
+    if not budgets:
+        return ""
+    head = ["variant", *(heading for budget in budgets for heading in (text.budget(*budget), "difference"))]
+    rows = []
+    for variant in report.variants:
+        found = {
+            each.budget: each
+            for one in report.comparisons
+            if one.variant == variant.name
+            for each in one.worst_case
+        }
+        row: list[object] = [variant.name]
+        for budget in budgets:
+            row += [share(variant.worst_at(budget)), _difference(found.get(budget))]
+        rows.append(row)
+    return f"<h3>Worst case at every budget</h3>{html.table(head, rows)}"
 
 
 def attacks(report: Report) -> str:
@@ -49,10 +71,12 @@ def _paired(report: Report, variant: Variant, key: tuple[str, str, float]) -> Pa
     return next((each for pairs in found for each in pairs if each.key == key), None)
 
 
-def _difference(paired: PairedAttack | None) -> object:
+def _difference(paired: PairedAttack | PairedWorstCase | None) -> object:
     if paired is None:
         return "–"
-    if paired.masked is not None:
+    if isinstance(paired, PairedAttack) and paired.masked is not None:
         return html.with_note("masked", paired.masked)
+    if isinstance(paired, PairedWorstCase) and paired.doubt is not None:
+        return html.with_note("no answer", paired.doubt)
     bounds = f"{text.signed(100 * paired.low)} to {text.signed(100 * paired.high)}"
     return html.with_note(text.signed(100 * paired.difference), bounds)

@@ -10,7 +10,6 @@ from temper.report import html, text
 from temper.report.answer import faults
 from temper.report.measured import ClassShare, LoadRun, Picture, Share
 from temper.report.model import Int8, Report, Step, Timing, Variant
-from temper.report.table import all_budgets
 
 _SMALL_IMAGE_BYTES = 12_000
 """Above this a gallery shows fewer images, to keep the page light."""
@@ -18,7 +17,7 @@ _SMALL_IMAGE_BYTES = 12_000
 
 def results(report: Report) -> str:
     """One row per variant: what it is, how right, how fast, how robust."""
-    budgets = all_budgets(report.variants)
+    budgets = report.budgets()
     worst = [f"worst case {text.budget(*budget)}" for budget in budgets]
     head = ["variant", "engine", "size", "accuracy", "images/s", "p50", "p99", *worst]
     note = '<p class="note">Small print: 95 % intervals (Wilson). '

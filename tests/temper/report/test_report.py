@@ -237,7 +237,7 @@ def test_budget_names_its_norm_wherever_it_stands(report: Json, tmp_path: Path) 
     for words in (
         "worst case under attack L2 512/255",
         "worst case L∞ 24/255",
-        "worst case L∞ 48/255",
+        ">L∞ 48/255<",
         "Accuracy over the budget, L∞",
         ">noise<",
         ">L2 512/255<",
