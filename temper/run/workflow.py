@@ -26,6 +26,7 @@ from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.files import describe_os_error, locked
 from temper.client.errors import ClientError
 from temper.client.robustness.base import OWN
+from temper.client.stats import images_needed
 from temper.errors import TemperError, WorkflowError
 from temper.host.machine import commit, machine, versions
 from temper.progress import Display
@@ -64,6 +65,10 @@ if TYPE_CHECKING:
 
 SERVER_LOG = "tritonserver.log"
 LOCK_FILE = ".run.lock"
+_TELLING = 0.02
+"""A difference of robust accuracy that would matter."""
+_DISCORDANT = 0.05
+"""Share of the images that two variants judge otherwise under attack: what int8 and float32 did at most."""
 
 
 def run_recipe(
@@ -239,6 +244,7 @@ class _Run:
             self._measure_exactness(target, one)
         for target in targets:
             self._load(target)
+        self._say_images()
         for config in (single for attack in self.recipe.attacks for single in attack.each_budget()):
             for target in targets:
                 measured = self.measurements.attack(target, config, self._surrogates(config, target.name))
@@ -249,6 +255,17 @@ class _Run:
                 measured = self.measurements.corruptions(target, self.recipe.corruptions)
                 self.corruptions[target.name] = measured
                 self.variants[target.name] = with_corruptions(self.variants[target.name], measured)
+
+    def _say_images(self) -> None:
+        """Says before the attacks when they are on too few images to tell two variants apart."""
+        available = len(self.measurements.test_images()[1])
+        numbers = [attack.num_images or available for attack in self.recipe.attacks]
+        needed = images_needed(_TELLING, _DISCORDANT)
+        if len(self.built) > 1 and numbers and min(numbers) < needed:
+            self.measurements.display.say(
+                f"attacks: {min(numbers):,} images; to find a difference of {100 * _TELLING:.0f} points takes about "
+                f"{needed:,}, where two variants judge {100 * _DISCORDANT:.0f} % of the images otherwise"
+            )
 
     def _surrogates(self, config: AttackConfig, own: str) -> dict[str, list[Artifact]]:
         """The graphs of the networks whose gradients an attack on the variant `own` follows."""
