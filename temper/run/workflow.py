@@ -263,8 +263,8 @@ class _Run:
         needed = images_needed(_TELLING, _DISCORDANT)
         if len(self.built) > 1 and numbers and min(numbers) < needed:
             self.measurements.display.say(
-                f"attacks: {min(numbers):,} images; to find a difference of {100 * _TELLING:.0f} points takes about "
-                f"{needed:,}, where two variants judge {100 * _DISCORDANT:.0f} % of the images otherwise"
+                f"attacks: {min(numbers):,} images; to find a difference of {100 * _TELLING:.0f} points takes "
+                f"about {needed:,}, where two variants judge {100 * _DISCORDANT:.0f} % of the images otherwise"
             )
 
     def _surrogates(self, config: AttackConfig, own: str) -> dict[str, list[Artifact]]:
