@@ -219,12 +219,30 @@ def _train(found: Found, weights: str, is_file: bool) -> list[str]:
 
 
 def _attack(found: Found, size: int) -> list[str]:
-    queries = 200
-    num = min(200 if size <= _SMALL_SIZE else 100, found.num_test)
+    small = size <= _SMALL_SIZE
+    num, queries = min(200 if small else 100, found.num_test), 200
+    epsilon, steps = (8, 50) if small else (4, 20)
     most = num * queries
-    text = f"Changes of up to 8 of 255 in every channel, which few people see; at most {most:,} queries a variant."
-    keys = ['name = "square"', "epsilon = 8", f"num_images = {num}", f"max_queries = {queries}"]
-    return [*_comment(text), "[[attacks]]", *keys, ""]
+    return [
+        *_comment(
+            f"Changes of up to {epsilon} of 255 in every channel, which few people see. Along the gradients of the "
+            "variant's own graph and of the float32 network first: the worst case. More budgets: curve = [2, 4, 16]."
+        ),
+        "[[attacks]]",
+        'name = "apgd-ce"',
+        f"epsilon = {epsilon}",
+        'surrogates = ["own", "fp32"]',
+        f"steps = {steps}",
+        f"num_images = {num}",
+        "",
+        *_comment(f"Then by the endpoint's scores alone; at most {most:,} queries a variant."),
+        "[[attacks]]",
+        'name = "square"',
+        f"epsilon = {epsilon}",
+        f"num_images = {num}",
+        f"max_queries = {queries}",
+        "",
+    ]
 
 
 def _path_from(folder: Path, path: Path) -> str:
