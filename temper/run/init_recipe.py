@@ -225,8 +225,8 @@ def _attack(found: Found, size: int) -> list[str]:
     most = num * queries
     return [
         *_comment(
-            f"Changes of up to {epsilon} of 255 in every channel, which few people see. Along the gradients of the "
-            "variant's own graph and of the float32 network first: the worst case. More budgets: curve = [2, 4, 16]."
+            f"Changes of up to {epsilon} of 255 in every channel, which few people see. Along the gradients of "
+            "the variant's own graph and of the float32 network first; more budgets: curve = [2, 4, 16]."
         ),
         "[[attacks]]",
         'name = "apgd-ce"',
