@@ -134,7 +134,8 @@ def _autoattack(graph: Path, images: Any, labels: Any, epsilon: float) -> np.nda
             return surrogate.logits(255 * x.permute(0, 2, 3, 1))
 
     network = Network()
-    x, y = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(labels)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255
+    y = torch.from_numpy(labels)
     theirs = AutoAttack(network, norm="Linf", eps=epsilon / 255, version="standard", seed=0)
     theirs.verbose = False
     adversarial = theirs.run_standard_evaluation(x, y, batch_size=100)
