@@ -12,7 +12,7 @@ from temper.report.answer import answers
 from temper.report.corruptions import corruptions
 from temper.report.measured import Paired
 from temper.report.model import Report
-from temper.report.robustness import attacks
+from temper.report.robustness import attacks, differential, weak_spots
 from temper.report.sections import (
     compression,
     gallery,
@@ -154,4 +154,9 @@ def _robustness(report: Report) -> str:
         "how robust a variant: that is the worst case.",
         names,
     )
-    return (f'<div class="figures">{body}</div>' if body else "") + attacks(report)
+    return (
+        (f'<div class="figures">{body}</div>' if body else "")
+        + attacks(report)
+        + weak_spots(report)
+        + differential(report)
+    )
