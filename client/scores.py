@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from temper.client.errors import ClientError, InvalidRequest, NonFiniteOutput, ServerError, ShortOutput
+from temper.client.stats import BoolArray
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
@@ -33,20 +34,24 @@ class Answers:
     """float32 [n, classes], NaN in the whole row where the answer is none; None of an endpoint without scores"""
     kinds: npt.NDArray[np.str_]
     """[n], why an answer is none, by the `kind` of the error; "" where it is one"""
+    shared: BoolArray | None = None
+    """bool [n], true for an image that a reference misjudges as well; None without a reference"""
 
     def __getitem__(self, rows: Any) -> Self:
         """Return some of them, by anything that selects rows."""
-        scores = None if self.scores is None else self.scores[rows]
-        return type(self)(classes=self.classes[rows], scores=scores, kinds=self.kinds[rows])
+        scores, shared = (None if each is None else each[rows] for each in (self.scores, self.shared))
+        return type(self)(classes=self.classes[rows], scores=scores, kinds=self.kinds[rows], shared=shared)
 
     @classmethod
     def join(cls, parts: Sequence[Answers]) -> Answers:
         """Return the answers of one endpoint to several requests, at least one, as one."""
         scores = [part.scores for part in parts if part.scores is not None]
+        shared = [part.shared for part in parts if part.shared is not None]
         return cls(
             classes=np.concatenate([part.classes for part in parts]),
             scores=np.concatenate(scores) if scores else None,
             kinds=np.concatenate([part.kinds for part in parts]),
+            shared=np.concatenate(shared) if shared else None,
         )
 
 

@@ -1,7 +1,7 @@
 """Adversarial robustness of a served model, measured through its endpoint.
 
 In scope: black-box attacks on the uint8 image, by scores or by the answered class alone; the harness rounds,
-clips, counts queries and judges.
+clips, counts queries and judges. Weak spots: which class is taken for which, and what one model alone misjudges.
 Not in scope: attacks that need gradients of the served model. Read `base.py` first, then `harness.py`.
 """
 

@@ -124,6 +124,61 @@ def climb_auto(
     return climb(surrogate, ball, x, _apgd_loss(loss, surrogate, ball.centre, truth, turn), truth, steps)
 
 
+def climb_between(
+    own: Surrogate,
+    reference: Surrogate,
+    images: UInt8Array,
+    labels: Int64Array,
+    indices: Int64Array,
+    turn: int,
+    *,
+    config: AttackConfig,
+    steps: int,
+) -> tuple[Float32Array, BoolArray]:
+    """Look for what one network misjudges and another one does not, between their decision boundaries.
+
+    With the margin m of a network, its logit of the true class minus the largest other one, what grows is
+    min(m of the reference, -m of its own), which is above 0 where the search has succeeded and nowhere else. So it
+    first leads to the network's boundary, and where it crosses the reference's too it leads back. DIVA (Hao et
+    al., "A tale of two models: constructing evasive attacks on edge models", MLSys 2022, arXiv:2204.10933) climbs
+    the difference of the two networks' probabilities of the true class, which vanishes where both are certain.
+    Steps shrink as half a cosine; the networks see what is sent, rounded to uint8, and gradients pass straight
+    through. What comes back is the best point of the way.
+
+    Args:
+        own: the network that shall be wrong.
+        reference: the one that shall be right.
+        images: as of `climb_steps`.
+        labels: the same.
+        indices: the same.
+        turn: the same; every turn begins at another random point.
+        config: the budget and the seed.
+        steps: how many.
+
+    Returns:
+        As `climb_steps`.
+    """
+    ball = _Ball(config.norm, config.ball.reach if config.norm == "linf" else config.epsilon, images, own)
+    truth = torch.from_numpy(labels).to(own.device)
+    best = x = ball.random_point(_Draws(config.seed, indices, turn), inside=True)
+    best_value = torch.full((len(images),), -math.inf, dtype=own.dtype, device=own.device)
+    stuck: BoolArray = np.zeros(len(images), dtype=np.bool_)
+    for step in range(steps):
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            point = x.detach().requires_grad_()
+            pixels = 255 * point + ((255 * point).round() - 255 * point).detach()
+            value = torch.minimum(_margin(reference.logits(pixels), truth), -_margin(own.logits(pixels), truth))
+            (gradient,) = torch.autograd.grad(value.sum(), point)
+        if step == 0:
+            stuck = ((gradient == 0).flatten(1).all(1) & (value < 0)).cpu().numpy()
+        better = value.detach() > best_value
+        best_value = torch.where(better, value.detach(), best_value)
+        best = torch.where(better[:, None, None, None], x, best)
+        size = ball.epsilon * (0.5 * math.cos(0.5 * math.pi * step / steps) ** 2 + 0.01)
+        x = ball.project(x + size * ball.direction(gradient))
+    return (255 * best).cpu().numpy(), stuck
+
+
 def climb(
     surrogate: Surrogate, ball: _Ball, x: Tensor, loss: Loss, truth: Tensor, steps: int
 ) -> tuple[Float32Array, BoolArray]:
@@ -238,6 +293,12 @@ def _gradient(
         value = loss(logits)
         (gradient,) = torch.autograd.grad(value.sum(), point)
     return gradient, value.detach(), logits.detach()
+
+
+def _margin(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return the logit of the true class minus the largest other one, [n]."""
+    others = logits.scatter(1, truth[:, None], -math.inf).amax(1)
+    return logits.gather(1, truth[:, None])[:, 0] - others
 
 
 def _cross_entropy(truth: Tensor) -> Loss:

@@ -25,6 +25,8 @@ from temper.plugins import Registry, Tagged
 Sees = Literal["scores", "labels", "surrogate", "nothing"]
 OWN = "own"
 """The surrogate that is the attacked model's own graph."""
+REFERENCE = "reference"
+"""The surrogate that is the graph of the model that an attack `compares` with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,11 @@ class AttackConfig(Tagged):
             PluginError: an attack of another package cannot be used.
         """
         return {name: kind.config for name, kind in ATTACKS.all().items()}
+
+    @property
+    def is_white_box(self) -> bool:
+        """Whether it follows the gradients of the attacked model's own graph, step by step."""
+        return False
 
     def each_budget(self) -> Iterator[Self]:
         """Yield the attack at each of its budgets, alone."""
@@ -229,6 +236,10 @@ class AttackKind:
     minimises: bool = False
     """Whether it makes the distance smaller and smaller: what it proposes is rounded to uint8 and not pulled into
     the budget, and an image is fooled by what lies in the budget alone."""
+    compares: bool = False
+    """Whether it hunts for what a reference model still gets right: an image is fooled when the attacked model
+    misjudges it and the reference does not, and only what both get right is attacked. Its config has `reference`.
+    What it leaves is no robustness, so it is not part of the worst case."""
     attack: Callable[[Slots], Attack] | None = None
     """Makes the attack for the harness's slots: one query per image and step."""
     run: Callable[[Harness, Int64Array], Awaitable[None]] | None = None
@@ -250,6 +261,10 @@ class AttackKind:
             raise ValueError(f'sees: got "{self.sees}", expected one of {", ".join(get_args(Sees))}')
         if not set(self.norms) <= set(BALLS):
             raise ValueError(f"config: got the norms {', '.join(self.norms)}, expected some of {', '.join(BALLS)}")
+        if self.compares and "reference" not in self.config.__dataclass_fields__:
+            raise ValueError(
+                f"config: got {self.config.__name__} without reference, expected it as compares is set"
+            )
         if (self.attack is None) == (self.run is None):
             raise ValueError(f'attack: got {"neither" if self.run is None else "both"}, expected it or "run"')
 
@@ -289,6 +304,7 @@ ATTACKS: Registry[AttackKind] = Registry(
         "apgd-ce": f"{_HERE}.attacks.transfer:APGD_CE",
         "apgd-dlr": f"{_HERE}.attacks.transfer:APGD_DLR",
         "apgd-t": f"{_HERE}.attacks.transfer:APGD_T",
+        "differential": f"{_HERE}.attacks.differential:DIFFERENTIAL",
         "art-square": f"{_HERE}.attacks.art_square:ART_SQUARE",
     },
 )

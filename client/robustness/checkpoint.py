@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 FILE_NAME = "finished.jsonl"
-FORMAT = 5
+FORMAT = 6
 """Raised when the lines change, or what they mean."""
 
 
@@ -184,7 +184,7 @@ def build_header(
         labels: int64 [N].
         indices: which of them are attacked; these are read whole.
         answers: int64 [n], the endpoint's classes of those before the attack: they tell it from another one that
-            was put in its place, under its name.
+            was put in its place, under its name; then those of the reference, where there is one.
         endpoint: name of what is attacked.
         surrogates: files of the networks whose gradients are followed, by name.
     """

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AsyncExitStack, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from temper.client.accuracy import evaluate
 from temper.client.errors import ClientError
-from temper.client.retry import RetryPolicy, open_model
-from temper.client.robustness.base import ATTACKS, OWN, AttackConfig, AttackKind
+from temper.client.model import ModelInfo
+from temper.client.retry import RetryingInfer, RetryPolicy, open_model
+from temper.client.robustness.base import ATTACKS, OWN, REFERENCE, AttackConfig, AttackKind
 from temper.client.robustness.checkpoint import Say, build_header, open_checkpoint
 from temper.client.robustness.draws import draw_images
 from temper.client.robustness.judge import Judge
@@ -24,6 +27,7 @@ from temper.client.robustness.scheduler import Scheduler, build_slots
 from temper.client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels
 
 Surrogates = Mapping[str, Sequence[Path]]
+_GRAPHS = {OWN: "the model's own graph", REFERENCE: "the reference's graph"}
 
 
 def attack(
@@ -39,6 +43,8 @@ def attack(
     checkpoints: Path | None = None,
     identity: str = "",
     surrogates: Surrogates | None = None,
+    reference: str = "",
+    reference_version: str = "",
     say: Say | None = None,
     version: str = "",
     timeout_s: float = 30.0,
@@ -64,6 +70,9 @@ def attack(
         identity: tells the model from others of its name and version, such as a digest of its files.
         surrogates: ONNX files by the name that the config calls them, several where their logits are averaged; a
             name that is not among them is itself a file, or several joined by "+".
+        reference: name of a second model of this server, for an attack that compares: only what the reference
+            still gets right counts as fooled.
+        reference_version: its version; "" is the newest one.
         say: called with one line when the attack goes on from a checkpoint, or can keep none.
         version: version of the model; "" is the newest one, and the attack stays with it.
         timeout_s: deadline of one request in seconds.
@@ -75,7 +84,19 @@ def attack(
     """
 
     async def run() -> AttackResult:
-        async with open_model(url, model, version=version, timeout_s=timeout_s, retry=retry) as (info, infer):
+        async with AsyncExitStack() as stack:
+
+            async def opened(name: str, version: str) -> tuple[ModelInfo, RetryingInfer]:
+                return await stack.enter_async_context(
+                    open_model(url, name, version=version, timeout_s=timeout_s, retry=retry)
+                )
+
+            info, infer = await opened(model, version)
+            endpoint, theirs = f"{model}:{info.version}:{identity}", None
+            if reference:
+                other, theirs = await opened(reference, reference_version)
+                check_reference(info, other)
+                endpoint = f"{endpoint}:{other.name}:{other.version}"
             result = await attack_endpoint(
                 infer,
                 images,
@@ -85,13 +106,30 @@ def attack(
                 gallery=gallery,
                 checkpoint=checkpoint,
                 checkpoints=checkpoints,
-                endpoint=f"{model}:{info.version}:{identity}",
+                endpoint=endpoint,
                 surrogates=surrogates,
+                reference=theirs,
                 say=say,
             )
-            return replace(result, retries=dict(infer.retries))
+            return replace(result, retries=dict(infer.retries + (theirs.retries if theirs else Counter())))
 
     return asyncio.run(run())
+
+
+def check_reference(info: ModelInfo, reference: ModelInfo) -> None:
+    """Refuse a model that the attacked one cannot be compared with.
+
+    Raises:
+        ValueError: it is the attacked model, or takes other images, or knows other classes.
+    """
+    if (reference.name, reference.version) == (info.name, info.version):
+        raise ValueError(f"reference: got {info.name}, which is the attacked model, expected another one")
+    shapes = [f"{list(one.image_shape)} and {one.num_classes} classes" for one in (reference, info)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"reference: {reference.name} has images {shapes[0]}, expected {shapes[1]} as {info.name} has; "
+            "use a model that was trained for the same"
+        )
 
 
 async def attack_endpoint(
@@ -106,6 +144,7 @@ async def attack_endpoint(
     checkpoints: Path | None = None,
     endpoint: str = "",
     surrogates: Surrogates | None = None,
+    reference: Infer | None = None,
     say: Say | None = None,
 ) -> AttackResult:
     """Attack any endpoint behind the `Infer` seam; see `attack`.
@@ -122,9 +161,15 @@ async def attack_endpoint(
         endpoint: name of what is attacked; a checkpoint is refused when it names another, or was written for one
             that answered the images themselves otherwise.
         surrogates: as of `attack`.
+        reference: endpoint of the model that an attack compares with.
         say: called with one line when the attack goes on from a checkpoint, or can keep none.
     """
     kind = ATTACKS.get(config.name)
+    if kind.compares != (reference is not None):
+        needed = (
+            "a second model to compare with" if kind.compares else "none, as this attack compares with no other"
+        )
+        raise ValueError(f"reference: got {'one' if reference else 'none'}, expected {needed} ({kind.name})")
     if kind.needs_scores:
         infer = _with_scores(infer, kind)
     truth = check_labels(images, labels)
@@ -134,19 +179,25 @@ async def attack_endpoint(
     with ExitStack() as stack:
         num_finished = 0
         try:
-            clean = await evaluate(
-                infer,
-                images,
-                truth,
-                indices=indices,
-                batch_size=config.batch_size,
-                concurrency=config.concurrency,
-            )
+            clean = [
+                await evaluate(
+                    one,
+                    images,
+                    truth,
+                    indices=indices,
+                    batch_size=config.batch_size,
+                    concurrency=config.concurrency,
+                )
+                for one in (infer, reference)
+                if one is not None
+            ]
+            correct = np.logical_and.reduce([one.correct for one in clean])
             if checkpoint or checkpoints:
-                header = build_header(config, images, truth, indices, clean.answers, endpoint, networks)
+                answers = np.concatenate([one.answers for one in clean])
+                header = build_header(config, images, truth, indices, answers, endpoint, networks)
                 log = open_checkpoint(checkpoint, checkpoints, header, say)
                 stack.enter_context(log or nullcontext())
-            right = indices[clean.correct]
+            right = indices[correct]
             judge = Judge(
                 config,
                 kind,
@@ -158,6 +209,7 @@ async def attack_endpoint(
                 checkpoint=log,
                 progress=progress,
                 surrogates=networks,
+                reference=reference,
             )
             start = time.perf_counter()
             try:
@@ -176,10 +228,12 @@ async def attack_endpoint(
         config,
         indices=indices,
         labels=truth[indices],
-        correct=clean.correct,
+        correct=correct,
         lost_at=judge.lost_at[indices],
         broken=judge.broken[indices],
-        errors=clean.errors,
+        errors=sum((Counter(one.errors) for one in clean), Counter()),
+        taken_for=judge.taken_for[indices],
+        reference_queries=judge.reference_queries[indices] if reference else None,
         queries=judge.queries[indices],
         stuck=judge.stuck[indices],
         distances=judge.distances[indices],
@@ -198,7 +252,7 @@ def _find_surrogates(config: AttackConfig, known: Surrogates) -> dict[str, Seque
             if not path.is_file():
                 raise ValueError(
                     f"surrogates: {path}: no such file, expected the ONNX file of a classifier"
-                    + (", as nothing here knows the model's own graph" if name == OWN else "")
+                    + (f", as nothing here knows {_GRAPHS[name]}" if name in _GRAPHS else "")
                 )
         found[name] = paths
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class Judge:
         lost_at: int64 [N], the query that each image was lost at, counted from 1; 0 where there is none.
         broken: [N], why the answer to that query was none, by the kind of error; "" where it was one. Such an
             image is neither fooled nor robust.
+        taken_for: int64 [N], the class that a fooled image was taken for; -1 where it was not fooled.
+        reference_queries: int64 [N], how often the reference was asked for each image, where there is one.
         distances: float64 [N], how near the nearest image was that was sent and misclassified, in the norm of the
             budget and units of 1/255; infinite where there is none.
         queries: int64 [N], queries spent on each image.
@@ -51,16 +54,23 @@ class Judge:
         checkpoint: Checkpoint | None = None,
         progress: Progress | None = None,
         surrogates: Mapping[str, Sequence[Path]] | None = None,
+        reference: Infer | None = None,
     ) -> None:
-        """Prepare to judge the images `todo` (indices); outcomes found in the checkpoint are taken over."""
+        """Prepare to judge the images `todo` (indices); outcomes found in the checkpoint are taken over.
+
+        With a `reference` only what it gets right can fool.
+        """
         self.config, self.images, self.labels = config, images, labels
         self.ball = kind.pull_into(config)
         self.lost_at: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.broken: npt.NDArray[np.str_] = np.full(len(images), "", dtype="U32")
+        self.taken_for: Int64Array = np.full(len(images), -1, dtype=np.int64)
         self.distances: Float64Array = np.full(len(images), np.inf)
         self.queries: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.stuck: Int64Array = np.zeros(len(images), dtype=np.int64)
         self.surrogates = surrogates or {}
+        self.reference_queries: Int64Array = np.zeros(len(images), dtype=np.int64)
+        self._reference = reference
         self.finished: BoolArray = np.zeros(len(images), dtype=np.bool_)
         self.num_queries = 0
         self._kind, self._infer, self._budget_ball = kind, infer, config.ball
@@ -102,7 +112,18 @@ class Judge:
 
     async def send(self, indices: Int64Array, sent: UInt8Array) -> Answers:
         """Send uint8 [n, H, W, 3] as they are, for these images."""
-        return await ask(self._infer, sent, self.labels[indices])
+        answers = await ask(self._infer, sent, self.labels[indices])
+        return answers if self._reference is None else await self._compare(self._reference, indices, sent, answers)
+
+    async def _compare(self, reference: Infer, indices: Int64Array, sent: UInt8Array, answers: Answers) -> Answers:
+        """Ask the reference for what was misjudged; an answer of it that is none is not right either."""
+        shared: BoolArray = np.zeros(len(indices), dtype=np.bool_)
+        wrong = np.flatnonzero((answers.classes != self.labels[indices]) & (answers.kinds == ""))
+        if wrong.size:
+            np.add.at(self.reference_queries, indices[wrong], 1)  # an image may be among them twice
+            theirs = await ask(reference, sent[wrong], self.labels[indices[wrong]])
+            shared[wrong] = theirs.classes != self.labels[indices[wrong]]
+        return replace(answers, shared=shared)
 
     def shown(self, answers: Answers) -> npt.NDArray[Any] | None:
         """Return what the attack sees of these answers; see `Harness.ask`."""
@@ -136,7 +157,8 @@ class Judge:
                 image is lost at the first that loses it.
 
         Returns:
-            bool [n], True where the image is lost: what is in the budget is misclassified, or the answer is none.
+            bool [n], True where the image is lost: what is in the budget is misclassified, and not by the
+            reference too, or the answer is none.
         """
         self.num_queries += len(indices)
         self._spent += len(indices)
@@ -145,6 +167,8 @@ class Judge:
             self.note_stuck(indices[found == self._margin[indices]])
             self._margin[indices] = found
         lost: BoolArray = answers.classes != self.labels[indices]
+        if answers.shared is not None:
+            lost &= ~answers.shared
         for row in np.flatnonzero(lost).tolist():
             index, kind = int(indices[row]), str(answers.kinds[row])
             if not kind:
@@ -153,6 +177,7 @@ class Judge:
                 lost[row] = self._budget_ball.holds(sent[row], original)
             if lost[row] and not 0 < self.lost_at[index] < numbers[row]:
                 self.lost_at[index], self.broken[index] = numbers[row], kind
+                self.taken_for[index] = answers.classes[row]
                 self._show(index, sent[row], int(answers.classes[row]))
         return lost
 
@@ -211,12 +236,14 @@ class Judge:
             "queries": int(self.queries[index]),
             "lost_at": int(self.lost_at[index]),
             "broken": str(self.broken[index]),
+            "taken_for": int(self.taken_for[index]),
+            "reference_queries": int(self.reference_queries[index]),
             "distance": float(self.distances[index]) if np.isfinite(self.distances[index]) else None,
             "stuck": int(self.stuck[index]),
         }
         if index in self._examples:
             example = self._examples[index]
-            entry |= {"served_label": example.served_label, "adversarial": pack_image(example.adversarial)}
+            entry["adversarial"] = pack_image(example.adversarial)
         return entry
 
     def _restore(self, entry: dict[str, Any]) -> None:
@@ -224,10 +251,11 @@ class Judge:
         self.finished[index] = True
         self.queries[index] = entry["queries"]
         self.lost_at[index], self.broken[index] = entry["lost_at"], entry["broken"]
+        self.taken_for[index], self.reference_queries[index] = entry["taken_for"], entry["reference_queries"]
         if entry["distance"] is not None:
             self.distances[index] = entry["distance"]
         self.stuck[index] = entry["stuck"]
         self._spent += self.config.max_queries
         if "adversarial" in entry:
             sent = unpack_image(entry["adversarial"], self.images.shape[1:])
-            self._show(index, sent, int(entry["served_label"]))
+            self._show(index, sent, int(self.taken_for[index]))

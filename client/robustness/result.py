@@ -19,7 +19,9 @@ from temper.client.stats import BoolArray, Proportion, proportion, proportion_pe
 SURVIVED_FILE = "survived.npy"
 INDICES_FILE = "indices.npy"
 DISTANCES_FILE = "distances.npy"
+TAKEN_FOR_FILE = "taken_for.npy"
 _CURVE_POINTS = 20
+_MAX_PAIRS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +56,22 @@ class AttackResult:
     """queries an image may cost"""
     seed: int
     """seed of images and draws"""
+    white_box: bool
+    """whether it followed the gradients of the attacked model's own graph, in several steps"""
     accuracy: Proportion
     """robust accuracy: still right after the attack / all images evaluated, with its 95 % interval"""
     clean_accuracy: Proportion
     """accuracy on the same images without attack"""
     per_class: dict[int, Proportion]
     """robust accuracy by class index"""
+    pairs: list[dict[str, int]]
+    """the most frequent pairs of classes of fooled images, at most 10: {label, answer, num_images}"""
+    success: Proportion | None
+    """of an attack that compares with a reference: share of the images that both got right before for which one
+    was found that the attacked model misjudges and the reference does not; None of any other. `correct`, and with
+    it all other figures, count what both got right before as right"""
+    reference_queries: int
+    """how often the reference was asked in all: once for each query that was misjudged"""
     num_queries: int
     """queries of the attack in all, without one per image for the clean accuracy"""
     errors: dict[str, int]
@@ -88,6 +100,8 @@ class AttackResult:
     """bool [n], right before the attack"""
     queries: Int64Array
     """int64 [n], queries spent on each image; 0 where the clean image was already wrong"""
+    taken_for: Int64Array
+    """int64 [n], the class that each fooled image was taken for; -1 where none was"""
     distances: Float64Array
     """float64 [n], of each image what `distance` sums up; infinite where no misclassified one was sent"""
     indices: Int64Array
@@ -103,10 +117,14 @@ class AttackResult:
             "epsilon": self.epsilon,
             "max_queries": self.max_queries,
             "seed": self.seed,
+            "white_box": self.white_box,
             "accuracy": dict(self.accuracy),
             "clean_accuracy": dict(self.clean_accuracy),
             "per_class": {str(label): dict(figures) for label, figures in self.per_class.items()},
+            "pairs": self.pairs,
+            "success": self.success and dict(self.success),
             "num_queries": self.num_queries,
+            "reference_queries": self.reference_queries,
             "errors": self.errors,
             "retries": self.retries,
             "stuck": self.stuck,
@@ -118,10 +136,11 @@ class AttackResult:
         }
 
     def save_vectors(self, folder: Path) -> None:
-        """Write survived.npy, indices.npy and distances.npy into a folder."""
+        """Write survived.npy, indices.npy, distances.npy and taken_for.npy into a folder."""
         np.save(folder / SURVIVED_FILE, self.survived)
         np.save(folder / INDICES_FILE, self.indices)
         np.save(folder / DISTANCES_FILE, self.distances)
+        np.save(folder / TAKEN_FOR_FILE, self.taken_for)
 
     def save(self, folder: Path) -> None:
         """Write the vectors and the gallery's PNG pairs into a folder, made when missing.
@@ -150,6 +169,8 @@ def build_result(
     queries: Int64Array,
     stuck: Int64Array,
     distances: Float64Array,
+    taken_for: Int64Array,
+    reference_queries: Int64Array | None,
     gallery: list[Example],
     num_queries_now: int,
     duration_s: float,
@@ -169,12 +190,15 @@ def build_result(
         queries: queries spent on each image.
         stuck: how many of them left the attack nothing to follow.
         distances: how near the nearest misclassified image was; infinite where there is none.
+        taken_for: the class that each fooled image was taken for.
+        reference_queries: how often the reference was asked for each image; None without one.
         gallery: examples.
         num_queries_now: queries that this run sent.
         duration_s: seconds that they took.
     """
     lost_at, queries = (np.where(correct, noted, 0) for noted in (lost_at, queries))
     distances = np.where(correct, distances, np.inf)
+    fooled = (lost_at > 0) & (broken == "")
     survived = correct & (lost_at == 0)
     counted = Counter(errors)
     counted.update(broken[(lost_at > 0) & (broken != "")].tolist())
@@ -185,14 +209,18 @@ def build_result(
         epsilon=config.epsilon,
         max_queries=config.max_queries,
         seed=config.seed,
+        white_box=config.is_white_box,
         accuracy=proportion(survived),
         clean_accuracy=proportion(correct),
         per_class=proportion_per_class(survived, labels),
+        pairs=count_pairs(labels[fooled], taken_for[fooled]),
+        success=None if reference_queries is None else _success(fooled[correct]),
+        reference_queries=0 if reference_queries is None else int(reference_queries[correct].sum()),
         num_queries=int(queries.sum()),
         errors=dict(counted),
         retries={},
         stuck=float(stuck.sum() / max(1, queries.sum())),
-        queries_to_success=_middle(lost_at[(lost_at > 0) & (broken == "")]),
+        queries_to_success=_middle(lost_at[fooled]),
         distance=(middle := _middle(found)) and {**middle, "num_images": len(found)},
         queries_per_s=num_queries_now / duration_s if num_queries_now else 0.0,
         duration_s=duration_s,
@@ -200,10 +228,27 @@ def build_result(
         survived=survived,
         correct=correct,
         queries=queries,
+        taken_for=np.where(fooled, taken_for, -1),
         distances=distances,
         indices=indices,
         gallery=gallery,
     )
+
+
+def count_pairs(labels: Int64Array, answers: Int64Array) -> list[dict[str, int]]:
+    """Count pairs of the true and the answered class, both int64 [n], and return the most frequent ones.
+
+    Returns:
+        At most 10 of {label, answer, num_images}, the most frequent first, by class where they are as frequent.
+    """
+    pairs = Counter(zip(labels.tolist(), answers.tolist(), strict=True))
+    ranked = sorted(pairs.items(), key=lambda each: (-each[1], each[0]))[:_MAX_PAIRS]
+    return [{"label": label, "answer": answer, "num_images": count} for (label, answer), count in ranked]
+
+
+def _success(fooled: BoolArray) -> Proportion:
+    """Return the share, which may be anything where there is no image."""
+    return proportion(fooled) if fooled.size else Proportion(value=0.0, low=0.0, high=1.0, num_images=0)
 
 
 def _middle(values: npt.NDArray[Any]) -> dict[str, float] | None:

@@ -290,7 +290,12 @@ def load(
     multiple=True,
     metavar="FILE.onnx",
     help="Network whose gradients are followed; may be given again, each has its turn. Without it, the graph that "
-    "the model's version in the repository runs.",
+    "the model's version in the repository runs. Of differential two: the model's, and the reference's.",
+)
+@click.option(
+    "--reference",
+    metavar="NAME",
+    help="Second served model, for the attack differential: only what it still gets right counts as fooled.",
 )
 @click.option("--steps", type=click.INT, help="Steps along the gradient, each turn.")
 @click.option("--num-images", type=click.INT, help="Images to attack, drawn by the seed; all when not given.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ def judge(
     model: str,
     url: str | None,
     repository: Path,
+    others: Sequence[str] = (),
 ) -> tuple[Result, Target]:
     """Runs a measurement on a served model, and once again when the embedded server died meanwhile.
 
@@ -63,16 +64,18 @@ def judge(
         model: The served model.
         url: A running server's address; None starts the embedded one.
         repository: The embedded server's model repository.
+        others: Further models that the embedded server shall serve.
 
     Raises:
         JudgeError: The settings do not fit the images, or the server failed.
         InputError: The images cannot be used.
     """
-    with resumable(), Display() as display, Endpoint(url, repository, models=[model], display=display) as endpoint:
+    models = [model, *(other for other in others if other != model)]
+    with resumable(), Display() as display, Endpoint(url, repository, models=models, display=display) as endpoint:
         try:
-            info = endpoint.retrying(model, lambda url: _describe(url, model))
+            info = endpoint.retrying(model, lambda url: describe(url, model))
             with _labelled(images, labels, info, display) as tree:
-                target = Target(info=info, tree=tree, identity=url or _digest(repository, info), say=display.say)
+                target = Target(info=info, tree=tree, identity=url or digest(repository, info), say=display.say)
 
                 def staged(url: str) -> Result:
                     with display.stage(label) as stage:
@@ -86,12 +89,17 @@ def judge(
             raise JudgeError(endpoint.why(error)) from error
 
 
-def _describe(url: str, model: str) -> ModelInfo:
+def describe(url: str, model: str) -> ModelInfo:
+    """What a server says of a model.
+
+    Raises:
+        ClientError: The server does not answer, or has no such model.
+    """
     with Client(url) as client:
         return client.model_info(model)
 
 
-def _digest(repository: Path, info: ModelInfo) -> str:
+def digest(repository: Path, info: ModelInfo) -> str:
     """What tells a model from one that was published in its place, under the same name and version."""
     place = repository / info.name / info.version
     try:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from temper.client.stats import images_needed
 from temper.report import text
-from temper.report.measured import Accuracy, Attack, Corruptions, Paired, PairedWorstCase
-from temper.report.model import Comparison, Report, Variant
+from temper.report.measured import Accuracy, Attack, Corruptions, Differential, Paired, PairedWorstCase
+from temper.report.model import Comparison, Report, Variant, nearest
 
 _TELLING = 0.02
 """A difference of robust accuracy that would matter."""
@@ -21,18 +21,20 @@ def answers(report: Report) -> list[str]:
     Only what was measured is said, so a run that stopped early gives shorter sentences.
     """
     budgets = report.budgets()
-    return [_compared(comparison, budgets) for comparison in report.comparisons] or [
+    variants = {variant.name: variant for variant in report.variants}
+    return [_compared(one, variants[one.variant], budgets) for one in report.comparisons] or [
         sentence for variant in report.variants if (sentence := _described(variant, budgets))
     ]
 
 
-def _compared(comparison: Comparison, budgets: Sequence[tuple[str, float]]) -> str:
+def _compared(comparison: Comparison, variant: Variant, budgets: Sequence[tuple[str, float]]) -> str:
     parts = []
     if comparison.accuracy is not None:
         parts.append(f"accuracy {_difference(comparison.accuracy)}")
     if comparison.throughput_ratio is not None:
         parts.append(f"{text.times(comparison.throughput_ratio)} the throughput")
     parts += [_worst_case(case) for case in comparison.worst_case if case.budget in budgets]
+    parts += [_differential(found) for found in nearest(variant.differential, budgets)]
     if (corrupted := comparison.corruptions) is not None:
         change = corrupted.difference
         parts.append(f"accuracy on corrupted images {text.points(change.value, change.low, change.high)}")
@@ -56,6 +58,14 @@ def _worst_case(case: PairedWorstCase) -> str:
     if case.low <= 0 <= case.high and case.high - case.low > 2 * _TELLING and needed > case.num_images:
         return f"{said}, not told apart ({100 * _TELLING:.0f} points would take {needed:,} images)"
     return said
+
+
+def _differential(found: Differential) -> str:
+    share = found.success
+    return (
+        f"{text.percent(share.value)} of the images (95 % interval {text.interval(share.low, share.high)}) can be "
+        f"made right for {found.reference} and wrong for it ({text.budget(found.norm, found.epsilon)})"
+    )
 
 
 def _described(variant: Variant, budgets: Sequence[tuple[str, float]]) -> str:
@@ -90,7 +100,7 @@ def faults(report: Report) -> list[str]:
         warned = [stage for stage in variant.build if "warning" in stage.figures]
         found += [f"{stage.name}: {stage.figures['warning']}." for stage in warned]
         measured: list[tuple[str, Accuracy | Attack | Corruptions]] = [
-            (attack.attack, attack) for attack in variant.robustness
+            (attack.attack, attack) for attack in (*variant.robustness, *variant.differential)
         ]
         if variant.accuracy is not None:
             measured.insert(0, ("accuracy", variant.accuracy))

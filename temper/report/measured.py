@@ -204,6 +204,18 @@ class Picture(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confusion(Record):
+    """Images of one class that an attack made the model take for another."""
+
+    label: str
+    """The true class."""
+    answer: str
+    """The class that the server answered."""
+    num_images: int
+    """How many."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attack(Record):
     """One attack on one variant."""
 
@@ -221,6 +233,8 @@ class Attack(Record):
     """Without attack, on the same images."""
     per_class: tuple[ClassShare, ...]
     """Robust accuracy by class."""
+    pairs: tuple[Confusion, ...] = ()
+    """The most frequent confusions, at most 10."""
     num_queries: int
     """Queries of the attack in all."""
     errors: dict[str, int]
@@ -257,6 +271,21 @@ class Attack(Record):
     def share(self) -> Share:
         """The robust accuracy with its interval."""
         return Share(value=self.accuracy, low=self.low, high=self.high, num_images=self.num_images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differential(Attack):
+    """An attack that hunts for what a reference still gets right; no other image is fooled by it.
+
+    What it leaves is no robustness: only what both get right without attack is attacked, and counts as right.
+    """
+
+    reference: str
+    """The variant that it compares with."""
+    success: Share
+    """Of those images, the share for which one was found that the reference gets right and this variant wrong."""
+    reference_queries: int
+    """How often the reference was asked, in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +338,8 @@ class WorstCase(Share):
     """The attacks behind it, those with a smaller budget among them."""
     per_class: tuple[ClassShare, ...]
     """The same by class."""
+    pairs: tuple[Confusion, ...] = ()
+    """The most frequent confusions under all of these attacks, at most 10; an image counts once in each."""
     doubt: str | None
     """Why a stronger attack may leave much less; null when nothing speaks for it."""
 

@@ -6,14 +6,16 @@ JSON is what `dataclasses.asdict` makes of them; `read.py` reads it back and `sc
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from temper.report.measured import (
     Accuracy,
     Attack,
     ClassShare,
     Corruptions,
+    Differential,
     Latency,
     LoadRun,
     Mask,
@@ -26,6 +28,7 @@ from temper.report.measured import (
     WorstCase,
 )
 
+AnyAttack = TypeVar("AnyAttack", bound=Attack)
 FORMAT: Literal[2] = 2
 """Raised when a key goes or changes its meaning; a further key is no other format, and needs a default."""
 
@@ -190,6 +193,8 @@ class Variant(Record):
     """What all of them together leave, at every budget."""
     masks: tuple[Mask, ...] = ()
     """The attacks among them that saw only a mask."""
+    differential: tuple[Differential, ...] = ()
+    """Every attack that compares it with a reference, in the recipe's order; none of them is part of the above."""
     corruptions: Corruptions | None = None
     """On corrupted images; null when it was not measured."""
     calibration: Calibration | None
@@ -210,6 +215,13 @@ class Variant(Record):
     def worst_at(self, budget: tuple[str, float]) -> WorstCase | None:
         """The worst case at this norm and epsilon, if it was measured."""
         return next((case for case in self.worst_case if case.budget == budget), None)
+
+
+def nearest(attacks: Sequence[AnyAttack], budgets: Sequence[tuple[str, float]]) -> list[AnyAttack]:
+    """Of an attack at several budgets of one norm, the one nearest to that of `budgets`, (norm, epsilon)."""
+    first = dict(budgets)
+    by_distance = sorted(attacks, key=lambda one: -abs(one.epsilon - first.get(one.norm, 0)))
+    return list({(one.attack, one.norm): one for one in by_distance}.values())
 
 
 @dataclass(frozen=True, kw_only=True)

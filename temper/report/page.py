@@ -12,7 +12,7 @@ from temper.report.answer import answers
 from temper.report.corruptions import corruptions
 from temper.report.measured import Paired
 from temper.report.model import Report
-from temper.report.robustness import attacks, worst_cases
+from temper.report.robustness import attacks, differential, weak_spots, worst_cases
 from temper.report.sections import (
     compression,
     gallery,
@@ -154,4 +154,10 @@ def _robustness(report: Report) -> str:
         "how robust a variant: that is the worst case.",
         names,
     )
-    return (f'<div class="figures">{body}</div>' if body else "") + worst_cases(report) + attacks(report)
+    return (
+        (f'<div class="figures">{body}</div>' if body else "")
+        + worst_cases(report)
+        + attacks(report)
+        + weak_spots(report)
+        + differential(report)
+    )

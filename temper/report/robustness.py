@@ -1,4 +1,4 @@
-"""The page's table of attacks: what each one left of each variant, and whether it can be believed."""
+"""The page's tables of attacks: what each left of each variant, and where the variants are weak."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ def worst_cases(report: Report) -> str:
     return f"<h3>Worst case at every budget</h3>{html.table(head, rows)}"
 
 
+_MAX_SPOTS = 5
+
+
 def attacks(report: Report) -> str:
     """One row per attack, budget and variant, with the difference to the first variant where it says something."""
     head = ["attack", "budget", "variant", "accuracy", "difference", "queries", "median", "nothing to follow"]
@@ -50,6 +53,55 @@ def attacks(report: Report) -> str:
         "queries with the scores of the one before, or without a gradient."
     )
     return f'<h3>Attack by attack</h3>{html.table(head, rows, left=3)}<p class="note">{escape(note)}</p>'
+
+
+def weak_spots(report: Report) -> str:
+    """Per variant, at the budgets told first: the weakest classes, and which are taken for which."""
+    head = ["variant", "budget", "classes with the lowest worst case", "most often taken for"]
+    rows = [
+        [
+            variant.name,
+            text.budget(*case.budget),
+            ", ".join(f"{one.label} ({text.percent(one.value)} of {one.num_images})" for one in weakest),
+            ", ".join(f"{one.label} for {one.answer} ({one.num_images:,})" for one in case.pairs[:_MAX_SPOTS]),
+        ]
+        for variant in report.variants
+        for budget in report.budgets()
+        if (case := variant.worst_at(budget)) is not None
+        for weakest in [sorted(case.per_class, key=lambda one: one.value)[:_MAX_SPOTS]]
+    ]
+    if not rows:
+        return ""
+    note = (
+        "Taken for: the true class for the answered one, with the images that any attack within the budget made "
+        "the endpoint misjudge so; an image that was taken for several classes counts for each."
+    )
+    return f'<h3>Weak spots</h3>{html.table(head, rows, left=4)}<p class="note">{escape(note)}</p>'
+
+
+def differential(report: Report) -> str:
+    """One row per variant and attack that compares it with a reference."""
+    head = ["variant", "attack", "budget", "wrong here alone", "queries", "asked of the reference"]
+    rows = [
+        [
+            variant.name,
+            f"{found.attack} against {found.reference}",
+            text.budget(found.norm, found.epsilon),
+            share(found.success),
+            f"{found.num_queries:,}",
+            f"{found.reference_queries:,}",
+        ]
+        for variant in report.variants
+        for found in variant.differential
+    ]
+    if not rows:
+        return ""
+    note = (
+        "Wrong here alone: of the images that the variant and the reference both get right, the share for which "
+        "an image within the budget was found that the reference still gets right and the variant does not, as "
+        "served. It tells where the two differ; the worst case tells how robust each is."
+    )
+    return f'<h3>Wrong here alone</h3>{html.table(head, rows, left=3)}<p class="note">{escape(note)}</p>'
 
 
 def _row(report: Report, variant: Variant, attack: Attack) -> list[object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from temper.report import html, text
 from temper.report.answer import faults
 from temper.report.measured import ClassShare, LoadRun, Picture, Share
-from temper.report.model import Int8, Report, Step, Timing, Variant
+from temper.report.model import Int8, Report, Step, Timing, Variant, nearest
 
 _SMALL_IMAGE_BYTES = 12_000
 """Above this a gallery shows fewer images, to keep the page light."""
@@ -84,10 +84,9 @@ def gallery(report: Report, folder: Path) -> str:
 
     Of an attack at several budgets, the one nearest to that which is told first.
     """
-    parts, first = [], dict(report.budgets())
+    parts, budgets = [], report.budgets()
     for variant in report.variants:
-        by_distance = sorted(variant.robustness, key=lambda one: -abs(one.epsilon - first.get(one.norm, 0)))
-        for attack in {(one.attack, one.norm): one for one in by_distance}.values():
+        for attack in (*nearest(variant.robustness, budgets), *nearest(variant.differential, budgets)):
             shots = "".join(_shots(attack.gallery, folder))
             if shots:
                 heading = f"{variant.name}, {attack.attack} {text.budget(attack.norm, attack.epsilon)}"

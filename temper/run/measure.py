@@ -156,7 +156,11 @@ class Measurements:
         return self._run("load", target, dataclasses.asdict(config), make, _note_load, code=code)
 
     def attack(
-        self, target: Subject, config: AttackConfig, surrogates: Mapping[str, Sequence[Artifact]] | None = None
+        self,
+        target: Subject,
+        config: AttackConfig,
+        surrogates: Mapping[str, Sequence[Artifact]] | None = None,
+        reference: Subject | None = None,
     ) -> Artifact:
         """One attack; the vectors of `AttackResult.save_vectors` and the gallery lie in the artifact's folder.
 
@@ -166,6 +170,7 @@ class Measurements:
             target: What is attacked.
             config: The attack.
             surrogates: The graphs of the networks whose gradients it follows, by the name in the config.
+            reference: What it compares the target with, if it does.
         """
         graphs = surrogates or {}
 
@@ -185,6 +190,8 @@ class Measurements:
                 checkpoint=checkpoint,
                 version=str(target.version),
                 surrogates={name: [one.path / GRAPH_FILE for one in each] for name, each in graphs.items()},
+                reference=reference.model if reference else "",
+                reference_version=str(reference.version) if reference else "",
             )
             checkpoint.unlink(missing_ok=True)
             result.save_vectors(folder)
@@ -197,6 +204,7 @@ class Measurements:
             {
                 **dataclasses.asdict(config),
                 "graphs": {name: [one.digest for one in each] for name, each in graphs.items()},
+                "compared_with": reference.artifact.digest if reference else None,
             },
             make,
             _note_attack,
@@ -312,6 +320,8 @@ def _note_load(info: dict[str, Any]) -> str:
 
 
 def _note_attack(info: dict[str, Any]) -> str:
+    if (success := info["success"]) is not None:
+        return f"wrong here alone: {text.percent(success['value'])} of {success['num_images']} images"
     accuracy = info["accuracy"]
     left = f"{text.percent(accuracy['value'])} of {accuracy['num_images']} images"
     return f"{left} still right after {info['num_queries']:,} queries"

@@ -22,7 +22,7 @@ from temper.builder.publish.serving import ServingConfig
 from temper.builder.publish.triton_config import mean_name
 from temper.client.corruptions.config import CorruptionsConfig
 from temper.client.load.config import LoadConfig
-from temper.client.robustness.base import OWN, AttackConfig
+from temper.client.robustness.base import ATTACKS, OWN, REFERENCE, AttackConfig
 from temper.errors import RecipeError
 from temper.run.recipe_errors import find_unjson, format_errors, show
 
@@ -110,8 +110,16 @@ class Recipe:
 
     def _check_attacks(self) -> None:
         seen: dict[tuple[str, str, float], int] = {}
-        names = [OWN, *(variant.name for variant in self.variants)]
+        variants = [variant.name for variant in self.variants]
         for index, attack in enumerate(self.attacks):
+            reference = self.reference_of(attack)
+            if reference is not None and (reference not in variants or len(variants) < 2):
+                known = ", ".join(f'"{one}"' for one in variants)
+                raise ValueError(
+                    f"attacks[{index}].reference: got {show(reference)}, expected one of two variants or more: "
+                    f"{known}"
+                )
+            names = [OWN, *([REFERENCE] if reference is not None else []), *variants]
             for name in getattr(attack, "surrogates", ()):
                 if unknown := [part for part in name.split("+") if part not in names]:
                     known = ", ".join(f'"{one}"' for one in names)
@@ -129,6 +137,12 @@ class Recipe:
                 seen[key] = index
         if self.data.num_test is not None:
             self.check_num_test(self.data.num_test, "data.num_test")
+
+    def reference_of(self, attack: AttackConfig) -> str | None:
+        """The variant that an attack compares the others with; None of one that compares with none."""
+        if not ATTACKS.get(attack.name).compares:
+            return None
+        return getattr(attack, "reference", "") or self.variants[0].name
 
     def check_num_test(self, num_test: int, source: str) -> None:
         """Refuses attacks and corruptions on more images than there are to test.

@@ -21,6 +21,7 @@ from temper.report.measured import (
     CorruptedShare,
     Corruptions,
     CurvePoint,
+    Differential,
     Estimate,
     Latency,
     LoadRun,
@@ -33,7 +34,7 @@ from temper.report.measured import (
 )
 from temper.report.model import Comparison, Variant
 from temper.run.measure import CORRECT_FILE
-from temper.run.worst_case import compare_attacks, compare_worst_cases
+from temper.run.worst_case import compare_attacks, compare_worst_cases, named_pairs
 
 
 def with_accuracy(variant: Variant, measured: Artifact, class_names: Sequence[str]) -> Variant:
@@ -75,13 +76,22 @@ def _source(run: LoadRun, best_ips: float) -> str:
     return f"open loop (Poisson) at {100 * share:.0f} % of the variant's best throughput"
 
 
-def with_attack(variant: Variant, measured: Artifact, class_names: Sequence[str], folder: Path) -> Variant:
-    """Returns a variant with one more attack; the gallery's paths become relative to `folder`."""
+def with_attack(
+    variant: Variant, measured: Artifact, class_names: Sequence[str], folder: Path, reference: str | None = None
+) -> Variant:
+    """Returns a variant with one more attack; the gallery's paths become relative to `folder`.
+
+    Args:
+        variant: The variant.
+        measured: The attack stage.
+        class_names: The names of the classes.
+        folder: The report's.
+        reference: The variant that the attack compares with, if it does.
+    """
     info, place = measured.info, os.path.relpath(measured.path / "gallery", folder)
     success = info["queries_to_success"]
     share = Share.of(info["accuracy"])
-    attack = Attack.of(
-        info,
+    figures: dict[str, Any] = dict(
         accuracy=share.value,
         low=share.low,
         high=share.high,
@@ -90,9 +100,13 @@ def with_attack(variant: Variant, measured: Artifact, class_names: Sequence[str]
         per_class=tuple(_by_name(info["per_class"], class_names)),
         queries_to_success=QueriesToSuccess.of(success) if success else None,
         curve=tuple(map(CurvePoint.of, info["curve"])),
+        pairs=tuple(named_pairs(info["pairs"], class_names)),
         gallery=tuple(moved(Picture.of(picture), place) for picture in info["gallery"]),
     )
-    return replace(variant, robustness=(*variant.robustness, attack))
+    if reference is None:
+        return replace(variant, robustness=(*variant.robustness, Attack.of(info, **figures)))
+    figures |= {"reference": reference, "success": Share.of(info["success"])}
+    return replace(variant, differential=(*variant.differential, Differential.of(info, **figures)))
 
 
 def with_corruptions(variant: Variant, measured: Artifact) -> Variant:

@@ -16,7 +16,7 @@ from temper.builder.errors import BuilderError
 from temper.client.errors import ClientError
 from temper.errors import TemperError, WorkflowError
 from temper.report import write_report
-from temper.report.model import Failure, Report, Variant
+from temper.report.model import AnyAttack, Failure, Report, Variant
 from temper.run.frontier import mark_frontier
 from temper.run.summary import moved
 
@@ -128,8 +128,15 @@ def _join(recipe: Recipe, outcomes: Sequence[Outcome]) -> Report | None:
 def _moved(variant: Variant, name: str) -> Variant:
     """Returns a variant whose gallery is named from the sweep's folder, not from that of the run of `name`."""
     place = f"variants/{name}"
-    attacks = [
+    robustness, differential = (
+        _attacks_moved(variant.robustness, place),
+        _attacks_moved(variant.differential, place),
+    )
+    return dataclasses.replace(variant, robustness=robustness, differential=differential)
+
+
+def _attacks_moved(attacks: Sequence[AnyAttack], place: str) -> tuple[AnyAttack, ...]:
+    return tuple(
         dataclasses.replace(attack, gallery=tuple(moved(picture, place) for picture in attack.gallery))
-        for attack in variant.robustness
-    ]
-    return dataclasses.replace(variant, robustness=tuple(attacks))
+        for attack in attacks
+    )

@@ -25,7 +25,7 @@ from temper.builder.errors import BuilderError
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.files import describe_os_error, locked
 from temper.client.errors import ClientError
-from temper.client.robustness.base import OWN
+from temper.client.robustness.base import OWN, REFERENCE
 from temper.client.stats import images_needed
 from temper.errors import TemperError, WorkflowError
 from temper.host.machine import commit, machine, versions
@@ -247,9 +247,16 @@ class _Run:
         self._say_images()
         for config in (single for attack in self.recipe.attacks for single in attack.each_budget()):
             for target in targets:
-                measured = self.measurements.attack(target, config, self._surrogates(config, target.name))
+                other = self.recipe.reference_of(config)
+                if other == target.name:
+                    continue
+                reference = next((one for one in targets if one.name == other), None)
+                graphs = self._surrogates(config, target.name, other)
+                measured = self.measurements.attack(target, config, graphs, reference)
                 self.attacks.setdefault(target.name, []).append(measured)
-                self.variants[target.name] = with_attack(self.variants[target.name], measured, names, self.folder)
+                self.variants[target.name] = with_attack(
+                    self.variants[target.name], measured, names, self.folder, other
+                )
         if self.recipe.corruptions is not None:
             for target in targets:
                 measured = self.measurements.corruptions(target, self.recipe.corruptions)
@@ -267,15 +274,16 @@ class _Run:
                 f"about {needed:,}, where two variants judge {100 * _DISCORDANT:.0f} % of the images otherwise"
             )
 
-    def _surrogates(self, config: AttackConfig, own: str) -> dict[str, list[Artifact]]:
+    def _surrogates(self, config: AttackConfig, own: str, reference: str | None) -> dict[str, list[Artifact]]:
         """The graphs of the networks whose gradients an attack on the variant `own` follows."""
+        roles = {OWN: own, REFERENCE: reference}
         built = {one.variant: one for one in self.built}
         members = {variant.name: variant.ensemble or (variant.name,) for variant in self.recipe.variants}
         return {
             name: [
                 built[member].snapshots[-1].graph
                 for part in name.split("+")
-                for member in members[own if part == OWN else part]
+                for member in members[roles.get(part) or part]
             ]
             for name in getattr(config, "surrogates", ())
         }

@@ -1,7 +1,8 @@
 """What is left when every attack of a recipe may try: the worst case, and signs that an attack saw only a mask.
 
 An image counts as robust when it was right before and after every attack that was aimed at it, at this budget or a
-smaller one of the same norm: what fooled the endpoint within 4/255 lies within 8/255 too.
+smaller one of the same norm: what fooled the endpoint within 4/255 lies within 8/255 too. Attacks that compare
+with a reference are aimed at a difference, not at robustness, and are left out.
 
 Source of the signs: Athalye, Carlini, Wagner, "Obfuscated gradients give a false sense of security", ICML 2018,
 arXiv:1802.00420, section 3.1.
@@ -20,10 +21,10 @@ import numpy.typing as npt
 
 from temper.builder.store.artifacts import Artifact
 from temper.client.robustness.base import ATTACKS
-from temper.client.robustness.result import INDICES_FILE, SURVIVED_FILE
+from temper.client.robustness.result import INDICES_FILE, SURVIVED_FILE, TAKEN_FOR_FILE, count_pairs
 from temper.client.stats import PairedComparison, compare_paired, proportion, proportion_per_class
 from temper.report import text
-from temper.report.measured import ClassShare, Mask, PairedAttack, PairedWorstCase, WorstCase
+from temper.report.measured import ClassShare, Confusion, Mask, PairedAttack, PairedWorstCase, WorstCase
 from temper.report.model import Variant
 
 Bools = npt.NDArray[np.bool_]
@@ -43,6 +44,8 @@ class _Outcome:
     info: Mapping[str, Any]
     indices: Indices
     survived: Bools
+    taken_for: Indices
+    """The class that each fooled image was taken for; -1 where none was."""
 
     @cached_property
     def sees(self) -> str:
@@ -62,9 +65,14 @@ class _Outcome:
         return float(self.survived.mean())
 
 
-def _load(artifact: Artifact) -> _Outcome:
-    indices, survived = (np.load(artifact.path / file) for file in (INDICES_FILE, SURVIVED_FILE))
-    return _Outcome(artifact.info, indices, survived)
+def _load(artifacts: Sequence[Artifact]) -> list[_Outcome]:
+    """Loads the attacks that were aimed at robustness."""
+    files = (INDICES_FILE, SURVIVED_FILE, TAKEN_FOR_FILE)
+    return [
+        _Outcome(one.info, *(np.load(one.path / file) for file in files))
+        for one in artifacts
+        if not ATTACKS.get(one.info["attack"]).compares
+    ]
 
 
 def _together(outcomes: Sequence[_Outcome]) -> _Outcome:
@@ -73,7 +81,7 @@ def _together(outcomes: Sequence[_Outcome]) -> _Outcome:
     survived = np.ones(len(indices), dtype=np.bool_)
     for one in outcomes:
         survived[np.searchsorted(indices, one.indices)] &= one.survived
-    return _Outcome({}, indices, survived)
+    return _Outcome({}, indices, survived, np.full(len(indices), -1))
 
 
 def _worst(outcomes: Sequence[_Outcome], budget: Budget) -> tuple[list[_Outcome], _Outcome]:
@@ -99,7 +107,7 @@ def with_worst_case(
         labels: int64 [N], the test images' classes.
         class_names: The names of the classes.
     """
-    outcomes = [_load(artifact) for artifact in attacks]
+    outcomes = _load(attacks)
     masks = tuple(_masks(outcomes))
     budgets = dict.fromkeys(one.budget for one in outcomes)
     cases = tuple(_worst_case(outcomes, budget, masks, labels, class_names) for budget in budgets)
@@ -115,14 +123,24 @@ def _worst_case(
 ) -> WorstCase:
     within, worst = _worst(outcomes, budget)
     shares = proportion_per_class(worst.survived, labels[worst.indices])
+    # What several attacks made of one image counts once for each class that it was taken for.
+    found = np.concatenate([np.stack([one.indices, one.taken_for], axis=1) for one in within])
+    images, answers = np.unique(found[found[:, 1] >= 0], axis=0).T
     return WorstCase.of(
         dict(proportion(worst.survived)),
         norm=budget[0],
         epsilon=budget[1],
         attacks=tuple(dict.fromkeys(one.info["attack"] for one in within)),
         per_class=tuple(ClassShare.of(share, label=class_names[index]) for index, share in shares.items()),
+        pairs=tuple(named_pairs(count_pairs(labels[images], answers), class_names)),
         doubt=_doubt(within, masks),
     )
+
+
+def named_pairs(pairs: Sequence[Mapping[str, int]], class_names: Sequence[str]) -> Iterator[Confusion]:
+    """Yields pairs of classes, as `count_pairs` returns them, by name."""
+    for pair in pairs:
+        yield Confusion.of(pair, label=class_names[pair["label"]], answer=class_names[pair["answer"]])
 
 
 def _doubt(within: Sequence[_Outcome], masks: Sequence[Mask]) -> str | None:
@@ -211,7 +229,7 @@ def compare_worst_cases(
         second: The variant's.
         variants: The two, with their worst cases.
     """
-    one, two = ([_load(artifact) for artifact in each] for each in (first, second))
+    one, two = _load(first), _load(second)
     # A run that stopped early has some attacks on one of them alone: the worst of unequal sets is no comparison.
     both = {each.key for each in one} & {each.key for each in two}
     one, two = ([each for each in part if each.key in both] for part in (one, two))
@@ -230,7 +248,7 @@ def compare_attacks(
 ) -> Iterator[PairedAttack]:
     """Compares them under every attack that both went through; see `compare_worst_cases`."""
     masks = {mask.key: mask.evidence for variant in variants for mask in variant.masks}
-    theirs = {each.key: each for each in map(_load, second)}
-    for mine in map(_load, first):
+    theirs = {each.key: each for each in _load(second)}
+    for mine in _load(first):
         if mine.key in theirs and (paired := _compare(mine, theirs[mine.key])) is not None:
             yield PairedAttack.of({**mine.info, **paired.to_json()}, masked=masks.get(mine.key))

@@ -34,6 +34,7 @@ STRIPES = (Path(__file__).parents[2] / "docs" / "examples" / "attack" / "temper_
             (name, {"linf", "l2"}, "surrogate")
             for name in ("fgsm", "pgd", "mi-fgsm", "apgd-ce", "apgd-dlr", "apgd-t")
         ),
+        ("differential", {"linf", "l2"}, "surrogate"),
         ("art-square", {"linf"}, "scores"),
     ],
 )
@@ -51,6 +52,7 @@ def test_ours_say_what_they_are(name: str, norms: set[str], sees: str) -> None:
         ({"sees": "all"}, 'sees: got "all", expected one of scores, labels, surrogate, nothing'),
         ({"attack": None}, 'attack: got neither, expected it or "run"'),
         ({"run": print}, 'attack: got both, expected it or "run"'),
+        ({"compares": True}, "config: got SquareConfig without reference, expected it as compares is set"),
     ],
 )
 def test_kind_that_cannot_be_run_is_refused(changes: dict[str, Any], message: str) -> None:

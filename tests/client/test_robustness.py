@@ -163,6 +163,8 @@ def test_what_was_noted_of_an_image_that_was_wrong_before_does_not_count() -> No
         "broken": ["", "", "nonfinite_output", ""],
         "queries": [2, 3, 4, 60],
         "stuck": [1, 0, 0, 0],
+        "taken_for": [5, 6, -1, -1],
+        "reference_queries": [1, 3, 0, 0],
         "distances": [7.0, 2.0, np.inf, np.inf],
     }
     result = build_result(
@@ -178,6 +180,9 @@ def test_what_was_noted_of_an_image_that_was_wrong_before_does_not_count() -> No
     )
     assert [result.curve[0]["accuracy"], result.curve[-1]["accuracy"]] == [0.25, 0.0]
     assert (result.num_queries, result.errors, result.queries_to_success) == (2, {}, {"median": 2, "mean": 2})
+    assert result.pairs == [{"label": 0, "answer": 5, "num_images": 1}] and result.reference_queries == 1
+    assert result.taken_for.tolist() == [5, -1, -1, -1] and result.success is not None
+    assert (result.success["value"], result.success["num_images"]) == (1.0, 1)
     assert result.distance == {"median": 7, "mean": 7, "num_images": 1} == result.to_json()["distance"]
 
 
@@ -319,7 +324,7 @@ async def test_saved_gallery_holds_the_exact_images(digits: Digits, tmp_path: An
         assert np.array_equal(np.asarray(Image.open(path)), example.adversarial)
     assert np.array_equal(np.load(tmp_path / "attack" / "survived.npy"), result.survived)
     assert np.array_equal(np.load(tmp_path / "attack" / "distances.npy"), result.distances)
-    assert len(list((tmp_path / "attack").iterdir())) == 3 * 2 + 3
+    assert len(list((tmp_path / "attack").iterdir())) == 3 * 2 + 4
 
 
 async def test_json_is_plain_and_carries_what_the_report_needs(digits: Digits) -> None:

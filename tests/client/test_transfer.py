@@ -13,7 +13,13 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted  # type: i
 
 from temper.client.errors import ClientError
 from temper.client.robustness import AttackResult, ascent, attack_endpoint
-from temper.client.robustness.attacks.transfer import ApgdCeConfig, FgsmConfig, MiFgsmConfig, PgdConfig
+from temper.client.robustness.attacks.transfer import (
+    ApgdCeConfig,
+    FgsmConfig,
+    MiFgsmConfig,
+    PgdConfig,
+    TransferConfig,
+)
 from temper.client.robustness.base import ATTACKS, AttackConfig
 from temper.client.robustness.surrogate import Surrogate
 
@@ -149,7 +155,9 @@ async def test_gradients_leave_less_than_noise_and_the_more_the_budget_the_less(
     assert noise > left[0] > left[1] > left[2]
 
 
-@pytest.mark.parametrize("name", [name for name, kind in ATTACKS.all().items() if kind.sees == "surrogate"])
+@pytest.mark.parametrize(
+    "name", [name for name, kind in ATTACKS.all().items() if issubclass(kind.config, TransferConfig)]
+)
 async def test_a_turn_costs_one_query_until_the_image_is_fooled(
     digits: Digits, write_graph: Write, name: str, tmp_path: Path
 ) -> None:

@@ -142,6 +142,7 @@ def attack(name: str, accuracy: float, pictures: list[dict[str, Any]]) -> dict[s
         "queries_per_s": 812.0,
         "clean_accuracy": share(0.98, 200),
         "per_class": [{"label": digit, **share(max(accuracy - 0.02 * int(digit), 0.0), 20)} for digit in DIGITS],
+        "pairs": [],
         "curve": curve(accuracy),
         "gallery": pictures,
     }
@@ -154,6 +155,7 @@ def worst_case(accuracy: float, epsilon: float = 24.0) -> dict[str, Any]:
         "epsilon": epsilon,
         "attacks": ["noise", "square"],
         "per_class": [{"label": digit, **share(max(accuracy - 0.02 * int(digit), 0.0), 20)} for digit in DIGITS],
+        "pairs": [],
         "doubt": None,
     }
 
@@ -187,6 +189,7 @@ def variant(name: str, folder: Path, speed: float, accuracy: float, square: floa
         "robustness": [attack("noise", 0.96, []), attack("square", square, gallery(folder, f"{name}-square"))],
         "worst_case": [worst_case(square), worst_case(square / 9, 48.0)],
         "masks": [],
+        "differential": [],
         "corruptions": corrupted(0.7 if name == "fp32" else 0.687),
         "calibration": CALIBRATION if name == "int8" else None,
         "int8": copy.deepcopy(INT8) if name == "int8" else None,

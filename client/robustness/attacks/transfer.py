@@ -7,8 +7,10 @@ fooled is left alone. What is torch lies in `surrogate.py` and `ascent.py`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -20,6 +22,8 @@ from temper.client.stats import BoolArray
 if TYPE_CHECKING:
     from temper.client.robustness.surrogate import Surrogate
 
+Made = tuple[Float32Array, BoolArray]
+"""Images, float32 [n, H, W, 3] in units of uint8; and bool [n], true where there was no gradient."""
 # Pixels of one channel that are climbed together: what their activations take fits a small machine.
 _BLOCK_PIXELS = 1 << 20
 _MAX_BLOCK = 64
@@ -55,9 +59,14 @@ class TransferConfig(AttackConfig):
         if self.steps < 1:
             raise ValueError(f"steps: got {self.steps}, expected at least 1")
 
+    @property
+    def is_white_box(self) -> bool:
+        """Whether it takes several steps on the attacked model's own graph."""
+        return OWN in self.surrogates and self.steps > 1
+
     def make(
         self, surrogate: Surrogate, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
-    ) -> tuple[Float32Array, BoolArray]:
+    ) -> Made:
         """Return the next images and where there was no gradient, as the functions of `ascent` do."""
         raise NotImplementedError
 
@@ -93,7 +102,7 @@ class StepConfig(TransferConfig):
 
     def make(
         self, surrogate: Surrogate, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
-    ) -> tuple[Float32Array, BoolArray]:
+    ) -> Made:
         """Take the steps."""
         from temper.client.robustness.ascent import climb_steps
 
@@ -150,7 +159,7 @@ class ApgdConfig(TransferConfig):
 
     def make(
         self, surrogate: Surrogate, images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int
-    ) -> tuple[Float32Array, BoolArray]:
+    ) -> Made:
         """Take the steps."""
         from temper.client.robustness.ascent import climb_auto
 
@@ -189,30 +198,55 @@ async def replay(harness: Harness, todo: Int64Array) -> None:
     Raises:
         ClientError: PyTorch or onnx is missing, or a surrogate does not fit.
     """
-    from temper.client.robustness.surrogate import load_surrogate
-
     config = harness.config
     assert isinstance(config, TransferConfig)
     # Two names of one network have one turn: "own" is the first variant's too when that is attacked.
     files = dict.fromkeys(tuple(harness.surrogates[name]) for name in config.surrogates)
-    surrogates = [load_surrogate(paths) for paths in files]
+    surrogates = await load_surrogates(harness, todo, list(files))
+
+    def make(images: UInt8Array, labels: Int64Array, indices: Int64Array, turn: int) -> Made:
+        turn, which = divmod(turn, len(surrogates))
+        return config.make(surrogates[which], images, labels, indices, turn)
+
+    await send_turns(harness, todo, make)
+
+
+async def load_surrogates(harness: Harness, todo: Int64Array, files: Sequence[Sequence[Path]]) -> list[Surrogate]:
+    """Read networks, and check those that images are made on.
+
+    Raises:
+        ClientError: PyTorch or onnx is missing, or a network does not fit.
+    """
+    from temper.client.robustness.surrogate import load_surrogate
+
+    surrogates = [load_surrogate(tuple(paths)) for paths in files]
     num_classes = await harness.count_classes() if todo.size else None
-    height, width, channels = harness.images.shape[1:]
     for surrogate in surrogates if todo.size else []:
-        surrogate.check((height, width, channels), num_classes)
+        surrogate.check(harness.images.shape[1:], num_classes)
+    return surrogates
+
+
+async def send_turns(
+    harness: Harness, todo: Int64Array, make: Callable[[UInt8Array, Int64Array, Int64Array, int], Made]
+) -> None:
+    """Make images block by block and send one a turn for each that is not lost; finished ones are left out.
+
+    Args:
+        harness: the images and the endpoint.
+        todo: int64 [n], indices of the images.
+        make: takes images, their labels, their indices and the turn, from 0; returns as `TransferConfig.make`.
+    """
+    height, width, _ = harness.images.shape[1:]
     block = max(1, min(_MAX_BLOCK, _BLOCK_PIXELS // (height * width)))
     todo = todo[~harness.finished[todo]]
     for start in range(0, len(todo), block):
         rows = left = todo[start : start + block]
-        for turn in range(config.max_queries):
+        for turn in range(harness.config.max_queries):
             images, labels = np.array(harness.images[left]), harness.labels[left]
-            surrogate = surrogates[turn % len(surrogates)]
-            make = partial(config.make, surrogate, images, labels, left, turn // len(surrogates))
-            proposals, stuck = await asyncio.to_thread(make)
+            proposals, stuck = await asyncio.to_thread(partial(make, images, labels, left, turn))
             harness.note_stuck(left[stuck])
-            answers = await harness.ask(left, proposals)
-            assert answers is not None, "this attack sees labels"
-            left = left[answers == labels]
+            await harness.ask(left, proposals)
+            left = left[harness.lost_at[left] == 0]
             if not left.size:
                 break
         harness.finish(rows)

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from temper.builder.contract import GRAPH_FILE
-from temper.cli.target import Target, judge, say_kinds, say_share
+from temper.cli.target import Target, describe, digest, judge, say_kinds, say_share
 from temper.client.model import ModelInfo
 from temper.client.robustness import AttackResult, attack
-from temper.client.robustness.base import ATTACKS, OWN
+from temper.client.robustness.base import ATTACKS, OWN, REFERENCE
 from temper.client.robustness.checkpoint import FILE_NAME
 from temper.progress import Stage
 from temper.report.text import budget, percent
@@ -44,6 +44,11 @@ def attack_command(
     kind = ATTACKS.get(settings["name"])
     given = {name: value for name, value in settings.items() if value not in (None, ())}
     for name in given:
+        if name == "reference" and not kind.compares:
+            others = ", ".join(name for name, other in ATTACKS.all().items() if other.compares)
+            raise click.UsageError(
+                f"--reference: the attack {kind.name} compares with no other model, expected {others}"
+            )
         if name not in kind.config.__dataclass_fields__:
             raise click.UsageError(
                 f"--{name.removesuffix('s') if name == 'surrogates' else name}: the attack "
@@ -53,8 +58,15 @@ def attack_command(
         config = kind.config(**given)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    reference = settings["reference"] or ""
+    if kind.compares and not reference:
+        raise click.UsageError(f"--reference: the attack {kind.name} needs one, expected a second served model")
 
     def run(address: str, target: Target, progress: Stage) -> AttackResult:
+        other = describe(address, reference) if reference else None
+        graphs = {}
+        if url is None:
+            graphs = _graph(OWN, repository, target.info) | (_graph(REFERENCE, repository, other) if other else {})
         return attack(
             address,
             model,
@@ -64,32 +76,58 @@ def attack_command(
             progress,
             checkpoint=save / FILE_NAME if save else None,
             checkpoints=runs / "attacks",
-            identity=target.identity,
-            surrogates=_own_graph(repository, target.info) if url is None else {},
+            identity="+".join([target.identity, *([digest(repository, other)] if other and url is None else [])]),
+            surrogates=graphs,
+            reference=reference,
+            reference_version=other.version if other else "",
             say=target.say,
             version=target.info.version,
         )
 
     label = f"{config.name} {budget(config.norm, config.epsilon)} on {model}"
-    result, target = judge(run, images, labels, label=label, model=model, url=url, repository=repository)
+    result, target = judge(
+        run,
+        images,
+        labels,
+        label=label,
+        model=model,
+        url=url,
+        repository=repository,
+        others=[reference] if reference else [],
+    )
     if save is not None:
         result.save(save)
     found = {**result.to_json(), "left_out": target.tree.left_out}
-    echo(json.dumps(found, indent=2, allow_nan=False) if as_json else _text(result, target.info))
+    echo(json.dumps(found, indent=2, allow_nan=False) if as_json else _text(result, target.info, reference))
 
 
-def _own_graph(repository: Path, info: ModelInfo) -> dict[str, list[Path]]:
+def _graph(name: str, repository: Path, info: ModelInfo) -> dict[str, list[Path]]:
     """The graph of a model whose engine is its graph, as OpenVINO's is."""
     graph = repository / info.name / info.version / GRAPH_FILE
-    return {OWN: [graph]} if graph.is_file() else {}
+    return {name: [graph]} if graph.is_file() else {}
 
 
-def _text(result: AttackResult, info: ModelInfo) -> str:
+def _robustness(result: AttackResult) -> list[str]:
+    return [
+        f"accuracy without attack  {say_share(result.clean_accuracy)}",
+        f"accuracy under attack    {say_share(result.accuracy)}  of {result.accuracy['num_images']} images",
+    ]
+
+
+def _differential(result: AttackResult, success: Mapping[str, Any], reference: str) -> list[str]:
+    clean = result.clean_accuracy
+    return [
+        f"right for both           {say_share(clean)}  of {clean['num_images']} images without attack",
+        f"made wrong here alone    {say_share(success)}  of {success['num_images']} images that both get right",
+        f"asked of {f'{reference}:':<15} {result.reference_queries:,} images, those that were wrong here",
+    ]
+
+
+def _text(result: AttackResult, info: ModelInfo, reference: str) -> str:
     lines = [
         f"{result.attack} {budget(result.norm, result.epsilon)}, "
         f"at most {result.max_queries:,} queries per image, on {info.name} version {info.version}",
-        f"accuracy without attack  {say_share(result.clean_accuracy)}",
-        f"accuracy under attack    {say_share(result.accuracy)}  of {result.accuracy['num_images']} images",
+        *(_differential(result, result.success, reference) if result.success else _robustness(result)),
         f"queries                  {result.num_queries:,} in all, {result.queries_per_s:,.0f} per second",
     ]
     if result.stuck:
@@ -103,10 +141,19 @@ def _text(result: AttackResult, info: ModelInfo) -> str:
         )
     lines += [f"no score                 {say_kinds(result.errors)} images, not robust"] if result.errors else []
     lines += [f"sent again               {say_kinds(result.retries)} requests"] if result.retries else []
-    lines += ["", "class, accuracy under attack"]
-    width = max(len(info.label(index)) for index in result.per_class)
+    what = "right for both and not made wrong here alone" if result.success else "accuracy under attack"
+    lines += ["", f"class, {what}"]
+    classes = {*result.per_class, *(pair["answer"] for pair in result.pairs)}
+    width = max(len(info.label(index)) for index in classes)
     lines += [
         f"  {info.label(index):<{width}}  {say_share(share)}  of {share['num_images']}"
         for index, share in result.per_class.items()
     ]
+    if result.pairs:
+        lines += ["", "class, taken for"]
+        lines += [
+            f"  {label:<{width}}  {answer:<{width}}  {pair['num_images']:,}"
+            for pair in result.pairs
+            for label, answer in [(info.label(pair["label"]), info.label(pair["answer"]))]
+        ]
     return "\n".join(lines)

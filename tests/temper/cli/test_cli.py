@@ -88,9 +88,9 @@ def test_attacks_of_other_packages_are_choices(install: Callable[..., Path]) -> 
     )
     shown = " ".join(invoke("attack", "--help").stdout.split())
     assert (
-        "--attack [square|simba|hop-skip-jump|noise|fgsm|pgd|mi-fgsm|apgd-ce|apgd-dlr|apgd-t|art-square|stripes]"
-        in shown
-    )
+        "--attack [square|simba|hop-skip-jump|noise|fgsm|pgd|mi-fgsm|apgd-ce|apgd-dlr|apgd-t|differential"
+        "|art-square|stripes]"
+    ) in shown
 
 
 def test_broken_attack_of_another_package_costs_only_what_it_is_for(install: Callable[..., Path]) -> None:
@@ -134,6 +134,14 @@ USAGE = {
     "rate": (("load", "--model", "m", "--rate", "-5"), "got '-5', expected numbers above 0 such as 50,100"),
     "duration": (("load", "--model", "m", "--duration", "-1"), "duration_s: got -1.0, expected seconds above 0"),
     "port": (("serve", "--grpc-port", "70000"), "70000 is not in the range 1<=x<=65535"),
+    "reference": (
+        ("attack", "--model", "m", "--images", "d", "--attack", "pgd", "--reference", "n"),
+        "--reference: the attack pgd compares with no other model, expected differential",
+    ),
+    "no reference": (
+        ("attack", "--model", "m", "--images", "d", "--attack", "differential"),
+        "--reference: the attack differential needs one, expected a second served model",
+    ),
     "attack": (("attack", "--model", "m", "--images", "d", "--attack", "laser"), "'laser' is not one of 'square'"),
     "norm": (
         ("attack", "--model", "m", "--images", "d", "--attack", "art-square", "--norm", "l2"),

@@ -313,6 +313,16 @@ MISTAKES = {
         "p_init = 2.0",
         "attacks[0].p_init: got 2, expected a share between 0 and 1",
     ),
+    "unknown reference": (
+        'name = "square"\nepsilon = 8',
+        'name = "differential"\nreference = "int4"',
+        'attacks[0].reference: got "int4", expected one of two variants or more: "fp32", "int8"',
+    ),
+    "reference of an attack without": (
+        'name = "square"',
+        'name = "pgd"\nsurrogates = ["own", "reference"]',
+        'attacks[0].surrogates: got "reference", expected some of "own", "fp32", "int8", or several of them',
+    ),
     "duplicate attacks": (
         "epsilon = 8",
         'epsilon = 8\n[[attacks]]\nname = "square"\nepsilon = 8.0',

@@ -43,10 +43,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick_recipe(quick_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quick recipe, with a transfer attack, and on corrupted images as well."""
+    """The quick recipe, with a transfer attack, for what int8 alone gets wrong, and on corrupted images."""
     table = '\n[[attacks]]\nname = "pgd"\nepsilon = 8\ncurve = [4]\nsteps = 3\nsurrogates = ["own", "fp32"]\n'
     table += "num_images = 8\n"
     table += (
+        '\n[[attacks]]\nname = "differential"\nepsilon = 24\nnum_images = 8\nsteps = 5\nmax_queries = 2\n'
         '\n[corruptions]\nkinds = ["contrast", "fog"]\nseverities = [1, 5]\nnum_images = 8\nnum_processes = 1\n'
     )
     path = tmp_path_factory.mktemp("recipe") / "quick.toml"
@@ -106,9 +107,17 @@ def test_report_has_the_promised_keys(first: Result, report: dict[str, Any]) -> 
             assert keys <= row.keys()
             assert row["low"] <= row["accuracy"] <= row["high"]
             assert row["num_queries"] <= row["num_images"] * row["max_queries"]
+            fooled = sum(pair["num_images"] for pair in row["pairs"])
+            assert fooled == round((row["clean_accuracy"]["value"] - row["accuracy"]) * row["num_images"])
+        assert {name for case in variant["worst_case"] for name in case["attacks"]} == {"noise", "square"}
         cells = [(cell["kind"], cell["severity"]) for cell in variant["corruptions"]["cells"]]
         assert cells == [("contrast", 1), ("contrast", 5), ("fog", 1), ("fog", 5)]
         assert variant["corruptions"]["clean_accuracy"]["num_images"] == 8
+    assert report["variants"][0]["differential"] == []
+    (row,) = report["variants"][1]["differential"]
+    assert (row["attack"], row["reference"], row["epsilon"]) == ("differential", "fp32", 24)
+    assert row["success"]["num_images"] <= 8 and row["reference_queries"] <= row["num_queries"] <= 16
+    assert row["accuracy"] <= row["clean_accuracy"]["value"] == row["success"]["num_images"] / 8
     assert report["variants"][1]["size_bytes"] < report["variants"][0]["size_bytes"] / 3
     assert report["variants"][1]["calibration"]["num_calibration"] == 32
     assert report["variants"][0]["int8"] is None
@@ -266,6 +275,7 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     assert both["accuracy"]["num_images"] == 60
     assert any(run["completed"] > 0 for run in both["load"])
     assert [attack["attack"] for attack in both["robustness"]] == ["noise", "square", "pgd", "pgd"]
+    assert [attack["reference"] for attack in both["differential"]] == ["fp32"]
     reused = [stage["stage"] for stage in report["timings"] if stage["reused"]]
     assert "finetune" in reused
     assert all(step["reused"] for row in (fp32, int8) for step in row["build"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from temper.builder.store.artifacts import Artifact
-from temper.client.robustness.result import INDICES_FILE, SURVIVED_FILE
+from temper.client.robustness.result import INDICES_FILE, SURVIVED_FILE, TAKEN_FOR_FILE
 from temper.report.model import Variant
 from temper.run.worst_case import compare_attacks, compare_worst_cases, with_worst_case
 
@@ -43,6 +43,7 @@ def attacked(tmp_path: Path) -> Any:
         vector = np.isin(indices, np.asarray(survived, dtype=np.int64))
         np.save(folder / INDICES_FILE, indices)
         np.save(folder / SURVIVED_FILE, vector)
+        np.save(folder / TAKEN_FOR_FILE, np.where(vector, -1, 1 - LABELS[indices]))
         share = float(vector.mean())
         curve = [
             {"num_queries": count, "accuracy": 1 - (1 - share) * count / 100} for count in (0, 1, 10, 50, 100)
