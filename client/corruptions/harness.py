@@ -26,13 +26,13 @@ from temper.client.retry import RetryPolicy, open_model
 from temper.client.robustness.checkpoint import Checkpoint, Say, describe_target, open_checkpoint
 from temper.client.robustness.draws import draw_images
 from temper.client.scores import (
+    Answers,
     Infer,
     Int64Array,
     Progress,
     UInt8Array,
+    ask,
     check_labels,
-    check_scores,
-    finite_rows,
 )
 
 FORMAT = 1
@@ -250,15 +250,14 @@ class _Run:
             )
             corrupted = await corrupters.corrupt(batch)
             async with in_flight:
-                scores = check_scores(await self._infer(corrupted), self._labels[indices])
-            self._judge(row, column, part, scores)
+                answers = await ask(self._infer, corrupted, self._labels[indices])
+            self._judge(row, column, part, answers)
 
-    def _judge(self, row: int, column: int, part: slice, scores: npt.NDArray[np.float32]) -> None:
-        finite, wanted = finite_rows(scores), self._labels[self._indices[part]]
-        self.correct[row, column, part] = finite & (scores.argmax(axis=1) == wanted)
-        self._broken[row, column] += len(scores) - int(finite.sum())
-        self._left[row, column] -= len(scores)
-        self.num_answered += len(scores)
+    def _judge(self, row: int, column: int, part: slice, answers: Answers) -> None:
+        self.correct[row, column, part] = answers.classes == self._labels[self._indices[part]]
+        self._broken[row, column] += np.count_nonzero(answers.kinds != "")
+        self._left[row, column] -= len(answers.classes)
+        self.num_answered += len(answers.classes)
         if self._log and self._left[row, column] == 0:
             self._log.append(
                 {

@@ -79,6 +79,7 @@ def climb_steps(
         if step == 0:
             stuck = ((gradient == 0).flatten(1).all(1) & (logits.argmax(1) == truth)).cpu().numpy()
         if momentum:
+            gradient = _to_one(gradient)
             length = gradient.abs().flatten(1).sum(1)[:, None, None, None]
             gradient = kept = momentum * kept + gradient / (length + _TINY)
         x = ball.project(x + size * ball.direction(gradient))
@@ -239,7 +240,10 @@ class _Ball:
         return (self.centre + change / (length + _TINY) * length.clamp(max=self.epsilon)).clamp(0, 1)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        return gradient.sign() if self.norm == "linf" else gradient / (_length(gradient) + _TINY)
+        if self.norm == "linf":
+            return gradient.sign()
+        gradient = _to_one(gradient)
+        return gradient / (_length(gradient) + _TINY)
 
     def random_point(self, draws: _Draws, *, inside: bool) -> Tensor:
         """Return uniform draws from the ball, or with their largest change, or their length, at its edge."""
@@ -274,6 +278,12 @@ class _Draws:
 
     def _generator(self, key: int, number: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=key, counter=(self._turn << 128) + (number << 64)))
+
+
+def _to_one(gradient: Tensor) -> Tensor:
+    """Return the gradients with 1 as the largest value of each image's: beside a tiny one no constant is small."""
+    largest = gradient.abs().flatten(1).amax(1)[:, None, None, None]
+    return gradient / torch.where(largest > 0, largest, 1)
 
 
 def _length(change: Tensor) -> Tensor:

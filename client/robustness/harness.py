@@ -247,7 +247,8 @@ def _find_surrogates(config: AttackConfig, known: Surrogates) -> dict[str, Seque
     """Return the files of the networks that the config names."""
     found = {}
     for name in getattr(config, "surrogates", ()):
-        paths = known[name] if name in known else [Path(part) for part in name.split("+")]
+        whole = Path(name)  # a file's name may have a "+" of its own
+        paths = known.get(name) or ([whole] if whole.is_file() else [Path(part) for part in name.split("+")])
         for path in paths:
             if not path.is_file():
                 raise ValueError(

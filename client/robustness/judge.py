@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,8 +75,9 @@ class Judge:
         self.finished: BoolArray = np.zeros(len(images), dtype=np.bool_)
         self.num_queries = 0
         self._kind, self._infer, self._budget_ball = kind, infer, config.ball
-        # NaN is equal to nothing, itself included.
+        # Of each image's query before: NaN is equal to nothing, itself included.
         self._margin: npt.NDArray[np.float32] = np.full(len(images), np.nan, dtype=np.float32)
+        self._print: npt.NDArray[np.uint32] = np.zeros(len(images), dtype=np.uint32)
         self._free = asyncio.Semaphore(config.concurrency)
         self._checkpoint, self._progress = checkpoint, progress
         self._spent, self._budget = 0, len(todo) * config.max_queries
@@ -164,15 +166,20 @@ class Judge:
         self._spent += len(indices)
         if self._kind.sees == "scores" and answers.scores is not None:
             found = margin(answers.scores, self.labels[indices])
-            self.note_stuck(indices[found == self._margin[indices]])
-            self._margin[indices] = found
+            prints = np.array([zlib.crc32(image.tobytes()) for image in sent], dtype=np.uint32)
+            # The same image again has the same scores, as it must.
+            same = (found == self._margin[indices]) & (prints != self._print[indices])
+            self.note_stuck(indices[same])
+            self._margin[indices], self._print[indices] = found, prints
         lost: BoolArray = answers.classes != self.labels[indices]
         if answers.shared is not None:
             lost &= ~answers.shared
         for row in np.flatnonzero(lost).tolist():
             index, kind = int(indices[row]), str(answers.kinds[row])
-            if not kind:
-                original = self.images[index]
+            original = self.images[index]
+            if kind:  # whatever is answered to what lies outside the budget
+                lost[row] = not self._kind.minimises or self._budget_ball.holds(sent[row], original)
+            else:
                 self.distances[index] = min(self.distances[index], self._budget_ball.distance(sent[row], original))
                 lost[row] = self._budget_ball.holds(sent[row], original)
             if lost[row] and not 0 < self.lost_at[index] < numbers[row]:

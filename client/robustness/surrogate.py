@@ -60,12 +60,13 @@ class Surrogate:
         self.dtype = dtype
         self._graphs = [_Graph(path, self.device, dtype) for path in paths]
 
-    def check(self, image_shape: Sequence[int], num_classes: int | None) -> None:
+    def check(self, image_shape: Sequence[int], num_classes: int | None, num_labels: int = 1) -> None:
         """Refuse a network for other images or classes than the endpoint's.
 
         Args:
             image_shape: (H, W, 3) of the images to attack.
             num_classes: the endpoint's; None when it does not tell.
+            num_labels: how many the images' labels ask for at least.
 
         Raises:
             ClientError: names the file.
@@ -86,9 +87,10 @@ class Surrogate:
                     "use the ONNX file of a classifier"
                 )
             found = answer.shape[1]
-            if num_classes is not None and found != num_classes:
+            if found != num_classes and (num_classes is not None or found < num_labels):
+                wanted = f"the endpoint's {num_classes}" if num_classes else f"at least the labels' {num_labels}"
                 raise ClientError(
-                    f"{graph.path}: knows {found} classes, expected the endpoint's {num_classes}; "
+                    f"{graph.path}: knows {found} classes, expected {wanted}; "
                     "use a network that was trained for it"
                 )
 
@@ -98,10 +100,15 @@ class Surrogate:
         return found[0] if len(found) == 1 else torch.stack(found).mean(0)
 
 
-@lru_cache(maxsize=4)
 def load_surrogate(paths: tuple[Path, ...]) -> Surrogate:
     """Return the network of these files, which several attacks of one run share."""
-    return Surrogate(paths)
+    return _load(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
+
+
+@lru_cache(maxsize=4)
+def _load(files: tuple[tuple[Path, int, int], ...]) -> Surrogate:
+    """Load files as they are now: another file of the same name is another network."""
+    return Surrogate([path for path, _, _ in files])
 
 
 class _Graph:
@@ -217,21 +224,29 @@ def _max_pool(x: Tensor, **given: Any) -> Tensor:
     kernel = given["kernel_shape"]
     x, padding = _padded(x, len(kernel), given, -math.inf, kernel)
     return functional.max_pool2d(
-        x, kernel, given.get("strides"), padding, given.get("dilations", 1), bool(given.get("ceil_mode", 0))
+        x,
+        kernel,
+        given.get("strides", [1] * len(kernel)),
+        padding,
+        given.get("dilations", 1),
+        bool(given.get("ceil_mode", 0)),
     )
 
 
 def _average_pool(x: Tensor, **given: Any) -> Tensor:
-    kernel = given["kernel_shape"]
+    kernel, ones = given["kernel_shape"], torch.ones_like(x[:1, :1])
     x, padding = _padded(x, len(kernel), given, 0.0, kernel)
-    return functional.avg_pool2d(
-        x,
-        kernel,
-        given.get("strides"),
-        padding,
-        bool(given.get("ceil_mode", 0)),
-        bool(given.get("count_include_pad", 0)),
-    )
+    ones, _ = _padded(ones, len(kernel), given, 0.0, kernel)
+
+    def mean(values: Tensor, counts_padding: bool) -> Tensor:
+        strides = given.get("strides", [1] * len(kernel))
+        ceil_mode = bool(given.get("ceil_mode", 0))
+        return functional.avg_pool2d(values, kernel, strides, padding, ceil_mode, counts_padding)
+
+    if given.get("count_include_pad"):
+        return mean(x, True)
+    # Zeros that were added here count for the library as values.
+    return mean(x, False) / mean(ones, False)
 
 
 def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, **given: Any) -> Tensor:

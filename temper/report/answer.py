@@ -9,7 +9,7 @@ from temper.report import text
 from temper.report.measured import Accuracy, Attack, Corruptions, Differential, Paired, PairedWorstCase
 from temper.report.model import Comparison, Report, Variant, nearest
 
-_TELLING = 0.02
+TELLING = 0.02
 """A difference of robust accuracy that would matter."""
 _MIN_AGREEMENT = 0.99
 """Served int8 below this share of the exact arithmetic's answers is worth a sentence."""
@@ -52,11 +52,12 @@ def _worst_case(case: PairedWorstCase) -> str:
     """The difference as what it is: a doubt is named, and so is what the number of images could not show."""
     said = f"worst case under attack ({text.budget(case.norm, case.epsilon)}) {_difference(case)}"
     if case.doubt is not None:
-        return f"{said}, which is no answer: {case.doubt}"
+        budget = text.budget(case.norm, case.epsilon)
+        return f"worst case under attack ({budget}) no answer, as {case.doubt} ({_difference(case)} as measured)"
     discordant = (case.num_only_first + case.num_only_second) / case.num_images
-    needed = images_needed(_TELLING, max(discordant, _TELLING))
-    if case.low <= 0 <= case.high and case.high - case.low > 2 * _TELLING and needed > case.num_images:
-        return f"{said}, not told apart ({100 * _TELLING:.0f} points would take {needed:,} images)"
+    needed = images_needed(TELLING, max(discordant, TELLING))
+    if case.low <= 0 <= case.high and case.high - case.low > 2 * TELLING and needed > case.num_images:
+        return f"{said}, not told apart ({100 * TELLING:.0f} points would take {needed:,} images)"
     return said
 
 

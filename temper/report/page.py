@@ -87,7 +87,7 @@ def _tiles(report: Report) -> str:
     for case in comparison.worst_case:
         if case.budget in report.budgets():
             value, name, note = _paired_tile(f"worst case under attack {text.budget(*case.budget)}", case)
-            tiles.append((value, name, f"no answer: {case.doubt}" if case.doubt else note))
+            tiles.append(("no answer", name, case.doubt) if case.doubt else (value, name, note))
     tiles.append((text.times(comparison.size_ratio), "size of the engine file", names))
     body = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span><span>{escape(note)}</span></div>'

@@ -36,7 +36,7 @@ _MAX_SPOTS = 5
 
 
 def attacks(report: Report) -> str:
-    """One row per attack, budget and variant, with the difference to the first variant where it says something."""
+    """One row per attack, budget and variant, with the difference to its baseline where it says something."""
     head = ["attack", "budget", "variant", "accuracy", "difference", "queries", "median", "nothing to follow"]
     rows = [
         _row(report, variant, attack)
@@ -48,7 +48,7 @@ def attacks(report: Report) -> str:
         return ""
     note = (
         "Every image was sent to the endpoint as uint8 and judged by its answer. Queries: in all; median: until "
-        "an image was fooled. Difference: to the first variant, in points, on the same images; under one attack "
+        "an image was fooled. Difference: to its baseline, in points, on the same images; under one attack "
         "it tells how hard that attack is, the worst case tells how robust a variant is. Nothing to follow: "
         "queries with the scores of the one before, or without a gradient."
     )

@@ -31,6 +31,7 @@ from temper.errors import TemperError, WorkflowError
 from temper.host.machine import commit, machine, versions
 from temper.progress import Display
 from temper.report import write_report
+from temper.report.answer import TELLING
 from temper.report.model import (
     FORMAT,
     Calibration,
@@ -65,8 +66,6 @@ if TYPE_CHECKING:
 
 SERVER_LOG = "tritonserver.log"
 LOCK_FILE = ".run.lock"
-_TELLING = 0.02
-"""A difference of robust accuracy that would matter."""
 _DISCORDANT = 0.05
 """Share of the images that two variants judge otherwise under attack: what int8 and float32 did at most."""
 
@@ -267,10 +266,10 @@ class _Run:
         """Says before the attacks when they are on too few images to tell two variants apart."""
         available = len(self.measurements.test_images()[1])
         numbers = [attack.num_images or available for attack in self.recipe.attacks]
-        needed = images_needed(_TELLING, _DISCORDANT)
+        needed = images_needed(TELLING, _DISCORDANT)
         if len(self.built) > 1 and numbers and min(numbers) < needed:
             self.measurements.display.say(
-                f"attacks: {min(numbers):,} images; to find a difference of {100 * _TELLING:.0f} points takes "
+                f"attacks: {min(numbers):,} images; to find a difference of {100 * TELLING:.0f} points takes "
                 f"about {needed:,}, where two variants judge {100 * _DISCORDANT:.0f} % of the images otherwise"
             )
 

@@ -33,8 +33,6 @@ Budget = tuple[str, float]
 """Norm and epsilon."""
 _MAX_STUCK = 0.05
 """Of the queries. Networks in float32, int8 and fp8 stayed below 0.0005; logits rounded to 1/100 gave 0.18."""
-_MIN_LEFT = 0.1
-"""Below this share of images left, that hardly any is lost any more says nothing."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def _worst_case(
         attacks=tuple(dict.fromkeys(one.info["attack"] for one in within)),
         per_class=tuple(ClassShare.of(share, label=class_names[index]) for index, share in shares.items()),
         pairs=tuple(named_pairs(count_pairs(labels[images], answers), class_names)),
-        doubt=_doubt(within, masks),
+        doubt=_doubt(within, worst, budget, masks),
     )
 
 
@@ -143,26 +141,27 @@ def named_pairs(pairs: Sequence[Mapping[str, int]], class_names: Sequence[str]) 
         yield Confusion.of(pair, label=class_names[pair["label"]], answer=class_names[pair["answer"]])
 
 
-def _doubt(within: Sequence[_Outcome], masks: Sequence[Mask]) -> str | None:
-    """Returns why the worst case may be none, in a clause; None when nothing speaks against it."""
+def _doubt(within: Sequence[_Outcome], worst: _Outcome, budget: Budget, masks: Sequence[Mask]) -> str | None:
+    """Returns why the worst case may be none, in a clause; None when nothing speaks against it.
+
+    What vouches for it is an attack at this very budget that followed the gradients of the variant's own graph.
+    """
     evidence = {mask.key: f"{mask.attack}: {mask.evidence}" for mask in masks}
-    trusted = [one for one in within if one.key not in evidence and one.sees != "nothing"]
-    if any(one.sees == "surrogate" for one in trusted):
-        return None
+    white = [one for one in within if one.info["white_box"] and one.budget == budget and one.key not in evidence]
+    if white:
+        seen, num = len(_together(white).indices), len(worst.indices)
+        return None if seen == num else f"gradients were followed on {seen:,} of the {num:,} images alone"
     masked = [evidence[one.key] for one in within if one.key in evidence]
     if masked:
         return f"gradients or scores are masked ({'; '.join(masked)})"
-    return "no attack followed gradients" if trusted else "nothing but noise was tried"
+    if any(one.sees != "nothing" for one in within):
+        return "no attack followed the gradients of its own graph at this budget, step by step"
+    return "nothing but noise was tried"
 
 
 def _masks(outcomes: Sequence[_Outcome]) -> Iterator[Mask]:
     for one in outcomes:
-        evidence = [
-            *_equal_scores(one),
-            *_beaten(one, outcomes),
-            *_rising(one, outcomes),
-            *_stalled(one, outcomes),
-        ]
+        evidence = [*_equal_scores(one), *_beaten(one, outcomes), *_rising(one, outcomes)]
         if evidence:
             yield Mask.of(one.info, evidence="; ".join(evidence))
 
@@ -175,7 +174,7 @@ def _equal_scores(one: _Outcome) -> Iterator[str]:
 
 def _beaten(one: _Outcome, outcomes: Sequence[_Outcome]) -> Iterator[str]:
     """A white box is masked where an attack without gradients leaves fewer images."""
-    if one.sees != "surrogate":
+    if not one.info["white_box"]:
         return
     same = [other for other in outcomes if other.budget == one.budget]
     white = _together([other for other in same if other.sees == "surrogate"])
@@ -188,7 +187,9 @@ def _beaten(one: _Outcome, outcomes: Sequence[_Outcome]) -> Iterator[str]:
 
 
 def _rising(one: _Outcome, outcomes: Sequence[_Outcome]) -> Iterator[str]:
-    """More budget cannot leave more images."""
+    """More budget cannot leave more images; one step over a curved loss can."""
+    if one.sees == "surrogate" and not one.info["white_box"]:
+        return
     name, (norm, epsilon) = one.info["attack"], one.budget
     budgets = sorted(
         (other for other in outcomes if other.info["attack"] == name and other.budget[0] == norm),
@@ -201,22 +202,6 @@ def _rising(one: _Outcome, outcomes: Sequence[_Outcome]) -> Iterator[str]:
                 f"leaves {text.percent(larger.share)} where it left {text.percent(smaller.share)} at "
                 f"{text.budget(*smaller.budget)}"
             )
-
-
-def _stalled(one: _Outcome, outcomes: Sequence[_Outcome]) -> Iterator[str]:
-    """A search that no longer finds anything, where another attack does."""
-    curve = one.info["curve"]
-    half = [point for point in curve if 2 * point["num_queries"] <= one.info["max_queries"]][-1]
-    lost = half["accuracy"] - curve[-1]["accuracy"]
-    if one.sees != "scores" or one.share < _MIN_LEFT or lost * len(one.indices) >= 1:
-        return
-    _, worst = _worst(outcomes, one.budget)
-    paired = _compare(one, worst)
-    if paired is not None and paired.high < 0:
-        yield (
-            f"lost no image after {half['num_queries']:,} queries and leaves {text.percent(one.share)}, "
-            f"the worst case is {text.percent(worst.share)}"
-        )
 
 
 def compare_worst_cases(

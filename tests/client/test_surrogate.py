@@ -84,6 +84,11 @@ GRAPHS: dict[str, list[onnx.NodeProto]] = {
     "largest of a window": [node("MaxPool", "x", kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1])],
     "largest, rounded up": [node("MaxPool", "x", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)],
     "mean of a window": [node("AveragePool", "x", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])],
+    "largest, one step at a time": [node("MaxPool", "x", kernel_shape=[3, 3])],
+    "mean with uneven ends": [node("AveragePool", "x", kernel_shape=[2, 2], auto_pad="SAME_UPPER")],
+    "mean with the ends counted": [
+        node("AveragePool", "x", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1)
+    ],
     "batch normalisation": [node("BatchNormalization", "x w_bias w_bias w_bias w_var", epsilon=1e-3)],
     "arithmetic": [
         node("Sub", "x w_low", "a"),

@@ -222,7 +222,7 @@ async def load_surrogates(harness: Harness, todo: Int64Array, files: Sequence[Se
     surrogates = [load_surrogate(tuple(paths)) for paths in files]
     num_classes = await harness.count_classes() if todo.size else None
     for surrogate in surrogates if todo.size else []:
-        surrogate.check(harness.images.shape[1:], num_classes)
+        surrogate.check(harness.images.shape[1:], num_classes, int(harness.labels.max()) + 1)
     return surrogates
 
 

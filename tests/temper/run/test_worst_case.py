@@ -56,7 +56,7 @@ def attacked(tmp_path: Path) -> Any:
             "max_queries": 100,
             "curve": curve,
         }
-        return Artifact(path=folder, digest="", info={**told, **info}, reused=False)
+        return Artifact(path=folder, digest="", info={**told, "white_box": name == "pgd", **info}, reused=False)
 
     return make
 
@@ -84,9 +84,11 @@ def test_an_image_is_robust_when_no_attack_within_the_budget_fooled_the_endpoint
 
 
 def test_an_attack_on_fewer_images_counts_on_those(attacked: Any) -> None:
-    variant = judged("v", attacked("pgd", range(400)), attacked("hop-skip-jump", range(10), of=range(40)))
+    variant = judged("v", attacked("pgd", range(400)), attacked("hop-skip-jump", range(39), of=range(40)))
     (case,) = variant.worst_case
-    assert (case.num_images, case.value) == (400, 370 / 400)
+    assert (case.num_images, case.value, case.doubt) == (400, 399 / 400, None)
+    variant = judged("v", attacked("square", range(400)), attacked("pgd", range(10), of=range(40)))
+    assert variant.worst_case[0].doubt == "gradients were followed on 40 of the 400 images alone"
 
 
 def test_norms_are_kept_apart(attacked: Any) -> None:
@@ -118,12 +120,6 @@ MASKED: dict[str, tuple[list[tuple[str, Any, dict[str, Any]]], str, str]] = {
         "pgd",
         "leaves 75.0 % where it left 25.0 % at L∞ 4/255",
     ),
-    "a search that finds nothing more": (
-        [("square", range(300), {"curve": [{"num_queries": n, "accuracy": 0.75} for n in (0, 10, 50, 100)]}),
-         ("pgd", range(8), {})],
-        "square",
-        "lost no image after 50 queries and leaves 75.0 %, the worst case is 2.0 %",
-    ),
 }  # fmt: skip
 
 
@@ -134,9 +130,11 @@ def test_what_shows_a_mask(name: str, attacked: Any) -> None:
     assert [(mask.attack, mask.evidence) for mask in variant.masks] == [(masked, evidence)]
 
 
+NO_GRADIENTS = "no attack followed the gradients of its own graph at this budget, step by step"
 DOUBTS: dict[str, tuple[list[tuple[str, float]], str | None]] = {
     "gradients were followed": ([("pgd", 0.0), ("square", 0.6)], None),
-    "scores alone": ([("square", 0.0)], "no attack followed gradients"),
+    "scores alone": ([("square", 0.0)], NO_GRADIENTS),
+    "one step, or another network's gradients": ([("fgsm", 0.0), ("square", 0.0)], NO_GRADIENTS),
     "noise alone": ([("noise", 0.0)], "nothing but noise was tried"),
     "a mask alone": (
         [("square", 0.6)],
@@ -154,6 +152,11 @@ def test_worst_case_that_may_be_none_says_why(name: str, attacked: Any) -> None:
     (paired,) = compare_worst_cases(first, second, both)
     assert (paired.difference, paired.doubt) == (0.25, doubt)
     assert (paired.num_only_first, paired.num_only_second) == (0, 100)
+
+
+def test_white_box_at_a_smaller_budget_vouches_for_no_larger_one(attacked: Any) -> None:
+    variant = judged("v", attacked("pgd", range(390), epsilon=1.0), attacked("pgd", range(380), stuck=0.9))
+    assert [case.doubt is None for case in variant.worst_case] == [True, False]
 
 
 def test_difference_under_an_attack_that_saw_a_mask_of_either_says_so(attacked: Any) -> None:
