@@ -1,6 +1,6 @@
 """Defences on uint8 images: each makes of one image another of the same shape, before a model sees it.
 
-None of them stops an attacker who knows of it: measure it with attacks on the defended endpoint (docs/architecture.md).
+None of them stops an attacker who knows of it: measure each with attacks on the defended endpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def jpeg(image: UInt8Array, draws: Draws, *, quality: int) -> UInt8Array:
     packed = io.BytesIO()
     Image.fromarray(image).save(packed, "JPEG", quality=quality)
     with Image.open(packed) as found:
-        return np.asarray(found)
+        unpacked: UInt8Array = np.asarray(found)
+    return unpacked
 
 
 def bit_depth(image: UInt8Array, draws: Draws, *, bits: int) -> UInt8Array:
@@ -42,7 +43,9 @@ def bit_depth(image: UInt8Array, draws: Draws, *, bits: int) -> UInt8Array:
     """
     del draws
     levels = 2**bits - 1
-    return np.rint(np.rint(image.astype(np.float32) * (levels / 255)) * (255 / levels)).astype(np.uint8)
+    level = np.rint(image.astype(np.float32) * (levels / 255))
+    rounded: UInt8Array = np.rint(level * (255 / levels)).astype(np.uint8)
+    return rounded
 
 
 def random_resize(image: UInt8Array, draws: Draws, *, smallest: float) -> UInt8Array:
@@ -55,7 +58,9 @@ def random_resize(image: UInt8Array, draws: Draws, *, smallest: float) -> UInt8A
     share = smallest + (1 - smallest) * draws[0]
     size = [max(1, round(share * side)) for side in (height, width)]
     small = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    top, left = (int(draw * (side - one + 1)) for draw, side, one in zip(draws[1:], (height, width), size))
+    top, left = (
+        int(draw * (side - one + 1)) for draw, side, one in zip(draws[1:], (height, width), size, strict=True)
+    )
     placed = np.zeros_like(image)
     placed[top : top + size[0], left : left + size[1]] = small
     return placed

@@ -1,7 +1,7 @@
 """Defences before a model: the first step of an ensemble.
 
-A *python-based backend* of Temper (`backend: "temper_defence"`), as `temper_mean` is: config.pbtxt names its one input
-and its one output, and the parameter `defend` lists what is done, in order.
+A *python-based backend* of Temper (`backend: "temper_defence"`), as `temper_mean` is: config.pbtxt names its one
+input and its one output, and the parameter `defend` lists what is done, in order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
 from defences import defend, read_defences
 
 if TYPE_CHECKING:

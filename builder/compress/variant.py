@@ -100,7 +100,8 @@ class VariantConfig:
             raise ValueError(f"max_logit_diff: got {self.max_logit_diff}, expected a positive number")
         if self.defend and not self.ensemble:
             raise ValueError(
-                'defend: got it without ensemble, expected the variant that it stands before, as in ensemble = ["int8"]'
+                "defend: got it without ensemble, expected the variant that it stands before, "
+                'as in ensemble = ["int8"]'
             )
         if self.ensemble:
             self._check_ensemble()

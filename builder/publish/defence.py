@@ -1,4 +1,4 @@
-"""What may stand before a model in an ensemble: the recipe's `defend`, and what backends/temper_defence reads of it."""
+"""What may stand before a model in an ensemble: the recipe's `defend`, which backends/temper_defence reads."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Ensembles: several published models answer together, with the mean of their logits, or behind a defence.
 
-An ensemble is several entries of the repository. `<model>` is a Triton *ensemble*: it has no engine, only steps, and
-takes and answers what any of its members does. `<model>_mean` is its last step, run by the backend `temper_mean`,
-where it has several members; `<model>_defence` its first, run by `temper_defence`, where it has a defence.
+An ensemble is several entries of the repository. `<model>` is a Triton *ensemble*: it has no engine, only steps,
+and takes and answers what any of its members does. `<model>_mean` is its last step, run by the backend
+`temper_mean`, where it has several members; `<model>_defence` its first, run by `temper_defence`, where it has a
+defence.
 Members are served as they are, in whatever version their own config.pbtxt names.
 """
 
@@ -45,9 +46,9 @@ def publish_ensemble(
         The ensemble's version served from now on.
 
     Raises:
-        PublishError: There are fewer than two members, or none behind a defence, a member is missing, takes other images, answers other
-            classes, takes smaller batches or was not published with `in_ensemble`, or the repository cannot be
-            written.
+        PublishError: There are fewer than two members, or none behind a defence, a member is missing, takes other
+            images, answers other classes, takes smaller batches or was not published with `in_ensemble`, or the
+            repository cannot be written.
     """
     assert isinstance(config.backend, EnsembleBackend), "nothing else is an ensemble"
     members, defend = config.backend.members, config.backend.defend

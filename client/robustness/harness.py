@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +15,14 @@ import numpy.typing as npt
 from temper.client.accuracy import evaluate
 from temper.client.errors import ClientError
 from temper.client.retry import RetryPolicy, open_model
-from temper.client.robustness.base import ATTACKS, OWN, AttackConfig, AttackKind
+from temper.client.robustness.base import ATTACKS, OWN, AttackConfig, AttackKind, Network, Surrogates
 from temper.client.robustness.checkpoint import Say, build_header, open_checkpoint
 from temper.client.robustness.draws import draw_images
+from temper.client.robustness.expectation import NUM_ASKED_TWICE, average, draws_at_random
 from temper.client.robustness.judge import Judge
 from temper.client.robustness.result import AttackResult, build_result
 from temper.client.robustness.scheduler import Scheduler, build_slots
 from temper.client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels
-
-Surrogates = Mapping[str, Sequence[Path]]
 
 
 def attack(
@@ -62,9 +61,11 @@ def attack(
         checkpoints: folder of such files, when `checkpoint` is not given: the attack finds its own by what its
             outcome depends on, and deletes it when it is done.
         identity: tells the model from others of its name and version, such as a digest of its files.
-        surrogates: ONNX files by the name that the config calls them, several where their logits are averaged; a
-            name that is not among them is itself a file, or several joined by "+".
-        say: called with one line when the attack goes on from a checkpoint, or can keep none.
+        surrogates: ONNX files by the name that the config calls them, several where their logits are averaged;
+            a `Network` is one behind a defence. A name that is not among them is itself a file, or several joined
+            by "+".
+        say: called with one line when the attack goes on from a checkpoint, or can keep none, and when the
+            endpoint draws at random though the config expects one answer of it.
         version: version of the model; "" is the newest one, and the attack stays with it.
         timeout_s: deadline of one request in seconds.
         retry: how requests that failed are sent again; `RetryPolicy()` when not given.
@@ -122,7 +123,7 @@ async def attack_endpoint(
         endpoint: name of what is attacked; a checkpoint is refused when it names another, or was written for one
             that answered the images themselves otherwise.
         surrogates: as of `attack`.
-        say: called with one line when the attack goes on from a checkpoint, or can keep none.
+        say: as of `attack`; without it nothing is asked to find out about draws.
     """
     kind = ATTACKS.get(config.name)
     if kind.needs_scores:
@@ -130,6 +131,8 @@ async def attack_endpoint(
     truth = check_labels(images, labels)
     indices = choose_images(len(images), config)
     networks = _find_surrogates(config, surrogates or {})
+    times = config.expectation
+    infer = average(infer, times)
     log = None
     with ExitStack() as stack:
         num_finished = 0
@@ -142,13 +145,16 @@ async def attack_endpoint(
                 batch_size=config.batch_size,
                 concurrency=config.concurrency,
             )
+            draws = times > 1 or await _say_if_random(config, infer, images[indices[:NUM_ASKED_TWICE]], say)
             if checkpoint or checkpoints:
-                header = build_header(config, images, truth, indices, clean.answers, endpoint, networks)
+                # What draws at random answers otherwise when the attack goes on.
+                answers = None if draws else clean.answers
+                header = build_header(config, images, truth, indices, answers, endpoint, networks)
                 log = open_checkpoint(checkpoint, checkpoints, header, say)
                 stack.enter_context(log or nullcontext())
             right = indices[clean.correct]
             judge = Judge(
-                config,
+                config.of_one_answer(),
                 kind,
                 infer,
                 images,
@@ -156,8 +162,9 @@ async def attack_endpoint(
                 right,
                 gallery=gallery,
                 checkpoint=log,
-                progress=progress,
+                progress=progress and (lambda done, total: progress(times * done, times * total)),
                 surrogates=networks,
+                expectation=times,
             )
             start = time.perf_counter()
             try:
@@ -177,31 +184,43 @@ async def attack_endpoint(
         indices=indices,
         labels=truth[indices],
         correct=clean.correct,
-        lost_at=judge.lost_at[indices],
+        lost_at=times * judge.lost_at[indices],
         broken=judge.broken[indices],
         errors=clean.errors,
-        queries=judge.queries[indices],
-        stuck=judge.stuck[indices],
+        queries=times * judge.queries[indices],
+        stuck=times * judge.stuck[indices],
         distances=judge.distances[indices],
-        gallery=judge.gallery,
-        num_queries_now=judge.num_queries,
+        gallery=[replace(one, num_queries=times * one.num_queries) for one in judge.gallery],
+        num_queries_now=times * judge.num_queries,
         duration_s=time.perf_counter() - start,
     )
 
 
-def _find_surrogates(config: AttackConfig, known: Surrogates) -> dict[str, Sequence[Path]]:
-    """Return the files of the networks that the config names."""
-    found = {}
+def _find_surrogates(config: AttackConfig, known: Surrogates) -> dict[str, Sequence[Network]]:
+    """Return the networks that the config names."""
+    found: dict[str, Sequence[Network]] = {}
     for name in getattr(config, "surrogates", ()):
-        paths = known[name] if name in known else [Path(part) for part in name.split("+")]
-        for path in paths:
+        given = known[name] if name in known else [Path(part) for part in name.split("+")]
+        networks = [one if isinstance(one, Network) else Network(one) for one in given]
+        for path, _ in networks:
             if not path.is_file():
                 raise ValueError(
                     f"surrogates: {path}: no such file, expected the ONNX file of a classifier"
                     + (", as nothing here knows the model's own graph" if name == OWN else "")
                 )
-        found[name] = paths
+        found[name] = networks
     return found
+
+
+async def _say_if_random(config: AttackConfig, infer: Infer, images: UInt8Array, say: Say | None) -> bool:
+    """Return whether the endpoint draws at random; nothing is asked where nobody would be told."""
+    if say is None or not await draws_at_random(infer, images):
+        return False
+    say(
+        f"{config.name}: the endpoint answers one image differently each time, so luck counts as success; "
+        "let the attack expect several answers (expectation = 10)"
+    )
+    return True
 
 
 def _with_scores(infer: Infer, kind: AttackKind) -> Infer:

@@ -95,8 +95,8 @@ class Recipe:
             for name, place in steps.items():
                 if name in seen:
                     raise ValueError(
-                        f'variants[{seen[name]}].name: got "{name}", expected another name: it is that of the {place} '
-                        f"step of the ensemble variants[{index}]"
+                        f'variants[{seen[name]}].name: got "{name}", expected another name: it is that of the '
+                        f"{place} step of the ensemble variants[{index}]"
                     )
 
     def _check_member(self, path: str, name: str, earlier: Mapping[str, int]) -> None:

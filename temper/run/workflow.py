@@ -22,6 +22,7 @@ from temper.builder.engines.isa import UNKNOWN, instruction_set, why_inexact
 from temper.builder.engines.kind import ENGINES, AutoConfig
 from temper.builder.engines.latency import timing_engine
 from temper.builder.errors import BuilderError
+from temper.builder.publish.defence import render_defences
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.files import describe_os_error, locked
 from temper.client.errors import ClientError
@@ -241,7 +242,8 @@ class _Run:
             self._load(target)
         for config in (single for attack in self.recipe.attacks for single in attack.each_budget()):
             for target in targets:
-                measured = self.measurements.attack(target, config, self._surrogates(config, target.name))
+                fitting = self._fitting(config, target.name)
+                measured = self.measurements.attack(target, fitting, self._surrogates(config, target.name))
                 self.attacks.setdefault(target.name, []).append(measured)
                 self.variants[target.name] = with_attack(self.variants[target.name], measured, names, self.folder)
         if self.recipe.corruptions is not None:
@@ -250,15 +252,25 @@ class _Run:
                 self.corruptions[target.name] = measured
                 self.variants[target.name] = with_corruptions(self.variants[target.name], measured)
 
-    def _surrogates(self, config: AttackConfig, own: str) -> dict[str, list[Artifact]]:
-        """The graphs of the networks whose gradients an attack on the variant `own` follows."""
+    def _fitting(self, config: AttackConfig, name: str) -> AttackConfig:
+        """The attack on a variant: one that does not draw at random is asked once, for as many queries.
+
+        Turns on a surrogate stay as many as they are for the others: each costs more than its query.
+        """
+        if any(variant.is_random for variant in self.recipe.variants if variant.name == name):
+            return config
+        return config.of_one_answer() if hasattr(config, "surrogates") else replace(config, expectation=1)
+
+    def _surrogates(self, config: AttackConfig, own: str) -> dict[str, list[tuple[Artifact, str]]]:
+        """The graphs whose gradients an attack on the variant `own` follows, each with its defence."""
         built = {one.variant: one for one in self.built}
-        members = {variant.name: variant.ensemble or (variant.name,) for variant in self.recipe.variants}
+        variants = {variant.name: variant for variant in self.recipe.variants}
         return {
             name: [
-                built[member].snapshots[-1].graph
+                (built[member].snapshots[-1].graph, render_defences(variant.defend))
                 for part in name.split("+")
-                for member in members[own if part == OWN else part]
+                for variant in [variants[own if part == OWN else part]]
+                for member in variant.ensemble or (variant.name,)
             ]
             for name in getattr(config, "surrogates", ())
         }

@@ -195,7 +195,7 @@ async def replay(harness: Harness, todo: Int64Array) -> None:
     assert isinstance(config, TransferConfig)
     # Two names of one network have one turn: "own" is the first variant's too when that is attacked.
     files = dict.fromkeys(tuple(harness.surrogates[name]) for name in config.surrogates)
-    surrogates = [load_surrogate(paths) for paths in files]
+    surrogates = [load_surrogate(networks, harness.expectation) for networks in files]
     num_classes = await harness.count_classes() if todo.size else None
     height, width, channels = harness.images.shape[1:]
     for surrogate in surrogates if todo.size else []:
