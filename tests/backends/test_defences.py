@@ -51,7 +51,7 @@ def test_image_is_made_smaller_and_put_on_black(
     draws: list[float], size: tuple[int, int], place: tuple[int, int]
 ) -> None:
     found = random_resize(IMAGES[0], draws, smallest=0.5)
-    assert (found.shape, found.dtype) == (IMAGES[0].shape, np.uint8)
+    assert found.shape == IMAGES[0].shape and found.dtype == np.uint8
     window = tuple(slice(at, at + side) for at, side in zip(place, size, strict=True))
     expected = Image.fromarray(IMAGES[0]).resize(size[::-1], Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(found[window], np.asarray(expected))

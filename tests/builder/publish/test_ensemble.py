@@ -213,7 +213,7 @@ def served(
     publish_pair(repository, name="bounded", members=["hasty_1", "hasty_2"])
     publish_pair(repository)
     publish_pair(repository, name="squeezed", members=["toy_fp32"], defend=SQUEEZE)
-    publish_pair(repository, name="resized", defend=RESIZE)
+    publish_pair(repository, name="resized", members=["toy_fp32"], defend=RESIZE)
     publish_pair(repository, name="orphan", members=["toy_fp32", "gone"])
     shutil.rmtree(repository / "gone")
     # The mean of vectors of any length, which Triton does not compare.
