@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from temper.client.scores import Infer, UInt8Array
+from temper.client.scores import Infer, Int64Array, UInt8Array, ask
 
 # Share of the spread of the scores: other batches, or other threads, change them by less.
 _TOLERANCE = 0.05
@@ -26,7 +26,7 @@ def average(infer: Infer, times: int) -> Infer:
     if times == 1:
         return infer
 
-    async def ask(images: UInt8Array) -> npt.NDArray[Any]:
+    async def ask_several(images: UInt8Array) -> npt.NDArray[Any]:
         answers = [await infer(images) for _ in range(times)]
         if any(answer.shape != answers[0].shape for answer in answers):
             return min(answers, key=len)  # too few rows, for the judge to see
@@ -36,16 +36,23 @@ def average(infer: Infer, times: int) -> Infer:
             mean: npt.NDArray[Any] = np.mean(answers, axis=0, dtype=np.float32)
         return mean
 
-    return ask
+    return ask_several
 
 
-async def draws_at_random(infer: Infer, images: UInt8Array) -> bool:
-    """Ask uint8 [n, H, W, 3] twice; return whether the answers differ by more than arithmetic makes them."""
-    first, second = [await infer(images) for _ in range(2)]
-    if first.shape != second.shape or first.ndim == 1:
-        return not np.array_equal(first, second)
-    finite = np.isfinite(first) & np.isfinite(second)
-    if not finite.any():
-        return False
-    spread = np.ptp(first[finite])
-    return bool((np.abs(first - second)[finite] > _TOLERANCE * spread).any())
+async def draws_at_random(infer: Infer, images: UInt8Array, labels: Int64Array) -> bool:
+    """Ask twice; return whether the answers differ by more than arithmetic makes them.
+
+    Args:
+        infer: the endpoint.
+        images: uint8 [n, H, W, 3].
+        labels: int64 [n], their classes.
+
+    Raises:
+        ClientError: the server is gone.
+    """
+    first, second = [await ask(infer, images, labels) for _ in range(2)]
+    judged = (first.kinds == "") & (second.kinds == "")
+    if first.scores is None or second.scores is None:
+        return not np.array_equal(first.classes[judged], second.classes[judged])
+    one, two = first.scores[judged], second.scores[judged]
+    return bool(one.size and (np.abs(one - two) > _TOLERANCE * np.ptp(one)).any())

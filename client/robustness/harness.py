@@ -133,6 +133,7 @@ async def attack_endpoint(
     networks = _find_surrogates(config, surrogates or {})
     times = config.expectation
     infer = average(infer, times)
+    few = indices[:NUM_ASKED_TWICE]
     log = None
     with ExitStack() as stack:
         num_finished = 0
@@ -145,7 +146,7 @@ async def attack_endpoint(
                 batch_size=config.batch_size,
                 concurrency=config.concurrency,
             )
-            draws = times > 1 or await _say_if_random(config, infer, images[indices[:NUM_ASKED_TWICE]], say)
+            draws = times > 1 or await _say_if_random(config, infer, images[few], truth[few], say)
             if checkpoint or checkpoints:
                 # What draws at random answers otherwise when the attack goes on.
                 answers = None if draws else clean.answers
@@ -212,9 +213,11 @@ def _find_surrogates(config: AttackConfig, known: Surrogates) -> dict[str, Seque
     return found
 
 
-async def _say_if_random(config: AttackConfig, infer: Infer, images: UInt8Array, say: Say | None) -> bool:
+async def _say_if_random(
+    config: AttackConfig, infer: Infer, images: UInt8Array, labels: Int64Array, say: Say | None
+) -> bool:
     """Return whether the endpoint draws at random; nothing is asked where nobody would be told."""
-    if say is None or not await draws_at_random(infer, images):
+    if say is None or not await draws_at_random(infer, images, labels):
         return False
     say(
         f"{config.name}: the endpoint answers one image differently each time, so luck counts as success; "

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from temper.backends.temper_defence.defences import NUM_DRAWS, read_defences
-from temper.client.errors import ClientError
+from temper.client.errors import ClientError, ServerError
 from temper.client.robustness import AttackConfig, AttackResult, attack_endpoint
 from temper.client.robustness.attacks.transfer import FgsmConfig
 from temper.client.robustness.base import ATTACKS, Network
@@ -122,8 +122,25 @@ async def test_endpoint_that_draws_is_named_once(digits: Digits, labels_only: bo
         )
     assert [line.partition(":")[0] for line in said] == [name]
     assert "answers one image differently each time" in said[0] and "(expectation = 10)" in said[0]
-    assert not await draws_at_random(digits.endpoint().infer, digits.images[:8])
-    assert not await draws_at_random(Noisy(digits, 1e-3).infer, digits.images[:8]), "arithmetic of another batch"
+    some = digits.images[:8], digits.labels[:8]
+    assert not await draws_at_random(digits.endpoint().infer, *some)
+    assert not await draws_at_random(Noisy(digits, 1e-3).infer, *some), "arithmetic of another batch"
+
+
+@pytest.mark.parametrize("expectation", [1, 2])
+async def test_image_that_the_server_refuses_ends_no_attack(digits: Digits, expectation: int) -> None:
+    endpoint, said = digits.endpoint(), list[str]()
+
+    async def infer(images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        if any(np.array_equal(image, digits.images[0]) for image in images):
+            raise ServerError("127.0.0.1:1 answered INTERNAL: the defence failed")
+        found: npt.NDArray[Any] = await endpoint.infer(images)
+        return found
+
+    settings = config("noise", max_queries=4, expectation=expectation)
+    images, labels = digits.images[:20], digits.labels[:20]
+    result = await attack_endpoint(infer, images, labels, settings, say=said.append)
+    assert (result.errors, said) == ({"server_error": 1}, [])
 
 
 async def test_attack_on_what_draws_goes_on(digits: Digits, tmp_path: Path) -> None:
