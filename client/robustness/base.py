@@ -63,7 +63,8 @@ class AttackConfig(Tagged):
     expectation: int = 1
     """For an endpoint that draws at random: answers to each image that is sent. Every one counts as a query; their
     mean judges, of an endpoint without scores the most frequent class. A surrogate's gradients are the mean over
-    so many draws. In a recipe, variants that do not draw are asked once."""
+    so many draws. In a recipe, variants that do not draw are asked once. Too few leave luck: compare with `noise`
+    at epsilon 1."""
     batch_size: int = 32
     """Images per request."""
     concurrency: int = 4
