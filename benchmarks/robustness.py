@@ -92,7 +92,7 @@ def _against_autoattack(name: str, options: argparse.Namespace, display: Display
     with Endpoint(None, options.repository, models=[built.model], display=display) as endpoint:
         measurements = _measurements(built, endpoint, options, display)
         images, labels = measurements.test_images()
-        attacks = [measurements.attack(target, config, {"own": [graph]}) for config in configs]
+        attacks = [measurements.attack(target, config, {"own": [(graph, "")]}) for config in configs]
     found: dict[str, Any] = {}
     rows = draw_images(len(images), options.images, 0)
     for epsilon in _EPSILONS[name]:
@@ -160,7 +160,7 @@ def _trap(options: argparse.Namespace, display: Display) -> dict[str, Any]:
         measurements = _measurements(built, endpoint, options, display)
         labels = measurements.test_images()[1]
         attacks = {
-            name: [measurements.attack(target, config, {"own": [graph]}) for config in configs]
+            name: [measurements.attack(target, config, {"own": [(graph, "")]}) for config in configs]
             for name, target in targets.items()
         }
     found: dict[str, Any] = {}

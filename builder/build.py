@@ -408,10 +408,11 @@ class _Build:
         )
 
     def _publish_ensemble(self, variant: VariantConfig, members: list[Built]) -> Built:
+        from temper.builder.publish.defence import describe_defences, render_defences
         from temper.builder.publish.ensemble import publish_ensemble
         from temper.builder.publish.triton_config import EnsembleBackend, TritonConfig
 
-        first = members[0]
+        first, names = members[0], ", ".join(variant.ensemble)
         labels = read_labels(first.data.path / LABELS_FILE)
         digests = {one.model: one.digest for one in members}
         card = Card(
@@ -427,7 +428,7 @@ class _Build:
                     image_size=self.data.image_size,
                     num_classes=len(labels),
                     max_batch=self.engine.max_batch,
-                    backend=EnsembleBackend(members=tuple(one.model for one in members)),
+                    backend=EnsembleBackend(members=tuple(one.model for one in members), defend=variant.defend),
                     serving=self.serving,
                 ),
                 labels=labels,
@@ -440,12 +441,15 @@ class _Build:
             model=published.model,
             version=published.version,
             engine=first.engine,
-            engine_reason=f"the mean of the logits of {', '.join(variant.ensemble)}",
+            engine_reason=(f"the mean of the logits of {names}" if len(members) > 1 else names)
+            + (f", behind {describe_defences(variant.defend)}" if variant.defend else ""),
             size_bytes=sum(one.size_bytes for one in members),
             path=published.path,
             reused=published.reused,
             data=first.data,
-            digest=hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
+            digest=hashlib.sha256(
+                (json.dumps(digests, sort_keys=True) + render_defences(variant.defend)).encode()
+            ).hexdigest(),
             weight_bits=max((one.weight_bits for one in members if one.weight_bits is not None), default=None),
         )
 

@@ -159,7 +159,11 @@ def test_image_imports_what_it_installs_when_it_is_built() -> None:
     text = (DOCKER / "server.Dockerfile").read_text()
     (imported,) = re.findall(r"for each in ([\w. ]+);", text)
     wanted = re.findall(r"^([\w-]+)[=>]", (DOCKER / "server-requirements.txt").read_text(), re.MULTILINE)
-    known = {"cuda-bindings": "cuda.bindings.runtime", "tensorrt-cu13-bindings": "tensorrt_bindings"}
+    known = {
+        "cuda-bindings": "cuda.bindings.runtime",
+        "tensorrt-cu13-bindings": "tensorrt_bindings",
+        "pillow": "PIL",
+    }
     modules = {known.get(project, project.replace("-", "_")) for project in wanted}
     assert modules - set(imported.split()) == {"numpy"}, "which openvino imports"
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from temper.builder.compress.step import REGISTRY, Step, rank
+from temper.builder.publish.defence import Defence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,10 @@ class VariantConfig:
     compress: tuple[ChosenStep, ...] = ()
     """The steps, in order; none is the float32 network."""
     ensemble: tuple[str, ...] = ()
-    """Earlier variants of the recipe that answer together, with the mean of their logits; without any step."""
+    """Earlier variants of the recipe that answer together, with the mean of their logits; without any step. One
+    alone with `defend`."""
+    defend: tuple[Defence, ...] = ()
+    """What every image goes through before the variants of `ensemble` see it, in order."""
     against: str | None = None
     """The earlier variant that it is compared with; the recipe's first one when not given."""
     min_agreement: float | None = None
@@ -96,6 +100,11 @@ class VariantConfig:
             raise ValueError(f"min_agreement: got {self.min_agreement}, expected a share from 0 to 1")
         if self.max_logit_diff is not None and not self.max_logit_diff > 0:
             raise ValueError(f"max_logit_diff: got {self.max_logit_diff}, expected a positive number")
+        if self.defend and not self.ensemble:
+            raise ValueError(
+                "defend: got it without ensemble, expected the variant that it stands before, "
+                'as in ensemble = ["int8"]'
+            )
         if self.ensemble:
             self._check_ensemble()
         _check_order([chosen.step for chosen in self.compress])
@@ -104,8 +113,10 @@ class VariantConfig:
             step.check_after(config, pairs[:position])
 
     def _check_ensemble(self) -> None:
-        if len(set(self.ensemble)) < 2 or len(set(self.ensemble)) != len(self.ensemble):
-            raise ValueError(f"ensemble: got {list(self.ensemble)}, expected two or more variants, each once")
+        if len(set(self.ensemble)) < (1 if self.defend else 2) or len(set(self.ensemble)) != len(self.ensemble):
+            wanted = "one or more variants" if self.defend else "two or more variants"
+            hint = "" if self.defend else ", or defend beside one"
+            raise ValueError(f"ensemble: got {list(self.ensemble)}, expected {wanted}, each once{hint}")
         for name in ("compress", "min_agreement", "max_logit_diff"):
             if getattr(self, name) not in ((), None):
                 raise ValueError(f"{name}: got it beside ensemble, expected it in the members' own variants")
@@ -114,6 +125,11 @@ class VariantConfig:
     def is_sparse(self) -> bool:
         """True when weights are 2:4 sparse."""
         return any(chosen.step.sparse_weights for chosen in self.compress)
+
+    @property
+    def is_random(self) -> bool:
+        """True when it answers one image differently each time."""
+        return any(one.is_random for one in self.defend)
 
     @property
     def precision(self) -> str:
@@ -125,7 +141,7 @@ class VariantConfig:
     def to_json(self) -> dict[str, Any]:
         """Returns what was asked for, as JSON: every step under its own key."""
         steps = [{chosen.name: asdict(chosen.config)} for chosen in self.compress]
-        return {**asdict(self), "compress": steps}
+        return {**asdict(self), "compress": steps, "defend": [one.to_json() for one in self.defend]}
 
 
 def _check_order(steps: list[Step[Any]]) -> None:

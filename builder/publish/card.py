@@ -99,6 +99,8 @@ class Card(Record):
     """An ensemble: what stands for all that made each member, by its model."""
     members: tuple[str, ...] = ()
     """An ensemble: its members' models; added when it is published."""
+    defend: tuple[dict[str, Any], ...] = ()
+    """An ensemble: what images go through before its members, in order; added when it is published."""
     model: str | None = None
     """The model's name; added when it is published."""
     graph_sha256: str | None = None

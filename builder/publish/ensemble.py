@@ -1,7 +1,9 @@
-"""Ensembles: several published models answer together, with the mean of their logits.
+"""Ensembles: several published models answer together, with the mean of their logits, or behind a defence.
 
-An ensemble is two entries of the repository. `<model>` is a Triton *ensemble*: it has no engine, only steps, and
-takes and answers what any of its members does. `<model>_mean` is its last step, run by the backend `temper_mean`.
+An ensemble is several entries of the repository. `<model>` is a Triton *ensemble*: it has no engine, only steps,
+and takes and answers what any of its members does. `<model>_mean` is its last step, run by the backend
+`temper_mean`, where it has several members; `<model>_defence` its first, run by `temper_defence`, where it has a
+defence.
 Members are served as they are, in whatever version their own config.pbtxt names.
 """
 
@@ -16,47 +18,62 @@ from temper.builder.contract import CONFIG_FILE
 from temper.builder.errors import PublishError
 from temper.builder.names import render_labels
 from temper.builder.publish.entry import Entry, Published, check_names, publish_entry
-from temper.builder.publish.triton_config import EnsembleBackend, MeanBackend, TritonConfig, mean_name
+from temper.builder.publish.triton_config import (
+    DefenceBackend,
+    EnsembleBackend,
+    MeanBackend,
+    TritonConfig,
+    defence_name,
+    mean_name,
+)
 
 
 def publish_ensemble(
     repository: Path, config: TritonConfig, *, labels: Sequence[str], card: Mapping[str, Any]
 ) -> Published:
-    """Publishes an ensemble of published models, and the model that averages their logits.
+    """Publishes an ensemble of published models, and the models that defend them and average their logits.
 
-    Both are written as `entry.publish` writes an engine: atomically, each as a new version unless the
-    newest one holds the same. The mean comes first, so the ensemble never names a model that is not there.
+    All are written as `entry.publish` writes an engine: atomically, each as a new version unless the
+    newest one holds the same. The ensemble comes last, so it never names a model that is not there.
 
     Args:
         repository: The model repository that holds the members.
         config: With an `EnsembleBackend`, whose members are published, each with `in_ensemble`.
         labels: One class name per output, in order; the members' own.
-        card: The provenance, as JSON; the members' names are added to it.
+        card: The provenance, as JSON; the members' names and the defences are added to it.
 
     Returns:
         The ensemble's version served from now on.
 
     Raises:
-        PublishError: There are fewer than two members, a member is missing, takes other images, answers other
-            classes, takes smaller batches or was not published with `in_ensemble`, or the repository cannot be
-            written.
+        PublishError: There are fewer than two members, or none behind a defence, a member is missing, takes other
+            images, answers other classes, takes smaller batches or was not published with `in_ensemble`, or the
+            repository cannot be written.
     """
     assert isinstance(config.backend, EnsembleBackend), "nothing else is an ensemble"
-    members = config.backend.members
+    members, defend = config.backend.members, config.backend.defend
     config = replace(config, in_ensemble=True, parameters={})
     check_names(config.name, labels, config.num_classes)
-    if len(set(members)) < 2 or len(set(members)) != len(members):
+    if len(set(members)) < (1 if defend else 2) or len(set(members)) != len(members):
+        wanted = "one or more" if defend else "two or more"
         raise PublishError(
-            f"ensemble {config.name}: got the members {list(members)}, expected two or more, each once"
+            f"ensemble {config.name}: got the members {list(members)}, expected {wanted}, each once"
         )
     weight_bits = max(_check_member(repository, config, member) for member in members)
     # A client asks the ensemble, and int8 saturates in any of its members.
     parameters = {"int8_weight_bits": weight_bits} if weight_bits else {}
     ensemble = replace(config, parameters=parameters)
-    mean = replace(config, name=mean_name(config.name), backend=MeanBackend(num_members=len(members)))
+    steps = []
+    if defend:
+        steps.append(replace(config, name=defence_name(config.name), backend=DefenceBackend(defend=defend)))
+    if len(members) > 1:
+        mean = MeanBackend(num_members=len(members))
+        steps.append(replace(config, name=mean_name(config.name), backend=mean))
     text, about = render_labels(labels), {"members": list(members), **card}
+    if defend:
+        about["defend"] = [one.to_json() for one in defend]
     entries = (
-        Entry(plans=(), labels=text, card={"model": one.name, **about}, config=one) for one in (mean, ensemble)
+        Entry(plans=(), labels=text, card={"model": one.name, **about}, config=one) for one in (*steps, ensemble)
     )
     return [publish_entry(repository, entry) for entry in entries][-1]
 

@@ -1,7 +1,7 @@
 """Triton's config.pbtxt, written from the protobuf message that tritonclient ships.
 
 `TritonConfig` is what every model says; a `Backend` adds what it alone reads: the plugin, Triton's own TensorRT
-backend, an ensemble, or the mean at an ensemble's end.
+backend, an ensemble, or what stands at an ensemble's ends: a defence, the mean.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from typing import Any, ClassVar
 
 from temper.builder.contract import INPUT_NAME, NUM_CHANNELS, OUTPUT_NAME
 from temper.builder.errors import PublishError
+from temper.builder.publish.defence import Defence, render_defences
 from temper.builder.publish.serving import ServingConfig
 
 # The largest share of a graph's batch that is padding: padded images cost GPU time like any other. A choice, not a
 # measurement, and the plugin's as well (backends/temper/runners/tensorrt_runner.py).
 _MAX_PADDING = 0.25
+# The tensor between a defence and the members.
+_DEFENDED = "defended"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,15 @@ class Backend(ABC):
     def add_inputs(self, message: Any, config: TritonConfig, pb: Any) -> None:
         """Adds the inputs: the image."""
         message.input.add(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=config.image_dims)
+
+    def add_outputs(self, message: Any, config: TritonConfig, pb: Any, label_filename: str) -> None:
+        """Adds the outputs: the logits."""
+        message.output.add(
+            name=OUTPUT_NAME,
+            data_type=pb.TYPE_FP32,
+            dims=[config.num_classes],
+            label_filename=label_filename,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,21 +179,30 @@ class NativeBackend(Backend):
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleBackend(Backend):
-    """Triton's ensemble scheduler: every member on the image, then their mean."""
+    """Triton's ensemble scheduler: the defence if there is one, every member, then the mean of several."""
 
     name = "ensemble"
 
     members: tuple[str, ...]
-    """The models whose logits are averaged."""
+    """The models whose logits are averaged; a single one behind a defence."""
+    defend: tuple[Defence, ...] = ()
+    """What the image goes through before any of them, in order."""
 
     def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
         """Adds the steps."""
         message.platform = self.name
         steps = message.ensemble_scheduling.step
+        image = INPUT_NAME
+        if self.defend:
+            defence = steps.add(model_name=defence_name(config.name), model_version=-1)
+            defence.input_map[INPUT_NAME] = INPUT_NAME
+            defence.output_map[_DEFENDED] = image = _DEFENDED
         for index, member in enumerate(self.members):
             step = steps.add(model_name=member, model_version=-1)
-            step.input_map[INPUT_NAME] = INPUT_NAME
-            step.output_map[OUTPUT_NAME] = _member_logits(index)
+            step.input_map[INPUT_NAME] = image
+            step.output_map[OUTPUT_NAME] = _member_logits(index) if len(self.members) > 1 else OUTPUT_NAME
+        if len(self.members) == 1:
+            return
         mean = steps.add(model_name=mean_name(config.name), model_version=-1)
         for index in range(len(self.members)):
             mean.input_map[_member_logits(index)] = _member_logits(index)
@@ -207,6 +228,25 @@ class MeanBackend(Backend):
             message.input.add(name=_member_logits(index), data_type=pb.TYPE_FP32, dims=[config.num_classes])
 
 
+@dataclass(frozen=True, kw_only=True)
+class DefenceBackend(Backend):
+    """The first step of a defended ensemble (backends/temper_defence)."""
+
+    name = "temper_defence"
+
+    defend: tuple[Defence, ...]
+    """What it does, in order."""
+
+    def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
+        """Adds the queue, the instances and the defences."""
+        _add_parameters(message, {"defend": render_defences(self.defend)})
+        _add_scheduler(message, config, pb.ModelInstanceGroup.KIND_CPU)
+
+    def add_outputs(self, message: Any, config: TritonConfig, pb: Any, label_filename: str) -> None:
+        """Adds the outputs: the image behind the defences."""
+        message.output.add(name=_DEFENDED, data_type=pb.TYPE_UINT8, dims=config.image_dims)
+
+
 def check_watch(serving: ServingConfig, backend: Backend) -> None:
     """Refuses to watch the queries of a model that a backend serves which cannot.
 
@@ -223,6 +263,11 @@ def check_watch(serving: ServingConfig, backend: Backend) -> None:
 def mean_name(model: str) -> str:
     """Returns the name of the model that averages an ensemble's logits."""
     return f"{model}_mean"
+
+
+def defence_name(model: str) -> str:
+    """Returns the name of the model that stands before the members of a defended ensemble."""
+    return f"{model}_defence"
 
 
 def graph_sizes(graph_batches: tuple[int, ...] | None, opt_batch: int | None, max_batch: int) -> tuple[int, ...]:
@@ -271,12 +316,7 @@ def render_config(config: TritonConfig, *, version: int, label_filename: str) ->
     message = pb.ModelConfig(name=config.name, max_batch_size=config.max_batch)
     message.version_policy.specific.versions.append(version)
     config.backend.add_inputs(message, config, pb)
-    message.output.add(
-        name=OUTPUT_NAME,
-        data_type=pb.TYPE_FP32,
-        dims=[config.num_classes],
-        label_filename=label_filename,
-    )
+    config.backend.add_outputs(message, config, pb, label_filename)
     for capability, name in config.cc_model_filenames.items():
         message.cc_model_filenames[capability] = name
     config.backend.fill(message, config, pb)

@@ -25,6 +25,8 @@ from temper.client.stats import BoolArray
 Loss = Callable[[Tensor], Tensor]
 """Takes logits [n, classes], returns what is to grow, [n]."""
 _TINY = 1e-12
+# The number of the first draw for random defences, far from those of starts and diversity.
+_FIRST_DEFENCE = 1 << 32
 
 
 def climb_steps(
@@ -75,7 +77,7 @@ def climb_steps(
     stuck: BoolArray = np.zeros(len(images), dtype=np.bool_)
     for step in range(steps):
         view = _diversify(draws.random(2 + step, 4), diversity, resize) if diversity else None
-        gradient, _, logits = _gradient(surrogate, x, loss, view)
+        gradient, _, logits = _gradient(surrogate, x, loss, draws, step, view)
         if step == 0:
             stuck = ((gradient == 0).flatten(1).all(1) & (logits.argmax(1) == truth)).cpu().numpy()
         if momentum:
@@ -121,8 +123,9 @@ def climb_auto(
     """
     ball = _Ball(config.norm, config.ball.reach if config.norm == "linf" else config.epsilon, images, surrogate)
     truth = torch.from_numpy(labels).to(surrogate.device)
-    x = ball.random_point(_Draws(config.seed, indices, turn), inside=False)
-    return climb(surrogate, ball, x, _apgd_loss(loss, surrogate, ball.centre, truth, turn), truth, steps)
+    draws = _Draws(config.seed, indices, turn)
+    x = ball.random_point(draws, inside=False)
+    return climb(surrogate, ball, x, _apgd_loss(loss, surrogate, ball.centre, truth, turn), truth, steps, draws)
 
 
 def climb_between(
@@ -181,12 +184,12 @@ def climb_between(
 
 
 def climb(
-    surrogate: Surrogate, ball: _Ball, x: Tensor, loss: Loss, truth: Tensor, steps: int
+    surrogate: Surrogate, ball: _Ball, x: Tensor, loss: Loss, truth: Tensor, steps: int, draws: _Draws
 ) -> tuple[Float32Array, BoolArray]:
     """Run APGD from a start; see `climb_auto`."""
     shape = (-1, 1, 1, 1)
     interval, least, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
-    gradient, value, logits = _gradient(surrogate, x, loss)
+    gradient, value, logits = _gradient(surrogate, x, loss, draws, 0)
     stuck: BoolArray = ((gradient == 0).flatten(1).all(1) & (logits.argmax(1) == truth)).cpu().numpy()
     before, found = x, x.clone()
     best, best_gradient, best_value = x.clone(), gradient.clone(), value.clone()
@@ -201,7 +204,7 @@ def climb(
         towards = ball.project(x + size.reshape(shape) * ball.direction(gradient)) - x
         share = 0.75 if step else 1.0
         x = ball.project(x + share * towards + (1 - share) * moved)
-        gradient, value, logits = _gradient(surrogate, x, loss)
+        gradient, value, logits = _gradient(surrogate, x, loss, draws, step + 1)
         wrong = logits.argmax(1) != truth
         found = torch.where(wrong.reshape(shape), x, found)
         fooled = fooled | wrong
@@ -293,16 +296,30 @@ def _length(change: Tensor) -> Tensor:
 
 
 def _gradient(
-    surrogate: Surrogate, x: Tensor, loss: Loss, view: Callable[[Tensor], Tensor] | None = None
+    surrogate: Surrogate,
+    x: Tensor,
+    loss: Loss,
+    draws: _Draws,
+    step: int,
+    view: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradient of the loss at `x`, the loss [n] and the logits."""
-    # Without TF32, which rounds what convolutions take to ten bits.
-    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        point = x.detach().requires_grad_()
-        logits = surrogate.logits(255 * (point if view is None else view(point)))
-        value = loss(logits)
-        (gradient,) = torch.autograd.grad(value.sum(), point)
-    return gradient, value.detach(), logits.detach()
+    """Return the gradient of the loss at `x`, the loss [n] and the logits: means over a defence's draws."""
+    found = []
+    for number in range(surrogate.num_draws):
+        chance = None
+        if surrogate.draw_size:
+            chance = draws.random(_FIRST_DEFENCE + step * surrogate.num_draws + number, surrogate.draw_size)
+        # Without TF32, which rounds what convolutions take to ten bits.
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            point = x.detach().requires_grad_()
+            logits = surrogate.logits(255 * (point if view is None else view(point)), chance)
+            value = loss(logits)
+            (gradient,) = torch.autograd.grad(value.sum(), point)
+        found.append((gradient, value.detach(), logits.detach()))
+    gradient, value, logits = (
+        parts[0] if len(parts) == 1 else torch.stack(parts).mean(0) for parts in zip(*found, strict=True)
+    )
+    return gradient, value, logits
 
 
 def _margin(logits: Tensor, truth: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,19 @@ OWN = "own"
 """The surrogate that is the attacked model's own graph."""
 REFERENCE = "reference"
 """The surrogate that is the graph of the model that an attack `compares` with."""
+
+
+class Network(NamedTuple):
+    """A network whose gradients an attack follows."""
+
+    path: Path
+    """Its ONNX file."""
+    defend: str = ""
+    """What images go through before it, as config.pbtxt's parameter `defend` says it; empty for nothing."""
+
+
+Surrogates = Mapping[str, Sequence[Path | Network]]
+"""Networks by the name that a config calls them; several where their logits are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +62,11 @@ class AttackConfig(Tagged):
     """Images to evaluate, drawn by the seed; all when not given."""
     max_queries: int = 1000
     """Queries per image, without the one that tells whether the clean image is right."""
+    expectation: int = 1
+    """For an endpoint that draws at random: answers to each image that is sent. Every one counts as a query; their
+    mean judges, of an endpoint without scores the most frequent class. A surrogate's gradients are the mean over
+    so many draws. In a recipe, variants that do not draw are asked once. Too few leave luck: compare with `noise`
+    at epsilon 1."""
     batch_size: int = 32
     """Images per request."""
     concurrency: int = 4
@@ -71,13 +89,25 @@ class AttackConfig(Tagged):
                 raise ValueError(f'{field}: got "{getattr(self, field)}", expected one of {listed}')
         for epsilon in (self.epsilon, *self.curve):
             BALLS[self.norm](epsilon)  # checks it
-        for field in ("max_queries", "batch_size", "concurrency"):
+        for field in ("max_queries", "batch_size", "concurrency", "expectation"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected at least 1")
         if self.num_images is not None and self.num_images < 1:
             raise ValueError(f"num_images: got {self.num_images}, expected at least 1")
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}, expected at least 0")
+        self._check_expectation()
+
+    def _check_expectation(self) -> None:
+        if self.expectation > 1:
+            try:
+                self.of_one_answer()
+            except ValueError as error:
+                raise ValueError(f"{error}, after it was divided by expectation ({self.expectation})") from error
+
+    def of_one_answer(self) -> Self:
+        """Return the attack as it goes on means of answers: each is one query, and costs `expectation` of them."""
+        return replace(self, max_queries=self.max_queries // self.expectation, expectation=1)
 
     @classmethod
     def kinds(cls) -> dict[str, type[Tagged]]:
@@ -176,7 +206,8 @@ class Harness(Protocol):
         images: uint8 [N, H, W, 3], all of the data set.
         labels: int64 [N], their classes.
         finished: bool [N], true for what needs no more queries.
-        surrogates: ONNX files by the name that the config calls them; several where their logits are averaged.
+        surrogates: networks by the name that the config calls them; several where their logits are averaged.
+        expectation: draws that a gradient is the mean of, where something random stands before the network.
         lost_at: int64 [N], the query that fooled an image, or whose answer was none, counted from 1; 0 while there
             is no such query. What is lost needs no more queries either.
     """
@@ -185,7 +216,8 @@ class Harness(Protocol):
     images: UInt8Array
     labels: Int64Array
     finished: BoolArray
-    surrogates: Mapping[str, Sequence[Path]]
+    surrogates: Mapping[str, Sequence[Network]]
+    expectation: int
     lost_at: Int64Array
 
     async def ask(self, indices: Int64Array, proposals: npt.NDArray[Any]) -> npt.NDArray[Any] | None:

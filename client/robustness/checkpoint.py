@@ -20,7 +20,7 @@ from temper.client.errors import ClientError
 from temper.client.scores import Int64Array, UInt8Array
 
 if TYPE_CHECKING:
-    from temper.client.robustness.base import AttackConfig
+    from temper.client.robustness.base import AttackConfig, Network
 
 Say = Callable[[str], None]
 FILE_NAME = "finished.jsonl"
@@ -172,9 +172,9 @@ def build_header(
     images: UInt8Array,
     labels: Int64Array,
     indices: Int64Array,
-    answers: Int64Array,
+    answers: Int64Array | None,
     endpoint: str,
-    surrogates: Mapping[str, Sequence[Path]],
+    surrogates: Mapping[str, Sequence[Network]],
 ) -> dict[str, Any]:
     """Return what an attack's outcome depends on; batch size and concurrency are not among it.
 
@@ -184,16 +184,17 @@ def build_header(
         labels: int64 [N].
         indices: which of them are attacked; these are read whole.
         answers: int64 [n], the endpoint's classes of those before the attack: they tell it from another one that
-            was put in its place, under its name; then those of the reference, where there is one.
+            was put in its place, under its name; then those of the reference, where there is one. None of one that
+            draws them at random.
         endpoint: name of what is attacked.
-        surrogates: files of the networks whose gradients are followed, by name.
+        surrogates: the networks whose gradients are followed, by name.
     """
     header = {
         key: value for key, value in asdict(config).items() if key not in ("batch_size", "concurrency", "curve")
     }
     files = {
-        name: [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-        for name, paths in surrogates.items()
+        name: [[hashlib.sha256(one.path.read_bytes()).hexdigest(), one.defend] for one in networks]
+        for name, networks in surrogates.items()
     }
     return {
         "format": FORMAT,
@@ -204,7 +205,7 @@ def build_header(
 
 
 def describe_target(
-    images: UInt8Array, labels: Int64Array, indices: Int64Array, answers: Int64Array, endpoint: str
+    images: UInt8Array, labels: Int64Array, indices: Int64Array, answers: Int64Array | None, endpoint: str
 ) -> dict[str, Any]:
     """Return what of a header is of the images and the endpoint; see `build_header`."""
     digest = hashlib.sha256(labels.tobytes())
@@ -212,7 +213,7 @@ def describe_target(
         digest.update(np.ascontiguousarray(images[index]).tobytes())
     return {
         "endpoint": endpoint,
-        "answers": hashlib.sha256(answers.tobytes()).hexdigest(),
+        "answers": None if answers is None else hashlib.sha256(answers.tobytes()).hexdigest(),
         "images": list(images.shape),
         "digest": digest.hexdigest(),
     }

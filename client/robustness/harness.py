@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +18,15 @@ from temper.client.accuracy import evaluate
 from temper.client.errors import ClientError
 from temper.client.model import ModelInfo
 from temper.client.retry import RetryingInfer, RetryPolicy, open_model
-from temper.client.robustness.base import ATTACKS, OWN, REFERENCE, AttackConfig, AttackKind
+from temper.client.robustness.base import ATTACKS, OWN, REFERENCE, AttackConfig, AttackKind, Network, Surrogates
 from temper.client.robustness.checkpoint import Say, build_header, open_checkpoint
 from temper.client.robustness.draws import draw_images
+from temper.client.robustness.expectation import NUM_ASKED_TWICE, average, draws_at_random
 from temper.client.robustness.judge import Judge
 from temper.client.robustness.result import AttackResult, build_result
 from temper.client.robustness.scheduler import Scheduler, build_slots
 from temper.client.scores import Infer, Int64Array, Progress, UInt8Array, check_labels
 
-Surrogates = Mapping[str, Sequence[Path]]
 _GRAPHS = {OWN: "the model's own graph", REFERENCE: "the reference's graph"}
 
 
@@ -68,12 +68,14 @@ def attack(
         checkpoints: folder of such files, when `checkpoint` is not given: the attack finds its own by what its
             outcome depends on, and deletes it when it is done.
         identity: tells the model from others of its name and version, such as a digest of its files.
-        surrogates: ONNX files by the name that the config calls them, several where their logits are averaged; a
-            name that is not among them is itself a file, or several joined by "+".
+        surrogates: ONNX files by the name that the config calls them, several where their logits are averaged;
+            a `Network` is one behind a defence. A name that is not among them is itself a file, or several joined
+            by "+".
         reference: name of a second model of this server, for an attack that compares: only what the reference
             still gets right counts as fooled.
         reference_version: its version; "" is the newest one.
-        say: called with one line when the attack goes on from a checkpoint, or can keep none.
+        say: called with one line when the attack goes on from a checkpoint, or can keep none, and when the
+            endpoint draws at random though the config expects one answer of it.
         version: version of the model; "" is the newest one, and the attack stays with it.
         timeout_s: deadline of one request in seconds.
         retry: how requests that failed are sent again; `RetryPolicy()` when not given.
@@ -162,7 +164,7 @@ async def attack_endpoint(
             that answered the images themselves otherwise.
         surrogates: as of `attack`.
         reference: endpoint of the model that an attack compares with.
-        say: called with one line when the attack goes on from a checkpoint, or can keep none.
+        say: as of `attack`; without it nothing is asked to find out about draws.
     """
     kind = ATTACKS.get(config.name)
     if kind.compares != (reference is not None):
@@ -175,6 +177,9 @@ async def attack_endpoint(
     truth = check_labels(images, labels)
     indices = choose_images(len(images), config)
     networks = _find_surrogates(config, surrogates or {})
+    times = config.expectation
+    infer = average(infer, times)
+    few = indices[:NUM_ASKED_TWICE]
     log = None
     with ExitStack() as stack:
         num_finished = 0
@@ -192,14 +197,16 @@ async def attack_endpoint(
                 if one is not None
             ]
             correct = np.logical_and.reduce([one.correct for one in clean])
+            draws = times > 1 or await _say_if_random(config, infer, images[few], truth[few], say)
             if checkpoint or checkpoints:
-                answers = np.concatenate([one.answers for one in clean])
+                # What draws at random answers otherwise when the attack goes on.
+                answers = None if draws else np.concatenate([one.answers for one in clean])
                 header = build_header(config, images, truth, indices, answers, endpoint, networks)
                 log = open_checkpoint(checkpoint, checkpoints, header, say)
                 stack.enter_context(log or nullcontext())
             right = indices[correct]
             judge = Judge(
-                config,
+                config.of_one_answer(),
                 kind,
                 infer,
                 images,
@@ -207,9 +214,10 @@ async def attack_endpoint(
                 right,
                 gallery=gallery,
                 checkpoint=log,
-                progress=progress,
+                progress=progress and (lambda done, total: progress(times * done, times * total)),
                 surrogates=networks,
                 reference=reference,
+                expectation=times,
             )
             start = time.perf_counter()
             try:
@@ -229,34 +237,50 @@ async def attack_endpoint(
         indices=indices,
         labels=truth[indices],
         correct=correct,
-        lost_at=judge.lost_at[indices],
+        lost_at=times * judge.lost_at[indices],
         broken=judge.broken[indices],
         errors=sum((Counter(one.errors) for one in clean), Counter()),
         taken_for=judge.taken_for[indices],
+        # Through a defence, as one that rounds, gradients are a guess.
+        white_box=config.is_white_box and not any(network.defend for network in networks.get(OWN, ())),
         reference_queries=judge.reference_queries[indices] if reference else None,
-        queries=judge.queries[indices],
-        stuck=judge.stuck[indices],
+        queries=times * judge.queries[indices],
+        stuck=times * judge.stuck[indices],
         distances=judge.distances[indices],
-        gallery=judge.gallery,
-        num_queries_now=judge.num_queries,
+        gallery=[replace(one, num_queries=times * one.num_queries) for one in judge.gallery],
+        num_queries_now=times * judge.num_queries,
         duration_s=time.perf_counter() - start,
     )
 
 
-def _find_surrogates(config: AttackConfig, known: Surrogates) -> dict[str, Sequence[Path]]:
-    """Return the files of the networks that the config names."""
-    found = {}
+def _find_surrogates(config: AttackConfig, known: Surrogates) -> dict[str, Sequence[Network]]:
+    """Return the networks that the config names."""
+    found: dict[str, Sequence[Network]] = {}
     for name in getattr(config, "surrogates", ()):
         whole = Path(name)  # a file's name may have a "+" of its own
-        paths = known.get(name) or ([whole] if whole.is_file() else [Path(part) for part in name.split("+")])
-        for path in paths:
+        given = known.get(name) or ([whole] if whole.is_file() else [Path(part) for part in name.split("+")])
+        networks = [one if isinstance(one, Network) else Network(one) for one in given]
+        for path, _ in networks:
             if not path.is_file():
                 raise ValueError(
                     f"surrogates: {path}: no such file, expected the ONNX file of a classifier"
                     + (f", as nothing here knows {_GRAPHS[name]}" if name in _GRAPHS else "")
                 )
-        found[name] = paths
+        found[name] = networks
     return found
+
+
+async def _say_if_random(
+    config: AttackConfig, infer: Infer, images: UInt8Array, labels: Int64Array, say: Say | None
+) -> bool:
+    """Return whether the endpoint draws at random; nothing is asked where nobody would be told."""
+    if say is None or not await draws_at_random(infer, images, labels):
+        return False
+    say(
+        f"{config.name}: the endpoint answers one image differently each time, so luck counts as success; "
+        "let the attack expect several answers (expectation = 10)"
+    )
+    return True
 
 
 def _with_scores(infer: Infer, kind: AttackKind) -> Infer:

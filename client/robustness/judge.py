@@ -7,7 +7,6 @@ import heapq
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from temper.client.errors import ClientError
 from temper.client.robustness.balls import Float64Array, to_pixels
-from temper.client.robustness.base import AttackConfig, AttackKind, margin
+from temper.client.robustness.base import AttackConfig, AttackKind, Network, margin
 from temper.client.robustness.checkpoint import Checkpoint, pack_image, unpack_image
 from temper.client.robustness.draws import image_keys
 from temper.client.robustness.result import Example
@@ -54,12 +53,14 @@ class Judge:
         gallery: int,
         checkpoint: Checkpoint | None = None,
         progress: Progress | None = None,
-        surrogates: Mapping[str, Sequence[Path]] | None = None,
+        surrogates: Mapping[str, Sequence[Network]] | None = None,
         reference: Infer | None = None,
+        expectation: int = 1,
     ) -> None:
         """Prepare to judge the images `todo` (indices); outcomes found in the checkpoint are taken over.
 
         With a `reference` only what it gets right can fool.
+        Every answer of `infer` is one query here, also where it is the mean of `expectation` of them.
         """
         self.config, self.images, self.labels = config, images, labels
         self.ball = kind.pull_into(config)
@@ -72,6 +73,7 @@ class Judge:
         self.surrogates = surrogates or {}
         self.reference_queries: Int64Array = np.zeros(len(images), dtype=np.int64)
         self._reference = reference
+        self.expectation = expectation
         self.finished: BoolArray = np.zeros(len(images), dtype=np.bool_)
         self.num_queries = 0
         self._kind, self._infer, self._budget_ball = kind, infer, config.ball

@@ -57,7 +57,7 @@ class AttackResult:
     seed: int
     """seed of images and draws"""
     white_box: bool
-    """whether it followed the gradients of the attacked model's own graph, in several steps"""
+    """whether it followed the gradients of all that is attacked, in several steps"""
     accuracy: Proportion
     """robust accuracy: still right after the attack / all images evaluated, with its 95 % interval"""
     clean_accuracy: Proportion
@@ -171,6 +171,7 @@ def build_result(
     distances: Float64Array,
     taken_for: Int64Array,
     reference_queries: Int64Array | None,
+    white_box: bool,
     gallery: list[Example],
     num_queries_now: int,
     duration_s: float,
@@ -192,6 +193,7 @@ def build_result(
         distances: how near the nearest misclassified image was; infinite where there is none.
         taken_for: the class that each fooled image was taken for.
         reference_queries: how often the reference was asked for each image; None without one.
+        white_box: whether the gradients of all that is attacked were followed, in several steps.
         gallery: examples.
         num_queries_now: queries that this run sent.
         duration_s: seconds that they took.
@@ -209,7 +211,7 @@ def build_result(
         epsilon=config.epsilon,
         max_queries=config.max_queries,
         seed=config.seed,
-        white_box=config.is_white_box,
+        white_box=white_box,
         accuracy=proportion(survived),
         clean_accuracy=proportion(correct),
         per_class=proportion_per_class(survived, labels),

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from temper.client.errors import ClientError
+from temper.client.robustness.base import Network
+from temper.client.scores import Float32Array
 
 try:
     import onnx
@@ -24,6 +26,8 @@ try:
     from onnx import numpy_helper
     from torch import Tensor
     from torch.nn import functional
+
+    from temper.client.robustness.defence import Defence
 except ImportError as error:
     raise ClientError(
         f"an attack with gradients needs PyTorch and onnx ({error}); install them with: "
@@ -46,19 +50,27 @@ _INTEGER = {
 class Surrogate:
     """One network, or the mean of the logits of several; on a GPU when PyTorch sees one."""
 
-    def __init__(self, paths: Sequence[Path], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, networks: Sequence[Path | Network], dtype: torch.dtype = torch.float32, num_draws: int = 1
+    ) -> None:
         """Read the graphs.
 
         Args:
-            paths: ONNX files.
+            networks: ONNX files, each with the defence before it where there is one.
             dtype: what is computed in; float64 is for who compares implementations.
+            num_draws: draws that a gradient is the mean of, where a defence is random.
 
         Raises:
             ClientError: a file cannot be read, is no image classifier, or has an operator that is not known here.
         """
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = dtype
-        self._graphs = [_Graph(path, self.device, dtype) for path in paths]
+        found = [one if isinstance(one, Network) else Network(one) for one in networks]
+        self._graphs = [(_Graph(one.path, self.device, dtype), one.defend) for one in found]
+        # Networks behind the same defence see the same image, as the members of an ensemble do.
+        self._defences = {one.defend: Defence(one.defend) for one in found}
+        self.draw_size = max(each.num_draws for each in self._defences.values())
+        self.num_draws = num_draws if self.draw_size else 1
 
     def check(self, image_shape: Sequence[int], num_classes: int | None, num_labels: int = 1) -> None:
         """Refuse a network for other images or classes than the endpoint's.
@@ -71,7 +83,7 @@ class Surrogate:
         Raises:
             ClientError: names the file.
         """
-        for graph in self._graphs:
+        for graph, _ in self._graphs:
             if len(graph.image_shape) != 3 or any(
                 size not in (None, wanted) for size, wanted in zip(graph.image_shape, image_shape, strict=True)
             ):
@@ -94,21 +106,29 @@ class Surrogate:
                     "use a network that was trained for it"
                 )
 
-    def logits(self, pixels: Tensor) -> Tensor:
-        """Return float32 [n, classes] of float32 [n, H, W, 3] in units of uint8, which need not be whole."""
-        found = [graph.run(pixels) for graph in self._graphs]
+    def logits(self, pixels: Tensor, draws: Float32Array | None = None) -> Tensor:
+        """Return float32 [n, classes].
+
+        Args:
+            pixels: float32 [n, H, W, 3] in units of uint8, which need not be whole.
+            draws: float32 [n, draw_size], 0 to 1, for random defences; without them these do nothing.
+        """
+        behind = {text: defence(pixels, draws) for text, defence in self._defences.items()}
+        found = [graph.run(behind[text]) for graph, text in self._graphs]
         return found[0] if len(found) == 1 else torch.stack(found).mean(0)
 
 
-def load_surrogate(paths: tuple[Path, ...]) -> Surrogate:
-    """Return the network of these files, which several attacks of one run share."""
-    return _load(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
+def load_surrogate(networks: tuple[Network, ...], num_draws: int = 1) -> Surrogate:
+    """Return the surrogate of these networks, which several attacks of one run share."""
+    stats = [network.path.stat() for network in networks]
+    return _load(networks, num_draws, tuple((one.st_mtime_ns, one.st_size) for one in stats))
 
 
 @lru_cache(maxsize=4)
-def _load(files: tuple[tuple[Path, int, int], ...]) -> Surrogate:
-    """Load files as they are now: another file of the same name is another network."""
-    return Surrogate([path for path, _, _ in files])
+def _load(networks: tuple[Network, ...], num_draws: int, stats: tuple[tuple[int, int], ...]) -> Surrogate:
+    """Load files as they are now: by `stats` another file of the same name is another network."""
+    del stats
+    return Surrogate(networks, num_draws=num_draws)
 
 
 class _Graph:

@@ -284,6 +284,13 @@ def load(
     help="Queries per image.  [1000; of an attack with a surrogate, images that are sent: 2 to 9]",
 )
 @click.option(
+    "--expectation",
+    type=click.INT,
+    default=1,
+    show_default=True,
+    help="Of a model that draws at random: answers to each image that is sent, all queries; their mean counts.",
+)
+@click.option(
     "--surrogate",
     "surrogates",
     type=click.STRING,

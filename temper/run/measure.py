@@ -159,7 +159,7 @@ class Measurements:
         self,
         target: Subject,
         config: AttackConfig,
-        surrogates: Mapping[str, Sequence[Artifact]] | None = None,
+        surrogates: Mapping[str, Sequence[tuple[Artifact, str]]] | None = None,
         reference: Subject | None = None,
     ) -> Artifact:
         """One attack; the vectors of `AttackResult.save_vectors` and the gallery lie in the artifact's folder.
@@ -169,13 +169,15 @@ class Measurements:
         Args:
             target: What is attacked.
             config: The attack.
-            surrogates: The graphs of the networks whose gradients it follows, by the name in the config.
+            surrogates: The graphs of the networks whose gradients it follows, by the name in the config, each with
+                the defence before it, as `render_defences` writes it.
             reference: What it compares the target with, if it does.
         """
         graphs = surrogates or {}
 
         def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
             from temper.client.robustness import attack
+            from temper.client.robustness.base import Network
 
             images, labels = self.test_images()
             checkpoint = folder / _CHECKPOINT
@@ -189,9 +191,13 @@ class Measurements:
                 gallery=_GALLERY_SIZE,
                 checkpoint=checkpoint,
                 version=str(target.version),
-                surrogates={name: [one.path / GRAPH_FILE for one in each] for name, each in graphs.items()},
+                surrogates={
+                    name: [Network(graph.path / GRAPH_FILE, defend) for graph, defend in each]
+                    for name, each in graphs.items()
+                },
                 reference=reference.model if reference else "",
                 reference_version=str(reference.version) if reference else "",
+                say=self.display.say,
             )
             checkpoint.unlink(missing_ok=True)
             result.save_vectors(folder)
@@ -203,7 +209,9 @@ class Measurements:
             target,
             {
                 **dataclasses.asdict(config),
-                "graphs": {name: [one.digest for one in each] for name, each in graphs.items()},
+                "graphs": {
+                    name: [(graph.digest, defend) for graph, defend in each] for name, each in graphs.items()
+                },
                 "compared_with": reference.artifact.digest if reference else None,
             },
             make,

@@ -19,7 +19,7 @@ from temper.builder.names import MAX_NAME_LENGTH, is_recipe_name
 from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.train import TrainConfig
 from temper.builder.publish.serving import ServingConfig
-from temper.builder.publish.triton_config import mean_name
+from temper.builder.publish.triton_config import defence_name, mean_name
 from temper.client.corruptions.config import CorruptionsConfig
 from temper.client.load.config import LoadConfig
 from temper.client.robustness.base import ATTACKS, OWN, REFERENCE, AttackConfig
@@ -94,11 +94,15 @@ class Recipe:
                 )
             seen[variant.name] = index
         for index, variant in enumerate(self.variants):
-            if variant.ensemble and (mean := mean_name(variant.name)) in seen:
-                raise ValueError(
-                    f'variants[{seen[mean]}].name: got "{mean}", expected another name: it is that of the last '
-                    f"step of the ensemble variants[{index}]"
-                )
+            steps = {mean_name(variant.name): "last"} if len(variant.ensemble) > 1 else {}
+            if variant.defend:
+                steps[defence_name(variant.name)] = "first"
+            for name, place in steps.items():
+                if name in seen:
+                    raise ValueError(
+                        f'variants[{seen[name]}].name: got "{name}", expected another name: it is that of the '
+                        f"{place} step of the ensemble variants[{index}]"
+                    )
 
     def _check_member(self, path: str, name: str, earlier: Mapping[str, int]) -> None:
         members = [other for other, index in earlier.items() if not self.variants[index].ensemble]

@@ -22,6 +22,7 @@ from temper.builder.engines.isa import UNKNOWN, instruction_set, why_inexact
 from temper.builder.engines.kind import ENGINES, AutoConfig
 from temper.builder.engines.latency import timing_engine
 from temper.builder.errors import BuilderError
+from temper.builder.publish.defence import render_defences
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.files import describe_os_error, locked
 from temper.client.errors import ClientError
@@ -251,7 +252,8 @@ class _Run:
                     continue
                 reference = next((one for one in targets if one.name == other), None)
                 graphs = self._surrogates(config, target.name, other)
-                measured = self.measurements.attack(target, config, graphs, reference)
+                fitting = self._fitting(config, target.name)
+                measured = self.measurements.attack(target, fitting, graphs, reference)
                 self.attacks.setdefault(target.name, []).append(measured)
                 self.variants[target.name] = with_attack(
                     self.variants[target.name], measured, names, self.folder, other
@@ -273,16 +275,28 @@ class _Run:
                 f"about {needed:,}, where two variants judge {100 * _DISCORDANT:.0f} % of the images otherwise"
             )
 
-    def _surrogates(self, config: AttackConfig, own: str, reference: str | None) -> dict[str, list[Artifact]]:
-        """The graphs of the networks whose gradients an attack on the variant `own` follows."""
+    def _fitting(self, config: AttackConfig, name: str) -> AttackConfig:
+        """The attack on a variant: one that does not draw at random is asked once, for as many queries.
+
+        Turns on a surrogate stay as many as they are for the others: each costs more than its query.
+        """
+        if any(variant.is_random for variant in self.recipe.variants if variant.name == name):
+            return config
+        return config.of_one_answer() if hasattr(config, "surrogates") else replace(config, expectation=1)
+
+    def _surrogates(
+        self, config: AttackConfig, own: str, reference: str | None
+    ) -> dict[str, list[tuple[Artifact, str]]]:
+        """The graphs whose gradients an attack on the variant `own` follows, each with its defence."""
         roles = {OWN: own, REFERENCE: reference}
         built = {one.variant: one for one in self.built}
-        members = {variant.name: variant.ensemble or (variant.name,) for variant in self.recipe.variants}
+        variants = {variant.name: variant for variant in self.recipe.variants}
         return {
             name: [
-                built[member].snapshots[-1].graph
+                (built[member].snapshots[-1].graph, render_defences(variant.defend))
                 for part in name.split("+")
-                for member in members[roles.get(part) or part]
+                for variant in [variants[roles.get(part) or part]]
+                for member in variant.ensemble or (variant.name,)
             ]
             for name in getattr(config, "surrogates", ())
         }

@@ -155,7 +155,7 @@ def _doubt(within: Sequence[_Outcome], worst: _Outcome, budget: Budget, masks: S
     if masked:
         return f"gradients or scores are masked ({'; '.join(masked)})"
     if any(one.sees != "nothing" for one in within):
-        return "no attack followed the gradients of its own graph at this budget, step by step"
+        return "no attack followed the gradients of all that is served at this budget, step by step"
     return "nothing but noise was tried"
 
 

@@ -33,6 +33,7 @@ from temper.builder.errors import DataError, EngineError, ModelError, PublishErr
 from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.stage import Setting
 from temper.builder.network.train import TrainConfig
+from temper.builder.publish.defence import Defence, JpegConfig
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.publish.triton_config import NativeBackend
 from temper.builder.store import code
@@ -302,6 +303,12 @@ def test_ensemble_follows_its_members(workshop: Workshop) -> None:
     check_card(card)
     assert card["member_digests"] == {"toy_fp32": fp32.digest, "toy_int8": int8.digest}
     assert workshop.build(FP32, INT8, pair)[2].reused
+    guarded = VariantConfig(name="guarded", ensemble=("int8",), defend=(Defence(jpeg=JpegConfig()),))
+    one = workshop.build(FP32, INT8, guarded)[2]
+    assert (one.engine_reason, one.size_bytes) == ("int8, behind jpeg (quality 75)", int8.size_bytes)
+    card = json.loads((one.path / "card.json").read_text())
+    check_card(card)
+    assert card["defend"] == card["recipe"]["variant"]["defend"] == [{"jpeg": {"quality": 75}}]
     other = VariantConfig(
         name="int8",
         compress=(ChosenStep(quantize=QuantizeConfig(method="max", keep_high=("/model/fc/Gemm",))),),

@@ -10,12 +10,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from temper.client.robustness.base import OWN, AttackConfig, AttackKind, Harness
+from temper.client.robustness.base import OWN, AttackConfig, AttackKind, Harness, Network
 from temper.client.scores import Float32Array, Int64Array, UInt8Array
 from temper.client.stats import BoolArray
 
@@ -211,7 +210,9 @@ async def replay(harness: Harness, todo: Int64Array) -> None:
     await send_turns(harness, todo, make)
 
 
-async def load_surrogates(harness: Harness, todo: Int64Array, files: Sequence[Sequence[Path]]) -> list[Surrogate]:
+async def load_surrogates(
+    harness: Harness, todo: Int64Array, files: Sequence[Sequence[Network]]
+) -> list[Surrogate]:
     """Read networks, and check those that images are made on.
 
     Raises:
@@ -219,7 +220,7 @@ async def load_surrogates(harness: Harness, todo: Int64Array, files: Sequence[Se
     """
     from temper.client.robustness.surrogate import load_surrogate
 
-    surrogates = [load_surrogate(tuple(paths)) for paths in files]
+    surrogates = [load_surrogate(tuple(networks), harness.expectation) for networks in files]
     num_classes = await harness.count_classes() if todo.size else None
     for surrogate in surrogates if todo.size else []:
         surrogate.check(harness.images.shape[1:], num_classes, int(harness.labels.max()) + 1)

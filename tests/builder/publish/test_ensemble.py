@@ -20,7 +20,15 @@ from google.protobuf import text_format  # type: ignore[import-untyped]  # ships
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]  # ships none
 
+from temper.backends.temper_defence.defences import defend, read_defences
 from temper.builder.errors import PublishError
+from temper.builder.publish.defence import (
+    BitDepthConfig,
+    Defence,
+    JpegConfig,
+    RandomResizeConfig,
+    render_defences,
+)
 from temper.builder.publish.ensemble import publish_ensemble
 from temper.builder.publish.entry import Published, publish
 from temper.builder.publish.serving import ServingConfig
@@ -28,12 +36,15 @@ from temper.builder.publish.triton_config import EnsembleBackend, PluginBackend,
 from temper.client import Client
 from temper.client.errors import ClientError
 from temper.serve.server import TritonServer
+from temper.serve.verify import verify_repository
 
 if TYPE_CHECKING:
     from benchmarks.sample import Sample
 
 LABELS = [f"digit {digit}" for digit in range(10)]
 MEMBERS = ["toy_fp32", "toy_int8"]
+SQUEEZE = (Defence(jpeg=JpegConfig(quality=30)), Defence(bit_depth=BitDepthConfig(bits=3)))
+RESIZE = (Defence(random_resize=RandomResizeConfig(smallest=0.5)),)
 CONFIG = TritonConfig(
     name="pair", image_size=32, num_classes=10, max_batch=16, backend=EnsembleBackend(members=tuple(MEMBERS))
 )
@@ -48,7 +59,8 @@ def publish_member(repository: Path, model: str, engine: Path, **changes: Any) -
 
 def publish_pair(repository: Path, **changes: Any) -> Published:
     labels = changes.pop("labels", LABELS)
-    config = replace(CONFIG, backend=EnsembleBackend(members=tuple(changes.pop("members", MEMBERS))))
+    members, defend = (tuple(changes.pop(name, given)) for name, given in (("members", MEMBERS), ("defend", ())))
+    config = replace(CONFIG, backend=EnsembleBackend(members=members, defend=defend))
     return publish_ensemble(repository, replace(config, **changes), labels=labels, card={"recipe": "toy"})
 
 
@@ -108,6 +120,41 @@ def test_ensemble_says_its_steps(repository: Path) -> None:
     assert (policy.max_queue_size, policy.default_timeout_microseconds) == (0, 30_000_000)
 
 
+@pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=len)
+def test_defence_is_the_first_step(repository: Path, members: list[str]) -> None:
+    published = publish_pair(repository, members=members, defend=SQUEEZE)
+    several = len(members) > 1
+    names = ["pair", "pair_defence", *(["pair_mean"] if several else [])]
+    assert sorted(path.name for path in repository.glob("pair*")) == names
+    assert [one.reason for one in verify_repository(repository, names)] == [None] * (len(names) + len(members))
+    steps = [
+        (step.model_name, dict(step.input_map), dict(step.output_map))
+        for step in read_config(repository / "pair").ensemble_scheduling.step
+    ]
+    assert steps[: len(members) + 1] == [
+        ("pair_defence", {"image": "image"}, {"defended": "defended"}),
+        *(
+            (member, {"image": "defended"}, {"logits": f"logits_{index}" if several else "logits"})
+            for index, member in enumerate(members)
+        ),
+    ]
+    assert [name for name, _, _ in steps[len(members) + 1 :]] == names[2:]
+    defence = read_config(repository / "pair_defence")
+    assert (defence.backend, defence.max_batch_size) == ("temper_defence", 16)
+    ((given,), (answer,)) = (defence.input, defence.output)
+    assert [(one.name, one.data_type, list(one.dims)) for one in (given, answer)] == [
+        ("image", pb.TYPE_UINT8, [32, 32, 3]),
+        ("defended", pb.TYPE_UINT8, [32, 32, 3]),
+    ]
+    wanted = [{"jpeg": {"quality": 30}}, {"bit_depth": {"bits": 3}}]
+    assert json.loads(defence.parameters["defend"].string_value) == wanted
+    policy = defence.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (0, 30_000_000)
+    assert json.loads((published.path / "card.json").read_text())["defend"] == wanted
+    assert publish_pair(repository, members=members, defend=SQUEEZE).reused
+    assert publish_pair(repository, members=members, defend=SQUEEZE[:1]).version == 2
+
+
 def test_same_again_is_reused_and_other_members_are_a_new_version(repository: Path) -> None:
     publish_pair(repository)
     assert publish_pair(repository).reused
@@ -121,6 +168,7 @@ def test_same_again_is_reused_and_other_members_are_a_new_version(repository: Pa
     [
         ({"members": ["toy_fp32"]}, r"ensemble pair: got the members \['toy_fp32'\], expected two or more"),
         ({"members": ["toy_fp32", "toy_fp32"]}, r"expected two or more, each once"),
+        ({"members": [], "defend": SQUEEZE}, r"got the members \[\], expected one or more, each once"),
         (
             {"members": ["toy_fp32", "gone"]},
             r"ensemble pair: its member gone is not a model of .*; publish it first",
@@ -164,6 +212,8 @@ def served(
     publish_member(repository, "hasty_2", toy_onnx, serving=hasty)
     publish_pair(repository, name="bounded", members=["hasty_1", "hasty_2"])
     publish_pair(repository)
+    publish_pair(repository, name="squeezed", members=["toy_fp32"], defend=SQUEEZE)
+    publish_pair(repository, name="resized", members=["toy_fp32"], defend=RESIZE)
     publish_pair(repository, name="orphan", members=["toy_fp32", "gone"])
     shutil.rmtree(repository / "gone")
     # The mean of vectors of any length, which Triton does not compare.
@@ -173,7 +223,7 @@ def served(
         config.replace('"pair_mean"', '"loose"').replace("dims: 10", "dims: -1")
     )
     # Triton loads an ensemble's members with it.
-    models = ["pair", "narrow", "bounded", "orphan", "loose"]
+    models = ["pair", "narrow", "bounded", "squeezed", "resized", "orphan", "loose"]
     log = folder / "tritonserver.log"
     server = TritonServer(repository, models=models, log_file=log, strict=False, only_published=False)
     with share_server(request, server) as running:
@@ -189,6 +239,21 @@ def test_answers_are_the_mean_of_the_members(served: TritonServer, sample: Sampl
         logits = client.infer("pair", images)
     assert not np.allclose(answers[0], answers[1], atol=1e-4), "two members that agree prove nothing"
     np.testing.assert_allclose(logits, np.mean(answers, axis=0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.server
+def test_defended_ensemble_answers_to_the_image_behind_the_defence(served: TritonServer, sample: Sample) -> None:
+    images = sample.images[:16]
+    behind = defend(images, read_defences(render_defences(SQUEEZE)), np.random.default_rng())
+    with Client(served.grpc_url) as client:
+        expected, found = client.infer("toy_fp32", behind), client.infer("squeezed", images)
+        plain = client.infer("toy_fp32", images)
+        draws = [client.infer("resized", images) for _ in range(2)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert not np.allclose(found, plain, atol=0.1)
+    # Every image of every request is drawn for anew.
+    differences = np.abs(draws[0] - draws[1]).max(axis=1)
+    assert (differences > 1e-3).sum() > 12
 
 
 @pytest.mark.server

@@ -144,6 +144,52 @@ MISTAKES = {
         '[[variants]]\nname = "both"\nensemble = ["fp32", "int8"]\n[[variants]]\nname = "both_mean"\n[engine]',
         'variants[3].name: got "both_mean", expected another name: it is that of the last step of the ensemble',
     ),
+    "defence before nothing": (
+        'name = "int8"',
+        'name = "int8"\ndefend = [{ jpeg = { quality = 75 } }]',
+        "variants[1].defend: got it without ensemble, expected the variant that it stands before, as in ",
+    ),
+    "quality that is none": (
+        "[engine]",
+        '[[variants]]\nname = "a"\nensemble = ["int8"]\ndefend = [{ jpeg = { quality = 0 } }]\n[engine]',
+        "variants[2].defend[0].jpeg.quality: got 0, expected 1 to 95",
+    ),
+    "bits that an image has": (
+        "[engine]",
+        '[[variants]]\nname = "a"\nensemble = ["int8"]\ndefend = [{ bit_depth = { bits = 8 } }]\n[engine]',
+        "variants[2].defend[0].bit_depth.bits: got 8, expected 1 to 7, as images have 8",
+    ),
+    "resizing to everything": (
+        "[engine]",
+        '[[variants]]\nname = "a"\nensemble = ["int8"]\ndefend = [{ random_resize = { smallest = 1 } }]\n[engine]',
+        "variants[2].defend[0].random_resize.smallest: got 1, expected a share between 0 and 1",
+    ),
+    "unknown defence": (
+        "[engine]",
+        '[[variants]]\nname = "a"\nensemble = ["int8"]\ndefend = [{ blur = {} }]\n[engine]',
+        "variants[2].defend[0].blur: no such key, expected one of jpeg, bit_depth, random_resize",
+    ),
+    "two defences in one": (
+        "[engine]",
+        '[[variants]]\nname = "a"\nensemble = ["int8"]\ndefend = [{ jpeg = {}, bit_depth = {} }]\n[engine]',
+        "variants[2].defend[0].jpeg: got jpeg and bit_depth in one defence, expected exactly one of jpeg,",
+    ),
+    "ensemble of one without a defence": (
+        "[engine]",
+        '[[variants]]\nname = "a"\nensemble = ["int8"]\n[engine]',
+        "variants[2].ensemble: got ['int8'], expected two or more variants, each once, or defend beside one",
+    ),
+    "defence that has a variant's name": (
+        "[engine]",
+        '[[variants]]\nname = "a"\nensemble = ["int8"]\ndefend = [{ jpeg = {} }]\n'
+        '[[variants]]\nname = "a_defence"\n[engine]',
+        'variants[3].name: got "a_defence", expected another name: it is that of the first step of the ensemble',
+    ),
+    "more answers than queries": (
+        "epsilon = 8",
+        "epsilon = 8\nexpectation = 20\nmax_queries = 10",
+        "attacks[0].max_queries: got 0, expected at least 1, after it was divided by expectation (20)",
+    ),
     "ensemble that is compressed": (
         'name = "int8"',
         'name = "int8"\nensemble = ["fp32", "a"]',

@@ -261,8 +261,17 @@ def test_second_run_reuses_everything_and_starts_no_server(
 
 def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, home: Path) -> None:
     recipe = quick_recipe.parent / "pair.toml"
-    pair = '[[variants]]\nname = "pair"\nensemble = ["fp32", "int8"]\n\n[engine]'
-    recipe.write_text(quick_recipe.read_text().replace("[engine]", pair))
+    pair = (
+        '[[variants]]\nname = "pair"\nensemble = ["fp32", "int8"]\n'
+        "defend = [{ random_resize = { smallest = 0.8 } }]\n\n[engine]"
+    )
+    text = (
+        quick_recipe.read_text()
+        .replace("[engine]", pair)
+        .replace("max_queries = 4", "max_queries = 4\nexpectation = 2")
+    )
+    fgsm = '[[attacks]]\nname = "fgsm"\nepsilon = 8\nnum_images = 8\nmax_queries = 2\nexpectation = 2\n'
+    recipe.write_text(f"{text}\n{fgsm}")
     result = run_cli(recipe, home, "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -274,8 +283,15 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     assert {key: both["int8"][key] for key in told} == {key: int8["int8"][key] for key in told}
     assert both["accuracy"]["num_images"] == 60
     assert any(run["completed"] > 0 for run in both["load"])
-    assert [attack["attack"] for attack in both["robustness"]] == ["noise", "square", "pgd", "pgd"]
-    assert [attack["reference"] for attack in both["differential"]] == ["fp32"]
+    # Who does not draw is asked once: noise for as many queries, a surrogate for as many turns.
+    for row, queries in ((fp32, [4, 20, 1]), (int8, [4, 20, 1]), (both, [4, 20, 2])):
+        assert [attack["attack"] for attack in row["robustness"]] == ["noise", "square", "fgsm"]
+        assert [attack["max_queries"] for attack in row["robustness"]] == queries
+    assert both["robustness"][0]["num_queries"] % 2 == 0
+    hint = "answers one image differently each time, so luck counts as success; let the attack expect several"
+    assert [line.partition(":")[0] for line in result.stderr.splitlines() if hint in line] == ["square"]
+    card = json.loads((home / "model_repository" / "quick_pair" / "1" / "card.json").read_text())
+    assert card["defend"] == [{"random_resize": {"smallest": 0.8}}]
     reused = [stage["stage"] for stage in report["timings"] if stage["reused"]]
     assert "finetune" in reused
     assert all(step["reused"] for row in (fp32, int8) for step in row["build"])

@@ -130,7 +130,7 @@ def test_what_shows_a_mask(name: str, attacked: Any) -> None:
     assert [(mask.attack, mask.evidence) for mask in variant.masks] == [(masked, evidence)]
 
 
-NO_GRADIENTS = "no attack followed the gradients of its own graph at this budget, step by step"
+NO_GRADIENTS = "no attack followed the gradients of all that is served at this budget, step by step"
 DOUBTS: dict[str, tuple[list[tuple[str, float]], str | None]] = {
     "gradients were followed": ([("pgd", 0.0), ("square", 0.6)], None),
     "scores alone": ([("square", 0.0)], NO_GRADIENTS),
