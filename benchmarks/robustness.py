@@ -138,7 +138,7 @@ def _autoattack(graph: Path, images: Any, labels: Any, epsilon: float) -> np.nda
     y = torch.from_numpy(labels)
     theirs = AutoAttack(network, norm="Linf", eps=epsilon / 255, version="standard", seed=0)
     theirs.verbose = False
-    adversarial = theirs.run_standard_evaluation(x, y, batch_size=100)
+    adversarial, *_ = theirs.run_standard_evaluation(x, y, batch_size=100)
     with torch.no_grad():
         right: np.ndarray[Any, np.dtype[np.bool_]] = (network(adversarial).argmax(1) == y).numpy()
     return right
