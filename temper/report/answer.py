@@ -22,19 +22,19 @@ def answers(report: Report) -> list[str]:
     """
     budgets = report.budgets()
     variants = {variant.name: variant for variant in report.variants}
-    return [_compared(one, variants[one.variant], budgets) for one in report.comparisons] or [
+    return [_compared(one, variants.get(one.variant), budgets) for one in report.comparisons] or [
         sentence for variant in report.variants if (sentence := _described(variant, budgets))
     ]
 
 
-def _compared(comparison: Comparison, variant: Variant, budgets: Sequence[tuple[str, float]]) -> str:
+def _compared(comparison: Comparison, variant: Variant | None, budgets: Sequence[tuple[str, float]]) -> str:
     parts = []
     if comparison.accuracy is not None:
         parts.append(f"accuracy {_difference(comparison.accuracy)}")
     if comparison.throughput_ratio is not None:
         parts.append(f"{text.times(comparison.throughput_ratio)} the throughput")
     parts += [_worst_case(case) for case in comparison.worst_case if case.budget in budgets]
-    parts += [_differential(found) for found in nearest(variant.differential, budgets)]
+    parts += [_differential(found) for found in nearest(variant.differential if variant else (), budgets)]
     if (corrupted := comparison.corruptions) is not None:
         change = corrupted.difference
         parts.append(f"accuracy on corrupted images {text.points(change.value, change.low, change.high)}")

@@ -118,7 +118,7 @@ def measured(report: dict[str, Any]) -> Callable[..., Variant]:
     like = TypeAdapter(Report).validate_json(json.dumps(report), strict=True).variants[0]
     assert like.accuracy is not None
     assert like.latency_ms is not None
-    accuracy, latency, attack = like.accuracy, like.latency_ms, like.robustness[0]
+    accuracy, latency, worst = like.accuracy, like.latency_ms, like.worst_case[0]
 
     def make(size: int, value: float, p50: float | None, robust: float) -> Variant:
         return replace(
@@ -126,7 +126,7 @@ def measured(report: dict[str, Any]) -> Callable[..., Variant]:
             size_bytes=size,
             accuracy=replace(accuracy, value=value),
             latency_ms=None if p50 is None else replace(latency, p50=p50),
-            robustness=(replace(attack, accuracy=robust),),
+            worst_case=(replace(worst, value=robust),),
         )
 
     return make
