@@ -103,7 +103,7 @@ async def test_result_does_not_depend_on_batches_and_interruptions(digits: Digit
                 scores.argmax(axis=1) == digits.labels[whole.indices], vectors.correct[row, column]
             )
     cells = {(cell["kind"], cell["severity"]): cell["value"] for cell in whole.cells()}
-    weak, strong = (sum(cells[kind, severity] for kind in CONFIG.kinds) for severity in CONFIG.severities)
+    strong, weak = (sum(cells[kind, severity] for kind in CONFIG.kinds) for severity in CONFIG.severities)
     assert strong < weak
     assert whole.accuracy["value"] == pytest.approx(np.mean(list(cells.values())))
 
