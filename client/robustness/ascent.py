@@ -339,7 +339,9 @@ def _apgd_loss(name: str, surrogate: Surrogate, centre: Tensor, truth: Tensor, t
         order = surrogate.logits(255 * centre).argsort(1, descending=True)
     needed = 3 if name == "dlr" else 4
     if order.shape[1] < needed:
-        raise ClientError(f'loss: got "{name}" for {order.shape[1]} classes, expected {needed} or more; use "ce"')
+        raise ClientError(
+            f"APGD towards {name}: got a model of {order.shape[1]} classes, expected {needed} or more; use apgd-ce"
+        )
     rows = torch.arange(len(truth), device=truth.device)
     if name == "dlr":
 

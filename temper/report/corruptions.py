@@ -11,9 +11,9 @@ from temper.report.model import Report, Variant
 
 _NOTE = (
     "Each image in every kind and severity of ImageNet-C, at the strengths made for 224 pixels; small print: 95 "
-    "% intervals over the images. CE, the corruption error of a kind: a variant's errors over the first one's, "
+    "% intervals over the images. CE, the corruption error of a kind: a variant's errors over its baseline's, "
     "in %; above 100 it is worse. mCE: their mean. Relative mCE: the same of the errors that corruption adds. "
-    "Both swing with kinds in which the first variant seldom errs; the change in accuracy does not."
+    "Both swing with kinds in which the baseline seldom errs; the change in accuracy does not."
 )
 
 
@@ -66,7 +66,7 @@ def _left_out(variant: Variant, paired: PairedCorruptions | None) -> str:
     if not kinds:
         return ""
     named = ", ".join(map(_name, kinds))
-    words = f"{variant.name}: the first variant makes no error in {named}, which is left out of mCE."
+    words = f"{variant.name}: its baseline makes no error in {named}, which is left out of mCE."
     return f'<p class="note">{escape(words)}</p>'
 
 

@@ -74,7 +74,19 @@ def sweep_recipe(recipe: Recipe, overs: Sequence[Over], *, variant: str | None =
         if any(one.compress == other.compress for other in found.values()):
             continue  # two ways to write the same thing, mostly because a step is left out
         found[one.name] = one
-    return dataclasses.replace(recipe, name=f"{recipe.name}-sweep", variants=tuple(found.values()))
+    return with_variants(dataclasses.replace(recipe, name=f"{recipe.name}-sweep"), tuple(found.values()))
+
+
+def with_variants(recipe: Recipe, variants: tuple[VariantConfig, ...]) -> Recipe:
+    """Returns the recipe with these variants alone.
+
+    Raises:
+        RecipeError: An attack needs another one, as its surrogate.
+    """
+    try:
+        return dataclasses.replace(recipe, variants=variants)
+    except ValueError as error:
+        raise RecipeError(f"{error}; a sweep builds the first variant and what is varied, no other") from error
 
 
 def _combine(swept: VariantConfig, chosen: list[tuple[Over, str]]) -> VariantConfig:

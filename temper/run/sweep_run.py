@@ -19,6 +19,7 @@ from temper.report import write_report
 from temper.report.model import AnyAttack, Failure, Report, Variant
 from temper.run.frontier import mark_frontier
 from temper.run.summary import moved
+from temper.run.sweep import with_variants
 
 if TYPE_CHECKING:
     from temper.builder.compress.variant import VariantConfig
@@ -80,7 +81,7 @@ def pairs_of(recipe: Recipe) -> Iterator[Recipe]:
     first, *others = recipe.variants
     for other in others or [first]:
         variants: tuple[VariantConfig, ...] = (first, other) if others else (first,)
-        yield dataclasses.replace(recipe, variants=variants)
+        yield with_variants(recipe, variants)
 
 
 def run_here(

@@ -171,7 +171,7 @@ def test_page_shows_corruptions_and_names_the_kinds_that_do_not_count(report: Js
     words = " ".join(checker.words)
     for shown in (
         "Corrupted images",
-        "int8: the first variant makes no error in fog, which is left out of mCE.",
+        "int8: its baseline makes no error in fog, which is left out of mCE.",
         "gaussian noise 59 19 38.7 104 % fog 59 19 38.7 –",
     ):
         assert shown in words

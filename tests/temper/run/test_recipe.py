@@ -1,4 +1,7 @@
-"""Every mistake in a recipe is answered with the key's full path, what came, and what is allowed."""
+"""Every mistake in a recipe is answered with the key's full path, what came, and what is allowed.
+
+Long because it is one table of mistakes, which is easier to read in one place.
+"""
 
 from __future__ import annotations
 

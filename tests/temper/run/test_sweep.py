@@ -14,12 +14,13 @@ from pydantic import TypeAdapter
 from temper.builder.compress.distil import DistilConfig
 from temper.builder.compress.variant import ChosenStep
 from temper.builder.network.adversarial import AdversarialConfig
+from temper.client.robustness.base import ATTACKS
 from temper.errors import RecipeError
 from temper.report.model import Failure, Report, Variant
 from temper.report.read import read_report
 from temper.run.frontier import mark_frontier
 from temper.run.recipe import Recipe, load_recipe
-from temper.run.sweep import parse_over, sweep_recipe
+from temper.run.sweep import parse_over, sweep_recipe, with_variants
 from temper.run.sweep_run import Outcome, run_sweep
 
 TEXT = """
@@ -166,3 +167,13 @@ def test_reports_of_the_runs_become_one(recipe: Recipe, report: dict[str, Any], 
     before, after = (one.variants[1].robustness[1].gallery[0].original for one in (part, joined))
     assert after == f"variants/{good}/{before}"
     assert read_report(tmp_path / swept.name).variants == joined.variants
+
+
+def test_sweep_without_a_variant_that_an_attack_follows_is_one_line(quick_recipe: Path) -> None:
+    recipe = load_recipe(quick_recipe)
+    follows = ATTACKS.get("pgd").config(surrogates=("int8",))
+    recipe = replace(recipe, attacks=(follows,))
+    with pytest.raises(
+        RecipeError, match='surrogates: got "int8".*; a sweep builds the first variant and what is'
+    ):
+        with_variants(recipe, recipe.variants[:1])
