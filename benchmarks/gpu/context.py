@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("install", "probe", "tests", "served", "engines", "training", "sanitizer", "table")
+PARTS = ("install", "probe", "tests", "served", "engines", "training", "gradients", "sanitizer", "table")
 """In the order in which they run: each needs those before it, or says which."""
 
 ARCHS = ("resnet50", "resnet18", "resnet101")

@@ -73,7 +73,9 @@ def main() -> None:
         "--part-mib", type=int, default=carried.PART_BYTES >> 20, help="the most that a part holds"
     )
     parser.add_argument("--tensorrt-rtx", action="store_true", help="TensorRT-RTX and the networks too")
-    parser.add_argument("--arch", nargs="*", default=ARCHS, choices=ARCHS, help="networks for TensorRT-RTX")
+    parser.add_argument(
+        "--arch", nargs="*", choices=ARCHS, help="networks to carry; default: all with TensorRT-RTX, else none"
+    )
     parser.add_argument(
         "--interpreter",
         type=Path,
@@ -82,7 +84,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keeps the downloads and graphs here, for the next time")
     options = parser.parse_args()
     interpreter = options.interpreter or find_interpreter(options.python)
-    print(_describe(options.python, interpreter, options.arch if options.tensorrt_rtx else None), flush=True)
+    archs = tuple(options.arch if options.arch is not None else ARCHS if options.tensorrt_rtx else ())
+    print(_describe(options.python, interpreter, archs, rtx=options.tensorrt_rtx), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         work = options.keep or Path(temporary)
         files = []
@@ -90,8 +93,7 @@ def main() -> None:
             files.append(archive_python(interpreter, options.python, Path(temporary) / carried.PYTHON_ARCHIVE))
         wheels = download(work / f"wheels-{options.python}", options.python, rtx=options.tensorrt_rtx)
         files.append(archive_site(wheels, options.python, Path(temporary) / carried.SITE_ARCHIVE))
-        if options.tensorrt_rtx:
-            files += make_skeletons(work / "graphs", options.arch)
+        files += make_skeletons(work / "graphs", archs)
         manifest = carried.deal_out(files, options.folder, part_bytes=options.part_mib << 20)
     for number in range(1, manifest["num_parts"] + 1):
         pieces = [piece for piece in manifest["pieces"] if piece["part"] == number]
@@ -235,10 +237,10 @@ def archive_python(prefix: Path, python: str, target: Path) -> Path:
     return target
 
 
-def _describe(python: str, interpreter: Path | None, archs: tuple[str, ...] | None) -> str:
+def _describe(python: str, interpreter: Path | None, archs: tuple[str, ...], *, rtx: bool) -> str:
     words = [f"packing {len(_LOCKED)} packages for Python {python}"]
     words.append(f"{interpreter.name} with libpython" if interpreter else "no libpython (see --interpreter)")
-    words.append("no TensorRT-RTX" if archs is None else f"TensorRT-RTX with {', '.join(archs) or 'no network'}")
+    words.append(f"{'TensorRT-RTX' if rtx else 'no TensorRT-RTX'}; {', '.join(archs) or 'no network'}")
     return "; ".join(words)
 
 

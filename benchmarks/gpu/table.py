@@ -18,10 +18,10 @@ def render(folder: Path) -> str:
     """Returns the tables of whatever results lie in a folder.
 
     Args:
-        folder: Holds `probe.json`, `engines.json`, `training.json`, `served.json`, `tests.json`, or some of them.
+        folder: Holds the parts' files, or some of them.
     """
-    names = ("probe", "engines", "training", "served", "tests", "sanitizer")
-    probe, engines, training, served, tests, sanitizer = (
+    names = ("probe", "engines", "training", "gradients", "served", "tests", "sanitizer")
+    probe, engines, training, gradients, served, tests, sanitizer = (
         read_file(folder / f"{part}.json") or {} for part in names
     )
     sections = [
@@ -32,7 +32,8 @@ def render(folder: Path) -> str:
         _builds(engines),
         _pytorch(engines),
         _convolutions(engines),
-        _training(training),
+        _steps("Training", training),
+        _steps("Gradients of an attack with a surrogate", gradients),
         _served(engines, served),
         _tests(tests),
         _sanitizer(sanitizer),
@@ -236,11 +237,11 @@ def _convolutions(engines: Mapping[str, Any]) -> list[str]:
     return [note, "", "| network | batch | kernel | layers | ms, all of them |", "|" + " --- |" * 5, *lines]
 
 
-def _training(training: Mapping[str, Any]) -> list[str]:
-    rows = training.get("rows", {})
+def _steps(name: str, part: Mapping[str, Any]) -> list[str]:
+    rows = part.get("rows", {})
     if not rows:
-        return [f"**Training**: {_UNMEASURED}{_why(training)}."]
-    lines = [f"**Training** ({training.get('rounds')} rounds, medians){_unfinished(training)}", ""]
+        return [f"**{name}**: {_UNMEASURED}{_why(part)}."]
+    lines = [f"**{name}** ({part.get('rounds')} rounds, medians){_unfinished(part)}", ""]
     lines += ["| network | size | batch | step | images/s | ms | spread | GPU MiB at most |"]
     lines += ["|" + " --- |" * 8]
     for key, row in rows.items():

@@ -6,6 +6,7 @@ three rounds one after the other, and what was allocated at most.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import itertools
@@ -29,6 +30,7 @@ from benchmarks.gpu.networks import NUM_CLASSES, build_network, make_images, ser
 from temper.builder.data.folder import FolderImages
 from temper.builder.data.sources import Source, TrainImages
 from temper.builder.network import train
+from temper.builder.network.adversarial import AdversarialConfig, Method
 
 # A row is not begun with less.
 _LEAST_S = 8.0
@@ -37,8 +39,6 @@ _WARM_UP = 3
 _LENGTHS = 3.0
 # Random labels teach nothing, and a loss that is not finite would not be that of a training.
 _LEARNING_RATE, _NUM_STEPS = 1e-6, 1_000_000
-# Of 255, and the share of it that a step goes, both as in Madry et al., https://arxiv.org/abs/1706.06083.
-_EPSILON, _STEP = 8.0, 2.0
 _RANGE_OF_INPUTS = 4.0
 _NUM_FILES = 16
 # Timed are so many times the batches that the data loader's processes hold ready; an epoch has more.
@@ -139,10 +139,9 @@ class Trainer:
         state = train._State(served.train(), train._new_optimizer(served, config), on, loss)
         return cls(state, config, images, labels)
 
-    def step(self, images: torch.Tensor | None = None) -> None:
+    def step(self) -> None:
         """A step of the project's own."""
-        images = self.images if images is None else images
-        train._step(self.state, images, self.labels, self.config, _NUM_STEPS)
+        train._step(self.state, self.images, self.labels, self.config, _NUM_STEPS)
 
     def loss(self, images: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
         """The loss of images, with autocast to a type where one is given."""
@@ -156,25 +155,6 @@ class Trainer:
         self.loss(self.images, dtype).backward()  # type: ignore[no-untyped-call]  # torch has no types here
         self.state.optimizer.step()
         self.state.optimizer.zero_grad(set_to_none=True)
-
-    @property
-    def half(self) -> torch.dtype | None:
-        """What `temper.builder.network.train` casts to on this device."""
-        return torch.bfloat16 if train._autocasts(self.state.device) else None
-
-    def attack(self, num_steps: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """The images after so many steps of projected gradient descent, from a random start if more than one."""
-        clean = self.images.float()
-        low, high = (clean - _EPSILON).clamp(min=0), (clean + _EPSILON).clamp(max=255)
-        images, reach = clean, _EPSILON
-        if num_steps > 1:
-            start = torch.empty_like(clean).uniform_(-_EPSILON, _EPSILON, generator=generator)
-            images, reach = (clean + start).clamp(low, high), _STEP
-        for _ in range(num_steps):
-            images = images.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.loss(images, self.half), [images])
-            images = (images.detach() + reach * gradient.sign()).clamp(low, high)
-        return images
 
 
 @functools.lru_cache(maxsize=1)
@@ -243,8 +223,11 @@ def _quantised(trainer: Trainer) -> Step:
     return trainer.step
 
 
-def _adversarial(num_steps: int, trainer: Trainer) -> Step:
-    return lambda: trainer.step(trainer.attack(num_steps))
+def _adversarial(method: Method, trainer: Trainer) -> Step:
+    """The project's own adversarial training."""
+    config = dataclasses.replace(trainer.config, adversarial=AdversarialConfig(method=method))
+    trainer.state.losses = train._new_losses(trainer.state, config, NUM_CLASSES)
+    return trainer.step
 
 
 _OWN = "as builder/network/train.py"
@@ -253,8 +236,9 @@ _STEPS: dict[str, Callable[[Trainer], Step]] = {
     _OWN: _own,
     f"{_OWN}, cudnn.benchmark": _tuned,
     _QAT: _quantised,
-    "adversarial, FGSM": functools.partial(_adversarial, 1),
-    "adversarial, PGD-7": functools.partial(_adversarial, 7),
+    "adversarial, fast FGSM": functools.partial(_adversarial, "fast"),
+    "adversarial, PGD-7": functools.partial(_adversarial, "pgd"),
+    "adversarial, TRADES-10": functools.partial(_adversarial, "trades"),
     "fp32, channels last": _single,
     "fp16 with a gradient scaler": _scaled_half,
 }

@@ -51,7 +51,11 @@ class Surrogate:
     """One network, or the mean of the logits of several; on a GPU when PyTorch sees one."""
 
     def __init__(
-        self, networks: Sequence[Path | Network], dtype: torch.dtype = torch.float32, num_draws: int = 1
+        self,
+        networks: Sequence[Path | Network],
+        dtype: torch.dtype = torch.float32,
+        num_draws: int = 1,
+        device: str | None = None,
     ) -> None:
         """Read the graphs.
 
@@ -59,11 +63,12 @@ class Surrogate:
             networks: ONNX files, each with the defence before it where there is one.
             dtype: what is computed in; float64 is for who compares implementations.
             num_draws: draws that a gradient is the mean of, where a defence is random.
+            device: PyTorch's; None takes a GPU when there is one.
 
         Raises:
             ClientError: a file cannot be read, is no image classifier, or has an operator that is not known here.
         """
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype
         found = [one if isinstance(one, Network) else Network(one) for one in networks]
         self._graphs = [(_Graph(one.path, self.device, dtype), one.defend) for one in found]
@@ -255,7 +260,9 @@ def _max_pool(x: Tensor, **given: Any) -> Tensor:
 
 def _average_pool(x: Tensor, **given: Any) -> Tensor:
     kernel, ones = given["kernel_shape"], torch.ones_like(x[:1, :1])
-    x, padding = _padded(x, len(kernel), given, 0.0, kernel)
+    # In the order of NCHW: CUDA's kernel for channels last forgets the padding in the gradient
+    # (https://github.com/pytorch/pytorch/issues/188344; so does torch 2.11).
+    x, padding = _padded(x.contiguous(), len(kernel), given, 0.0, kernel)
     ones, _ = _padded(ones, len(kernel), given, 0.0, kernel)
 
     def mean(values: Tensor, counts_padding: bool) -> Tensor:

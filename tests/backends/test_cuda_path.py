@@ -5,18 +5,17 @@ Its answers are made of the images' own first bytes, so every comparison is to t
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton  # type: ignore[import-untyped]  # ships none
 from numpy.typing import NDArray
 
 import artifact
@@ -30,6 +29,7 @@ from runners import cuda
 from temper.builder.publish.entry import publish
 from temper.builder.publish.triton_config import PluginBackend, TritonConfig
 from temper.client import protocol, wire
+from temper.client.aio import AsyncClient
 from temper.client.client import Client
 from temper.client.errors import ClientError
 from temper.serve.server import TritonServer
@@ -331,19 +331,12 @@ def test_served_answers_are_right_to_the_bit(server: TritonServer, transport: Tr
 
 @pytest.mark.gpu
 @pytest.mark.server
-def test_requests_that_triton_gathers_get_their_own_answers(server: TritonServer) -> None:
+async def test_requests_that_triton_gathers_get_their_own_answers(server: TritonServer) -> None:
     """Many in flight, from which Triton makes batches of several requests for several instances."""
     images = make_images(64, SIZE)
-    answers: SimpleQueue[tuple[int, Any, Any]] = SimpleQueue()
-    with triton.InferenceServerClient(server.grpc_url) as client:
-        for index in range(64):
-            image = triton.InferInput("image", [1, SIZE, SIZE, 3], "UINT8")
-            image.set_data_from_numpy(images[index : index + 1])
-            client.async_infer("instances", [image], lambda *answer, index=index: answers.put((index, *answer)))
-        for _ in range(64):
-            index, result, error = answers.get()
-            assert error is None
-            _expect(result.as_numpy("logits"), images[index : index + 1])
+    async with AsyncClient(server.grpc_url) as client:
+        answers = await asyncio.gather(*(client.infer("instances", image[None]) for image in images))
+    _expect(np.concatenate(answers), images)
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu import networks, table, training
+from benchmarks.gpu import gradients, networks, table, training
 from benchmarks.gpu.context import ROOT, Context, Results
 from benchmarks.gpu.gpu_tests import count, find_files
 from benchmarks.gpu.load import run_load
@@ -26,6 +26,7 @@ from benchmarks.gpu.shared_memory import Transport, requests
 from temper.builder.engines.build import pick_engine
 from temper.builder.engines.gpu import compute_capability
 from temper.builder.engines.kind import AutoConfig
+from temper.builder.network.adversarial import AdversarialConfig
 from temper.client.client import Client
 from temper.serve.server import TritonServer
 
@@ -286,17 +287,19 @@ def test_training_goes_on_after_a_step_that_fails(context: Context, monkeypatch:
     assert "| resnet18 | 32 | 2 | data loader alone | 1 |  |  |  |" in lines
 
 
-@pytest.mark.slow
-def test_attack_stays_near_the_images_and_raises_the_loss() -> None:
-    import torch
+def test_adversarial_steps_are_the_projects_own() -> None:
+    trainer = training.Trainer.create("resnet18", 32, 2, "cpu")
+    training._adversarial("pgd", trainer)()
+    losses: Any = trainer.state.losses
+    assert losses.__self__._config == AdversarialConfig(method="pgd") and trainer.state.step == 1
 
-    # Fewer or smaller images leave batch normalisation too little to make a gradient that says anything.
-    trainer = training.Trainer.create("resnet18", 64, 16, "cpu")
-    images = trainer.attack(2, torch.Generator().manual_seed(0))
-    assert (images - trainer.images).abs().max() <= 8
-    assert images.min() >= 0 and images.max() <= 255
-    with torch.no_grad():
-        assert trainer.loss(images, None) > trainer.loss(trainer.images, None) + 1
+
+def test_gradients_of_each_graph_are_a_row_of_the_table(context: Context) -> None:
+    settings = replace(context, archs=("resnet18",), batches=(2,), precisions=("fp32",), rounds=1)
+    gradients.run(settings, Results(settings, "gradients"))
+    rows = Results(settings, "gradients").content["rows"]
+    assert rows["resnet18 32 2 fp32"]["error"] is None and rows["resnet18 32 2 fp32"]["ips"] > 0
+    assert "| resnet18 | 32 | 2 | fp32 |" in table.render(context.out)
 
 
 def test_training_by_fake_quantisation_has_int8_weights() -> None:

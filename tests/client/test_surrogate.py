@@ -148,7 +148,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Served, Path]:
 
 def gradient(logits: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
     point = pixels.clone().requires_grad_()
-    torch.nn.functional.cross_entropy(logits(point), torch.zeros(len(pixels), dtype=torch.long)).backward()  # type: ignore[no-untyped-call]
+    labels = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
+    torch.nn.functional.cross_entropy(logits(point), labels).backward()  # type: ignore[no-untyped-call]
     assert point.grad is not None
     return point.grad
 
@@ -156,13 +157,27 @@ def gradient(logits: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tenso
 def test_gradients_are_those_of_the_network_in_evaluation_mode(exported: tuple[Served, Path]) -> None:
     served, path = exported
     pixels = torch.rand(4, 9, 9, 3) * 255
-    expected, found = gradient(served, pixels), gradient(Surrogate([path]).logits, pixels)
+    expected, found = gradient(served, pixels), gradient(Surrogate([path], device="cpu").logits, pixels)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", GRAPHS)
+def test_gpu_computes_what_the_processor_does(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "net.onnx", GRAPHS[name])
+    pixels = torch.from_numpy(RNG.integers(0, 256, (8, 9, 9, 3)).astype(np.float32))
+    # As the attacks compute: TensorFloat-32 would move what is near a step of the rounding.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        here, there = Surrogate([path], device="cpu"), Surrogate([path])
+        assert there.device.type == "cuda"
+        torch.testing.assert_close(there.logits(pixels.cuda()).cpu(), here.logits(pixels), rtol=1e-4, atol=1e-4)
+        found, expected = gradient(there.logits, pixels.cuda()).cpu(), gradient(here.logits, pixels)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_gradients_pass_through_rounding_but_not_through_what_is_clipped(tmp_path: Path) -> None:
     pixels = torch.full((1, 9, 9, 3), 100.3)
-    quantised = Surrogate([write(tmp_path / "q.onnx", GRAPHS["int8 activations"])])
+    quantised = Surrogate([write(tmp_path / "q.onnx", GRAPHS["int8 activations"])], device="cpu")
     found = gradient(quantised.logits, pixels)
     assert (found != 0).all()
     # 130 steps of 2.5 are more than int8 holds.
@@ -172,8 +187,9 @@ def test_gradients_pass_through_rounding_but_not_through_what_is_clipped(tmp_pat
 def test_several_networks_are_the_mean_of_their_logits(exported: tuple[Served, Path], tmp_path: Path) -> None:
     one, two = exported[1], write(tmp_path / "other.onnx", GRAPHS["clipped"])
     pixels = torch.rand(2, 9, 9, 3) * 255
-    expected = (Surrogate([one]).logits(pixels) + Surrogate([two]).logits(pixels)) / 2
-    torch.testing.assert_close(Surrogate([one, two]).logits(pixels), expected)
+    first, second, both = (Surrogate(networks, device="cpu") for networks in ([one], [two], [one, two]))
+    expected = (first.logits(pixels) + second.logits(pixels)) / 2
+    torch.testing.assert_close(both.logits(pixels), expected)
 
 
 def test_network_that_does_not_fit_is_refused_in_one_line(exported: tuple[Served, Path], tmp_path: Path) -> None:
