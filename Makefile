@@ -65,7 +65,7 @@ reference: $(READY)  ## docs/recipe.md, from the dataclasses that recipes are re
 
 lock: $(READY)  ## pin what pyproject.toml allows, as plain name==version lines
 	$(UV) pip compile --quiet --no-annotate --no-header --python-version 3.11 \
-		--extra builder --extra embedded --extra rtx --extra art --extra corruptions --extra ray --extra dev --extra docs pyproject.toml -o requirements.lock
+		--extra builder --extra embedded --extra rtx --extra art --extra corruptions --extra transfer --extra ray --extra dev --extra docs pyproject.toml -o requirements.lock
 
 engines: bench-engines  ## every ResNet in every precision, compiled by TensorRT-RTX; needs no GPU
 

@@ -7,11 +7,14 @@ PyTorch's operators; the tests hold that to ONNX Runtime.)
 
 Trap: the same network with its logits rounded to one decimal is served too. It is no more robust; an attack by
 scores is misled, which must be said, and the worst case must not rank it above its original.
+
+Defences: the network of `digits` behind each of them, attacked through them by gradients and by queries.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +24,18 @@ import numpy as np
 
 from benchmarks.common import ROOT, measured_before, write_results
 from temper.builder.built import Built
+from temper.builder.compress.variant import VariantConfig
 from temper.builder.contract import GRAPH_FILE, OUTPUT_NAME
 from temper.builder.names import read_labels
+from temper.builder.publish.defence import (
+    BitDepthConfig,
+    Defence,
+    JpegConfig,
+    RandomResizeConfig,
+    render_defences,
+)
 from temper.builder.store.artifacts import Artifact, Store
+from temper.client.robustness.attacks.noise import NoiseConfig
 from temper.client.robustness.attacks.square import SquareConfig
 from temper.client.robustness.attacks.transfer import ApgdCeConfig, ApgdTConfig
 from temper.client.robustness.base import AttackConfig
@@ -39,7 +51,14 @@ from temper.run.worst_case import compare_worst_cases, with_worst_case
 from temper.serve.endpoint import Endpoint
 
 _EPSILONS = {"digits": (4.0, 8.0), "textures": (1.0, 2.0)}
-_PARTS = ("digits", "textures", "trap")
+_PARTS = ("digits", "textures", "trap", "defences")
+_DEFENCES = {
+    "jpeg": Defence(jpeg=JpegConfig(quality=75)),
+    "bits": Defence(bit_depth=BitDepthConfig(bits=3)),
+    "resize": Defence(random_resize=RandomResizeConfig(smallest=0.8)),
+}
+_ANSWERS = 10
+"""Of a variant that draws at random, to each image."""
 
 
 def main() -> None:
@@ -58,15 +77,18 @@ def main() -> None:
                 measured[f"{name} against AutoAttack"] = _against_autoattack(name, options, display)
         if "trap" in options.parts:
             measured["trap"] = _trap(options, display)
+        if "defences" in options.parts:
+            measured["defences"] = _defences(options, display)
     write_results("robustness", {"measured": measured})
 
 
-def _build(name: str, options: argparse.Namespace, display: Display) -> Built:
-    import dataclasses
-
+def _build(
+    name: str, options: argparse.Namespace, display: Display, more: Sequence[VariantConfig] = ()
+) -> list[Built]:
+    """Build the first variant of a recipe, and others beside it."""
     recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
-    recipe = dataclasses.replace(recipe, variants=recipe.variants[:1], attacks=(), corruptions=None)
-    return build_recipe(recipe, repository=options.repository, runs=options.runs, display=display)[0]
+    recipe = dataclasses.replace(recipe, variants=(recipe.variants[0], *more), attacks=(), corruptions=None)
+    return list(build_recipe(recipe, repository=options.repository, runs=options.runs, display=display))
 
 
 def _measurements(built: Built, endpoint: Endpoint, options: argparse.Namespace, display: Display) -> Measurements:
@@ -86,7 +108,7 @@ def _attacks(images: int, epsilons: Sequence[float]) -> list[AttackConfig]:
 
 
 def _against_autoattack(name: str, options: argparse.Namespace, display: Display) -> dict[str, Any]:
-    built = _build(name, options, display)
+    (built,) = _build(name, options, display)
     graph, target = built.snapshots[-1].graph, subject("fp32", built.model, built.version, built.path)
     configs = _attacks(options.images, _EPSILONS[name])
     with Endpoint(None, options.repository, models=[built.model], display=display) as endpoint:
@@ -145,7 +167,7 @@ def _autoattack(graph: Path, images: Any, labels: Any, epsilon: float) -> np.nda
 
 
 def _trap(options: argparse.Namespace, display: Display) -> dict[str, Any]:
-    built = _build("digits", options, display)
+    (built,) = _build("digits", options, display)
     graph = built.snapshots[-1].graph
     targets = {
         "fp32": subject("fp32", built.model, built.version, built.path),
@@ -170,13 +192,49 @@ def _trap(options: argparse.Namespace, display: Display) -> dict[str, Any]:
     return found
 
 
-def _compare(attacks: dict[str, list[Artifact]], labels: Any) -> dict[str, Any]:
+def _defences(options: argparse.Namespace, display: Display) -> dict[str, Any]:
+    variants = [VariantConfig(name=name, ensemble=("fp32",), defend=(one,)) for name, one in _DEFENCES.items()]
+    all_built = _build("digits", options, display, variants)
+    graph, models = all_built[0].snapshots[-1].graph, [built.model for built in all_built]
+    found: dict[str, Any] = {}
+    with Endpoint(None, options.repository, models=models, display=display) as endpoint:
+        for built in all_built:
+            measurements = _measurements(built, endpoint, options, display)
+            labels = measurements.test_images()[1]
+            target = subject(built.variant, built.model, built.version, built.path)
+            defence = [_DEFENCES[built.variant]] if built.variant in _DEFENCES else []
+            answers = _ANSWERS if any(one.is_random for one in defence) else 1
+            budget: dict[str, Any] = {"epsilon": 4, "num_images": options.images, "expectation": answers}
+            configs: list[AttackConfig] = [
+                ApgdCeConfig(**budget, steps=100, max_queries=2 * answers),
+                SquareConfig(**budget, max_queries=200 * answers),
+                NoiseConfig(**budget | {"epsilon": 1}, max_queries=200 * answers),
+            ]
+            own = {"own": [(graph, render_defences(defence))]}
+            attacks = [measurements.attack(target, config, own) for config in configs]
+            judged = _judge(built.variant, attacks, labels)
+            worst = judged.worst_at(("linf", 4.0))
+            assert worst is not None
+            found[built.variant] = row = {
+                "clean": measurements.accuracy(target).info["accuracy"]["value"],
+                **{one.info["attack"]: one.info["accuracy"]["value"] for one in attacks},
+                "worst_case": worst.value,
+                "doubt": worst.doubt,
+            }
+            print(f"{built.variant}: {row}", flush=True)
+    return found
+
+
+def _judge(name: str, attacks: list[Artifact], labels: Any) -> Variant:
+    """Return a variant of which nothing is known but what the attacks left."""
     blank: dict[str, Any] = {"version": 1, "engine": "", "engine_reason": "", "size_bytes": 1, "build": ()}
     names = [str(label) for label in range(int(labels.max()) + 1)]
-    one, two = (
-        with_worst_case(Variant(name=name, model=name, calibration=None, int8=None, **blank), each, labels, names)
-        for name, each in attacks.items()
-    )
+    variant = Variant(name=name, model=name, calibration=None, int8=None, **blank)
+    return with_worst_case(variant, attacks, labels, names)
+
+
+def _compare(attacks: dict[str, list[Artifact]], labels: Any) -> dict[str, Any]:
+    one, two = (_judge(name, each, labels) for name, each in attacks.items())
     first, second = attacks.values()
     (paired,) = compare_worst_cases(first, second, (one, two))
     return {

@@ -37,6 +37,11 @@ class Network(NamedTuple):
     defend: str = ""
     """What images go through before it, as config.pbtxt's parameter `defend` says it; empty for nothing."""
 
+    @property
+    def is_random(self) -> bool:
+        """Whether that draws at random."""
+        return "random_resize" in self.defend
+
 
 Surrogates = Mapping[str, Sequence[Path | Network]]
 """Networks by the name that a config calls them; several where their logits are averaged."""
@@ -48,6 +53,8 @@ class AttackConfig(Tagged):
 
     tag_key: ClassVar[str] = "name"
     default_tag: ClassVar[str] = "square"
+    min_classes: ClassVar[int] = 2
+    """Of the endpoint; with fewer there is nothing that the attack could raise."""
 
     name: str
     """Attack family."""
@@ -117,6 +124,12 @@ class AttackConfig(Tagged):
             PluginError: an attack of another package cannot be used.
         """
         return {name: kind.config for name, kind in ATTACKS.all().items()}
+
+    def why_not(self, num_classes: int) -> str | None:
+        """Return why a model of so many classes cannot be attacked, None when it can."""
+        if num_classes >= self.min_classes:
+            return None
+        return f"attack {self.name}: got a model of {num_classes} classes, expected at least {self.min_classes}"
 
     @property
     def is_white_box(self) -> bool:

@@ -1,8 +1,10 @@
 """A defence before the attacker's own network: what backends/temper_defence does to images, with gradients.
 
-Where an operation has none that helps (JPEG, rounding) the gradient passes as if nothing was done, BPDA with the
-identity; random draws are averaged over, EOT. Source of both: Athalye, Carlini, Wagner, "Obfuscated gradients give
-a false sense of security", ICML 2018, arXiv:1802.00420, sections 4.1 and 4.2.
+What an operation does is done exactly, and its gradient is that of something smooth like it, BPDA: of rounding
+the identity, of JPEG one whose coefficients are rounded smoothly. Random draws are averaged over, EOT. Sources:
+Athalye, Carlini, Wagner, "Obfuscated gradients give a false sense of security", ICML 2018, arXiv:1802.00420,
+sections 4.1 and 4.2; Reich et al., "Differentiable JPEG: the devil is in the details", WACV 2024,
+arXiv:2309.06978, as kornia has it.
 """
 
 from __future__ import annotations
@@ -70,7 +72,21 @@ def _jpeg(pixels: Tensor, draws: Float32Array | None, *, quality: int) -> Tensor
         Image.fromarray(image).save(packed, "JPEG", quality=quality)
         with Image.open(packed) as found:
             behind.append(np.array(found))
-    return _pass_through(pixels, torch.from_numpy(np.stack(behind)).to(pixels))
+    return _pass_through(_smooth_jpeg(pixels, quality), torch.from_numpy(np.stack(behind)).to(pixels))
+
+
+def _smooth_jpeg(pixels: Tensor, quality: int) -> Tensor:
+    try:
+        from kornia.enhance import jpeg_codec_differentiable
+    except ImportError as error:
+        raise ClientError(
+            f"following gradients through JPEG needs kornia ({error}); install it with: pip install "
+            "'temper[transfer]'"
+        ) from error
+    behind: Tensor = jpeg_codec_differentiable(
+        pixels.permute(0, 3, 1, 2) / 255, torch.full((len(pixels),), float(quality)).to(pixels)
+    )
+    return 255 * behind.permute(0, 2, 3, 1)
 
 
 def _bit_depth(pixels: Tensor, draws: Float32Array | None, *, bits: int) -> Tensor:

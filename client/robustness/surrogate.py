@@ -77,7 +77,7 @@ class Surrogate:
         self.draw_size = max(each.num_draws for each in self._defences.values())
         self.num_draws = num_draws if self.draw_size else 1
 
-    def check(self, image_shape: Sequence[int], num_classes: int | None, num_labels: int = 1) -> None:
+    def check(self, image_shape: Sequence[int], num_classes: int | None, num_labels: int = 1) -> int:
         """Refuse a network for other images or classes than the endpoint's.
 
         Args:
@@ -85,9 +85,13 @@ class Surrogate:
             num_classes: the endpoint's; None when it does not tell.
             num_labels: how many the images' labels ask for at least.
 
+        Returns:
+            How many classes the networks know.
+
         Raises:
             ClientError: names the file.
         """
+        found = 0
         for graph, _ in self._graphs:
             if len(graph.image_shape) != 3 or any(
                 size not in (None, wanted) for size, wanted in zip(graph.image_shape, image_shape, strict=True)
@@ -110,6 +114,7 @@ class Surrogate:
                     f"{graph.path}: knows {found} classes, expected {wanted}; "
                     "use a network that was trained for it"
                 )
+        return found
 
     def logits(self, pixels: Tensor, draws: Float32Array | None = None) -> Tensor:
         """Return float32 [n, classes].

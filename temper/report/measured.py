@@ -179,6 +179,21 @@ class QueriesToSuccess(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distance(Record):
+    """How near the nearest misclassified image was that was sent for each, in the budget's norm, units of 1/255.
+
+    No attack goes on once an image is fooled within the budget, so what lies deep inside of it is not looked for.
+    """
+
+    median: float
+    """The median."""
+    mean: float
+    """The mean."""
+    num_images: int
+    """Images for which a misclassified one was sent, within the budget or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Picture(Record):
     """One image that fooled the model; its files are named relative to the report's folder."""
 
@@ -245,6 +260,8 @@ class Attack(Record):
     """Share of the queries that left the attack nothing to follow: equal scores, or a gradient that was zero."""
     queries_to_success: QueriesToSuccess | None
     """Null when no image was fooled."""
+    distance: Distance | None = None
+    """Null when nothing that was sent was misclassified, or by an older version that did not keep it."""
     queries_per_s: float
     """Queries per second."""
     duration_s: float

@@ -37,7 +37,8 @@ _MAX_SPOTS = 5
 
 def attacks(report: Report) -> str:
     """One row per attack, budget and variant, with the difference to its baseline where it says something."""
-    head = ["attack", "budget", "variant", "accuracy", "difference", "queries", "median", "nothing to follow"]
+    head = ["attack", "budget", "variant", "accuracy", "difference", "queries", "median", "nearest"]
+    head += ["nothing to follow"]
     rows = [
         _row(report, variant, attack)
         for key in dict.fromkeys(attack.key for variant in report.variants for attack in variant.robustness)
@@ -48,9 +49,11 @@ def attacks(report: Report) -> str:
         return ""
     note = (
         "Every image was sent to the endpoint as uint8 and judged by its answer. Queries: in all; median: until "
-        "an image was fooled. Difference: to its baseline, in points, on the same images; under one attack "
-        "it tells how hard that attack is, the worst case tells how robust a variant is. Nothing to follow: "
-        "queries with the scores of the one before, or without a gradient."
+        "an image was fooled. Nearest: how far away the nearest misclassified image was that was sent, the median "
+        "over those with one; no attack looks further once it is within the budget. Difference: to its baseline, "
+        "in points, on the same images; under one attack it tells how hard that attack is, the worst case tells "
+        "how robust a variant is. Nothing to follow: queries with the scores of the one before, or without a "
+        "gradient."
     )
     return f'<h3>Attack by attack</h3>{html.table(head, rows, left=3)}<p class="note">{escape(note)}</p>'
 
@@ -114,6 +117,7 @@ def _row(report: Report, variant: Variant, attack: Attack) -> list[object]:
         _difference(_paired(report, variant, attack.key)),
         f"{attack.num_queries:,}",
         text.number(success.median) if success else "–",
+        text.budget(attack.norm, round(attack.distance.median, 1)) if attack.distance else "–",
         text.percent(attack.stuck),
     ]
 

@@ -140,7 +140,7 @@ class Recipe:
                     )
                 seen[key] = index
         if self.data.num_test is not None:
-            self.check_num_test(self.data.num_test, "data.num_test")
+            self._check_num_test(self.data.num_test, "data.num_test")
 
     def reference_of(self, attack: AttackConfig) -> str | None:
         """The variant that an attack compares the others with; None of one that compares with none."""
@@ -148,16 +148,22 @@ class Recipe:
             return None
         return getattr(attack, "reference", "") or self.variants[0].name
 
-    def check_num_test(self, num_test: int, source: str) -> None:
-        """Refuses attacks and corruptions on more images than there are to test.
+    def check_data(self, num_test: int, num_classes: int) -> None:
+        """Refuses what the data does not allow.
 
         Args:
             num_test: The test images.
-            source: Who says so.
+            num_classes: The classes.
 
         Raises:
             ValueError: Names the key.
         """
+        self._check_num_test(num_test, "all the test images there are")
+        for index, attack in enumerate(self.attacks):
+            if why := attack.why_not(num_classes):
+                raise ValueError(f"attacks[{index}]: {why}")
+
+    def _check_num_test(self, num_test: int, source: str) -> None:
         for index, attack in enumerate(self.attacks):
             if attack.num_images is not None and attack.num_images > num_test:
                 raise ValueError(

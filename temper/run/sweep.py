@@ -54,7 +54,7 @@ def parse_over(text: str) -> Over:
 
 
 def sweep_recipe(recipe: Recipe, overs: Sequence[Over], *, variant: str | None = None) -> Recipe:
-    """Returns the recipe with its first variant and one more for every combination.
+    """Returns the recipe with the variant that the swept one is compared with, and one for every combination.
 
     Args:
         recipe: The recipe; its name gets `-sweep`, so that its own run stays as it is.
@@ -68,7 +68,8 @@ def sweep_recipe(recipe: Recipe, overs: Sequence[Over], *, variant: str | None =
     if variant is not None and variant not in choices:
         raise RecipeError(f"--variant {variant}: expected one of {', '.join(choices)}")
     swept = choices[variant if variant is not None else list(choices)[-1]]
-    found: dict[str, VariantConfig] = {recipe.variants[0].name: recipe.variants[0]}
+    baseline = next((one for one in recipe.variants if one.name == swept.against), recipe.variants[0])
+    found: dict[str, VariantConfig] = {baseline.name: dataclasses.replace(baseline, against=None)}
     for combination in itertools.product(*(over.values for over in overs)):
         one = _combine(swept, list(zip(overs, combination, strict=True)))
         if any(one.compress == other.compress for other in found.values()):
@@ -86,7 +87,9 @@ def with_variants(recipe: Recipe, variants: tuple[VariantConfig, ...]) -> Recipe
     try:
         return dataclasses.replace(recipe, variants=variants)
     except ValueError as error:
-        raise RecipeError(f"{error}; a sweep builds the first variant and what is varied, no other") from error
+        raise RecipeError(
+            f"{error}; a sweep builds what is varied and what it is compared with, no other"
+        ) from error
 
 
 def _combine(swept: VariantConfig, chosen: list[tuple[Over, str]]) -> VariantConfig:

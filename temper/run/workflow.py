@@ -127,7 +127,7 @@ def _run_alone(
 
     def check(figures: Mapping[str, Any]) -> None:
         try:
-            recipe.check_num_test(figures["num_test"], "all the test images there are")
+            recipe.check_data(figures["num_test"], figures["num_classes"])
         except ValueError as error:
             raise WorkflowError(str(error)) from error
 

@@ -15,7 +15,7 @@ import torch
 from temper.backends.temper_defence.defences import NUM_DRAWS, read_defences
 from temper.client.errors import ClientError, ServerError
 from temper.client.robustness import AttackConfig, AttackResult, attack_endpoint
-from temper.client.robustness.attacks.transfer import FgsmConfig
+from temper.client.robustness.attacks.transfer import FgsmConfig, PgdConfig
 from temper.client.robustness.base import ATTACKS, Network
 from temper.client.robustness.defence import Defence
 from temper.client.robustness.expectation import average, draws_at_random
@@ -192,7 +192,7 @@ DEFENCES: list[list[dict[str, dict[str, float]]]] = [
 def test_surrogate_sees_what_the_backend_makes_of_an_image(
     digits: Digits, steps: list[dict[str, dict[str, float]]]
 ) -> None:
-    """To one level, which the two ways to shrink an image round differently; and with a gradient everywhere."""
+    """To one level, which the two ways to shrink an image round differently; and with a gradient."""
     text, images = json.dumps(steps), digits.images[:5]
     draws = np.random.default_rng(0).random((5, NUM_DRAWS * len(steps)))
     expected = images
@@ -205,9 +205,36 @@ def test_surrogate_sees_what_the_backend_makes_of_an_image(
     assert np.abs(found.detach().numpy() - expected).max() <= 1
     assert defence_there.num_draws == (draws.shape[1] if "random" in text else 0)
     (gradient,) = torch.autograd.grad(found.sum(), pixels)
-    assert (gradient > 0).float().mean() > 0.99
-    if "random" not in text:
+    if "jpeg" not in text:
+        assert (gradient > 0).float().mean() > 0.99
+    if "bit_depth" in text and "random" not in text:
         assert (gradient == 1).all()
+
+
+@pytest.mark.parametrize("quality", [40, 85])
+def test_gradient_through_jpeg_tells_what_a_change_does(digits: Digits, quality: int) -> None:
+    """The change that JPEG lets through is nearer to what the gradient says than to the change itself."""
+    defence, draw = Defence(json.dumps([{"jpeg": {"quality": quality}}])), np.random.default_rng(0)
+    pixels = torch.from_numpy(draw.integers(40, 215, (8, 16, 16, 3))).float()
+    change = torch.from_numpy(draw.choice([-2.0, 2.0], (8, 16, 16, 3))).float()
+    _, said = torch.autograd.functional.jvp(lambda x: defence(x), pixels, change)
+    done = defence(pixels + change) - defence(pixels)
+
+    def alike(guess: torch.Tensor) -> float:
+        return float(torch.cosine_similarity(guess.flatten(), done.flatten(), dim=0))
+
+    assert alike(said) > alike(change) + 0.05
+
+
+async def test_gradients_through_a_defence_vouch_unless_it_draws(digits: Digits) -> None:
+    (graph,) = digits.surrogates["own"]
+    for step, vouches in (("jpeg", True), ("random_resize", False)):
+        defend = json.dumps([{step: {"quality": 80} if step == "jpeg" else {"smallest": 0.8}}])
+        own = {"own": [Network(graph, defend)]}
+        settings = PgdConfig(epsilon=8, num_images=5, steps=2)
+        endpoint = digits.endpoint()
+        found = await attack_endpoint(endpoint.infer, digits.images, digits.labels, settings, surrogates=own)
+        assert found.white_box == vouches
 
 
 def test_gradient_is_the_mean_over_the_draws_of_the_defence(

@@ -15,6 +15,8 @@ from temper.client.errors import ClientError
 from temper.client.robustness import AttackResult, ascent, attack_endpoint
 from temper.client.robustness.attacks.transfer import (
     ApgdCeConfig,
+    ApgdDlrConfig,
+    ApgdTConfig,
     FgsmConfig,
     MiFgsmConfig,
     PgdConfig,
@@ -235,6 +237,11 @@ async def test_surrogate_that_is_not_there_or_does_not_fit(
     few = write_graph(tmp_path / "few.onnx", np.zeros((16 * 16 * 3, 9)))
     with pytest.raises(ClientError, match="few.onnx: knows 9 classes, expected the endpoint's 10"):
         await attack(digits, PgdConfig(surrogates=(str(few),)), {})
+
+
+def test_ratio_of_logits_wants_classes_enough() -> None:
+    assert ApgdCeConfig().why_not(2) is None and ApgdTConfig().why_not(4) is None
+    assert ApgdDlrConfig().why_not(2) == "attack apgd-dlr: got a model of 2 classes, expected at least 3"
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {

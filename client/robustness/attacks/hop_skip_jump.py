@@ -63,8 +63,8 @@ class _Question:
     """Images that a walk wants to have judged together; each is made when it is sent."""
 
     num: int
-    make: Callable[[int], UInt8Array]
-    """From the number of one among them, 0 to num - 1."""
+    make: Callable[[], UInt8Array]
+    """Called once for each of them, in order."""
     take: Callable[[UInt8Array, bool], None]
     """Told of each that was answered, in any order, and whether the answer was wrong."""
     num_sent: int = 0
@@ -159,17 +159,17 @@ class Walk:
         changes = np.zeros(centre.shape, dtype=np.int32)
         wrong_changes = np.zeros(centre.shape, dtype=np.int32)
         num_wrong = 0
-        first = self._num_asked
+        generator = self._generator()
+        # Uniform, as the paper's in L-inf: a normal draw takes longer than all the rest, and helps no more. Random
+        # bytes are looked up, as the changes of whole pixels that they stand for are few.
+        steps = np.rint((np.arange(256) - 127.5) * (spread * math.sqrt(12) / 256)).astype(np.int16)
+        whole = centre.astype(np.int16)
 
-        def make(number: int) -> UInt8Array:
-            # Uniform, as the paper's in L-inf: a normal draw takes longer than all the rest, and helps no more.
-            bits = np.frombuffer(self._generator(first + number).bytes(size), dtype=np.uint8)
-            noise = bits.reshape(centre.shape).astype(np.float32)
-            noise -= np.float32(127.5)
-            noise *= np.float32(spread * math.sqrt(12) / 256)
-            noise += centre
-            np.rint(noise, out=noise)
-            return np.clip(noise, 0, 255, out=noise).astype(np.uint8)
+        def make() -> UInt8Array:
+            drawn = np.frombuffer(generator.bytes(size), dtype=np.uint8).reshape(centre.shape)
+            changed: npt.NDArray[np.int16] = steps[drawn]
+            changed += whole
+            return np.clip(changed, 0, 255, out=changed).astype(np.uint8)
 
         def take(sent: UInt8Array, wrong: bool) -> None:
             nonlocal num_wrong
@@ -203,13 +203,13 @@ class Walk:
     def _is_wrong(self, image: UInt8Array) -> Generator[_Question, None, bool]:
         """Ask for one image; one of the wrong class becomes the nearest."""
         answer: list[bool] = []
-        yield self._question(1, lambda _: image, lambda _, wrong: answer.append(wrong))
+        yield self._question(1, lambda: image, lambda _, wrong: answer.append(wrong))
         if answer[0]:
             self._nearest = image
         return answer[0]
 
     def _question(
-        self, num: int, make: Callable[[int], UInt8Array], take: Callable[[UInt8Array, bool], None]
+        self, num: int, make: Callable[[], UInt8Array], take: Callable[[UInt8Array, bool], None]
     ) -> _Question:
         if num > self._left:
             raise _Spent
@@ -226,10 +226,9 @@ class Walk:
     def _distance_l2(self) -> float:
         return BALLS["l2"](255).distance(self._nearest, self._image)
 
-    def _generator(self, query: int | None = None) -> np.random.Generator:
-        """Return the random stream of a query, of the next one if none is given."""
-        number = self._num_asked if query is None else query
-        return np.random.Generator(np.random.Philox(key=self._key, counter=number << 64))
+    def _generator(self) -> np.random.Generator:
+        """Return the random stream of the next query and those after it in the same question."""
+        return np.random.Generator(np.random.Philox(key=self._key, counter=self._num_asked << 64))
 
 
 class _Crowd:
@@ -267,7 +266,7 @@ class _Crowd:
         sent: list[tuple[Walk, _Question, UInt8Array]] = []
         while len(sent) < size:
             walk, question = self._open[0]
-            sent.append((walk, question, question.make(question.num_sent)))
+            sent.append((walk, question, question.make()))
             question.num_sent += 1
             if question.num_sent == question.num:
                 self._open.popleft()

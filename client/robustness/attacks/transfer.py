@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
+from temper.client.errors import ClientError
 from temper.client.robustness.base import OWN, AttackConfig, AttackKind, Harness, Network
 from temper.client.scores import Float32Array, Int64Array, UInt8Array
 from temper.client.stats import BoolArray
@@ -178,6 +179,7 @@ class ApgdDlrConfig(ApgdConfig):
     """APGD-DLR."""
 
     loss: ClassVar[str] = "dlr"
+    min_classes: ClassVar[int] = 3
     name: Literal["apgd-dlr"] = "apgd-dlr"
 
 
@@ -186,6 +188,7 @@ class ApgdTConfig(ApgdConfig):
     """APGD-T."""
 
     loss: ClassVar[str] = "targeted"
+    min_classes: ClassVar[int] = 4
     name: Literal["apgd-t"] = "apgd-t"
     max_queries: int = 9
     """Images sent per image at most: one a turn, towards the next likely class at a surrogate's next turn."""
@@ -223,7 +226,9 @@ async def load_surrogates(
     surrogates = [load_surrogate(tuple(networks), harness.expectation) for networks in files]
     num_classes = await harness.count_classes() if todo.size else None
     for surrogate in surrogates if todo.size else []:
-        surrogate.check(harness.images.shape[1:], num_classes, int(harness.labels.max()) + 1)
+        found = surrogate.check(harness.images.shape[1:], num_classes, int(harness.labels.max()) + 1)
+        if why := harness.config.why_not(found):
+            raise ClientError(why)
     return surrogates
 
 

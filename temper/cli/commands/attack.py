@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from temper.builder.contract import GRAPH_FILE
+from temper.builder.contract import CARD_FILE, GRAPH_FILE
 from temper.cli.target import Target, describe, digest, judge, say_kinds, say_share
 from temper.client.model import ModelInfo
 from temper.client.robustness import AttackResult, attack
-from temper.client.robustness.base import ATTACKS, OWN, REFERENCE
+from temper.client.robustness.base import ATTACKS, OWN, REFERENCE, Network
 from temper.client.robustness.checkpoint import FILE_NAME
 from temper.progress import Stage
 from temper.report.text import budget, percent
@@ -64,9 +64,10 @@ def attack_command(
 
     def run(address: str, target: Target, progress: Stage) -> AttackResult:
         other = describe(address, reference) if reference else None
-        graphs = {}
+        graphs: dict[str, list[Network]] = {}
         if url is None:
-            graphs = _graph(OWN, repository, target.info) | (_graph(REFERENCE, repository, other) if other else {})
+            graphs = _graphs(OWN, repository, address, target.info)
+            graphs |= _graphs(REFERENCE, repository, address, other) if other else {}
         return attack(
             address,
             model,
@@ -101,10 +102,21 @@ def attack_command(
     echo(json.dumps(found, indent=2, allow_nan=False) if as_json else _text(result, target.info, reference))
 
 
-def _graph(name: str, repository: Path, info: ModelInfo) -> dict[str, list[Path]]:
-    """The graph of a model whose engine is its graph, as OpenVINO's is."""
-    graph = repository / info.name / info.version / GRAPH_FILE
-    return {name: [graph]} if graph.is_file() else {}
+def _graphs(name: str, repository: Path, address: str, info: ModelInfo) -> dict[str, list[Network]]:
+    """The graphs of a model whose engines are its graphs, as OpenVINO's are, behind its defence if it has one."""
+    about = _read_card(repository, info)
+    defend = json.dumps(about["defend"]) if about.get("defend") else ""
+    members = [describe(address, member) for member in about.get("members", ())] or [info]
+    found = [Network(repository / one.name / one.version / GRAPH_FILE, defend) for one in members]
+    return {name: found} if all(network.path.is_file() for network in found) else {}
+
+
+def _read_card(repository: Path, info: ModelInfo) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads((repository / info.name / info.version / CARD_FILE).read_text())
+    except (OSError, ValueError):  # no entry that `temper build` wrote
+        return {}
+    return card
 
 
 def _robustness(result: AttackResult) -> list[str]:

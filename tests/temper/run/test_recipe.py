@@ -450,6 +450,13 @@ def test_load_recipe_tunes_for_no_more_than_the_largest_batch(
     assert (recipe.engine.max_batch, recipe.engine.opt_batch) == (max_batch, opt_batch)
 
 
+def test_attack_towards_other_classes_wants_enough_of_them(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD.replace('name = "square"', 'name = "apgd-t"')))
+    recipe.check_data(num_test=100, num_classes=4)
+    with pytest.raises(ValueError, match="attack apgd-t: got a model of 3 classes, expected at least 4"):
+        recipe.check_data(num_test=100, num_classes=3)
+
+
 def test_load_recipe_several_mistakes_one_line_each(tmp_path: Path) -> None:
     text = GOOD.replace("image_size = 32", 'image_size = "32"\ncolour = 1').replace('"auto"', '"foo"')
     found = read_error(tmp_path, text)

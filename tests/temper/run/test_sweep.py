@@ -62,6 +62,15 @@ def test_sweep_makes_every_combination_beside_the_first(recipe: Recipe) -> None:
     assert (low_rank.flops, low_rank.energy, quantize.method) == (0.6, None, "max")
 
 
+def test_sweep_compares_with_what_the_swept_variant_does(recipe: Recipe) -> None:
+    fp32, small = recipe.variants
+    robust = replace(small, name="robust", against="fp32")
+    varied = replace(recipe, variants=(fp32, robust, replace(small, against="robust")))
+    swept = sweep_recipe(varied, [parse_over("low_rank.flops=0.8,0.6")])
+    assert [one.name for one in swept.variants] == ["robust", "small_flops0-8", "small_flops0-6"]
+    assert [one.against for one in swept.variants] == [None] * 3  # the first is what all are compared with
+
+
 def test_missing_step_is_put_where_the_order_wants_it(recipe: Recipe) -> None:
     swept = sweep_recipe(recipe, [parse_over("distil.epochs=1,none")])
     steps = {name: [step for step, _ in found] for name, found in compressed(swept).items()}
@@ -173,7 +182,5 @@ def test_sweep_without_a_variant_that_an_attack_follows_is_one_line(quick_recipe
     recipe = load_recipe(quick_recipe)
     follows = ATTACKS.get("pgd").config(surrogates=("int8",))
     recipe = replace(recipe, attacks=(follows,))
-    with pytest.raises(
-        RecipeError, match='surrogates: got "int8".*; a sweep builds the first variant and what is'
-    ):
+    with pytest.raises(RecipeError, match='surrogates: got "int8".*; a sweep builds what is varied and what'):
         with_variants(recipe, recipe.variants[:1])

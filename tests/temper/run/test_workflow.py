@@ -299,6 +299,14 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     assert all(step["reused"] for row in (fp32, int8) for step in row["build"])
     # Members of an ensemble are published with another queue, so they are measured again.
     assert not {"fp32: accuracy", "int8: accuracy", "pair: accuracy"} & set(reused)
+    # From outside the recipe gradients go through the same defence and both members.
+    (data,) = (path for path in (home / "runs" / "quick" / "stages").glob("data-*") if path.is_dir())
+    command = ["attack", "--model", "quick_pair", "--repository", str(home / "model_repository"), "--json"]
+    command += ["--images", str(data / "test_images.npy"), "--labels", str(data / "test_labels.npy")]
+    command += ["--attack", "pgd", "--num-images", "8", "--runs", str(home / "runs")]
+    outside = CliRunner().invoke(cli, command)
+    assert outside.exit_code == 0, outside.output
+    assert json.loads(outside.stdout)["num_queries"] > 0
     run_cli(quick_recipe, home)  # the report of this file's other tests
 
 
