@@ -216,7 +216,7 @@ def _defences(options: argparse.Namespace, display: Display) -> dict[str, Any]:
             worst = judged.worst_at(("linf", 4.0))
             assert worst is not None
             found[built.variant] = row = {
-                "clean": measurements.accuracy(target).info["accuracy"]["value"],
+                "clean": measurements.accuracy(target).info["value"],
                 **{one.info["attack"]: one.info["accuracy"]["value"] for one in attacks},
                 "worst_case": worst.value,
                 "doubt": worst.doubt,
