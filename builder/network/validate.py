@@ -106,15 +106,18 @@ class Validation:
 
     def _warning(self) -> str | None:
         """Says when robustness collapsed against several steps and not against one (Wong et al., 2020)."""
+        if self._adversarial is None:
+            return None
         best = 0.0
-        for epoch in self._history if self._adversarial is not None else []:
+        others = " or ".join(repr(method) for method in ("pgd", "trades") if method != self._adversarial.method)
+        for epoch in self._history:
             robust, single = epoch["robust_accuracy"], epoch["single_step_accuracy"]
             if robust < _COLLAPSED * min(best, single):
                 return (
                     f"catastrophic overfitting in epoch {epoch['epoch']}: {percent(robust)} of the validation "
                     f"images withstand several steps, after {percent(best)}, and {percent(single)} a single one; "
-                    f"the weights of epoch {self._best + 1} are kept; train with method 'pgd' or 'trades', or "
-                    "with a smaller step_size"
+                    f"the weights of epoch {self._best + 1} are kept; train with method {others}, or with a "
+                    "smaller step_size"
                 )
             best = max(best, robust)
         return None

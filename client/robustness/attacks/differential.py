@@ -73,5 +73,5 @@ DIFFERENTIAL = AttackKind(
     sees="surrogate",
     compares=True,
     run=search,
-    libraries=("torch",),
+    libraries=("kornia", "torch"),
 )

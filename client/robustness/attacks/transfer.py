@@ -259,7 +259,7 @@ async def send_turns(
 
 
 FGSM, PGD, MI_FGSM, APGD_CE, APGD_DLR, APGD_T = (
-    AttackKind(about=about, config=config, sees="surrogate", run=replay, libraries=("torch",))
+    AttackKind(about=about, config=config, sees="surrogate", run=replay, libraries=("kornia", "torch"))
     for about, config in (
         ("FGSM: one step along the gradient of a surrogate", FgsmConfig),
         ("PGD: many steps along the gradient of a surrogate", PgdConfig),

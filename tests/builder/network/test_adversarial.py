@@ -228,10 +228,11 @@ class Brittle(nn.Module):
         return torch.stack([torch.full_like(far, 4.0), self.slope * far], 1)
 
 
-def test_catastrophic_overfitting_is_said_and_the_best_epoch_kept() -> None:
+@pytest.mark.parametrize(("method", "others"), [("fast", "'pgd' or 'trades'"), ("pgd", "'trades'")])
+def test_catastrophic_overfitting_is_said_and_the_best_epoch_kept(method: Any, others: str) -> None:
     images = np.full((3, SIZE, SIZE, 3), 100, np.uint8)
     network = Brittle(images[0])
-    validation = Validation(images, np.zeros(3, np.int64), AdversarialConfig(epsilon=8.0))
+    validation = Validation(images, np.zeros(3, np.int64), AdversarialConfig(method=method, epsilon=8.0))
     for slope in (0.0, 1.0, 1.0):
         network.slope.data.fill_(slope)
         validation.after_epoch(network, network, CPU)
@@ -240,8 +241,8 @@ def test_catastrophic_overfitting_is_said_and_the_best_epoch_kept() -> None:
     assert [[epoch[name] for name in names] for epoch in info["history"]] == [[1, 1, 1], [1, 0, 1], [1, 0, 1]]
     assert info["warning"] == (
         "catastrophic overfitting in epoch 2: 0.0 % of the validation images withstand several steps, after "
-        "100.0 %, and 100.0 % a single one; the weights of epoch 1 are kept; train with method 'pgd' or 'trades', "
-        "or with a smaller step_size"
+        "100.0 %, and 100.0 % a single one; the weights of epoch 1 are kept; train with method "
+        f"{others}, or with a smaller step_size"
     )
     validation.load_best(network)
     assert (info["best_epoch"], float(network.slope.detach())) == (1, 0.0)
