@@ -88,7 +88,7 @@ def _build(
     """Build the first variant of a recipe, and others beside it."""
     recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
     recipe = dataclasses.replace(recipe, variants=(recipe.variants[0], *more), attacks=(), corruptions=None)
-    return list(build_recipe(recipe, repository=options.repository, runs=options.runs, display=display))
+    return build_recipe(recipe, repository=options.repository, runs=options.runs, display=display)
 
 
 def _measurements(built: Built, endpoint: Endpoint, options: argparse.Namespace, display: Display) -> Measurements:
@@ -216,7 +216,7 @@ def _defences(options: argparse.Namespace, display: Display) -> dict[str, Any]:
             worst = judged.worst_at(("linf", 4.0))
             assert worst is not None
             found[built.variant] = row = {
-                "clean": measurements.accuracy(target).info["value"],
+                "clean": attacks[0].info["clean_accuracy"]["value"],
                 **{one.info["attack"]: one.info["accuracy"]["value"] for one in attacks},
                 "worst_case": worst.value,
                 "doubt": worst.doubt,

@@ -28,7 +28,7 @@ _GRACE_S = 5.0
 # A row that ends the process is left out the next time; so often is a part begun again.
 _ATTEMPTS = 5
 # Of the time that is left, so that the parts after it get some; the last one gets all.
-_SHARES = {"probe": 0.3, "tests": 0.35, "served": 0.5, "engines": 0.6, "training": 0.75}
+_SHARES = {"probe": 0.3, "tests": 0.35, "served": 0.5, "engines": 0.6, "training": 0.75, "gradients": 0.75}
 _NEED_GPU = ("probe", "engines", "training", "gradients", "served", "tests", "sanitizer")
 
 

@@ -32,8 +32,8 @@ def render(folder: Path) -> str:
         _builds(engines),
         _pytorch(engines),
         _convolutions(engines),
-        _steps("Training", training),
-        _steps("Gradients of an attack with a surrogate", gradients),
+        _steps("Training", training, "step | images/s"),
+        _steps("Gradients of an attack with a surrogate", gradients, "graph | images times steps/s"),
         _served(engines, served),
         _tests(tests),
         _sanitizer(sanitizer),
@@ -237,12 +237,12 @@ def _convolutions(engines: Mapping[str, Any]) -> list[str]:
     return [note, "", "| network | batch | kernel | layers | ms, all of them |", "|" + " --- |" * 5, *lines]
 
 
-def _steps(name: str, part: Mapping[str, Any]) -> list[str]:
+def _steps(name: str, part: Mapping[str, Any], head: str) -> list[str]:
     rows = part.get("rows", {})
     if not rows:
         return [f"**{name}**: {_UNMEASURED}{_why(part)}."]
     lines = [f"**{name}** ({part.get('rounds')} rounds, medians){_unfinished(part)}", ""]
-    lines += ["| network | size | batch | step | images/s | ms | spread | GPU MiB at most |"]
+    lines += [f"| network | size | batch | {head} | ms | spread | GPU MiB at most |"]
     lines += ["|" + " --- |" * 8]
     for key, row in rows.items():
         cells = key.split(maxsplit=3)

@@ -8,6 +8,7 @@ shared between slots, a result does not depend on the batch size, the concurrenc
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,10 @@ REFERENCE = "reference"
 """The surrogate that is the graph of the model that an attack `compares` with."""
 
 
+RANDOM = frozenset({"random_resize"})
+"""Those of config.pbtxt's `defend` that draw at random."""
+
+
 class Network(NamedTuple):
     """A network whose gradients an attack follows."""
 
@@ -40,7 +45,7 @@ class Network(NamedTuple):
     @property
     def is_random(self) -> bool:
         """Whether that draws at random."""
-        return "random_resize" in self.defend
+        return any(name in RANDOM for step in json.loads(self.defend or "[]") for name in step)
 
 
 Surrogates = Mapping[str, Sequence[Path | Network]]

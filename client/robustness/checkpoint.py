@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 FILE_NAME = "finished.jsonl"
-FORMAT = 6
+FORMAT = 7
 """Raised when the lines change, or what they mean."""
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from temper.client.errors import ClientError
+from temper.client.robustness.base import RANDOM
 from temper.client.scores import Float32Array
 
 NUM_DRAWS = 3
@@ -42,7 +43,7 @@ class Defence:
         if unknown := [name for name, _ in steps if name not in _ALL]:
             raise ClientError(f"defence {unknown[0]}: not known here, expected some of {', '.join(_ALL)}")
         self._steps = [partial(_ALL[name], **settings) for name, settings in steps]
-        self.num_draws = NUM_DRAWS * len(steps) if any(name == "random_resize" for name, _ in steps) else 0
+        self.num_draws = NUM_DRAWS * len(steps) if any(name in RANDOM for name, _ in steps) else 0
         """Random numbers that an image needs; 0 where nothing is random."""
 
     def __call__(self, pixels: Tensor, draws: Float32Array | None = None) -> Tensor:
@@ -72,7 +73,8 @@ def _jpeg(pixels: Tensor, draws: Float32Array | None, *, quality: int) -> Tensor
         Image.fromarray(image).save(packed, "JPEG", quality=quality)
         with Image.open(packed) as found:
             behind.append(np.array(found))
-    return _pass_through(_smooth_jpeg(pixels, quality), torch.from_numpy(np.stack(behind)).to(pixels))
+    exact = torch.from_numpy(np.stack(behind)).to(pixels)
+    return _pass_through(_smooth_jpeg(pixels, quality), exact) if pixels.requires_grad else exact
 
 
 def _smooth_jpeg(pixels: Tensor, quality: int) -> Tensor:

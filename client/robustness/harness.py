@@ -241,8 +241,8 @@ async def attack_endpoint(
         broken=judge.broken[indices],
         errors=sum((Counter(one.errors) for one in clean), Counter()),
         taken_for=judge.taken_for[indices],
-        # Behind random draws an image is fooled by luck too, and none of it bounds what an attacker gets.
-        white_box=config.is_white_box and not any(network.is_random for network in networks.get(OWN, ())),
+        white_box=config.is_white_box,
+        draws=any(network.is_random for network in networks.get(OWN, ())),
         reference_queries=judge.reference_queries[indices] if reference else None,
         queries=times * judge.queries[indices],
         stuck=times * judge.stuck[indices],

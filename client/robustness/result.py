@@ -57,7 +57,9 @@ class AttackResult:
     seed: int
     """seed of images and draws"""
     white_box: bool
-    """whether it followed the gradients of all that is attacked, in several steps"""
+    """whether it followed the gradients of all that is attacked, in several steps, and no random draws"""
+    draws: bool
+    """whether these gradients went through random draws, so that luck fools and spares images too"""
     accuracy: Proportion
     """robust accuracy: still right after the attack / all images evaluated, with its 95 % interval"""
     clean_accuracy: Proportion
@@ -118,6 +120,7 @@ class AttackResult:
             "max_queries": self.max_queries,
             "seed": self.seed,
             "white_box": self.white_box,
+            "draws": self.draws,
             "accuracy": dict(self.accuracy),
             "clean_accuracy": dict(self.clean_accuracy),
             "per_class": {str(label): dict(figures) for label, figures in self.per_class.items()},
@@ -172,6 +175,7 @@ def build_result(
     taken_for: Int64Array,
     reference_queries: Int64Array | None,
     white_box: bool,
+    draws: bool,
     gallery: list[Example],
     num_queries_now: int,
     duration_s: float,
@@ -194,6 +198,7 @@ def build_result(
         taken_for: the class that each fooled image was taken for.
         reference_queries: how often the reference was asked for each image; None without one.
         white_box: whether the gradients of all that is attacked were followed, in several steps.
+        draws: whether random draws stand before the network.
         gallery: examples.
         num_queries_now: queries that this run sent.
         duration_s: seconds that they took.
@@ -211,7 +216,8 @@ def build_result(
         epsilon=config.epsilon,
         max_queries=config.max_queries,
         seed=config.seed,
-        white_box=white_box,
+        white_box=white_box and not draws,
+        draws=draws,
         accuracy=proportion(survived),
         clean_accuracy=proportion(correct),
         per_class=proportion_per_class(survived, labels),

@@ -265,8 +265,8 @@ def _max_pool(x: Tensor, **given: Any) -> Tensor:
 
 def _average_pool(x: Tensor, **given: Any) -> Tensor:
     kernel, ones = given["kernel_shape"], torch.ones_like(x[:1, :1])
-    # In the order of NCHW: CUDA's kernel for channels last forgets the padding in the gradient
-    # (https://github.com/pytorch/pytorch/issues/188344; so does torch 2.11).
+    # In the order of NCHW: CUDA's kernel for channels last forgets the padding in the gradient (torch 2.11 does);
+    # goes when the oldest torch allowed has https://github.com/pytorch/pytorch/pull/188345.
     x, padding = _padded(x.contiguous(), len(kernel), given, 0.0, kernel)
     ones, _ = _padded(ones, len(kernel), given, 0.0, kernel)
 

@@ -130,7 +130,8 @@ def build(recipe: Path, repository: Path, runs: Path, as_json: bool) -> None:
 def sweep(recipe: Path, over: tuple[str, ...], **settings: Any) -> None:
     """Build and measure a grid of variants and draw their frontier.
 
-    Every combination of the --over values becomes a variant of RECIPE, measured beside its first one. The report
+    Every combination of the --over values becomes a variant of RECIPE, measured beside its first one, and beside
+    what it is compared with where that is another. The report
     in runs/NAME-sweep marks the variants that no other one beats in accuracy, accuracy under attack, latency and
     size.
     """

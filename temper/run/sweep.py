@@ -54,7 +54,7 @@ def parse_over(text: str) -> Over:
 
 
 def sweep_recipe(recipe: Recipe, overs: Sequence[Over], *, variant: str | None = None) -> Recipe:
-    """Returns the recipe with the variant that the swept one is compared with, and one for every combination.
+    """Returns the recipe with its first variant, what the swept one is compared with, and every combination.
 
     Args:
         recipe: The recipe; its name gets `-sweep`, so that its own run stays as it is.
@@ -68,14 +68,23 @@ def sweep_recipe(recipe: Recipe, overs: Sequence[Over], *, variant: str | None =
     if variant is not None and variant not in choices:
         raise RecipeError(f"--variant {variant}: expected one of {', '.join(choices)}")
     swept = choices[variant if variant is not None else list(choices)[-1]]
-    baseline = next((one for one in recipe.variants if one.name == swept.against), recipe.variants[0])
-    found: dict[str, VariantConfig] = {baseline.name: dataclasses.replace(baseline, against=None)}
+    found = {one.name: one for one in _carried(recipe, swept)}
     for combination in itertools.product(*(over.values for over in overs)):
         one = _combine(swept, list(zip(overs, combination, strict=True)))
         if any(one.compress == other.compress for other in found.values()):
             continue  # two ways to write the same thing, mostly because a step is left out
         found[one.name] = one
     return with_variants(dataclasses.replace(recipe, name=f"{recipe.name}-sweep"), tuple(found.values()))
+
+
+def _carried(recipe: Recipe, swept: VariantConfig) -> Iterator[VariantConfig]:
+    """Yields the first variant, and the one that the swept one is compared with, after its members."""
+    first, *others = recipe.variants
+    yield first
+    baseline = next((one for one in others if one.name == swept.against), None)
+    if baseline is not None:
+        yield from (one for one in others if one.name in baseline.ensemble)
+        yield dataclasses.replace(baseline, against=None)
 
 
 def with_variants(recipe: Recipe, variants: tuple[VariantConfig, ...]) -> Recipe:
@@ -88,7 +97,7 @@ def with_variants(recipe: Recipe, variants: tuple[VariantConfig, ...]) -> Recipe
         return dataclasses.replace(recipe, variants=variants)
     except ValueError as error:
         raise RecipeError(
-            f"{error}; a sweep builds what is varied and what it is compared with, no other"
+            f"{error}; a sweep builds the first variant, what is varied, and what that is compared with"
         ) from error
 
 
@@ -154,6 +163,7 @@ def _checked(content: dict[str, Any], swept: VariantConfig) -> VariantConfig:
 
     limits = {"min_agreement": swept.min_agreement, "max_logit_diff": swept.max_logit_diff}
     content |= {name: limit for name, limit in limits.items() if limit is not None}
+    content |= {"against": swept.against} if swept.against is not None else {}
     try:
         return TypeAdapter(VariantConfig).validate_json(
             json.dumps(content, default=dataclasses.asdict), strict=True

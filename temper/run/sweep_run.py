@@ -22,7 +22,6 @@ from temper.run.summary import moved
 from temper.run.sweep import with_variants
 
 if TYPE_CHECKING:
-    from temper.builder.compress.variant import VariantConfig
     from temper.progress import Display
     from temper.run.recipe import Recipe
 
@@ -40,14 +39,14 @@ class Outcome:
 
 
 RunAll = Callable[["Sequence[Recipe]"], Iterator[Outcome]]
-"""Runs recipes of two variants each; the outcomes come in any order."""
+"""Runs recipes of one variant each, beside what it needs; the outcomes come in any order."""
 
 
 def run_sweep(recipe: Recipe, *, runs: Path, run_all: RunAll) -> Report:
     """Runs a sweep and writes its report.
 
     Args:
-        recipe: From `sweep_recipe`: the first variant is what the others are compared with.
+        recipe: From `sweep_recipe`.
         runs: The report's folder is `runs/<recipe>`.
         run_all: `run_here`, or a cluster's.
 
@@ -77,11 +76,13 @@ def run_sweep(recipe: Recipe, *, runs: Path, run_all: RunAll) -> Report:
 
 
 def pairs_of(recipe: Recipe) -> Iterator[Recipe]:
-    """Yields for every variant but the first a recipe of the first one and it."""
+    """Yields a recipe for every variant that no other one needs: the first one, those that are needed, and it."""
     first, *others = recipe.variants
-    for other in others or [first]:
-        variants: tuple[VariantConfig, ...] = (first, other) if others else (first,)
-        yield with_variants(recipe, variants)
+    named = {name for one in recipe.variants for name in (*one.ensemble, one.against)}
+    shared = [one for one in others if one.name in named]
+    alone = [one for one in others if one.name not in named]
+    for place in range(max(len(alone), 1)):
+        yield with_variants(recipe, (first, *shared, *alone[place : place + 1]))
 
 
 def run_here(
@@ -110,15 +111,23 @@ def _join(recipe: Recipe, outcomes: Sequence[Outcome]) -> Report | None:
     if not measured:
         return None
     baseline, first = measured[0]
-    variants = [_moved(first.variants[0], baseline)]
-    variants += [_moved(variant, name) for name, part in measured for variant in part.variants[1:]]
+    own = {name for name, _ in measured} - {first.variants[0].name}
+    variants = [_moved(variant, baseline) for variant in first.variants if variant.name not in own]
+    variants += [
+        _moved(variant, name) for name, part in measured for variant in part.variants if variant.name in own
+    ]
     failed = [(outcome.variant, outcome.reason) for outcome in outcomes if outcome.reason is not None]
     parts = [part for _, part in measured]
     return dataclasses.replace(
         first,
         config=dataclasses.asdict(recipe),
         variants=mark_frontier(variants),
-        comparisons=tuple(each for part in parts for each in part.comparisons),
+        comparisons=tuple(
+            each
+            for name, part in measured
+            for each in part.comparisons
+            if each.variant == name or part is first  # what is shared is compared in every part
+        ),
         timings=tuple(each for part in parts for each in part.timings),
         deaths=tuple(each for part in parts for each in part.deaths),
         failed=tuple(Failure(variant=name, reason=reason) for name, reason in failed),

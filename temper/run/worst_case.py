@@ -154,6 +154,8 @@ def _doubt(within: Sequence[_Outcome], worst: _Outcome, budget: Budget, masks: S
     masked = [evidence[one.key] for one in within if one.key in evidence]
     if masked:
         return f"gradients or scores are masked ({'; '.join(masked)})"
+    if any(one.info["draws"] for one in within):
+        return "gradients were followed through random draws, where luck fools and spares images too"
     if any(one.sees != "nothing" for one in within):
         return "no attack followed the gradients of all that is served at this budget, step by step"
     return "nothing but noise was tried"

@@ -174,6 +174,7 @@ def test_what_was_noted_of_an_image_that_was_wrong_before_does_not_count() -> No
         correct=np.array([True, False, False, False]),
         errors={},
         white_box=False,
+        draws=False,
         gallery=[],
         num_queries_now=69,
         duration_s=1.0,

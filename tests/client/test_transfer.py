@@ -239,9 +239,27 @@ async def test_surrogate_that_is_not_there_or_does_not_fit(
         await attack(digits, PgdConfig(surrogates=(str(few),)), {})
 
 
-def test_ratio_of_logits_wants_classes_enough() -> None:
-    assert ApgdCeConfig().why_not(2) is None and ApgdTConfig().why_not(4) is None
-    assert ApgdDlrConfig().why_not(2) == "attack apgd-dlr: got a model of 2 classes, expected at least 3"
+@pytest.mark.parametrize(("kind", "least"), [(ApgdCeConfig, 2), (ApgdDlrConfig, 3), (ApgdTConfig, 4)])
+async def test_ratio_of_logits_wants_classes_enough(
+    kind: Any, least: int, digits: Digits, write_graph: Write, tmp_path: Path
+) -> None:
+    few, rows = max(least - 1, 2), digits.labels < 2
+    weights = digits.weights[:, :few]
+    graph = {"own": [write_graph(tmp_path / "few.onnx", weights / 1e5)]}
+
+    async def infer(images: Any) -> Any:
+        return (images.reshape(len(images), -1).astype(np.int64) @ weights).astype(np.float32)
+
+    async def go() -> AttackResult:
+        settings = kind(epsilon=8, steps=2, num_images=10)
+        return await attack_endpoint(infer, digits.images[rows], digits.labels[rows], settings, surrogates=graph)
+
+    if few == least:
+        assert (await go()).num_queries > 0
+        return
+    said = f"attack {kind().name}: got a model of {few} classes, expected at least {least}"
+    with pytest.raises(ClientError, match=said):
+        await go()
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {

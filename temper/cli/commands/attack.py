@@ -113,10 +113,10 @@ def _graphs(name: str, repository: Path, address: str, info: ModelInfo) -> dict[
 
 def _read_card(repository: Path, info: ModelInfo) -> dict[str, Any]:
     try:
-        card: dict[str, Any] = json.loads((repository / info.name / info.version / CARD_FILE).read_text())
+        card = json.loads((repository / info.name / info.version / CARD_FILE).read_text())
     except (OSError, ValueError):  # no entry that `temper build` wrote
         return {}
-    return card
+    return card if isinstance(card, dict) else {}
 
 
 def _robustness(result: AttackResult) -> list[str]:

@@ -91,6 +91,7 @@ def test_page_answers_first(report: Json, tmp_path: Path) -> None:
     ):
         assert heading in words
     assert "attacks[0].epsilon" in words
+    assert "L∞ 23.5/255" in words  # the nearest wrong image
 
 
 def test_page_tells_what_went_wrong_behind_the_figures(report: Json, tmp_path: Path) -> None:

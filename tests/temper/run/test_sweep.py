@@ -12,7 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from temper.builder.compress.distil import DistilConfig
-from temper.builder.compress.variant import ChosenStep
+from temper.builder.compress.variant import ChosenStep, VariantConfig
 from temper.builder.network.adversarial import AdversarialConfig
 from temper.client.robustness.base import ATTACKS
 from temper.errors import RecipeError
@@ -21,8 +21,9 @@ from temper.report.read import read_report
 from temper.run.frontier import mark_frontier
 from temper.run.recipe import Recipe, load_recipe
 from temper.run.sweep import parse_over, sweep_recipe, with_variants
-from temper.run.sweep_run import Outcome, run_sweep
+from temper.run.sweep_run import Outcome, pairs_of, run_sweep
 
+ROOT = Path(__file__).parents[3]
 TEXT = """
 name = "toy"
 [data]
@@ -62,13 +63,22 @@ def test_sweep_makes_every_combination_beside_the_first(recipe: Recipe) -> None:
     assert (low_rank.flops, low_rank.energy, quantize.method) == (0.6, None, "max")
 
 
-def test_sweep_compares_with_what_the_swept_variant_does(recipe: Recipe) -> None:
+def test_sweep_compares_with_what_the_swept_variant_does() -> None:
+    swept = sweep_recipe(load_recipe(ROOT / "recipes" / "robust.toml"), [parse_over("low_rank.flops=0.8,0.6")])
+    names = ["fp32", "robust", "robust_low_rank_flops0-8", "robust_low_rank_flops0-6"]
+    assert [one.name for one in swept.variants] == names
+    assert [one.against for one in swept.variants] == [None, None, "robust", "robust"]
+    pairs = [[one.name for one in pair.variants] for pair in pairs_of(swept)]
+    assert pairs == [["fp32", "robust", name] for name in names[2:]]
+
+
+def test_sweep_brings_the_members_of_what_it_compares_with(recipe: Recipe) -> None:
     fp32, small = recipe.variants
-    robust = replace(small, name="robust", against="fp32")
-    varied = replace(recipe, variants=(fp32, robust, replace(small, against="robust")))
-    swept = sweep_recipe(varied, [parse_over("low_rank.flops=0.8,0.6")])
-    assert [one.name for one in swept.variants] == ["robust", "small_flops0-8", "small_flops0-6"]
-    assert [one.against for one in swept.variants] == [None] * 3  # the first is what all are compared with
+    both = VariantConfig(name="both", ensemble=("fp32", "small"))
+    varied = replace(recipe, variants=(fp32, small, both, replace(small, name="tiny", against="both")))
+    swept = sweep_recipe(varied, [parse_over("low_rank.flops=0.8")], variant="tiny")
+    assert [one.name for one in swept.variants] == ["fp32", "small", "both", "tiny_flops0-8"]
+    assert [len(pair.variants) for pair in pairs_of(swept)] == [4]
 
 
 def test_missing_step_is_put_where_the_order_wants_it(recipe: Recipe) -> None:
@@ -178,9 +188,25 @@ def test_reports_of_the_runs_become_one(recipe: Recipe, report: dict[str, Any], 
     assert read_report(tmp_path / swept.name).variants == joined.variants
 
 
+def test_what_several_runs_share_is_in_the_joined_report_once(report: dict[str, Any], tmp_path: Path) -> None:
+    swept = sweep_recipe(load_recipe(ROOT / "recipes" / "robust.toml"), [parse_over("low_rank.flops=0.8,0.6")])
+    first, baseline, *names = (variant.name for variant in swept.variants)
+    (row, other), (compared,) = report["variants"], report["comparisons"]
+
+    def outcome(name: str) -> Outcome:
+        variants = [row | {"name": first}, other | {"name": baseline}, other | {"name": name}]
+        comparisons = [compared | {"variant": baseline}, compared | {"variant": name, "baseline": baseline}]
+        part = json.dumps(report | {"variants": variants, "comparisons": comparisons})
+        return Outcome(variant=name, report=TypeAdapter(Report).validate_json(part, strict=True), reason=None)
+
+    joined = run_sweep(swept, runs=tmp_path, run_all=lambda pairs: iter([outcome(name) for name in names]))
+    assert [one.name for one in joined.variants] == [first, baseline, *names]
+    assert [one.variant for one in joined.comparisons] == [baseline, *names]
+
+
 def test_sweep_without_a_variant_that_an_attack_follows_is_one_line(quick_recipe: Path) -> None:
     recipe = load_recipe(quick_recipe)
     follows = ATTACKS.get("pgd").config(surrogates=("int8",))
     recipe = replace(recipe, attacks=(follows,))
-    with pytest.raises(RecipeError, match='surrogates: got "int8".*; a sweep builds what is varied and what'):
+    with pytest.raises(RecipeError, match='surrogates: got "int8".*; a sweep builds the first variant, what is'):
         with_variants(recipe, recipe.variants[:1])

@@ -28,7 +28,7 @@ def stage(folder: Path, name: str, epsilon: float, taken_for: list[int]) -> Arti
     np.save(folder / TAKEN_FOR_FILE, taken_for)
     curve = [{"num_queries": 0, "accuracy": 1.0}, {"num_queries": 9, "accuracy": 0.5}]
     info = {"attack": name, "norm": "linf", "epsilon": epsilon, "stuck": 0.0, "max_queries": 9, "curve": curve}
-    info["white_box"] = False
+    info |= {"white_box": False, "draws": False}
     return Artifact(path=folder, digest="", info=info, reused=False)
 
 

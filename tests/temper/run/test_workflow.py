@@ -306,7 +306,8 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     command += ["--attack", "pgd", "--num-images", "8", "--runs", str(home / "runs")]
     outside = CliRunner().invoke(cli, command)
     assert outside.exit_code == 0, outside.output
-    assert json.loads(outside.stdout)["num_queries"] > 0
+    found = json.loads(outside.stdout)
+    assert (found["draws"], found["white_box"]) == (True, False) and found["num_queries"] > 0
     run_cli(quick_recipe, home)  # the report of this file's other tests
 
 

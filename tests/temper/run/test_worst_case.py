@@ -52,11 +52,13 @@ def attacked(tmp_path: Path) -> Any:
             "attack": name,
             "norm": "linf",
             "epsilon": epsilon,
+            "white_box": name == "pgd",
+            "draws": False,
             "stuck": 0.0,
             "max_queries": 100,
             "curve": curve,
         }
-        return Artifact(path=folder, digest="", info={**told, "white_box": name == "pgd", **info}, reused=False)
+        return Artifact(path=folder, digest="", info={**told, **info}, reused=False)
 
     return make
 
@@ -131,13 +133,17 @@ def test_what_shows_a_mask(name: str, attacked: Any) -> None:
 
 
 NO_GRADIENTS = "no attack followed the gradients of all that is served at this budget, step by step"
-DOUBTS: dict[str, tuple[list[tuple[str, float]], str | None]] = {
-    "gradients were followed": ([("pgd", 0.0), ("square", 0.6)], None),
-    "scores alone": ([("square", 0.0)], NO_GRADIENTS),
-    "one step, or another network's gradients": ([("fgsm", 0.0), ("square", 0.0)], NO_GRADIENTS),
-    "noise alone": ([("noise", 0.0)], "nothing but noise was tried"),
+DOUBTS: dict[str, tuple[list[tuple[str, dict[str, Any]]], str | None]] = {
+    "gradients were followed": ([("pgd", {}), ("square", {"stuck": 0.6})], None),
+    "scores alone": ([("square", {})], NO_GRADIENTS),
+    "one step, or another network's gradients": ([("fgsm", {}), ("square", {})], NO_GRADIENTS),
+    "gradients through random draws": (
+        [("pgd", {"white_box": False, "draws": True}), ("square", {})],
+        "gradients were followed through random draws, where luck fools and spares images too",
+    ),
+    "noise alone": ([("noise", {})], "nothing but noise was tried"),
     "a mask alone": (
-        [("square", 0.6)],
+        [("square", {"stuck": 0.6})],
         "gradients or scores are masked (square: 60.0 % of its scores were equal to those before)",
     ),
 }
@@ -146,7 +152,7 @@ DOUBTS: dict[str, tuple[list[tuple[str, float]], str | None]] = {
 @pytest.mark.parametrize("name", DOUBTS)
 def test_worst_case_that_may_be_none_says_why(name: str, attacked: Any) -> None:
     attacks, doubt = DOUBTS[name]
-    first, second = ([attacked(one, range(size), stuck=stuck) for one, stuck in attacks] for size in (200, 300))
+    first, second = ([attacked(one, range(size), **info) for one, info in attacks] for size in (200, 300))
     both = judged("first", *first), judged("second", *second)
     assert both[1].worst_case[0].doubt == doubt
     (paired,) = compare_worst_cases(first, second, both)
