@@ -189,8 +189,30 @@ class L2Ball(Ball):
         return steps
 
 
+class _AllImages(LinfBall):
+    """What every image lies in, so that one which is whole already is left alone."""
+
+    def write_bounds(self, images: UInt8Array, low: UInt8Array, high: UInt8Array) -> None:
+        """Write the ends of uint8."""
+        low[...], high[...] = 0, 255
+
+    def pull(
+        self,
+        proposal: npt.NDArray[Any],
+        original: UInt8Array,
+        low: UInt8Array,
+        high: UInt8Array,
+        out: UInt8Array,
+    ) -> None:
+        """Round, and clip to uint8."""
+        if proposal.dtype == np.uint8:
+            out[...] = proposal
+        else:
+            super().pull(proposal, original, low, high, out)
+
+
 BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball}
-EVERYTHING = LinfBall(255)
+EVERYTHING: Ball = _AllImages(255)
 """All images."""
 
 

@@ -182,8 +182,10 @@ class Judge:
             if kind:  # whatever is answered to what lies outside the budget
                 lost[row] = not self._kind.minimises or self._budget_ball.holds(sent[row], original)
             else:
-                self.distances[index] = min(self.distances[index], self._budget_ball.distance(sent[row], original))
-                lost[row] = self._budget_ball.holds(sent[row], original)
+                distance, ball = self._budget_ball.distance(sent[row], original), self._budget_ball
+                self.distances[index] = min(self.distances[index], distance)
+                # Exactly only where it is near: most of what an attack that `minimises` sends is far away.
+                lost[row] = distance < ball.epsilon + 1 and ball.holds(sent[row], original)
             if lost[row] and not 0 < self.lost_at[index] < numbers[row]:
                 self.lost_at[index], self.broken[index] = numbers[row], kind
                 self.taken_for[index] = answers.classes[row]

@@ -120,7 +120,7 @@ class Walk:
         height, width, channels = self._image.shape
         for number in range(self._config.init_tries):
             grain = _GRAINS[number % len(_GRAINS)]
-            generator = self._generator()
+            generator = np.random.Generator(self._stream())
             shape = (-(-height // grain), -(-width // grain), channels)
             noise = generator.integers(0, 256, shape, dtype=np.uint8).repeat(grain, axis=0).repeat(grain, axis=1)
             found = yield from self._is_wrong(noise[:height, :width])
@@ -159,15 +159,15 @@ class Walk:
         changes = np.zeros(centre.shape, dtype=np.int32)
         wrong_changes = np.zeros(centre.shape, dtype=np.int32)
         num_wrong = 0
-        generator = self._generator()
+        stream = self._stream()
         # Uniform, as the paper's in L-inf: a normal draw takes longer than all the rest, and helps no more. Random
         # bytes are looked up, as the changes of whole pixels that they stand for are few.
         steps = np.rint((np.arange(256) - 127.5) * (spread * math.sqrt(12) / 256)).astype(np.int16)
         whole = centre.astype(np.int16)
 
         def make() -> UInt8Array:
-            drawn = np.frombuffer(generator.bytes(size), dtype=np.uint8).reshape(centre.shape)
-            changed: npt.NDArray[np.int16] = steps[drawn]
+            drawn = stream.random_raw(-(-size // 8)).view(np.uint8)[:size].reshape(centre.shape)
+            changed: npt.NDArray[np.int16] = steps.take(drawn)
             changed += whole
             return np.clip(changed, 0, 255, out=changed).astype(np.uint8)
 
@@ -226,9 +226,9 @@ class Walk:
     def _distance_l2(self) -> float:
         return BALLS["l2"](255).distance(self._nearest, self._image)
 
-    def _generator(self) -> np.random.Generator:
-        """Return the random stream of the next query and those after it in the same question."""
-        return np.random.Generator(np.random.Philox(key=self._key, counter=self._num_asked << 64))
+    def _stream(self) -> np.random.Philox:
+        """Return the random bits of the next query and those after it in the same question."""
+        return np.random.Philox(key=self._key, counter=self._num_asked << 64)
 
 
 class _Crowd:
