@@ -64,8 +64,8 @@ class AttackConfig(Tagged):
     name: str
     """Attack family."""
     epsilon: float = 8.0
-    """Budget in units of 1/255 on the uint8 image. "linf": per channel of a pixel, and as the grid is integer, its
-    floor is what counts. "l2": over all values of the image."""
+    """Budget in units of 1/255 on the uint8 image. "linf": per channel of a pixel, 1 to 255, and as the grid is
+    integer, its floor is what counts. "l2": over all values of the image, 1 or more."""
     norm: Norm = "linf"
     """Norm of the budget."""
     curve: tuple[float, ...] = ()
@@ -99,8 +99,12 @@ class AttackConfig(Tagged):
             if get_origin(kind) is Literal and getattr(self, field) not in get_args(kind):
                 listed = ", ".join(f'"{choice}"' for choice in get_args(kind))
                 raise ValueError(f'{field}: got "{getattr(self, field)}", expected one of {listed}')
-        for epsilon in (self.epsilon, *self.curve):
-            BALLS[self.norm](epsilon)  # checks it
+        BALLS[self.norm](self.epsilon)  # checks it
+        for epsilon in self.curve:
+            try:
+                BALLS[self.norm](epsilon)
+            except ValueError as error:
+                raise ValueError(str(error).replace("epsilon", "curve", 1)) from error
         for field in ("max_queries", "batch_size", "concurrency", "expectation"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected at least 1")
@@ -134,7 +138,10 @@ class AttackConfig(Tagged):
         """Return why a model of so many classes cannot be attacked, None when it can."""
         if num_classes >= self.min_classes:
             return None
-        return f"attack {self.name}: got a model of {num_classes} classes, expected at least {self.min_classes}"
+        return (
+            f"attack {self.name}: got a model of {num_classes} classes, expected at least {self.min_classes}; "
+            "use another one, such as apgd-ce"
+        )
 
     @property
     def is_white_box(self) -> bool:

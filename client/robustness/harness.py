@@ -224,6 +224,10 @@ async def attack_endpoint(
                 await _run(kind, judge, right)
             finally:
                 num_finished = int(judge.finished[right].sum())
+        except asyncio.CancelledError:
+            if say is not None and num_finished < len(indices):
+                say(f"{config.name}: {num_finished} of {len(indices)} images were finished")
+            raise
         except ClientError as error:
             raise type(error)(
                 f"{error} (attack {config.name}: {num_finished} of {len(indices)} images were finished"
@@ -241,8 +245,9 @@ async def attack_endpoint(
         broken=judge.broken[indices],
         errors=sum((Counter(one.errors) for one in clean), Counter()),
         taken_for=judge.taken_for[indices],
-        white_box=config.is_white_box,
-        draws=any(network.is_random for network in networks.get(OWN, ())),
+        # Behind random draws an image is fooled by luck too, and none of it bounds what an attacker gets.
+        white_box=config.is_white_box and not any(network.is_random for network in networks.get(OWN, ())),
+        draws=any(network.is_random for each in networks.values() for network in each),
         reference_queries=judge.reference_queries[indices] if reference else None,
         queries=times * judge.queries[indices],
         stuck=times * judge.stuck[indices],
@@ -253,12 +258,17 @@ async def attack_endpoint(
     )
 
 
+def split_files(name: str) -> list[Path]:
+    """Return the files that a surrogate's name stands for: one, or several with "+" between them."""
+    whole = Path(name)  # a file's name may have a "+" of its own
+    return [whole] if whole.is_file() else [Path(part) for part in name.split("+")]
+
+
 def _find_surrogates(config: AttackConfig, known: Surrogates) -> dict[str, Sequence[Network]]:
     """Return the networks that the config names."""
     found: dict[str, Sequence[Network]] = {}
     for name in getattr(config, "surrogates", ()):
-        whole = Path(name)  # a file's name may have a "+" of its own
-        given = known.get(name) or ([whole] if whole.is_file() else [Path(part) for part in name.split("+")])
+        given = known.get(name) or split_files(name)
         networks = [one if isinstance(one, Network) else Network(one) for one in given]
         for path, _ in networks:
             if not path.is_file():

@@ -197,8 +197,8 @@ def build_result(
         distances: how near the nearest misclassified image was; infinite where there is none.
         taken_for: the class that each fooled image was taken for.
         reference_queries: how often the reference was asked for each image; None without one.
-        white_box: whether the gradients of all that is attacked were followed, in several steps.
-        draws: whether random draws stand before the network.
+        white_box: whether the gradients of all that is attacked were followed, in several steps, without draws.
+        draws: whether random draws stand before a surrogate.
         gallery: examples.
         num_queries_now: queries that this run sent.
         duration_s: seconds that they took.
@@ -216,7 +216,7 @@ def build_result(
         epsilon=config.epsilon,
         max_queries=config.max_queries,
         seed=config.seed,
-        white_box=white_box and not draws,
+        white_box=white_box,
         draws=draws,
         accuracy=proportion(survived),
         clean_accuracy=proportion(correct),

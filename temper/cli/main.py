@@ -297,8 +297,10 @@ def load(
     type=click.STRING,
     multiple=True,
     metavar="FILE.onnx",
-    help="Network whose gradients are followed; may be given again, each has its turn. Without it, the graph that "
-    "the model's version in the repository runs. Of differential two: the model's, and the reference's.",
+    help="Network whose gradients are followed, that takes what the model takes (uint8 images with the "
+    "preprocessing inside, as a repository's model.onnx does); may be given again, each has its turn. Without it, "
+    "the graph of the model's version in --repository. A defence that the model there stands behind is before it "
+    "too. Of differential two: the model's, and the reference's.",
 )
 @click.option(
     "--reference",

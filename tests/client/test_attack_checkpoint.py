@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,20 @@ async def test_interrupted_attack_resumes_to_the_same_result(digits: Digits, tmp
     for one, other in zip(rest.gallery, whole.gallery, strict=True):
         assert np.array_equal(one.adversarial, other.adversarial)
         assert (one.served_label, one.num_queries) == (other.served_label, other.num_queries)
+
+
+async def test_stopped_attack_says_how_many_images_were_finished(digits: Digits) -> None:
+    endpoint, said = digits.endpoint(), list[str]()
+
+    async def infer(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        if len(endpoint.batch_sizes) > 300:
+            raise asyncio.CancelledError  # as Ctrl-C does
+        scores: npt.NDArray[np.float32] = await endpoint.infer(images)
+        return scores
+
+    with pytest.raises(asyncio.CancelledError):
+        await attack_endpoint(infer, digits.images, digits.labels, config(), say=said.append)
+    assert re.fullmatch(r"square: [1-9]\d* of 160 images were finished", said[-1])
 
 
 async def test_finished_attack_costs_only_the_clean_images_when_run_again(digits: Digits, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "momentum": ({"momentum": 2.0}, "momentum: got 2, expected 0 to 1"),
     "nothing": ({"epsilon": 0.0}, "epsilon: got 0, expected 1 to 255"),
     "everything": ({"epsilon": 256.0}, "epsilon: got 256, expected 1 to 255"),
-    "a curve of nothing": ({"curve": (0.5,)}, "epsilon: got 0.5, expected 1 to 255"),
+    "a curve of nothing": ({"curve": (0.5,)}, "curve: got 0.5, expected 1 to 255"),
 }
 
 

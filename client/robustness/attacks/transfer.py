@@ -36,7 +36,8 @@ class TransferConfig(AttackConfig):
     norm: Literal["linf", "l2"] = "linf"
     surrogates: tuple[str, ...] = (OWN,)
     """Networks whose gradients are followed, in turns. In a recipe: "own", the graph that the attacked variant's
-    engine was made from; a variant's name, its graph; "a+b", the mean of their logits. Elsewhere: an ONNX file."""
+    engine was made from (of an ensemble all of its members', behind its defence); a variant's name, its graph;
+    "a+b", the mean of their logits. Elsewhere: an ONNX file that takes what the endpoint takes."""
     max_queries: int = 2
     """Images sent per image at most: one a turn, each further turn of a surrogate from another random start."""
     steps: int = 1

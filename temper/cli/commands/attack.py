@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from temper.client.model import ModelInfo
 from temper.client.robustness import AttackResult, attack
 from temper.client.robustness.base import ATTACKS, OWN, REFERENCE, Network
 from temper.client.robustness.checkpoint import FILE_NAME
+from temper.client.robustness.harness import split_files
 from temper.progress import Stage
 from temper.report.text import budget, percent
 from temper.terminal import echo
@@ -64,10 +66,15 @@ def attack_command(
 
     def run(address: str, target: Target, progress: Stage) -> AttackResult:
         other = describe(address, reference) if reference else None
-        graphs: dict[str, list[Network]] = {}
-        if url is None:
-            graphs = _graphs(OWN, repository, address, target.info)
-            graphs |= _graphs(REFERENCE, repository, address, other) if other else {}
+        graphs = _graphs(OWN, repository, address, target.info)
+        graphs |= _graphs(REFERENCE, repository, address, other) if other else {}
+        named = getattr(config, "surrogates", ())
+        if url is not None and {*graphs} & {*named}:
+            target.say(f"{config.name}: its gradients are those of {model} in {repository}, as if that was served")
+        if defend := _defence(repository, target.info):
+            # Who attacks knows of it: a file without it would be another model's.
+            files = [name for name in named if name not in graphs]
+            graphs |= {name: [Network(path, defend) for path in split_files(name)] for name in files}
         return attack(
             address,
             model,
@@ -98,17 +105,25 @@ def attack_command(
     )
     if save is not None:
         result.save(save)
-    found = {**result.to_json(), "left_out": target.tree.left_out}
+    about = {"model": model, "version": target.info.version, "settings": dataclasses.asdict(config)}
+    found = {**about, **result.to_json(), "left_out": target.tree.left_out}
     echo(json.dumps(found, indent=2, allow_nan=False) if as_json else _text(result, target.info, reference))
 
 
 def _graphs(name: str, repository: Path, address: str, info: ModelInfo) -> dict[str, list[Network]]:
     """The graphs of a model whose engines are its graphs, as OpenVINO's are, behind its defence if it has one."""
-    about = _read_card(repository, info)
-    defend = json.dumps(about["defend"]) if about.get("defend") else ""
-    members = [describe(address, member) for member in about.get("members", ())] or [info]
-    found = [Network(repository / one.name / one.version / GRAPH_FILE, defend) for one in members]
-    return {name: found} if all(network.path.is_file() for network in found) else {}
+    members = [describe(address, member) for member in _read_card(repository, info).get("members", ())] or [info]
+    paths, defend = (
+        [repository / one.name / one.version / GRAPH_FILE for one in members],
+        _defence(repository, info),
+    )
+    return {name: [Network(path, defend) for path in paths]} if all(path.is_file() for path in paths) else {}
+
+
+def _defence(repository: Path, info: ModelInfo) -> str:
+    """What the model stands behind, as config.pbtxt's parameter `defend` says it; empty for nothing."""
+    defend = _read_card(repository, info).get("defend")
+    return json.dumps(defend) if defend else ""
 
 
 def _read_card(repository: Path, info: ModelInfo) -> dict[str, Any]:
@@ -136,11 +151,12 @@ def _differential(result: AttackResult, success: Mapping[str, Any], reference: s
 
 
 def _text(result: AttackResult, info: ModelInfo, reference: str) -> str:
+    rate = f", {result.queries_per_s:,.0f} per second" if result.queries_per_s else ""
     lines = [
         f"{result.attack} {budget(result.norm, result.epsilon)}, "
         f"at most {result.max_queries:,} queries per image, on {info.name} version {info.version}",
         *(_differential(result, result.success, reference) if result.success else _robustness(result)),
-        f"queries                  {result.num_queries:,} in all, {result.queries_per_s:,.0f} per second",
+        f"queries                  {result.num_queries:,} in all{rate}",
     ]
     if result.stuck:
         lines.append(f"nothing to follow        {percent(result.stuck)} of the queries")

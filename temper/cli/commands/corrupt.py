@@ -114,7 +114,7 @@ def _text(result: CorruptionResult, info: ModelInfo, compared: CorruptionCompari
         change = compared.difference
         lines += [
             f"change of accuracy           {points(change['value'], change['low'], change['high'])}",
-            f"mean corruption error        {_error(compared.mce)}",
+            f"mean corruption error        {_error(compared.mce)}{_left_out(compared)}",
             f"relative mCE                 {_error(compared.relative_mce)}",
         ]
     width = max(map(len, vectors.kinds))
@@ -122,6 +122,11 @@ def _text(result: CorruptionResult, info: ModelInfo, compared: CorruptionCompari
     for kind, accuracies in zip(vectors.kinds, vectors.correct.mean(axis=2), strict=True):
         lines.append(f"{kind:<{width}} {''.join(f'{percent(value):>9}' for value in accuracies)}".rstrip())
     return "\n".join(lines)
+
+
+def _left_out(compared: CorruptionComparison) -> str:
+    without = [kind for kind, error in compared.corruption_errors.items() if error is None]
+    return f", without {', '.join(without)}, where the baseline makes no error" if without and compared.mce else ""
 
 
 def _error(found: Estimate | None) -> str:

@@ -304,10 +304,19 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     command = ["attack", "--model", "quick_pair", "--repository", str(home / "model_repository"), "--json"]
     command += ["--images", str(data / "test_images.npy"), "--labels", str(data / "test_labels.npy")]
     command += ["--attack", "pgd", "--num-images", "8", "--runs", str(home / "runs")]
-    outside = CliRunner().invoke(cli, command)
-    assert outside.exit_code == 0, outside.output
-    found = json.loads(outside.stdout)
-    assert (found["draws"], found["white_box"]) == (True, False) and found["num_queries"] > 0
+    file = str(home / "model_repository" / "quick_fp32" / str(fp32["version"]) / "model.onnx")
+    with TritonServer(home / "model_repository", log_file=home / "outside.log") as running:
+        for option, surrogate in (
+            ([], "own"),
+            (["--surrogate", file], file),
+            (["--url", running.grpc_url], "own"),
+        ):
+            outside = CliRunner().invoke(cli, [*command, *option])
+            assert outside.exit_code == 0, outside.output
+            found = json.loads(outside.stdout)
+            assert (found["draws"], found["white_box"]) == (True, False) and found["num_queries"] > 0
+            assert (found["model"], found["settings"]["surrogates"]) == ("quick_pair", [surrogate])
+    assert "its gradients are those of quick_pair in" in outside.stderr
     run_cli(quick_recipe, home)  # the report of this file's other tests
 
 
