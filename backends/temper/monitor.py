@@ -18,9 +18,9 @@ import numpy as np
 import artifact
 from fingerprints import FingerprintStore
 
-# Runs are found for so many images at once, as a call for one costs nearly as much; or, with fewer, when a request
-# comes so long after the last time.
-_TOGETHER = 64
+# Runs are found for so many images at once, as a call for one costs nearly as much, and the network has filled the
+# caches with something else between two calls; or, with fewer, when a request comes so long after the last time.
+_TOGETHER = 512
 _REPORT_S = 1.0
 _NAME_CHARACTERS = 80
 # What Triton's own metrics say, under their names.
