@@ -342,8 +342,7 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Add": lambda a, b: a + b,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
-    # Every value is float32 here. Half precision's rounding of activations is left out: it moves no gradient that
-    # an attack of whole pixels would notice.
+    # Every value is float32 here; what half precision rounds activations to is left out.
     "Cast": lambda x, **given: x,
     "Clip": _clip,
     "Conv": _conv,

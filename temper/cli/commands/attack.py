@@ -66,15 +66,6 @@ def attack_command(
 
     def run(address: str, target: Target, progress: Stage) -> AttackResult:
         other = describe(address, reference) if reference else None
-        graphs = _graphs(OWN, repository, address, target.info)
-        graphs |= _graphs(REFERENCE, repository, address, other) if other else {}
-        named = getattr(config, "surrogates", ())
-        if url is not None and {*graphs} & {*named}:
-            target.say(f"{config.name}: its gradients are those of {model} in {repository}, as if that was served")
-        if defend := _defence(repository, target.info):
-            # Who attacks knows of it: a file without it would be another model's.
-            files = [name for name in named if name not in graphs]
-            graphs |= {name: [Network(path, defend) for path in split_files(name)] for name in files}
         return attack(
             address,
             model,
@@ -85,7 +76,7 @@ def attack_command(
             checkpoint=save / FILE_NAME if save else None,
             checkpoints=runs / "attacks",
             identity="+".join([target.identity, *([digest(repository, other)] if other and url is None else [])]),
-            surrogates=graphs,
+            surrogates=_surrogates(config, target, repository, address, other, is_elsewhere=url is not None),
             reference=reference,
             reference_version=other.version if other else "",
             say=target.say,
@@ -110,14 +101,29 @@ def attack_command(
     echo(json.dumps(found, indent=2, allow_nan=False) if as_json else _text(result, target.info, reference))
 
 
+def _surrogates(
+    config: Any, target: Target, repository: Path, address: str, other: ModelInfo | None, *, is_elsewhere: bool
+) -> dict[str, list[Network]]:
+    """The networks that the config names, as far as the repository tells; `other` is the reference, if any."""
+    model, named = target.info.name, getattr(config, "surrogates", ())
+    graphs = _graphs(OWN, repository, address, target.info)
+    graphs |= _graphs(REFERENCE, repository, address, other) if other else {}
+    if is_elsewhere and {*graphs} & {*named}:
+        target.say(f"{config.name}: its gradients are those of {model} in {repository}, as if that was served")
+    files = [name for name in named if name not in (*graphs, OWN, REFERENCE)]
+    if (defend := _defence(repository, target.info)) and files:
+        # Who attacks knows of it: a file without it would be another model's.
+        target.say(f"{config.name}: gradients of {', '.join(files)} go through what {model} has: {defend}")
+        graphs |= {name: [Network(path, defend) for path in split_files(name)] for name in files}
+    return graphs
+
+
 def _graphs(name: str, repository: Path, address: str, info: ModelInfo) -> dict[str, list[Network]]:
     """The graphs of a model whose engines are its graphs, as OpenVINO's are, behind its defence if it has one."""
     members = [describe(address, member) for member in _read_card(repository, info).get("members", ())] or [info]
-    paths, defend = (
-        [repository / one.name / one.version / GRAPH_FILE for one in members],
-        _defence(repository, info),
-    )
-    return {name: [Network(path, defend) for path in paths]} if all(path.is_file() for path in paths) else {}
+    defend = _defence(repository, info)
+    found = [Network(repository / one.name / one.version / GRAPH_FILE, defend) for one in members]
+    return {name: found} if all(network.path.is_file() for network in found) else {}
 
 
 def _defence(repository: Path, info: ModelInfo) -> str:

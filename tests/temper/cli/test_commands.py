@@ -18,9 +18,12 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from temper.cli.commands.corrupt import _left_out
 from temper.cli.main import cli
 from temper.client.client import Client
+from temper.client.corruptions.compare import CorruptionComparison
 from temper.client.robustness.base import ATTACKS
+from temper.client.stats import Estimate
 from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
@@ -322,6 +325,16 @@ def test_attack_without_class_folders(server: TritonServer, tmp_path: Path) -> N
     assert "is no folder, expected one with a folder of images per class" in error_of(
         on(server, "attack", "--images", tmp_path / "none")
     )
+
+
+def test_kinds_that_the_mean_corruption_error_leaves_out_are_named() -> None:
+    found = Estimate(value=90.0, low=80.0, high=95.0)
+    figures: dict[str, Any] = {"mce": found, "relative_mce": found, "difference": found, "num_images": 9}
+    some, none = ({"fog": 90.0, "snow": error} for error in (None, 80.0))
+    assert _left_out(CorruptionComparison(**figures, corruption_errors=some)) == (
+        ", without snow, where the baseline makes no error"
+    )
+    assert _left_out(CorruptionComparison(**figures, corruption_errors=none)) == ""
 
 
 def test_corrupt_compares_with_what_another_run_saved(

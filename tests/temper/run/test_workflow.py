@@ -316,6 +316,7 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
             found = json.loads(outside.stdout)
             assert (found["draws"], found["white_box"]) == (True, False) and found["num_queries"] > 0
             assert (found["model"], found["settings"]["surrogates"]) == ("quick_pair", [surrogate])
+            assert ('go through what quick_pair has: [{"random_resize"' in outside.stderr) == (surrogate == file)
     assert "its gradients are those of quick_pair in" in outside.stderr
     run_cli(quick_recipe, home)  # the report of this file's other tests
 
