@@ -17,7 +17,19 @@ PARTS = ("backends", "builder", "client", "imaging", "recipes")
 """The folders beside `temper/` that it links to, so that a checkout imports as what is installed does."""
 
 # From the ground up: a room may import itself and what stands before it in its line.
-ROOMS = ("contract", "names", "errors", "quiet", "store", "data", "network", "publish", "engines", "compress")
+ROOMS = (
+    "contract",
+    "names",
+    "errors",
+    "quiet",
+    "store",
+    "data",
+    "network",
+    "publish",
+    "engines",
+    "compress",
+    "explain",
+)
 BUILDER = (*ROOMS, "built", "build")
 ORDERS = (
     ("imaging", *(f"builder.{room}" for room in BUILDER)),
