@@ -38,25 +38,25 @@ class LayerBlame(Record):
     quantized: bool
     """False where it computes in float already; then nothing can be put back."""
     signal_to_noise_db: float | None
-    """Signal to quantisation noise of its output, in dB: 10 log10 of the float32 activations' energy over that of the
-    difference. Noise of earlier layers is part of it. Null where there is no noise at all, or no signal."""
+    """Signal to quantisation noise of its output, in dB: 10 log10 of the activations' energy over that of
+    the difference. Noise of earlier layers is part of it. Null where there is no noise at all, or no signal."""
     cosine: float | None
     """Cosine of the two outputs, the mean over the images; null without a signal."""
     share: Interval | None
-    """Share of the loss (see `Blame.loss`) that goes when this layer alone is put back to float; below 0 when it then
-    grows, as errors can cancel. Over the images. Null where it is not quantised."""
+    """Share of the loss (see `Blame.loss`) that goes when this layer alone is put back to float; below 0 when it
+    then grows, as errors can cancel. Over the images. Null where it is not quantised."""
     num_images: int
     """Images that `share` was measured on."""
     clipped: float | None
     """Share of its input's values, as float32 has them, beyond the range that its scale allows."""
     range_used: float | None
-    """The largest of its input's values over the range that its scale allows: far below 1, most of int8 is not used."""
+    """The largest of its input's values over the range that its scale allows: far below 1, int8 is hardly used."""
     outlier: float | None
-    """The largest value of the input's widest channel over the median of all channels': one scale serves them all."""
+    """The largest value of the input's widest channel over the median of all channels', which share a scale."""
     outlier_channel: int | None
     """That channel."""
     num_dead: int
-    """Channels of its output, after the ReLU that follows it, that were zero for every image and place in float32."""
+    """Channels of its output, after the ReLU that follows it, that were zero for every image and place."""
     num_channels: int
     """Channels of its output."""
     findings: tuple[str, ...]
@@ -105,8 +105,8 @@ class Blame(Record):
     num_images: int
     """Test images that it was measured on."""
     loss: float
-    """Mean squared difference of the logits from float32's, both less their mean over the classes, over the variance
-    of float32's."""
+    """Mean squared difference of the logits from float32's, both less their mean over the classes, over the
+    variance of float32's."""
     agreement: Share
     """Share of the images with float32's answer."""
     accuracy: Share
