@@ -78,8 +78,8 @@ class Mended(Record):
     accuracy_change: Paired
     """Accuracy minus the compressed one's."""
     tried: bool
-    """Whether it was quantised anew with `keep_high`, and measured on all test images; else it is the quantised graph
-    with these layers in float, on the images of the blame."""
+    """Whether it was quantised anew with `keep_high` and measured on all test images; else it is the quantised
+    graph with these layers in float, on the images of the blame."""
     latency_ms: float | None = None
     """Of one image in the engine, when it was tried: the median."""
     latency_ratio: float | None = None
