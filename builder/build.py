@@ -94,6 +94,39 @@ def build_variants(
     return _Build(recipe_name, data, model, train, engine, *shared).run(variants)
 
 
+def compress_graph(
+    recipe_name: str,
+    *,
+    data: DataConfig,
+    model: ModelConfig,
+    train: TrainConfig,
+    variant: VariantConfig,
+    engine: EngineConfig,
+    store: Store,
+    progress_factory: ProgressFactory,
+) -> Artifact:
+    """Makes the graph that a variant's engine would be built from, and no engine, in the stages of a build.
+
+    Args:
+        recipe_name: As in `build_variants`, like all the others.
+        data: The images.
+        model: The architecture and its weights.
+        train: How they are finetuned.
+        variant: What to make.
+        engine: What would run it.
+        store: Keeps the stages' results.
+        progress_factory: Shows one stage.
+
+    Returns:
+        What holds model.onnx.
+
+    Raises:
+        BuilderError: Any of the stages failed; the message is one line.
+    """
+    shared = (store, Path(), progress_factory, ServingConfig(), None)
+    return _Build(recipe_name, data, model, train, engine, *shared).compress(variant)
+
+
 @dataclass(frozen=True)
 class _Done:
     artifact: Artifact
@@ -167,19 +200,28 @@ class _Build:
         if self.model.checkpoint is not None:  # before the minutes that the images may take
             check_weights_file(self.model.checkpoint)
         self.members = {name for variant in variants for name in variant.ensemble}
-        data = self._prepare_data()
-        if self.check_data is not None:
-            self.check_data(data.report.figures)
-        weights = self._make_weights(data.artifact)
-        graph = self._export(data.artifact, weights.artifact, "export to ONNX")
+        shared = self._make_shared()
         built: dict[str, Built] = {}
         for variant in variants:
             if variant.ensemble:
                 members = [built[name] for name in variant.ensemble]
                 built[variant.name] = self._publish_ensemble(variant, members)
             else:
-                built[variant.name] = self._build_variant(variant, engine, (data, weights, graph))
+                built[variant.name] = self._build_variant(variant, engine, shared)
         return list(built.values())
+
+    def compress(self, variant: VariantConfig) -> Artifact:
+        from temper.builder.engines.build import pick_engine
+
+        return self._compress(variant, pick_engine(self.engine), self._make_shared()).graph
+
+    def _make_shared(self) -> tuple[_Done, _Done, _Done]:
+        """What all variants begin with: the images, the finetuned network and its graph."""
+        data = self._prepare_data()
+        if self.check_data is not None:
+            self.check_data(data.report.figures)
+        weights = self._make_weights(data.artifact)
+        return data, weights, self._export(data.artifact, weights.artifact, "export to ONNX")
 
     def _stage(
         self,
@@ -261,6 +303,13 @@ class _Build:
     def _build_variant(
         self, variant: VariantConfig, engine: PickedEngine, shared: tuple[_Done, _Done, _Done]
     ) -> Built:
+        way = self._compress(variant, engine, shared)
+        way.done.append(self._build_engine(way))
+        return self._publish(way)
+
+    def _compress(
+        self, variant: VariantConfig, engine: PickedEngine, shared: tuple[_Done, _Done, _Done]
+    ) -> _Underway:
         data, weights, graph = (each.artifact for each in shared)
         way = _Underway(
             variant, engine, data, weights, list(shared), weights, exported=graph, graph=graph, snapshots=[]
@@ -268,8 +317,7 @@ class _Build:
         way.add_graph("float32", graph)
         for step, config in _planned(variant, engine.kind):
             self._run_step(way, step, config)
-        way.done.append(self._build_engine(way))
-        return self._publish(way)
+        return way
 
     def _run_step(self, way: _Underway, step: Step[Any], config: Any) -> None:
         data, original, network, graph = way.data, way.original, way.network, way.graph
@@ -405,6 +453,7 @@ class _Build:
             stages=[each.report for each in way.done],
             snapshots=way.snapshots,
             weight_bits=way.weight_bits,
+            weights=way.original,
         )
 
     def _publish_ensemble(self, variant: VariantConfig, members: list[Built]) -> Built:

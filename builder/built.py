@@ -73,6 +73,9 @@ class Built:
     weight_bits: int | None = None
     """Bits that its int8 weights use, 7 or 8, of an ensemble the most of its members'; None when not int8."""
 
+    weights: Artifact | None = None
+    """The finetuned network; None for an ensemble."""
+
     @property
     def test_images(self) -> Path:
         """uint8 [N, S, S, 3]; open it with `mmap_mode="r"`."""

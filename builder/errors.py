@@ -9,6 +9,7 @@ BuilderError
 ├── QuantizeError   ModelOpt could not quantise
 ├── AuditError      the quantised graph breaks a rule; names the node
 ├── EngineError     no engine of the wanted kind can be built here
+├── ExplainError    a network cannot be looked into as asked
 ├── StoreError      a stage's result cannot be written or read
 └── PublishError    the model repository cannot be written
 
@@ -52,6 +53,10 @@ class AuditError(BuilderError):
 
 class EngineError(BuilderError):
     """An engine of the wanted kind cannot be built on this machine."""
+
+
+class ExplainError(BuilderError):
+    """A network or a graph cannot be looked into as asked."""
 
 
 class StoreError(BuilderError):

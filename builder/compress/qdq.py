@@ -89,7 +89,8 @@ def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] =
     """
     import onnx
 
-    graph = _Graph(onnx.load(path).graph, path, precision)
+    content = onnx.load(path).graph
+    graph = _Graph(content, path, precision)
     weighted = [node for node in graph.nodes if node.op_type in WEIGHTED_OPS]
     if not weighted:
         raise AuditError(f"{path}: has no Conv, Gemm or MatMul; expected a quantised network")
@@ -102,10 +103,20 @@ def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] =
             reports.append(graph.check_weighted(node))
     if not reports:
         raise AuditError(f"{path.name}: every layer is left unquantised, expected {precision} layers")
-    adds = [node for node in graph.nodes if node.op_type == "Add" and graph.is_residual(node)]
+    adds = residual_adds(content)
     for node in adds:
         graph.check_residual(node, may_be_float=bool(kept_high))
     return QdqReport(num_residual_adds=len(adds), nodes=reports, kept_high=high)
+
+
+def residual_adds(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Returns the additions of two activations, quantised or not, in the graph's order."""
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    constants |= {
+        node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+    return [node for node in graph.node if node.op_type == "Add" and not constants & set(node.input)]
 
 
 class _Graph:
@@ -160,9 +171,6 @@ class _Graph:
             return None
         return f"no int8 convolution for {inputs} input and {outputs} output channels"
 
-    def is_residual(self, node: onnx.NodeProto) -> bool:
-        return not any(self._is_constant(name) for name in node.input)
-
     def check_residual(self, node: onnx.NodeProto, *, may_be_float: bool) -> None:
         quantized = sum(self._activation_quantizer(name) is not None for name in node.input)
         if quantized != 1 and not (may_be_float and quantized == 0):
@@ -209,12 +217,6 @@ class _Graph:
             return None
         node = self.producers.get(node.input[0])
         return node if node is not None and node.op_type == "QuantizeLinear" else None
-
-    def _is_constant(self, name: str) -> bool:
-        node = self.producers.get(name)
-        if name in self.constants or (node is not None and node.op_type == "Constant"):
-            return True
-        return node is not None and node.op_type == "DequantizeLinear" and node.input[0] in self.constants
 
     def _scales(self, node: onnx.NodeProto, name: str) -> NDArray[np.float32]:
         import numpy as np

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from temper.builder.compress.qdq import WEIGHTED_OPS
+from temper.builder.compress.qdq import WEIGHTED_OPS, residual_adds
 from temper.builder.compress.saturation import reduce_weights
 from temper.builder.compress.step import GraphContext, GraphStep, Need
 from temper.builder.errors import QuantizeError
@@ -47,7 +47,8 @@ class QuantizeConfig:
     adversarial: AdversarialConfig | None = None
     """`qat` learns on perturbed images what the teacher answers to the unperturbed ones."""
     keep_high: tuple[str, ...] = ()
-    """Layers to leave unquantised: names of the ONNX graph's nodes, or patterns such as `*/layer1.0/*`."""
+    """Layers and residual additions to leave unquantised: names of the ONNX graph's nodes, or patterns such as
+    `*/layer1.0/*`."""
     max_loss: float | None = None
     """Leave the most sensitive layers unquantised until the loss of agreement with float32 is at most this, in
     percentage points on the calibration images."""
@@ -260,7 +261,7 @@ def quantize_onnx(
 
 
 def find_nodes(src: Path, patterns: Sequence[str]) -> list[str]:
-    """Returns the weighted nodes of a graph that patterns name, in the graph's order.
+    """Returns the weighted nodes and residual additions of a graph that patterns name, in the graph's order.
 
     Raises:
         QuantizeError: A pattern names none; lists those with the nearest names.
@@ -268,7 +269,8 @@ def find_nodes(src: Path, patterns: Sequence[str]) -> list[str]:
     import onnx
 
     graph = onnx.load(src, load_external_data=False).graph
-    names = [node.name for node in graph.node if node.op_type in WEIGHTED_OPS]
+    adds = {node.name for node in residual_adds(graph)}
+    names = [node.name for node in graph.node if node.op_type in WEIGHTED_OPS or node.name in adds]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)

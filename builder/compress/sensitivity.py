@@ -108,15 +108,21 @@ def scan_layers(src: Path, quantized: Path, images: NDArray[np.uint8], progress:
     harm = {}
     for position, name in enumerate(weighted):
         progress(position, len(weighted))
-        alone = _with_float(model, float_model, [other for other in names if other != name])
+        alone = with_float(model, float_model, [other for other in names if other != name])
         logits = run_graph(alone.SerializeToString(), images)
         harm[name] = float(((logits - expected) ** 2).mean()) / variance
     progress(len(weighted), len(weighted))
     return dict(sorted(harm.items(), key=lambda item: -item[1]))
 
 
-def _with_float(model: onnx.ModelProto, float_model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Returns a copy of a quantised graph in which some nodes read float inputs and weights again."""
+def with_float(model: onnx.ModelProto, float_model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Returns a copy of a quantised graph in which some nodes read float inputs and weights again.
+
+    Args:
+        model: With Q/DQ pairs, made from `float_model`.
+        float_model: The float32 graph.
+        names: Nodes of both; one that is not quantised stays as it is.
+    """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     producers = {name: node for node in changed.graph.node for name in node.output}

@@ -32,6 +32,8 @@ _MOST_INSTANCES = 256
 
 Run = Callable[["NDArray[np.uint8]"], "NDArray[np.float32]"]
 """A graph in this process: uint8 [N, S, S, 3] to float32 logits [N, classes]."""
+RunOutputs = Callable[["NDArray[np.uint8]"], "dict[str, NDArray[np.float32]]"]
+"""The same, to all outputs of the graph by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +288,18 @@ class EngineKind(ABC, Generic[Config]):
             EngineError: This kind does not run in process, or it refuses the graph.
         """
         raise EngineError(f"engine {self.name}: does not run a graph in this process; choose another engine.kind")
+
+    def open_outputs(self, path: Path, config: Config) -> RunOutputs:
+        """Opens a graph as `open_graph` does, for all of its outputs: what a look into the network reads.
+
+        Args:
+            path: An ONNX file, to whose outputs some of its inner tensors were added.
+            config: As served.
+
+        Raises:
+            EngineError: This kind does not give inner tensors, or it refuses the graph.
+        """
+        raise EngineError(f"engine {self.name}: its inner tensors cannot be read in this process")
 
 
 def is_importable(package: str) -> bool:

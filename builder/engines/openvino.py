@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from temper.builder.contract import INPUT_NAME
+from temper.builder.contract import INPUT_NAME, OUTPUT_NAME
 from temper.builder.engines.isa import instruction_set
-from temper.builder.engines.kind import BuildJob, EngineConfig, EngineKind, Run, check_hint
+from temper.builder.engines.kind import BuildJob, EngineConfig, EngineKind, Run, RunOutputs, check_hint
 from temper.builder.errors import EngineError
 from temper.builder.publish.triton_config import Backend, PluginBackend
 
@@ -115,6 +115,11 @@ class OpenVino(EngineKind[OpenVinoConfig]):
 
     def open_graph(self, path: Path, config: OpenVinoConfig) -> Run:
         """Compiles a graph with the settings of the plugin."""
+        run = self.open_outputs(path, config)
+        return lambda batch: run(batch)[OUTPUT_NAME]
+
+    def open_outputs(self, path: Path, config: OpenVinoConfig) -> RunOutputs:
+        """Compiles a graph with the settings of the plugin; outputs are not fused with what follows them."""
         import numpy as np
 
         # As backends/temper/runners/openvino_runner.py, which imports nothing of ours.
@@ -124,11 +129,18 @@ class OpenVino(EngineKind[OpenVinoConfig]):
             "INFERENCE_NUM_THREADS": str(len(os.sched_getaffinity(0))),
             "ENABLE_CPU_PINNING": "YES" if config.num_instances == 1 else "NO",
         }
-        request = open_core().compile_model(path, "CPU", settings).create_infer_request()
+        try:
+            compiled = open_core().compile_model(path, "CPU", settings)
+        except RuntimeError as error:
+            reason = _last_line(str(error))
+            raise EngineError(f"engine openvino: cannot compile {path.name}: {reason}") from error
+        request = compiled.create_infer_request()
+        names = {name: index for index, each in enumerate(compiled.outputs) for name in each.names}
 
-        def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-            logits: NDArray[np.float32] = request.infer({INPUT_NAME: np.ascontiguousarray(batch)})[0]
-            return logits
+        def run(batch: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+            found = request.infer({INPUT_NAME: np.ascontiguousarray(batch)})
+            # Copies: the next call writes into the same memory.
+            return {name: np.array(found[index], np.float32) for name, index in names.items()}
 
         return run
 

@@ -1,0 +1,142 @@
+"""Inner tensors of a graph as its engine computes them: which there are, and a run that gives them out.
+
+What an engine does not give out the graph's exact arithmetic does, and whoever asked is told.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from temper.builder.compress.qdq import WEIGHTED_OPS, residual_adds
+from temper.builder.contract import INPUT_NAME
+from temper.builder.engines.kind import ENGINES, EngineConfig, RunOutputs
+from temper.builder.errors import EngineError
+from temper.builder.network.export import open_session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXACT = "ONNX Runtime, the graph's exact arithmetic"
+_BLOCK = re.compile(r"layer\d+\.\d+")
+_STEM = "stem"
+
+
+@dataclass(frozen=True)
+class RunsIn:
+    """What runs a graph so that its inner tensors can be read."""
+
+    title: str
+    """In words."""
+    engine: EngineConfig | None
+    """The engine's settings; None for the graph's exact arithmetic."""
+    note: str
+    """Why it is not the engine that serves; empty when it is."""
+
+    def open(self, model: onnx.ModelProto, outputs: Sequence[str] = ()) -> RunOutputs:
+        """Opens a graph that gives out further tensors.
+
+        Args:
+            model: The graph; it stays as it is.
+            outputs: Names of its tensors, beside its own outputs.
+
+        Raises:
+            EngineError: The engine refuses the graph.
+        """
+        graph = with_outputs(model, outputs).SerializeToString()
+        if self.engine is None:
+            return _open_exact(graph)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(graph)
+            return ENGINES.get(self.engine.kind).open_outputs(path, self.engine)
+
+
+def pick_runs_in(engine: EngineConfig, model: onnx.ModelProto) -> RunsIn:
+    """Returns what inner tensors are read in: the engine that serves, where it gives them out.
+
+    Args:
+        engine: Of the kind that serves, from `pick_engine`.
+        model: A graph to try it with.
+    """
+    kind = ENGINES.get(engine.kind)
+    found = RunsIn(kind.title, engine, "")
+    try:
+        found.open(model, [node.output[0] for node in weighted_nodes(model.graph)[:1]])
+    except EngineError as error:
+        return RunsIn(EXACT, None, f"{error}; the graph was run in {EXACT}, which may differ from what is served")
+    return found
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Returns a copy of a graph to whose outputs some of its tensors were added, in float32 or half precision."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    own = {each.name for each in changed.graph.output}
+    if wanted := [name for name in dict.fromkeys(names) if name not in own]:
+        known = {each.name: each for each in onnx.shape_inference.infer_shapes(model).graph.value_info}
+        for name in wanted:
+            kind = known[name].type.tensor_type.elem_type if name in known else TensorProto.FLOAT
+            changed.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    return changed
+
+
+def weighted_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Returns the convolutions and linear layers, in the graph's order."""
+    return [node for node in graph.node if node.op_type in WEIGHTED_OPS]
+
+
+def activated(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
+    """Returns the tensor that a node gives to the others: after the ReLU where nothing else reads it before."""
+    readers = [each for each in graph.node if node.output[0] in each.input]
+    alone = len(readers) == 1 and readers[0].op_type == "Relu"
+    output: str = readers[0].output[0] if alone else node.output[0]
+    return output
+
+
+def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Returns the tensor [N, C, H, W] that every block of a ResNet gives, by its name: `stem`, `layer1.0`, ...
+
+    Args:
+        model: The graph, float or quantised, of any widths.
+    """
+    graph = model.graph
+    adds = residual_adds(graph)
+    pools = [node for node in graph.node if node.op_type == "MaxPool"]
+    found = {_STEM: pools[0].output[0]} if pools else {}
+    for number, node in enumerate(adds):
+        match = _BLOCK.search(node.name)
+        found[match.group() if match else f"block {number + 1}"] = activated(graph, node)
+    return found
+
+
+def with_pooled(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Returns a copy of a graph that also averages tensors over the image, and the averages' names by tensor."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    pooled = {}
+    for tensor in tensors:
+        pooled[tensor] = f"{tensor}_pooled"
+        around, flat = f"{tensor}_average", pooled[tensor]
+        changed.graph.node.append(helper.make_node("GlobalAveragePool", [tensor], [around], f"{tensor}/average"))
+        changed.graph.node.append(helper.make_node("Flatten", [around], [flat], f"{tensor}/flat", axis=1))
+    return changed, pooled
+
+
+def _open_exact(graph: bytes) -> RunOutputs:
+    session = open_session(graph)
+    names = [each.name for each in session.get_outputs()]
+
+    def run(batch: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        found = session.run(names, {INPUT_NAME: np.ascontiguousarray(batch)})
+        return {name: np.asarray(value, np.float32) for name, value in zip(names, found, strict=True)}
+
+    return run

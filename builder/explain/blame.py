@@ -1,0 +1,507 @@
+"""Which layers of a quantised graph its loss comes from, as its engine runs it.
+
+Three looks, each on real images:
+
+- the noise that reaches every layer's output: signal to quantisation noise and cosine against the float32 graph;
+- what one layer costs: the share of the loss that goes when it alone reads float inputs and weights again. All
+  layers are tried on some of the images, the worst of them on all;
+- what its scale does to its input: values that are clipped, a range that is hardly used, one channel that all
+  others share a scale with; channels that are always zero, weights that are not those of the float32 graph.
+
+The loss is the mean squared difference of the logits from float32's, both less their mean over the classes, over
+the variance of float32's: a shift that all classes share changes no answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from temper.builder.compress.qdq import residual_adds
+from temper.builder.compress.sensitivity import with_float
+from temper.builder.contract import OUTPUT_NAME
+from temper.builder.errors import ExplainError
+from temper.builder.explain.activations import RunsIn, activated, weighted_nodes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Progress = Callable[[int, int], None]
+ANSWERS_FILE = "answers.npz"
+_BATCH = 16
+_MAX_VALUES = 1 << 31
+"""Activations that are read in all, and at once a hundredth of it: what bounds the time and the memory."""
+_FEW = 8
+"""Every layer is tried on this part of the images, and as many of the worst layers on all of them."""
+_MIN_IMAGES = 64
+_ENOUGH = 0.9
+"""A suggestion recovers this share of the loss, and of the accuracy that was lost."""
+_NUM_RESAMPLES = 1000
+
+# From where on a finding is said. Entropy calibration clips up to about a thousandth on purpose.
+_CLIPPED = 0.005
+_RANGE_USED = 0.3
+_OUTLIER = 10.0
+_DEAD = 0.25
+_WEIGHT_DB = 20.0
+_LARGEST: dict[int, tuple[float, float]] = {
+    TensorProto.INT8: (-128.0, 127.0),
+    TensorProto.UINT8: (0.0, 255.0),
+    TensorProto.FLOAT8E4M3FN: (-448.0, 448.0),
+}
+
+
+@dataclass
+class Layer:
+    """One layer of a quantised graph; see `temper.report.explained.LayerBlame` for what the figures mean."""
+
+    name: str
+    op: str
+    quantized: bool
+    source: str
+    """The tensor that it reads, in the float32 graph."""
+    output: str
+    """The tensor that it gives."""
+    limits: tuple[float, float] | None
+    """The least and the largest value that its input's scale allows."""
+    weight_db: float | None
+    """Signal to noise of its quantised weights."""
+    signal: float = 0.0
+    noise: float = 0.0
+    cosines: list[float] = field(default_factory=list)
+    num_values: int = 0
+    num_clipped: int = 0
+    peaks: NDArray[np.float32] | None = None
+    """The largest absolute value of every channel of the input."""
+    alive: NDArray[np.bool_] | None = None
+    """The channels of the output that were not always zero."""
+    num_images: int = 0
+    share: tuple[float, float, float] | None = None
+
+    def read_input(self, values: NDArray[np.float32]) -> None:
+        """Takes the input of some images, as the float32 graph has it: [N, C, ...]."""
+        others = tuple(axis for axis in range(values.ndim) if axis != 1)
+        peaks = np.abs(values).max(axis=others)
+        self.peaks = peaks if self.peaks is None else np.maximum(self.peaks, peaks)
+        if self.limits is not None:
+            self.num_values += values.size
+            self.num_clipped += int(((values < self.limits[0]) | (values > self.limits[1])).sum())
+
+    def read_output(self, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+        """Takes the output of some images, in float32 and quantised: [N, C, ...]."""
+        others = tuple(axis for axis in range(expected.ndim) if axis != 1)
+        alive = (expected != 0).any(axis=others)
+        self.alive = alive if self.alive is None else self.alive | alive
+        for one, two in zip(expected.reshape(len(expected), -1), found.reshape(len(found), -1), strict=True):
+            signal, other, product = float(one @ one), float(two @ two), float(one @ two)
+            self.signal += signal
+            self.noise += max(0.0, signal + other - 2 * product)
+            if signal > 0 and other > 0:
+                self.cosines.append(product / math.sqrt(signal * other))
+
+    def figures(self) -> dict[str, Any]:
+        """Returns the figures as JSON."""
+        ratio = self.signal / self.noise if self.signal > 0 and self.noise > 0 else None
+        range_used = outlier = channel = None
+        if self.peaks is not None and self.peaks.size > 0:
+            typical = float(np.median(self.peaks))
+            channel = int(self.peaks.argmax())
+            outlier = float(self.peaks[channel]) / typical if typical > 0 else None
+            if self.limits is not None:
+                range_used = self._peak() / max(-self.limits[0], self.limits[1])
+        figures: dict[str, Any] = {
+            "name": self.name,
+            "op": self.op,
+            "quantized": self.quantized,
+            "signal_to_noise_db": None if ratio is None else 10 * math.log10(ratio),
+            "cosine": float(np.mean(self.cosines)) if self.cosines else None,
+            "share": self.share,
+            "num_images": self.num_images,
+            "clipped": self.num_clipped / self.num_values if self.num_values else None,
+            "range_used": range_used,
+            "outlier": outlier,
+            "outlier_channel": channel,
+            "num_dead": int((~self.alive).sum()) if self.alive is not None else 0,
+            "num_channels": len(self.alive) if self.alive is not None else 0,
+        }
+        return {**figures, "findings": list(self._findings(figures))}
+
+    def _peak(self) -> float:
+        return 0.0 if self.peaks is None else float(self.peaks.max(initial=0))
+
+    def _findings(self, figures: dict[str, Any]) -> Iterator[str]:
+        clipped, used, outlier = figures["clipped"], figures["range_used"], figures["outlier"]
+        if self.weight_db is not None and self.weight_db < _WEIGHT_DB:
+            yield f"its weights are only {self.weight_db:.0f} dB above what their quantisation changed"
+        if self.limits is not None and clipped is not None and clipped > _CLIPPED:
+            yield (
+                f"{100 * clipped:.1f} % of its input is clipped: values reach {self._peak():.3g}, "
+                f"its scale allows {self.limits[1]:.3g}"
+            )
+        if self.limits is not None and used is not None and 0 < used < _RANGE_USED:
+            yield (
+                f"its input uses {100 * used:.0f} % of the range that its scale allows ({self.limits[1]:.3g}): "
+                "most steps are never taken"
+            )
+        if self.quantized and outlier is not None and outlier > _OUTLIER:
+            yield (
+                f"channel {figures['outlier_channel']} of its input is {outlier:.0f} times as large as the "
+                "typical one, and all share a scale"
+            )
+        if figures["num_dead"] > _DEAD * max(1, figures["num_channels"]):
+            yield f"{figures['num_dead']} of {figures['num_channels']} channels of its output are always zero"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `blame` found."""
+
+    layers: list[Layer]
+    """In the graph's order."""
+    loss: float
+    """Of the quantised graph."""
+    num_activations: int
+    """Images whose inner tensors were read."""
+    tap_change: float
+    """Root mean square of what reading them changed in the logits, over their standard deviation."""
+    float_logits: NDArray[np.float32]
+    """Of the float32 graph, [N, classes]."""
+    logits: NDArray[np.float32]
+    """Of the quantised one."""
+    kept: list[str]
+    """The layers that the suggestion puts back; none where there is no suggestion."""
+    kept_logits: NDArray[np.float32]
+    """With these put back."""
+    recovered: tuple[float, float, float]
+    """Share of the loss that then goes, and its 95 % interval."""
+    note: str
+    """Why there is no suggestion, or what to know of it."""
+
+
+class Blame:
+    """A float32 graph and its quantised copy, with the images that they are compared on."""
+
+    def __init__(
+        self,
+        float_graph: Path,
+        graph: Path,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        runs_in: RunsIn,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Reads the graphs.
+
+        Args:
+            float_graph: The graph before the quantisation.
+            graph: The same after it, with Q/DQ pairs.
+            images: uint8 [N, S, S, 3], at least one; they may be mapped from a file.
+            labels: int64 [N].
+            runs_in: What runs the two.
+            seed: Decides the resamples.
+
+        Raises:
+            ExplainError: The two are not of one network, or there are no images.
+        """
+        if len(images) == 0:
+            raise ExplainError("explain: got no images, expected at least one")
+        self.float_model, self.model = onnx.load(float_graph), onnx.load(graph)
+        self.images, self.labels, self.runs_in = images, np.asarray(labels), runs_in
+        self.layers = _layers(self.float_model, self.model, graph)
+        self._seed = seed
+        self._expected = self._logits(self.float_model)
+        self._variance = float(_centred(self._expected).var()) or 1.0
+
+    def find(self, progress: Progress) -> Found:
+        """Measures all there is; see the module.
+
+        Args:
+            progress: Called with (runs of a graph done, runs in all).
+        """
+        tried, rows = [layer for layer in self.layers if layer.quantized], np.arange(len(self.images))
+        few = _spread(len(rows), max(_MIN_IMAGES, len(rows) // _FEW))
+        total, done = len(tried) + _FEW + 8, iter(range(1, 1 << 30))
+
+        def step() -> None:
+            progress(min(next(done), total), total)
+
+        progress(0, total)
+        logits = self._logits(self.model)
+        errors = self._errors(logits, rows)
+        step()
+        num_activations, change = self._read_activations(logits)
+        step()
+        for layer in tried:
+            self._measure(layer, few, errors)
+            step()
+        if len(few) < len(rows):
+            for layer in sorted(tried, key=_worst_first)[:_FEW]:
+                self._measure(layer, rows, errors)
+                step()
+        kept, kept_logits, note = self._suggest(sorted(tried, key=_worst_first), logits, errors, step)
+        progress(total, total)
+        return Found(
+            layers=self.layers,
+            loss=float(errors.mean()),
+            num_activations=num_activations,
+            tap_change=change,
+            float_logits=self._expected,
+            logits=logits,
+            kept=kept,
+            kept_logits=kept_logits,
+            recovered=self._share_gone(self._errors(kept_logits, rows), errors),
+            note=note,
+        )
+
+    def put_back(self, names: Sequence[str], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Returns the logits with some layers in float, for all images or those of some rows."""
+        return self._logits(with_float(self.model, self.float_model, names), rows)
+
+    def _logits(self, model: onnx.ModelProto, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        run = self.runs_in.open(model)
+        rows = np.arange(len(self.images)) if rows is None else rows
+        parts = [run(self.images[rows[at : at + _BATCH]])[OUTPUT_NAME] for at in range(0, len(rows), _BATCH)]
+        return np.concatenate(parts)
+
+    def _errors(self, found: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The loss of every image of some rows; see the module."""
+        difference = _centred(self._expected[rows]) - _centred(found)
+        errors: NDArray[np.float64] = (difference**2).mean(1) / self._variance
+        return errors
+
+    def _share_gone(self, left: NDArray[np.float64], before: NDArray[np.float64]) -> tuple[float, float, float]:
+        """Share of the loss of some images that is gone, with its 95 % interval from resampling them."""
+        if not before.sum() > 0:
+            return 0.0, 0.0, 0.0
+        drawn = np.random.default_rng(self._seed).integers(0, len(before), (_NUM_RESAMPLES, len(before)))
+        sums = before[drawn].sum(1)
+        low, high = np.quantile(1 - left[drawn].sum(1) / np.where(sums > 0, sums, np.inf), [0.025, 0.975])
+        return float(1 - left.sum() / before.sum()), float(low), float(high)
+
+    def _measure(self, layer: Layer, rows: NDArray[np.int64], errors: NDArray[np.float64]) -> None:
+        """Puts one layer back, on the images of some rows."""
+        left = self._errors(self.put_back([layer.name], rows), rows)
+        layer.share, layer.num_images = self._share_gone(left, errors[rows]), len(rows)
+
+    def _suggest(
+        self,
+        worst: list[Layer],
+        logits: NDArray[np.float32],
+        errors: NDArray[np.float64],
+        step: Callable[[], None],
+    ) -> tuple[list[str], NDArray[np.float32], str]:
+        """Puts back more and more of the worst layers, up to a quarter of all, until enough is recovered."""
+        if bool((self._expected.argmax(1) == logits.argmax(1)).all()):
+            return [], logits, f"the answers to all {len(logits):,} images are float32's: there is nothing to mend"
+        rows = np.arange(len(errors))
+        lost = self._lost(logits)
+
+        def is_enough(found: NDArray[np.float32]) -> bool:
+            gone = 1 - self._errors(found, rows).sum() / errors.sum()
+            return gone >= _ENOUGH and self._lost(found) <= max((1 - _ENOUGH) * lost, 0.0)
+
+        most = max(1, len(worst) // 4)
+        tried: dict[int, NDArray[np.float32]] = {}
+
+        def put_back(count: int) -> bool:
+            tried[count] = self.put_back([layer.name for layer in worst[:count]])
+            step()
+            return is_enough(tried[count])
+
+        low, high = 0, 1  # `low` layers are too few
+        while not put_back(high):
+            if high == most:
+                names = [layer.name for layer in worst[:most]]
+                return names, tried[most], "the loss is spread over many layers; these are a quarter of them"
+            low, high = high, min(2 * high, most)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if put_back(middle) else (middle, high)
+        return [layer.name for layer in worst[:high]], tried[high], ""
+
+    def _lost(self, logits: NDArray[np.float32]) -> float:
+        """Accuracy of the float32 graph minus that of logits."""
+        return float((self._expected.argmax(1) == self.labels).mean() - (logits.argmax(1) == self.labels).mean())
+
+    def _read_activations(self, logits: NDArray[np.float32]) -> tuple[int, float]:
+        """Reads the inner tensors of both graphs; returns on how many images, and what that changed."""
+        names = list(dict.fromkeys(name for layer in self.layers for name in (layer.source, layer.output)))
+        runs = [self.runs_in.open(model, names) for model in (self.float_model, self.model)]
+        per_image = sum(value.size for value in runs[0](self.images[:1]).values())
+        rows = _spread(len(self.images), max(1, _MAX_VALUES // per_image))
+        at_once = max(1, min(_BATCH, _MAX_VALUES // 100 // per_image))
+        differences = []
+        for start in range(0, len(rows), at_once):
+            batch = rows[start : start + at_once]
+            expected, found = (run(self.images[batch]) for run in runs)
+            for layer in self.layers:
+                layer.read_input(expected[layer.source])
+                layer.read_output(expected[layer.output], found[layer.output])
+            differences.append(found[OUTPUT_NAME] - logits[batch])
+        change = float(np.sqrt((np.concatenate(differences) ** 2).mean())) / (float(logits.std()) or 1.0)
+        return len(rows), change
+
+
+def run_blame(
+    float_graph: Path,
+    graph: Path,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    runs_in: RunsIn,
+    folder: Path,
+    progress: Progress,
+    *,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The stage: see `Blame`; it also writes the answers of the three, for who compares them.
+
+    Args:
+        float_graph: As for `Blame`, like the others.
+        graph: The quantised graph.
+        images: uint8 [N, S, S, 3].
+        labels: int64 [N].
+        runs_in: What runs the two.
+        folder: Receives answers.npz: `float32`, `quantized` and `kept`, int64 [N].
+        progress: Called with (runs of a graph done, runs in all).
+        seed: Decides the resamples.
+
+    Returns:
+        runs_in, in_engine, note, num_images, num_activations, tap_change, loss, layers (each as
+        `Layer.figures`), kept, recovered, kept_note.
+    """
+    found = Blame(float_graph, graph, images, labels, runs_in, seed=seed).find(progress)
+    logits = {"float32": found.float_logits, "quantized": found.logits, "kept": found.kept_logits}
+    np.savez(folder / ANSWERS_FILE, **{name: each.argmax(1) for name, each in logits.items()})
+    return {
+        "runs_in": runs_in.title,
+        "in_engine": runs_in.engine is not None,
+        "note": runs_in.note,
+        "num_images": len(images),
+        "num_activations": found.num_activations,
+        "tap_change": found.tap_change,
+        "loss": found.loss,
+        "layers": [layer.figures() for layer in found.layers],
+        "kept": found.kept,
+        "recovered": list(found.recovered),
+        "kept_note": found.note,
+    }
+
+
+def _centred(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Logits less their mean over the classes."""
+    wide = logits.astype(np.float64)
+    centred: NDArray[np.float64] = wide - wide.mean(1, keepdims=True)
+    return centred
+
+
+def _worst_first(layer: Layer) -> float:
+    assert layer.share is not None, "only layers that were put back are ranked"
+    return -layer.share[0]
+
+
+def _spread(total: int, wanted: int) -> NDArray[np.int64]:
+    """Rows spread evenly over all: the images may be sorted by class."""
+    wanted = min(total, wanted)
+    return np.arange(wanted) * total // wanted
+
+
+def _layers(float_model: onnx.ModelProto, model: onnx.ModelProto, path: Path) -> list[Layer]:
+    """Lists the layers of a quantised graph, with their tensors in the float32 one."""
+    own = {node.name: node for node in model.graph.node}
+    constants = {each.name: each for each in model.graph.initializer}
+    float_constants = {each.name: each for each in float_model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    tensors = {*producers, *(each.name for each in model.graph.input)}
+    adds = {node.name for node in residual_adds(float_model.graph)}
+    weighted = {node.name for node in weighted_nodes(float_model.graph)}
+    layers = []
+    for node in float_model.graph.node:
+        if node.name not in adds | weighted:
+            continue
+        output = activated(float_model.graph, node)
+        if node.name not in own or output not in tensors:
+            raise ExplainError(
+                f"{path.name}: has no layer {node.name!r} with the output {output!r}, expected those of the "
+                "float32 graph that it was quantised from"
+            )
+        quantizers = [_quantizer(producers, name) for name in own[node.name].input]
+        at = next((index for index, each in enumerate(quantizers) if each is not None), None)
+        # The weight of a layer may be left high while an addition reads the same quantised input.
+        is_quantized = at is not None and (node.name in adds or _is_quantized(producers, own[node.name].input[1]))
+        weight_db = None
+        if is_quantized and node.name in weighted:
+            weight_db = _weight_db(
+                producers, constants, own[node.name].input[1], float_constants.get(node.input[1])
+            )
+        layers.append(
+            Layer(
+                name=node.name,
+                op=node.op_type,
+                quantized=is_quantized,
+                source=node.input[at or 0],
+                output=output,
+                limits=_limits(quantizers[at], constants) if is_quantized and at is not None else None,
+                weight_db=weight_db,
+            )
+        )
+    if not any(layer.quantized for layer in layers):
+        raise ExplainError(f"{path.name}: has no quantised layer, expected a graph with Q/DQ pairs")
+    return layers
+
+
+def _quantizer(producers: dict[str, onnx.NodeProto], name: str) -> onnx.NodeProto | None:
+    """The QuantizeLinear of the pair that a tensor comes from."""
+    pair = producers.get(name)
+    if pair is None or pair.op_type != "DequantizeLinear":
+        return None
+    quantize = producers.get(pair.input[0])
+    return quantize if quantize is not None and quantize.op_type == "QuantizeLinear" else None
+
+
+def _is_quantized(producers: dict[str, onnx.NodeProto], weight: str) -> bool:
+    return weight in producers and producers[weight].op_type == "DequantizeLinear"
+
+
+def _limits(quantize: onnx.NodeProto | None, constants: dict[str, onnx.TensorProto]) -> tuple[float, float] | None:
+    if quantize is None or quantize.input[1] not in constants:
+        return None
+    scale = float(np.max(numpy_helper.to_array(constants[quantize.input[1]]).astype(np.float64)))
+    zero = constants.get(quantize.input[2]) if len(quantize.input) > 2 else None
+    kind = zero.data_type if zero is not None else TensorProto.UINT8
+    low, high = _LARGEST.get(kind, (-128.0, 127.0))
+    shift = 0.0
+    if zero is not None and kind in (TensorProto.INT8, TensorProto.UINT8):
+        shift = float(np.max(numpy_helper.to_array(zero).astype(np.float64)))
+    return (low - shift) * scale, (high - shift) * scale
+
+
+def _weight_db(
+    producers: dict[str, onnx.NodeProto],
+    constants: dict[str, onnx.TensorProto],
+    name: str,
+    original: onnx.TensorProto | None,
+) -> float | None:
+    """Signal to noise of a layer's quantised weights; None where they cannot be read or nothing was changed."""
+    pair = producers.get(name)
+    if pair is None or original is None or pair.input[0] not in constants or pair.input[1] not in constants:
+        return None
+    stored = constants[pair.input[0]]
+    if stored.data_type != TensorProto.INT8 or tuple(stored.dims) != tuple(original.dims):
+        return None
+    weight = numpy_helper.to_array(original).astype(np.float64)
+    scale = numpy_helper.to_array(constants[pair.input[1]]).astype(np.float64)
+    axis = next((each.i for each in pair.attribute if each.name == "axis"), 1)
+    shape = [1] * weight.ndim
+    if scale.size > 1:
+        shape[axis] = scale.size
+    noise = weight - numpy_helper.to_array(stored).astype(np.float64) * scale.reshape(shape)
+    energy = float((noise**2).sum())
+    return 10 * math.log10(float((weight**2).sum()) / energy) if energy > 0 and weight.any() else None

@@ -1,0 +1,41 @@
+"""What is looked into, and on how many images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+Part = Literal["blame", "representation", "features", "attributions"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """A look into the network and what compression did to it, on a page of its own beside the report."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    parts: tuple[Part, ...] = PARTS
+    """`blame`: which layers a quantised variant's loss comes from. `representation`: what every block of
+    every variant knows, and how alike they are. `features`: which of the last features matter. `attributions`:
+    where two variants look that answer differently."""
+    num_images: int = 512
+    """Test images, at most; spread evenly over all."""
+    num_train: int = 1000
+    """Training images that linear probes and the heads of selected features learn from, at most."""
+    num_attributions: int = 8
+    """Images, at most, whose attributions are drawn: a variant answers them otherwise than its baseline."""
+    seed: int = 0
+    """Decides whatever is drawn."""
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            ValueError: A field is out of its range.
+        """
+        if not self.parts or set(self.parts) - set(PARTS) or len(set(self.parts)) != len(self.parts):
+            raise ValueError(f"parts: got {list(self.parts)}, expected some of {', '.join(PARTS)}, each once")
+        for name, low in (("num_images", 2), ("num_train", 2), ("num_attributions", 0), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected {low} or more")
