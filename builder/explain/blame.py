@@ -8,8 +8,7 @@ Three looks, each on real images:
 - what its scale does to its input: values that are clipped, a range that is hardly used, one channel that all
   others share a scale with; channels that are always zero, weights that are not those of the float32 graph.
 
-The loss is the mean squared difference of the logits from float32's, both less their mean over the classes, over
-the variance of float32's: a shift that all classes share changes no answer.
+The loss is that of `loss.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from temper.builder.compress.sensitivity import with_float
 from temper.builder.contract import OUTPUT_NAME
 from temper.builder.errors import ExplainError
 from temper.builder.explain.activations import RunsIn, activated, weighted_nodes
+from temper.builder.explain.loss import LogitLoss
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +43,6 @@ _FEW = 8
 _MIN_IMAGES = 64
 _ENOUGH = 0.9
 """A suggestion recovers this share of the loss, and of the accuracy that was lost."""
-_NUM_RESAMPLES = 1000
 
 # From where on a finding is said. Entropy calibration clips up to about a thousandth on purpose.
 _CLIPPED = 0.005
@@ -216,9 +215,8 @@ class Blame:
         self.float_model, self.model = onnx.load(float_graph), onnx.load(graph)
         self.images, self.labels, self.runs_in = images, np.asarray(labels), runs_in
         self.layers = _layers(self.float_model, self.model, graph)
-        self._seed = seed
         self._expected = self._logits(self.float_model)
-        self._variance = float(_centred(self._expected).var()) or 1.0
+        self._loss = LogitLoss(self._expected, seed)
 
     def find(self, progress: Progress) -> Found:
         """Measures all there is; see the module.
@@ -235,7 +233,7 @@ class Blame:
 
         progress(0, total)
         logits = self._logits(self.model)
-        errors = self._errors(logits, rows)
+        errors = self._loss(logits)
         step()
         num_activations, change = self._read_activations(logits)
         step()
@@ -257,7 +255,7 @@ class Blame:
             logits=logits,
             kept=kept,
             kept_logits=kept_logits,
-            recovered=self._share_gone(self._errors(kept_logits, rows), errors),
+            recovered=self._loss.share_gone(self._loss(kept_logits), errors),
             note=note,
         )
 
@@ -271,25 +269,10 @@ class Blame:
         parts = [run(self.images[rows[at : at + _BATCH]])[OUTPUT_NAME] for at in range(0, len(rows), _BATCH)]
         return np.concatenate(parts)
 
-    def _errors(self, found: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The loss of every image of some rows; see the module."""
-        difference = _centred(self._expected[rows]) - _centred(found)
-        errors: NDArray[np.float64] = (difference**2).mean(1) / self._variance
-        return errors
-
-    def _share_gone(self, left: NDArray[np.float64], before: NDArray[np.float64]) -> tuple[float, float, float]:
-        """Share of the loss of some images that is gone, with its 95 % interval from resampling them."""
-        if not before.sum() > 0:
-            return 0.0, 0.0, 0.0
-        drawn = np.random.default_rng(self._seed).integers(0, len(before), (_NUM_RESAMPLES, len(before)))
-        sums = before[drawn].sum(1)
-        low, high = np.quantile(1 - left[drawn].sum(1) / np.where(sums > 0, sums, np.inf), [0.025, 0.975])
-        return float(1 - left.sum() / before.sum()), float(low), float(high)
-
     def _measure(self, layer: Layer, rows: NDArray[np.int64], errors: NDArray[np.float64]) -> None:
         """Puts one layer back, on the images of some rows."""
-        left = self._errors(self.put_back([layer.name], rows), rows)
-        layer.share, layer.num_images = self._share_gone(left, errors[rows]), len(rows)
+        left = self._loss(self.put_back([layer.name], rows), rows)
+        layer.share, layer.num_images = self._loss.share_gone(left, errors[rows]), len(rows)
 
     def _suggest(
         self,
@@ -301,11 +284,10 @@ class Blame:
         """Puts back more and more of the worst layers, up to a quarter of all, until enough is recovered."""
         if bool((self._expected.argmax(1) == logits.argmax(1)).all()):
             return [], logits, f"the answers to all {len(logits):,} images are float32's: there is nothing to mend"
-        rows = np.arange(len(errors))
         lost = self._lost(logits)
 
         def is_enough(found: NDArray[np.float32]) -> bool:
-            gone = 1 - self._errors(found, rows).sum() / errors.sum()
+            gone = 1 - self._loss(found).sum() / errors.sum()
             return gone >= _ENOUGH and self._lost(found) <= max((1 - _ENOUGH) * lost, 0.0)
 
         most = max(1, len(worst) // 4)
@@ -393,13 +375,6 @@ def run_blame(
         "recovered": list(found.recovered),
         "kept_note": found.note,
     }
-
-
-def _centred(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Logits less their mean over the classes."""
-    wide = logits.astype(np.float64)
-    centred: NDArray[np.float64] = wide - wide.mean(1, keepdims=True)
-    return centred
 
 
 def _worst_first(layer: Layer) -> float:

@@ -141,6 +141,33 @@ def sweep(recipe: Path, over: tuple[str, ...], **settings: Any) -> None:
 
 
 @cli.command()
+@click.argument("recipe", type=path_type)
+@click.option("--variant", "variants", multiple=True, metavar="NAME", help="A variant to look at.  [all]")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(["blame", "representation", "features", "attributions"]),
+    help="What to look at.  [what the recipe says, or all]",
+)
+@click.option("--images", "num_images", type=click.IntRange(2), help="Test images, at most.  [512]")
+@click.option("--try", "mend", is_flag=True, help="Quantise anew with what is suggested, and measure that.")
+@repository_option
+@runs_option
+@json_option
+def explain(recipe: Path, **settings: Any) -> None:
+    """Say which layers a loss comes from, and what they know.
+
+    Builds RECIPE, looks into its variants in process, and writes runs/NAME/explain.html and explain.json: which
+    layers of a quantised variant its loss comes from and what to leave unquantised, what every block knows, how
+    alike the networks are, which features matter, and where two variants look that answer differently.
+    """
+    from temper.cli.commands.explain import explain_command
+
+    explain_command(recipe, **settings)
+
+
+@cli.command()
 @click.argument("path", type=path_type, metavar="RUN")
 @json_option
 def report(path: Path, as_json: bool) -> None:

@@ -104,6 +104,11 @@ class Blame(Record):
     """Why, then; and anything else to know. Empty otherwise."""
     num_images: int
     """Test images that it was measured on."""
+    num_activations: int
+    """Of these, the images whose inner tensors were read."""
+    tap_change: float
+    """Root mean square of what reading the inner tensors changed in the logits, over their standard deviation: an
+    engine does not fuse what it gives out."""
     loss: float
     """Mean squared difference of the logits from float32's, both less their mean over the classes, over the
     variance of float32's."""

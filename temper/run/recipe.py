@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from temper.builder.compress.variant import VariantConfig
 from temper.builder.data.config import DataConfig
 from temper.builder.engines.kind import AutoConfig, EngineConfig
+from temper.builder.explain.config import ExplainConfig
 from temper.builder.names import MAX_NAME_LENGTH, is_recipe_name
 from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.train import TrainConfig
@@ -55,6 +56,8 @@ class Recipe:
     """The attacks that every variant goes through."""
     corruptions: CorruptionsConfig | None = None
     """Accuracy on corrupted images; not measured when not given."""
+    explain: ExplainConfig | None = None
+    """A look into the network after the measurements, on a page of its own; not taken when not given."""
 
     def __post_init__(self) -> None:
         """Refuses what is impossible across tables.

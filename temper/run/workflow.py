@@ -31,7 +31,7 @@ from temper.client.stats import images_needed
 from temper.errors import TemperError, WorkflowError
 from temper.host.machine import commit, machine, versions
 from temper.progress import Display
-from temper.report import write_report
+from temper.report import EXPLAIN_PAGE_FILE, write_explanation, write_report
 from temper.report.answer import TELLING
 from temper.report.model import (
     FORMAT,
@@ -144,6 +144,7 @@ def _run_alone(
     try:
         with endpoint:
             run.measure()
+        run.explain(runs)
     except (TemperError, BuilderError) as error:
         stopped = str(error)
     except KeyboardInterrupt as error:
@@ -227,6 +228,7 @@ class _Run:
     accuracies: dict[str, Artifact] = field(default_factory=dict)
     attacks: dict[str, list[Artifact]] = field(default_factory=dict)
     corruptions: dict[str, Artifact] = field(default_factory=dict)
+    explanation: str | None = None
 
     def __post_init__(self) -> None:
         isa = instruction_set() if self.measurements.endpoint.is_embedded else UNKNOWN
@@ -331,6 +333,24 @@ class _Run:
             raise
         self.variants[target.name] = with_load(variant, runs)
 
+    def explain(self, runs: Path) -> None:
+        """Looks into the network, where the recipe asks for it, and writes that page.
+
+        Raises:
+            WorkflowError: It failed; what was measured stays.
+        """
+        if self.recipe.explain is None:
+            return
+        from temper.run.explain import explain_recipe
+
+        display = self.measurements.display
+        try:
+            explanation = explain_recipe(self.recipe, self.built, runs=runs, display=display)
+        except (BuilderError, ClientError) as error:
+            raise WorkflowError(f"explain: {error}") from error
+        write_explanation(explanation, self.folder)
+        self.explanation = EXPLAIN_PAGE_FILE
+
     def report(self, started: tuple[datetime.datetime, float], stopped: str | None) -> Report:
         """What was measured until now.
 
@@ -366,6 +386,7 @@ class _Run:
                 )
             ),
             timings=tuple(Timing.of(vars(stage)) for stage in finished),
+            explanation=self.explanation,
         )
 
 

@@ -1,0 +1,81 @@
+"""`temper explain`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from temper.builder.explain.config import ExplainConfig
+from temper.cli.commands.main_job import log_to_file, resumable
+from temper.errors import ReportError
+from temper.progress import Display
+from temper.report import (
+    EXPLAIN_FILE,
+    EXPLAIN_PAGE_FILE,
+    REPORT_FILE,
+    render_json,
+    write_explanation,
+    write_report,
+)
+from temper.report.explain_table import render_explain
+from temper.run.recipe import load_recipe
+from temper.terminal import echo
+
+
+def explain_command(
+    recipe_file: Path,
+    *,
+    variants: tuple[str, ...],
+    parts: tuple[str, ...],
+    num_images: int | None,
+    mend: bool,
+    repository: Path,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Builds what is not built yet, looks into it, writes explain.html and explain.json, and prints what it found.
+
+    A report beside them gets a link to the page.
+
+    Raises:
+        WorkflowError: There is no such variant.
+        BuilderError: A variant cannot be built, or not looked into.
+    """
+    recipe = load_recipe(recipe_file)
+    given = {"parts": parts or None, "num_images": num_images}
+    config = replace(
+        recipe.explain or ExplainConfig(), **{name: value for name, value in given.items() if value is not None}
+    )
+    recipe = replace(recipe, explain=config)
+    log_to_file(recipe, runs)
+    from temper.run.explain import explain_recipe
+    from temper.run.workflow import build_recipe
+
+    with resumable(), Display() as display:
+        built = build_recipe(recipe, repository=repository, runs=runs, display=display)
+        explanation = explain_recipe(recipe, built, runs=runs, display=display, variants=variants, mend=mend)
+    folder = runs / recipe.name
+    write_explanation(explanation, folder)
+    _link(folder)
+    if as_json:
+        echo(render_json(explanation))
+        return
+    click.echo(render_explain(explanation, color=sys.stdout.isatty()))
+    echo(f"\n{folder / EXPLAIN_PAGE_FILE}\n{folder / EXPLAIN_FILE}")
+
+
+def _link(folder: Path) -> None:
+    """Lets the report of an earlier run, where there is one that can be read, name the page."""
+    from temper.report.read import read_report
+
+    if not (folder / REPORT_FILE).exists():
+        return
+    try:
+        report = read_report(folder)
+    except ReportError as error:
+        echo(f"{error}; it gets no link to {EXPLAIN_PAGE_FILE}", err=True)
+        return
+    write_report(replace(report, explanation=EXPLAIN_PAGE_FILE), folder)
