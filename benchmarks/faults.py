@@ -53,6 +53,7 @@ def measure(number: int) -> dict[str, Any]:
     folder = CACHE / "faults" / str(number)
     folder.mkdir(parents=True, exist_ok=True)
     float_graph, graph = folder / "float.onnx", folder / "int8.onnx"
+    graph.unlink(missing_ok=True)
     calibration = np.load(built.data.path / "calibration_images.npy")
     layer = plant(fault, built.snapshots[0].graph.path / "model.onnx", float_graph, graph, calibration, number)
     images, labels = np.load(built.test_images), np.load(built.test_labels)
@@ -119,34 +120,48 @@ def build(number: int, arch: str) -> Built:
 def plant(
     fault: str, source: Path, float_graph: Path, graph: Path, calibration: np.ndarray[Any, Any], seed: int
 ) -> str:
-    """Writes a float32 graph and its int8 copy with one fault, and returns the layer that has it."""
+    """Writes a float32 graph and its int8 copy with one fault, and returns the layer that has it.
+
+    Args:
+        fault: One of `FAULTS`.
+        source: The float32 graph.
+        float_graph: The file for the float32 graph; another than the source only for an outlier.
+        graph: The file for the int8 graph; where it exists already it is what gets a wrong scale.
+        calibration: uint8 [M, S, S, 3].
+        seed: Decides the layer and the channel.
+    """
     rng = np.random.default_rng([seed, 12])
     model = onnx.load(source)
     convs = weighted_nodes(model.graph)[1:-1]  # the stem and the head have other ranges than the rest
     if fault == "outlier":
         made = {activated(model.graph, node): node for node in convs}
         convs = [node for node in convs if node.input[0] in made]
-        node = convs[rng.integers(len(convs))]
-        channel = int(rng.integers(_weight(model, node).shape[1]))
+    node = convs[rng.integers(len(convs))]
+    if fault == "outlier":
+        channel = int(rng.integers(_values(model, node.input[1]).shape[1]))
         for name in made[node.input[0]].input[1:]:
-            _scale(model, name, np.s_[channel], OUTLIER)
-        _scale(model, node.input[1], np.s_[:, channel], 1 / OUTLIER)
-    else:
-        node = convs[rng.integers(len(convs))]
+            _multiply(model, name, np.s_[channel], OUTLIER)
+        _multiply(model, node.input[1], np.s_[:, channel], 1 / OUTLIER)
     onnx.save(model, float_graph)
-    quantize_onnx(float_graph, graph, calibration, QuantizeConfig(method="max", reduce_range=True))
+    if fault == "outlier" or not graph.exists():
+        quantize_onnx(float_graph, graph, calibration, QuantizeConfig(method="max", reduce_range=True))
     if fault != "outlier":
-        model = onnx.load(graph)
-        producers = {name: each for each in model.graph.node for name in each.output}
-        own = next(each for each in model.graph.node if each.name == node.name)
-        if fault == "scale":
-            _scale(model, producers[own.input[1]].input[1], np.s_[:], SCALE)
-        else:
-            pair = producers[own.input[0]]
-            for name in {pair.input[1], producers[pair.input[0]].input[1]}:
-                _scale(model, name, np.s_[...], 1 / CLIP)
-        onnx.save(model, graph)
+        _spoil(fault, graph, node.name)
     return str(node.name)
+
+
+def _spoil(fault: str, graph: Path, layer: str) -> None:
+    """Gives a quantised layer a wrong scale."""
+    model = onnx.load(graph)
+    producers = {name: each for each in model.graph.node for name in each.output}
+    (node,) = [each for each in model.graph.node if each.name == layer]
+    if fault == "scale":
+        _multiply(model, producers[node.input[1]].input[1], np.s_[...], SCALE)
+    else:
+        pair = producers[node.input[0]]
+        for name in {pair.input[1], producers[pair.input[0]].input[1]}:
+            _multiply(model, name, np.s_[...], 1 / CLIP)
+    onnx.save(model, graph)
 
 
 def readers_of(float_graph: Path, layer: str) -> set[str]:
@@ -157,12 +172,12 @@ def readers_of(float_graph: Path, layer: str) -> set[str]:
     return {node.name for node in both if own.input[0] in node.input}
 
 
-def _weight(model: onnx.ModelProto, node: onnx.NodeProto) -> np.ndarray[Any, Any]:
-    (tensor,) = [each for each in model.graph.initializer if each.name == node.input[1]]
+def _values(model: onnx.ModelProto, name: str) -> np.ndarray[Any, Any]:
+    (tensor,) = [each for each in model.graph.initializer if each.name == name]
     return numpy_helper.to_array(tensor)
 
 
-def _scale(model: onnx.ModelProto, name: str, where: Any, factor: float) -> None:
+def _multiply(model: onnx.ModelProto, name: str, where: Any, factor: float) -> None:
     (tensor,) = [each for each in model.graph.initializer if each.name == name]
     values = numpy_helper.to_array(tensor).copy()
     values[where] *= factor

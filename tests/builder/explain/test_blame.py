@@ -1,0 +1,147 @@
+"""Blame: a layer that was spoilt comes first, is named with what is wrong with it, and putting it back mends it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks.faults import plant, readers_of
+from temper.builder.engines.kind import AutoConfig
+from temper.builder.engines.openvino import OpenVinoConfig
+from temper.builder.errors import ExplainError
+from temper.builder.explain.activations import (
+    EXACT,
+    RunsIn,
+    activated,
+    block_outputs,
+    pick_runs_in,
+    weighted_nodes,
+    with_outputs,
+)
+from temper.builder.explain.blame import Blame
+from temper.builder.explain.loss import LogitLoss
+from temper.builder.network.export import run_onnx
+
+if TYPE_CHECKING:
+    from benchmarks.sample import Sample
+
+NUM_IMAGES = 48
+EXACTLY = RunsIn(EXACT, None, "")
+
+
+@pytest.fixture(scope="module")
+def openvino(toy_onnx: Path) -> RunsIn:
+    return pick_runs_in(OpenVinoConfig(), onnx.load(toy_onnx))
+
+
+@pytest.mark.parametrize(
+    ("fault", "finding"),
+    [
+        ("scale", "its weights are only"),
+        ("clip", "of its input is clipped: values reach"),
+        ("outlier", "times as large as the typical one, and all share a scale"),
+    ],
+)
+def test_spoilt_layer_comes_first_and_is_mended(
+    fault: str,
+    finding: str,
+    toy_onnx: Path,
+    toy_reduced: Path,
+    sample: Sample,
+    openvino: RunsIn,
+    tmp_path: Path,
+) -> None:
+    float_graph, graph = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    shutil.copyfile(toy_reduced, graph)
+    layer = plant(fault, toy_onnx, float_graph, graph, sample.calibration[:32], seed=3)
+    images, labels = sample.images[:NUM_IMAGES], sample.labels[:NUM_IMAGES]
+    seen: list[tuple[int, int]] = []
+    found = Blame(float_graph, graph, images, labels, openvino).find(lambda *call: seen.append(call))
+    tried = [one for one in found.layers if one.share is not None]
+    worst = max(tried, key=lambda one: one.share or ())
+    readers = readers_of(float_graph, layer) if fault == "clip" else {layer}
+    assert worst.name in readers
+    assert worst.share is not None
+    assert worst.share[1] <= worst.share[0] <= worst.share[2]
+    assert any(finding in each for each in worst.figures()["findings"])
+    assert set(found.kept) & readers
+    assert found.recovered[0] > 0.9
+    accuracies = [
+        float((each.argmax(1) == labels).mean()) for each in (found.float_logits, found.logits, found.kept_logits)
+    ]
+    assert accuracies[1] < accuracies[0]
+    assert accuracies[2] - accuracies[1] >= 0.9 * (accuracies[0] - accuracies[1])
+    assert seen[0][0] == 0
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_float_graph_against_itself_is_refused(toy_onnx: Path, sample: Sample) -> None:
+    with pytest.raises(
+        ExplainError, match=r"model.onnx: has no quantised layer, expected a graph with Q/DQ pairs"
+    ):
+        Blame(toy_onnx, toy_onnx, sample.images[:4], sample.labels[:4], EXACTLY)
+
+
+def test_graph_of_another_network_is_refused(
+    toy_onnx: Path, toy_int8: Path, sample: Sample, tmp_path: Path
+) -> None:
+    model = onnx.load(toy_onnx)
+    weighted_nodes(model.graph)[3].name = "/other"
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(
+        ExplainError, match=r"has no layer '/other' with the output '.*', expected those of the fl"
+    ):
+        Blame(tmp_path / "other.onnx", toy_int8, sample.images[:4], sample.labels[:4], EXACTLY)
+    with pytest.raises(ExplainError, match="got no images, expected at least one"):
+        Blame(toy_onnx, toy_int8, sample.images[:0], sample.labels[:0], EXACTLY)
+
+
+def test_inner_tensors_are_the_graphs(toy_onnx: Path, sample: Sample, openvino: RunsIn) -> None:
+    """What OpenVINO gives out is what the exact arithmetic gives, and the answers stay what they were."""
+    model, images = onnx.load(toy_onnx), sample.images[:3]
+    names = [activated(model.graph, node) for node in weighted_nodes(model.graph)]
+    ours, exact = (runs_in.open(model, names)(images) for runs_in in (openvino, EXACTLY))
+    assert set(ours) == {*names, "logits"}
+    for name in names:
+        np.testing.assert_allclose(ours[name], exact[name], rtol=1e-3, atol=1e-3 * np.abs(exact[name]).max())
+    np.testing.assert_allclose(exact["logits"], run_onnx(toy_onnx, images), rtol=1e-5, atol=1e-5)
+    assert [each.name for each in with_outputs(model, ["logits"]).graph.output] == ["logits"]
+
+
+def test_blocks_of_a_network_and_of_its_int8_copy_are_the_same_tensors(toy_onnx: Path, toy_int8: Path) -> None:
+    blocks = block_outputs(onnx.load(toy_onnx))
+    assert list(blocks) == ["stem", *(f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2))]
+    assert block_outputs(onnx.load(toy_int8)) == blocks
+
+
+def test_engine_that_gives_no_inner_tensors_falls_back_to_the_graph(toy_onnx: Path) -> None:
+    from temper.builder.engines.kind import ENGINES
+
+    config = ENGINES.get("tensorrt-rtx").config()
+    assert not isinstance(config, AutoConfig)
+    found = pick_runs_in(config, onnx.load(toy_onnx))
+    assert (found.title, found.engine) == (EXACT, None)
+    assert found.note.startswith(
+        "engine tensorrt-rtx: its inner tensors cannot be read in this process; the graph was"
+    )
+
+
+def test_loss_does_not_see_what_all_classes_share() -> None:
+    rng = np.random.default_rng(0)
+    expected = rng.normal(0, 1, (200, 5)).astype(np.float32)
+    noise = rng.normal(0, 0.1, (200, 5)).astype(np.float32)
+    loss = LogitLoss(expected, seed=0)
+    shifted = expected + rng.normal(0, 5, (200, 1)).astype(np.float32)
+    np.testing.assert_allclose(loss(shifted), 0, atol=1e-10)
+    np.testing.assert_allclose(loss(expected + noise)[:7], loss((expected + noise)[:7], np.arange(7)))
+    whole, half = loss(expected + noise), loss(expected + noise / 2)
+    share, low, high = loss.share_gone(half, whole)
+    assert share == pytest.approx(0.75, abs=1e-4)
+    assert low <= share <= high
+    assert loss.share_gone(whole, np.zeros(200)) == (0.0, 0.0, 0.0)
