@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import tempfile
 import time
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from temper.builder.engines.gpu import Driver, first_gpu, read_driver
-from temper.builder.engines.kind import BuildJob, EngineConfig, EngineKind, check_limits, is_importable
+from temper.builder.engines.kind import BuildJob, EngineConfig, EngineKind, RunOutputs, check_limits, is_importable
 from temper.builder.engines.library import load_library
 from temper.builder.errors import EngineError
 
@@ -206,6 +208,19 @@ class NvidiaKind(EngineKind[Config]):
             return info, None
         audit, logits = self._try(job)
         return {**info, "engine_audit": audit}, logits
+
+    def open_outputs(self, path: Path, config: Config) -> RunOutputs:
+        """Compiles the graph for the GPU that is here; what is an output is not fused with what follows it."""
+        from temper.builder.engines.run import LoadedEngine
+
+        if (reason := self.why_not_library()) is not None:
+            raise EngineError(f"engine {self.name}: its inner tensors cannot be read here: {reason}")
+        with tempfile.TemporaryDirectory() as folder:
+            engine = Path(folder) / self.file
+            job = BuildJob(onnx_path=path, folder=engine.parent, config=replace(config, frontend="onnx"))
+            engine.write_bytes(memoryview(self._compile(load_library(self), job)))
+            loaded = LoadedEngine(self, engine)
+        return lambda batch: loaded.run_outputs(batch, config.max_batch)
 
     def _compile(self, trt: Any, job: BuildJob[Config]) -> Any:
         from temper.builder.engines.compile import compile_graph, image_shape

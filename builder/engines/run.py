@@ -5,6 +5,7 @@ Serving is the plugin's: this is for one look at a fresh engine, with PyTorch's 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -86,14 +87,19 @@ class LoadedEngine:
         Raises:
             EngineError: An inference failed, or the GPU's memory is exhausted.
         """
+        return self.run_outputs(images, max_batch)[OUTPUT_NAME]
+
+    def run_outputs(self, images: NDArray[np.uint8], max_batch: int) -> dict[str, NDArray[np.float32]]:
+        """Returns all outputs of the engine for images, by name; see `run`."""
         try:
-            return self._run(images, max_batch)
+            parts = list(self._run_batches(images, max_batch))
         except RuntimeError as error:  # PyTorch's: no memory left, or a driver older than its CUDA
             reason = (str(error).splitlines() or [""])[0]
             raise EngineError(
                 f"engine {self._kind.name}: cannot run on this GPU: {reason}; free its memory, or take a "
                 "smaller engine.max_batch"
             ) from error
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _make_context(self) -> Any:
         context = self._engine.create_execution_context()
@@ -109,22 +115,26 @@ class LoadedEngine:
             raise EngineError(f"engine {self._kind.name}: no execution context on this GPU: {self._log.reason}")
         return context
 
-    def _run(self, images: NDArray[np.uint8], max_batch: int) -> NDArray[np.float32]:
-        context = self._make_context()
+    def _run_batches(self, images: NDArray[np.uint8], max_batch: int) -> Iterator[dict[str, NDArray[np.float32]]]:
+        trt, engine, context = self._trt, self._engine, self._make_context()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
-        parts = []
+        tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        outputs = [name for name in tensors if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+        halves = {name: engine.get_tensor_dtype(name) == trt.float16 for name in outputs}
         for start in range(0, len(images), max_batch):
             # A copy: the images may be mapped from a file, read-only.
             batch = torch.from_numpy(np.array(images[start : start + max_batch])).cuda()
             context.set_input_shape(INPUT_NAME, tuple(batch.shape))
-            logits = torch.empty(tuple(context.get_tensor_shape(OUTPUT_NAME)), device="cuda")
             context.set_tensor_address(INPUT_NAME, batch.data_ptr())
-            context.set_tensor_address(OUTPUT_NAME, logits.data_ptr())
+            found = {}
+            for name, is_half in halves.items():
+                dtype = torch.float16 if is_half else torch.float32
+                found[name] = torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device="cuda")
+                context.set_tensor_address(name, found[name].data_ptr())
             torch.cuda.synchronize()  # the tensors were made on PyTorch's own stream
             if not context.execute_async_v3(stream.cuda_stream):
                 raise EngineError(
                     f"engine {self._kind.name}: failed on a batch of {len(batch)}: {self._log.reason}"
                 )
             stream.synchronize()
-            parts.append(logits.cpu().numpy())
-        return np.concatenate(parts)
+            yield {name: value.float().cpu().numpy() for name, value in found.items()}
