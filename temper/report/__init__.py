@@ -1,8 +1,8 @@
 """What a run leaves behind: `report.json`, one table for the terminal and a self-contained `report.html`.
 
 In scope: the report's own form (`model.py`), reading and rendering it; the same for an explanation, `explain.json`
-and `explain.html`, whose form is `explained.py`. Not in scope: measuring (`temper/run/workflow.py`). Read `model.py`
-first, then `page.py`.
+and `explain.html`, whose form is `explained.py`. Not in scope: measuring (`temper/run/workflow.py`). Read
+`model.py` first, then `page.py`.
 """
 
 from __future__ import annotations

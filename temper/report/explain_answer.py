@@ -64,22 +64,26 @@ def _telling(blame: Blame) -> list[LayerBlame]:
 
 
 def _explained(blame: Blame, short: dict[str, str]) -> str:
-    parts = [f"{short[layer.name]} {part(layer.share)}" for layer in _telling(blame) if layer.share]
-    if not parts:
-        return "No layer explains part of the loss for certain when it alone is put back to float."
-    first, *others = parts
-    more = f", {', '.join(others)}" if others else ""
-    return f"Of the loss, this goes when one layer alone is put back to float: {first}{more}."
+    told = [(short[layer.name], layer.share) for layer in _telling(blame) if layer.share]
+    if not told:
+        return "No layer takes part of the loss away for certain when it alone is put back to float."
+    (name, share), *others = told
+    more = "".join(f", {other} {part(found)}" for other, found in others)
+    return (
+        f"Put back to float alone, {name} takes {text.whole_percent(share.value)} of the loss away (95 % interval "
+        f"{part_bounds(share)}){more}."
+    )
 
 
 def _mended(mended: Mended, variant: str, short: dict[str, str]) -> str:
     names = [short.get(name, name) for name in mended.keep_high]
-    named = ", ".join(names[:NUM_NAMED]) + (
-        f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    )
+    if len(names) > NUM_NAMED:
+        names = [*names[:NUM_NAMED], f"{len(names) - NUM_NAMED} more"]
+    named = " and ".join(words for words in (", ".join(names[:-1]), *names[-1:]) if words)
     change = mended.accuracy_change
     said = (
-        f"With {named} kept in float, {part(mended.recovered)} of the loss goes: accuracy "
+        f"With {named} kept in float, {text.whole_percent(mended.recovered.value)} of the loss goes "
+        f"({part_bounds(mended.recovered)}): accuracy "
         f"{text.points(change.difference, change.low, change.high)} over {variant}, float32's answer on "
         f"{_share(mended.agreement)} of {mended.agreement.num_images} images"
     )
@@ -98,12 +102,13 @@ def part(found: Interval) -> str:
 
 def part_bounds(found: Interval) -> str:
     """The interval alone."""
-    return f"{text.whole_percent(found.low)} to {text.whole_percent(found.high)}"
+    return f"{text.plain(100 * found.low, 0)} to {text.whole_percent(found.high)}"
 
 
 def knows(explanation: Explanation) -> list[str]:
-    """For each network but the snapshots: what a linear probe reads at the first block and the last, and from where."""
-    return [sentence for view in views(explanation) if (sentence := _known(view))]
+    """What a linear probe reads at the first and the last block; also of the network before finetuning."""
+    told = [view for view in explanation.networks if view.kind in ("original", "initial")]
+    return [sentence for view in told if (sentence := _known(view))]
 
 
 def _known(view: NetworkView) -> str:
@@ -122,8 +127,10 @@ def _known(view: NetworkView) -> str:
 
 
 def moved(explanation: Explanation) -> list[str]:
-    """For every pair of two networks: the block whose features differ most from its counterpart's."""
-    return [sentence for pair in explanation.similarities if (sentence := _moved(pair))]
+    """For every pair of two networks but the snapshots: where they differ most, and least."""
+    names = {view.name for view in views(explanation)}
+    pairs = [pair for pair in explanation.similarities if {pair.first, pair.second} <= names]
+    return [sentence for pair in pairs if (sentence := _moved(pair))]
 
 
 def _moved(pair: Similarity) -> str:

@@ -15,8 +15,8 @@ _NUM_ROWS = 10
 _NOTE = (
     "Share of the loss: what goes when the layer alone is put back to float, with its 95 % interval. SNR: signal "
     "to quantisation noise of its output. Clipped: its input's values beyond the range of its scale; range used: "
-    "its input's largest value over that range; outlier: the widest channel of its input over the median one. Dead: "
-    "channels of its output that are always zero after the ReLU."
+    "its input's largest value over that range; outlier: the widest channel of its input over the median one. "
+    "Dead: channels of its output that are always zero after the ReLU."
 )
 
 
@@ -51,7 +51,8 @@ def _layers(blame: Blame, short: dict[str, str]) -> str:
     """The layers, the worst first."""
     if not blame.layers:
         return ""
-    head = ["layer", "share of the loss", "SNR", "cosine", "clipped", "range used", "outlier", "dead", "findings"]
+    head = ["layer", "share of the loss", "SNR", "cosine", "clipped", "range used", "outlier", "dead"]
+    head.append(html.cell("findings", tag="th", left=True))
     rows = [_layer(layer, short[layer.name]) for layer in worst(blame)]
     more = rows[_NUM_ROWS:]
     return (

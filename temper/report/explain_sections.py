@@ -102,7 +102,7 @@ def _emergence(explanation: Explanation) -> str:
 
     head = ["", *map(figures.short_block, blocks), "network"]
     note = (
-        f"Accuracy of the linear classifiers in %, from {text.percent(low)} (pale) to {text.percent(max(found))}; "
+        f"Accuracy of the linear probes in %, from {text.percent(low)} (faint) to {text.percent(max(found))}. "
         "4.1 is layer4.1. Last column: the network itself."
     )
     table = html.table(head, (list(cells(view)) for view in rows), dense=True)
@@ -116,8 +116,8 @@ def similarity(explanation: Explanation) -> str:
         return ""
     names = [view.name for view in views(explanation)]
     original = next((view.name for view in explanation.networks if view.kind == "original"), "")
-    beside = {_other(pair, original): pair for pair in pairs if pair.first != pair.second}
-    lines = [name for name in names if name in beside]
+    beside = {_other(pair, original): pair for pair in pairs if original in (pair.first, pair.second)}
+    lines = [name for name in names if name in beside and name != original]
     blocks = list(dict.fromkeys(name for pair in pairs for name, _ in diagonal(pair)))
     picture = html.figure(
         "What was moved, block by block",
@@ -159,7 +159,7 @@ def _map(pair: Similarity) -> str:
                 yield html.heat(min(max(value.value, 0), 1), shown, f"{name}, {column}: {cka(value)}")
 
     same = pair.first == pair.second
-    heading = f"{pair.first}, with itself" if same else f"{pair.first} (rows) and {pair.second}"
+    heading = f"{pair.first}, with itself" if same else f"{pair.first} (rows) and {pair.second} (columns)"
     head = ["", *(map(figures.short_block, pair.columns) if written else len(pair.columns) * [""])]
     rows = [list(cells(name, row)) for name, row in zip(pair.rows, pair.values, strict=True)]
     known = [value for row in pair.values for value in row if value is not None]
@@ -236,8 +236,8 @@ def attributions(explanation: Explanation, folder: Path) -> str:
     """The images with the maps of both networks, side by side; one whose files are gone is left out."""
     shots = "".join(_shot(one, folder) for one in explanation.attributions)
     note = (
-        "Images that two variants answer differently. Stronger colour: this part of the image counts more for the "
-        "network's own answer."
+        "Images that two variants answer differently. Integrated gradients: red speaks for the network's own "
+        "answer, blue against it. Grad-CAM: the brighter, the more the last features there speak for it."
     )
     return f'{html.paragraphs([note], "note")}<div class="gallery looks">{shots}</div>' if shots else ""
 

@@ -45,17 +45,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 
 
     A `dense` one is as narrow as what it holds, for many short cells.
     """
-    top = "".join(cell(name, tag="th", left=index < left) for index, name in enumerate(head))
-    body = "".join(
-        "<tr>" + "".join(_body_cell(value, index < left) for index, value in enumerate(row)) + "</tr>"
-        for row in rows
-    )
+
+    def line(values: Sequence[object], tag: str) -> str:
+        cells = (
+            value
+            if isinstance(value, Raw) and value.startswith(f"<{tag}")
+            else cell(value, tag=tag, left=index < left)
+            for index, value in enumerate(values)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
+    top, body = line(head, "th"), "".join(line(row, "td") for row in rows)
     look = ' class="dense"' if dense else ""
-    return f'<div class="wide"><table{look}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _body_cell(value: object, left: bool) -> str:
-    return value if isinstance(value, Raw) and value.startswith("<td") else cell(value, left=left)
+    return f'<div class="wide"><table{look}><thead>{top}</thead><tbody>{body}</tbody></table></div>'
 
 
 def heat(share: float, shown: str, note: str = "") -> Raw:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from temper.errors import ReportError
 from temper.report import EXPLAIN_FILE, REPORT_FILE, explained, model
 from temper.report.explained import Explanation
 from temper.report.model import Report
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Content = TypeVar("Content", Report, Explanation)
 
@@ -29,6 +33,13 @@ class _Kind(Generic[Content]):
     """The formats that are read."""
     again: str
     """What makes it anew."""
+
+    @functools.cached_property
+    def adapter(self) -> TypeAdapter[Content]:
+        """Made once, as that takes longer than reading."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(self.type)
 
 
 _REPORT = _Kind(
@@ -81,11 +92,11 @@ def read_explanation(path: Path) -> Explanation:
 
 
 def _validated(content: Any, file: Path, kind: _Kind[Content]) -> Content:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
         # Through JSON, where strict typing still takes an array for a tuple and an integer for a float.
-        return TypeAdapter(kind.type).validate_json(json.dumps(content), strict=True)
+        return kind.adapter.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first, *others = error.errors(include_url=False)
         place = ".".join(map(str, first["loc"]))

@@ -1,6 +1,8 @@
-"""Shared by the report's tests: an explanation as `temper explain` makes it, of made-up but plausible figures."""
+"""Shared by the report's tests: a parser of pages, and an explanation of made-up but plausible figures."""
 
 import math
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,50 @@ import pytest
 from PIL import Image
 
 Json = dict[str, Any]
+VOID = {"meta", "img"}
 BLOCKS = ("stem", *(f"layer{layer}.{block}" for layer in (1, 2, 3, 4) for block in (0, 1)))
+
+
+class Checker(HTMLParser):
+    """Fails on a tag that is not closed or closed out of turn; collects what the page points to."""
+
+    def __init__(self) -> None:
+        """Starts with nothing open."""
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture
+def parse_page() -> Callable[[str], Checker]:
+    """Parses a page and fails unless it is well formed."""
+
+    def parse(text: str) -> Checker:
+        checker = Checker()
+        checker.feed(text)
+        checker.close()
+        assert checker.open == []
+        return checker
+
+    return parse
 
 
 def interval(value: float, margin: float = 0.03) -> Json:
@@ -63,8 +108,8 @@ def layer(name: str, place: float, found: float, **others: Any) -> Json:
 def blame(names: list[str]) -> Json:
     count = len(names)
     layers = [layer(name, i / count, 0.02 * math.sin(i) + 0.01) for i, name in enumerate(names)]
-    layers[0] = layer(names[0], 0, 0, quantized=False, share=None, signal_to_noise_db=None, cosine=1.0, clipped=None,
-                      range_used=None, outlier=None, outlier_channel=None)  # fmt: skip
+    unknown = dict.fromkeys(("share", "signal_to_noise_db", "clipped", "range_used", "outlier", "outlier_channel"))
+    layers[0] = layer(names[0], 0, 0, quantized=False, **unknown)
     findings = ["channel 17 is 41 times the median one, and sets the scale of all", "12 of 64 channels are dead"]
     layers[5] = layer(names[5], 5 / count, 0.62, outlier=41.2, outlier_channel=17, num_dead=12, findings=findings)
     layers[-2] = layer(names[-2], 1, 0.21, clipped=0.031, findings=["3.1 % of its input is clipped"])
@@ -125,7 +170,7 @@ def similarity(first: str, second: str, blocks: tuple[str, ...], distance: float
             return None
         apart = abs(row - column) / len(blocks)
         drift = distance * max(row, column) / len(blocks)
-        return interval(1 - 0.9 * min(apart, 1) - drift, 0.005 + 0.01 * apart)
+        return interval(max((1 - 0.9 * apart) * (1 - drift), -0.01), 0.005 + 0.01 * apart)
 
     count = range(len(blocks))
     values = [[value(row, column) for column in count] for row in count]
