@@ -2,7 +2,7 @@
 
     TemperError
     ├── RecipeError     the recipe cannot be read, or asks for something impossible
-    ├── ReportError     a report cannot be read
+    ├── ReportError     a report or an explanation cannot be read
     ├── ServerError     the embedded tritonserver did not start, or died
     └── WorkflowError   a run could not be finished; what was measured before is kept
 
@@ -20,7 +20,7 @@ class RecipeError(TemperError):
 
 
 class ReportError(TemperError):
-    """A report.json cannot be read, or is of a format that this version does not know; the text names the file."""
+    """A report.json or explain.json cannot be read, or has a format that is not known; the text names the file."""
 
 
 class ServerError(TemperError):

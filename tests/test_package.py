@@ -144,7 +144,7 @@ def test_wheel_holds_every_file_and_takes_one_name(tmp_path: Path) -> None:
     assert shipped == ours
     assert {name.split("/")[0] for name in shipped} == {"temper"}
     assert {f"temper/{name}" for name in ("py.typed", "recipes/digits.toml", "backends/temper/model.py")} < shipped
-    assert {f"temper/report/schema/{name}.json" for name in ("report", "card")} < shipped
+    assert {f"temper/report/schema/{name}.json" for name in ("report", "explain", "card")} < shipped
 
 
 def _copy_of_sources(target: Path) -> Path:

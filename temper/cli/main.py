@@ -171,7 +171,7 @@ def explain(recipe: Path, **settings: Any) -> None:
 @click.argument("path", type=path_type, metavar="RUN")
 @json_option
 def report(path: Path, as_json: bool) -> None:
-    """Show a finished run again and render its report.html anew.
+    """Show a finished run again and render its report.html anew, and explain.html where it has one.
 
     RUN is a run's folder, such as runs/digits, or its report.json, also of an older version of Temper.
     """

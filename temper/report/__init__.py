@@ -1,7 +1,8 @@
 """What a run leaves behind: `report.json`, one table for the terminal and a self-contained `report.html`.
 
-In scope: the report's own form (`model.py`), reading and rendering it. Not in scope: measuring
-(`temper/run/workflow.py`). Read `model.py` first, then `page.py`.
+In scope: the report's own form (`model.py`), reading and rendering it; the same for an explanation, `explain.json`
+and `explain.html`, whose form is `explained.py`. Not in scope: measuring (`temper/run/workflow.py`). Read
+`model.py` first, then `page.py`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from temper.report.explained import Explanation
     from temper.report.model import Report
 
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
+EXPLAIN_FILE = "explain.json"
+EXPLAIN_PAGE_FILE = "explain.html"
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
@@ -39,8 +43,30 @@ def write_page(report: Report, folder: Path) -> Path:
     return _replace(folder / PAGE_FILE, render_page(report, folder))
 
 
-def render_json(report: Report) -> str:
-    """Returns the text of report.json."""
+def write_explanation(explanation: Explanation, folder: Path) -> tuple[Path, Path]:
+    """Writes `explain.json` and `explain.html` into `folder`, each in one step.
+
+    Args:
+        explanation: The explanation.
+        folder: The run's folder; made when missing. The pictures' files are named relative to it.
+
+    Returns:
+        The paths of explain.json and explain.html.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _replace(folder / EXPLAIN_FILE, render_json(explanation) + "\n")
+    return path, write_explain_page(explanation, folder)
+
+
+def write_explain_page(explanation: Explanation, folder: Path) -> Path:
+    """Writes `explain.html` alone, as `write_explanation` does, and returns its path."""
+    from temper.report.explain_page import render_explanation
+
+    return _replace(folder / EXPLAIN_PAGE_FILE, render_explanation(explanation, folder))
+
+
+def render_json(report: Report | Explanation) -> str:
+    """Returns the text of report.json, or of explain.json."""
     return json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
 
 

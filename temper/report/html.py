@@ -1,6 +1,7 @@
 """Small pieces of HTML, escaped where they are made."""
 
 import base64
+import importlib.resources
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,35 +15,66 @@ class Raw(str):
     __slots__ = ()
 
 
-def cell(value: object, *, tag: str = "td", left: bool = False, css: str = "") -> str:
-    """One table cell; right aligned unless `left`; `css` is an inline style."""
+def page(title: str, parts: Iterable[str]) -> str:
+    """A whole page of its own: the parts that are not empty, under the title, with the style inside it."""
+    css = importlib.resources.files("temper.report").joinpath("style.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title>\n<style>\n{css}</style></head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body></html>\n"
+    )
+
+
+def section(heading: str, body: str) -> str:
+    """A section of the page; nothing when its body is empty."""
+    return f"<section><h2>{escape(heading)}</h2>{body}</section>" if body else ""
+
+
+def cell(value: object, *, tag: str = "td", left: bool = False, css: str = "", note: str = "") -> Raw:
+    """One table cell; right aligned unless `left`; `css` is an inline style, `note` is what the pointer shows."""
     body = value if isinstance(value, Raw) else escape(str(value))
     attributes = (' class="text"' if left else "") + (f' style="{escape(css)}"' if css else "")
-    return f"<{tag}{attributes}>{body}</{tag}>"
+    attributes += f' title="{escape(note)}"' if note else ""
+    return Raw(f"<{tag}{attributes}>{body}</{tag}>")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> str:
-    """A table; its first `left` columns hold words, the others numbers. A cell may be HTML (`Raw`)."""
-    top = "".join(cell(name, tag="th", left=index < left) for index, name in enumerate(head))
-    body = "".join(
-        "<tr>" + "".join(_body_cell(value, index < left) for index, value in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1, dense: bool = False) -> str:
+    """A table; its first `left` columns hold words, the others numbers. A cell may be HTML (`Raw`).
+
+    A `dense` one is as narrow as what it holds, for many short cells.
+    """
+
+    def line(values: Sequence[object], tag: str) -> str:
+        cells = (
+            value
+            if isinstance(value, Raw) and value.startswith(f"<{tag}")
+            else cell(value, tag=tag, left=index < left)
+            for index, value in enumerate(values)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
+    top, body = line(head, "th"), "".join(line(row, "td") for row in rows)
+    look = ' class="dense"' if dense else ""
+    return f'<div class="wide"><table{look}><thead>{top}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _body_cell(value: object, left: bool) -> str:
-    return value if isinstance(value, Raw) and value.startswith("<td") else cell(value, left=left)
-
-
-def heat(share: float, shown: str) -> Raw:
-    """A table cell whose background grows stronger with `share` (0 to 1)."""
-    return Raw(f'<td class="heat" style="--share:{share:.2f}">{escape(shown)}</td>')
+def heat(share: float, shown: str, note: str = "") -> Raw:
+    """A table cell whose background grows stronger with `share` (0 to 1); `note` is what the pointer shows."""
+    title = f' title="{escape(note)}"' if note else ""
+    return Raw(f'<td class="heat" style="--share:{share:.2f}"{title}>{escape(shown)}</td>')
 
 
 def with_note(value: str, note: str) -> Raw:
     """A value with a smaller line under it."""
     return Raw(f"{escape(value)}<small>{escape(note)}</small>")
+
+
+def paragraphs(sentences: Iterable[str], look: str = "") -> str:
+    """A paragraph for each sentence that is not empty; `look` is their class."""
+    opening = f'<p class="{look}">' if look else "<p>"
+    return "".join(f"{opening}{escape(sentence)}</p>" for sentence in sentences if sentence)
 
 
 def definitions(pairs: Mapping[str, object]) -> str:
@@ -51,22 +83,27 @@ def definitions(pairs: Mapping[str, object]) -> str:
     return f"<dl>{items}</dl>"
 
 
-def legend(names: Sequence[str]) -> str:
-    """The variants' names beside their colours; nothing for a single one."""
+def folded(summary: str, body: str) -> str:
+    """What is shown on request; nothing when the body is empty."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>" if body else ""
+
+
+def legend(names: Sequence[str], first: int = 0) -> str:
+    """The names beside their colours, of which the first is at the place `first`; nothing for a single one."""
     if len(names) < 2:
         return ""
     items = "".join(
-        f'<li class="{style(i)}"><i></i><span>{escape(name)}</span></li>' for i, name in enumerate(names)
+        f'<li class="{style(i)}"><i></i><span>{escape(name)}</span></li>' for i, name in enumerate(names, first)
     )
     return f'<ul class="legend">{items}</ul>'
 
 
-def figure(heading: str, picture: str | None, caption: str, names: Sequence[str]) -> str:
+def figure(heading: str, picture: str | None, caption: str, names: Sequence[str] = (), *, first: int = 0) -> str:
     """A picture with its heading, legend and caption; nothing when there is no picture."""
     if picture is None:
         return ""
     words = f"<figcaption>{escape(caption)}</figcaption>"
-    return f"<figure><h3>{escape(heading)}</h3>{legend(names)}{picture}{words}</figure>"
+    return f"<figure><h3>{escape(heading)}</h3>{legend(names, first)}{picture}{words}</figure>"
 
 
 def png(path: Path, alt: str) -> str:

@@ -338,6 +338,8 @@ class Report(Record):
     """The run's stages, as they ran."""
     failed: tuple[Failure, ...] = ()
     """In a sweep: the variants that could not be measured."""
+    explanation: str | None = None
+    """The page beside the report that says where losses come from, `explain.html`; null when it was not made."""
 
     def budgets(self) -> tuple[tuple[str, float], ...]:
         """The budget of each norm, (norm, epsilon), that is told first.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from temper.report import figures, html, text
 from temper.report.answer import answers
@@ -33,33 +33,22 @@ def render_page(report: Report, folder: Path) -> str:
         report: The run's report.
         folder: Where the report lies; the gallery's files are named relative to it.
     """
-    css = importlib.resources.files("temper.report").joinpath("style.css").read_text(encoding="utf-8")
     title = f"Temper report: {report.recipe}"
     parts = [
         _header(report, title),
-        _section("Results", results(report)),
-        _section("Accuracy and speed", _speed_figures(report)),
-        _section("Adversarial robustness", _robustness(report)),
-        _section("Corrupted images", corruptions(report)),
-        _section("Accuracy per class", per_class(report)),
-        _section("Adversarial images", gallery(report, folder)),
-        _section("Load tests", load_table(report)),
-        _section("Compression", compression(report)),
-        _section("Compression, step by step", steps(report)),
-        _section("Stages", timings(report)),
-        _section("Machine and versions", machine(report)),
+        html.section("Results", results(report)),
+        html.section("Accuracy and speed", _speed_figures(report)),
+        html.section("Adversarial robustness", _robustness(report)),
+        html.section("Corrupted images", corruptions(report)),
+        html.section("Accuracy per class", per_class(report)),
+        html.section("Adversarial images", gallery(report, folder)),
+        html.section("Load tests", load_table(report)),
+        html.section("Compression", compression(report)),
+        html.section("Compression, step by step", steps(report)),
+        html.section("Stages", timings(report)),
+        html.section("Machine and versions", machine(report)),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title>\n<style>\n{css}</style></head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body></html>\n"
-    )
-
-
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{escape(heading)}</h2>{body}</section>" if body else ""
+    return html.page(title, parts)
 
 
 def _header(report: Report, title: str) -> str:
@@ -70,6 +59,10 @@ def _header(report: Report, title: str) -> str:
     if report.stopped:
         parts.append(f'<p class="stopped">This run stopped early: {escape(report.stopped)}</p>')
     parts += [f'<p class="answer">{escape(sentence)}</p>' for sentence in answers(report)]
+    if report.explanation is not None:
+        words = "Why: which layers the losses come from, and what the networks know"
+        # Quoted, so that it is never anything but a file's name.
+        parts.append(f'<p><a href="{escape(quote(report.explanation))}">{words}</a></p>')
     return "".join(parts) + _tiles(report) + "</header>"
 
 

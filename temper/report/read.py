@@ -1,16 +1,63 @@
-"""Reads a report.json back: of this format, or of the one before, which had other names for two keys."""
+"""Reads explain.json, and report.json of this format or of the one before, which had other names for two keys."""
 
 from __future__ import annotations
 
+import functools
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from temper.errors import ReportError
-from temper.report import REPORT_FILE
-from temper.report.model import FORMAT, Report
+from temper.report import EXPLAIN_FILE, REPORT_FILE, explained, model
+from temper.report.explained import Explanation
+from temper.report.model import Report
 
-_AGAIN = "run the recipe again, which reuses all that is kept"
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Content = TypeVar("Content", Report, Explanation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind(Generic[Content]):
+    """A file, and what is said of a broken one."""
+
+    type: type[Content]
+    wanted: str
+    """Its file's name, with the article."""
+    what: str
+    """What it is, likewise."""
+    format: int
+    known: str
+    """The formats that are read."""
+    again: str
+    """What makes it anew."""
+
+    @functools.cached_property
+    def adapter(self) -> TypeAdapter[Content]:
+        """Made once, as that takes longer than reading."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(self.type)
+
+
+_REPORT = _Kind(
+    type=Report,
+    wanted=f"a {REPORT_FILE}",
+    what="a report",
+    format=model.FORMAT,
+    known=f"1 or {model.FORMAT}",
+    again="run the recipe again, which reuses all that is kept",
+)
+_EXPLANATION = _Kind(
+    type=Explanation,
+    wanted=f"an {EXPLAIN_FILE}",
+    what="an explanation",
+    format=explained.FORMAT,
+    known=f"{explained.FORMAT}",
+    again="run `temper explain` again, or delete it",
+)
 
 
 def read_report(path: Path) -> Report:
@@ -22,44 +69,61 @@ def read_report(path: Path) -> Report:
     Raises:
         ReportError: The file cannot be read, is no report, or is one of a newer format.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     file = path / REPORT_FILE if path.is_dir() else path
-    content = _upgraded(_read_json(file), file)
+    content = _read_json(file, _REPORT)
+    try:
+        content = _from_format_1(content) if content["format"] == 1 else content
+    except (KeyError, TypeError) as error:
+        raise ReportError(f"{file}: is no whole report of format 1 ({error!r}); {_REPORT.again}") from None
+    return _validated(content, file, _REPORT)
+
+
+def read_explanation(path: Path) -> Explanation:
+    """Reads the explanation of a run.
+
+    Args:
+        path: An explain.json, or the run's folder.
+
+    Raises:
+        ReportError: The file cannot be read, is no explanation, or is one of a newer format.
+    """
+    file = path / EXPLAIN_FILE if path.is_dir() else path
+    return _validated(_read_json(file, _EXPLANATION), file, _EXPLANATION)
+
+
+def _validated(content: Any, file: Path, kind: _Kind[Content]) -> Content:
+    from pydantic import ValidationError
+
     try:
         # Through JSON, where strict typing still takes an array for a tuple and an integer for a float.
-        return TypeAdapter(Report).validate_json(json.dumps(content), strict=True)
+        return kind.adapter.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first, *others = error.errors(include_url=False)
         place = ".".join(map(str, first["loc"]))
         more = f" (and {len(others)} more)" if others else ""
-        raise ReportError(f"{file}: {place}: {first['msg']}{more}; {_AGAIN}") from None
+        raise ReportError(f"{file}: {place}: {first['msg']}{more}; {kind.again}") from None
 
 
-def _read_json(file: Path) -> Any:
+def _read_json(file: Path, kind: _Kind[Content]) -> Any:
+    """The file's JSON, an object of a format that is known."""
     try:
-        return json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise ReportError(f"{file}: no such file, expected a {REPORT_FILE} or a run's folder") from None
+        raise ReportError(f"{file}: no such file, expected {kind.wanted} or a run's folder") from None
     except OSError as error:
         raise ReportError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ReportError(f"{file}: is not JSON ({error}), expected a {REPORT_FILE}; {_AGAIN}") from None
-
-
-def _upgraded(content: Any, file: Path) -> Any:
+        raise ReportError(f"{file}: is not JSON ({error}), expected {kind.wanted}; {kind.again}") from None
     found = content.get("format") if isinstance(content, dict) else None
     if type(found) is not int or found < 1:
-        raise ReportError(f'{file}: is no report of a run, expected "format": 1 or {FORMAT}; {_AGAIN}')
-    if found > FORMAT:
+        name = kind.what.split()[-1]
+        raise ReportError(f'{file}: is no {name} of a run, expected "format": {kind.known}; {kind.again}')
+    if found > kind.format:
         raise ReportError(
-            f"{file}: got a report of format {found}, expected 1 to {FORMAT}; "
-            f"take the Temper that wrote it, or {_AGAIN}"
+            f"{file}: got {kind.what} of format {found}, expected {kind.known.replace('or', 'to')}; "
+            f"take the Temper that wrote it, or {kind.again}"
         )
-    try:
-        return _from_format_1(content) if found == 1 else content
-    except (KeyError, TypeError) as error:
-        raise ReportError(f"{file}: is no whole report of format 1 ({error!r}); {_AGAIN}") from None
+    return content
 
 
 def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
@@ -71,4 +135,4 @@ def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
         return {**row, "steps": steps, "load": load}
 
     variants = [variant(row) for row in content["variants"]]
-    return {**content, "format": FORMAT, "timings": content["stages"], "variants": variants}
+    return {**content, "format": model.FORMAT, "timings": content["stages"], "variants": variants}

@@ -238,7 +238,7 @@ def machine(report: Report) -> str:
         "system": f"{here.os}, Linux {here.kernel}",
         "commit": report.commit or "unknown",
     }
-    settings = dict(_flat(report.config))
+    settings = dict(flat(report.config))
     return (
         f'<div class="columns"><div><h3>Machine</h3>{html.definitions(facts)}</div>'
         f"<div><h3>Versions</h3>{html.definitions(report.versions)}</div></div>"
@@ -246,13 +246,13 @@ def machine(report: Report) -> str:
     )
 
 
-def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+def flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     """The recipe's keys by full path, in order; what is not given is left out."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+            yield from flat(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         for index, inner in enumerate(value):
-            yield from _flat(inner, f"{path}[{index}]")
+            yield from flat(inner, f"{path}[{index}]")
     elif value is not None:
         yield path, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value

@@ -12,6 +12,7 @@ from html import escape
 WIDTH = 560
 HEIGHT = 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 18, 14, 46
+_ROW = 17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,13 @@ class Plot:
             f'height="{max(bottom - top, 0):.1f}" rx="2"><title>{escape(note)}</title></rect>'
         )
 
+    def band(self, points: Sequence[tuple[float, float, float]], style: str) -> None:
+        """The area between two lines: x, low and high of each place."""
+        there = [self.at(x, high) for x, _, high in points]
+        back = [self.at(x, low) for x, low, _ in reversed(points)]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in (*there, *back))
+        self.marks.append(f'<polygon class="band {style}" points="{path}"/>')
+
     def label(self, x: float, y: float, text: str, style: str, *, dx: float = 0, dy: float = 0) -> None:
         """Text beside a point, kept inside the frame: it goes to the left of a point near the right end."""
         px, py = self.at(x, y)
@@ -154,5 +162,77 @@ class Plot:
         return [(value, self.x.write(value)) for value in self.x.ticks()]
 
 
-def _text(x: float, y: float, text: str, anchor: str, style: str) -> str:
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+@dataclass
+class Rows:
+    """A picture under construction with one row for each name, from the top, and one axis across them all."""
+
+    names: Sequence[str]
+    x: Axis
+    title: str
+    notes: Sequence[str] = ()
+    """What the pointer shows on each name."""
+    marks: list[str] = field(default_factory=list)
+
+    def bar(self, row: int, value: float, style: str, note: str) -> None:
+        """A bar from 0, or where the axis begins above it, to `value`."""
+        ends = sorted((self._across(min(max(0, self.x.low), self.x.high)), self._across(value)))
+        self.marks.append(
+            f'<rect class="bar {style}" x="{ends[0]:.1f}" y="{self._down(row) - 5.5:.1f}" '
+            f'width="{ends[1] - ends[0]:.1f}" height="11" rx="2"><title>{escape(note)}</title></rect>'
+        )
+
+    def error_bar(self, row: int, low: float, high: float, style: str) -> None:
+        """A horizontal interval with caps."""
+        left, right, py = self._across(low), self._across(high), self._down(row)
+        path = f"M{left:.1f} {py:.1f}H{right:.1f}M{left:.1f} {py - 4:.1f}v8M{right:.1f} {py - 4:.1f}v8"
+        self.marks.append(f'<path class="whisker {style}" d="{path}"/>')
+
+    def line(self, points: Sequence[tuple[int, float]], style: str) -> None:
+        """A line from row to row."""
+        path = " ".join(f"{self._across(value):.1f},{self._down(row):.1f}" for row, value in points)
+        self.marks.append(f'<polyline class="line {style}" points="{path}"/>')
+
+    def marker(self, row: int, value: float, style: str, note: str) -> None:
+        """A dot with a note that the pointer shows."""
+        self.marks.append(
+            f'<circle class="dot {style}" cx="{self._across(value):.1f}" cy="{self._down(row):.1f}" r="4.5">'
+            f"<title>{escape(note)}</title></circle>"
+        )
+
+    def svg(self) -> str:
+        """The finished picture; its height grows with the rows."""
+        base = self._base
+        parts = []
+        for value in self.x.ticks():
+            px = self._across(value)
+            parts.append(f'<path class="grid" d="M{px:.1f} {_TOP}V{base}"/>')
+            parts.append(_text(px, base + 17, self.x.write(value), "middle", "tick"))
+        if self.x.low <= 0 <= self.x.high:
+            parts.append(f'<path class="axis" d="M{self._across(0):.1f} {_TOP}V{base}"/>')
+        for row, name in enumerate(self.names):
+            note = self.notes[row] if self.notes else ""
+            parts.append(_text(self._left - 8, self._down(row) + 4, name, "end", "tick", note))
+        parts.append(_text((self._left + WIDTH - _RIGHT) / 2, base + 38, self.x.label, "middle", "name"))
+        return (
+            f'<svg viewBox="0 0 {WIDTH} {base + _BOTTOM}" role="img" aria-label="{escape(self.title)}">'
+            f"<title>{escape(self.title)}</title>{''.join(parts)}{''.join(self.marks)}</svg>"
+        )
+
+    @property
+    def _left(self) -> float:
+        return min(14 + 7 * max(map(len, self.names), default=0), WIDTH / 2)
+
+    @property
+    def _base(self) -> int:
+        return _TOP + _ROW * len(self.names)
+
+    def _across(self, value: float) -> float:
+        return self._left + self.x.place(value) * (WIDTH - self._left - _RIGHT)
+
+    def _down(self, row: int) -> float:
+        return _TOP + _ROW * (row + 0.5)
+
+
+def _text(x: float, y: float, text: str, anchor: str, style: str, note: str = "") -> str:
+    title = f"<title>{escape(note)}</title>" if note else ""
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{title}{escape(text)}</text>'

@@ -8,6 +8,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def whole_percent(share: float) -> str:
+    """A share of 1 as `98 %`; it may be below 0."""
+    return f"{plain(100 * share, 0)} %"
+
+
+def plain(value: float, digits: int = 2) -> str:
+    """A figure that may be below 0, `0.98` or `−0.01`; what rounds to zero has no sign."""
+    return signed(value, digits).removeprefix("+")
+
+
 def interval(low: float, high: float) -> str:
     """An interval of shares of 1 as `97.0-98.9`, in percent."""
     return f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}"

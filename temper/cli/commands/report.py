@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from temper.errors import ReportError
-from temper.report import PAGE_FILE, REPORT_FILE, render_json, write_page
+from temper.report import (
+    EXPLAIN_FILE,
+    EXPLAIN_PAGE_FILE,
+    PAGE_FILE,
+    REPORT_FILE,
+    render_json,
+    write_explain_page,
+    write_page,
+)
 from temper.report.answer import answers, faults
 from temper.report.table import render_table
 from temper.terminal import echo
@@ -19,19 +28,26 @@ if TYPE_CHECKING:
 
 
 def report_command(path: Path, *, as_json: bool) -> None:
-    """Renders the page of a run anew and shows the run as it was shown when it ended.
+    """Renders the pages of a run anew and shows the run as it was shown when it ended.
 
     Raises:
-        ReportError: The report cannot be read, or the page cannot be written.
+        ReportError: The report or its explanation cannot be read, or a page cannot be written.
     """
-    from temper.report.read import read_report
+    from temper.report.read import read_explanation, read_report
 
     report = read_report(path)
     folder = path if path.is_dir() else path.parent
+    explanation = read_explanation(folder) if (folder / EXPLAIN_FILE).is_file() else None
+    # As it is now: an explanation may have been made, or deleted, after the run.
+    report = replace(report, explanation=EXPLAIN_PAGE_FILE if explanation else None)
+    page = folder / PAGE_FILE
     try:
         write_page(report, folder)
+        if explanation is not None:
+            page = folder / EXPLAIN_PAGE_FILE
+            write_explain_page(explanation, folder)
     except OSError as error:
-        raise ReportError(f"{folder / PAGE_FILE}: cannot be written: {error.strerror}") from error
+        raise ReportError(f"{page}: cannot be written: {error.strerror}") from error
     show_report(report, folder, as_json=as_json)
     if report.stopped is not None:
         echo(f"this run stopped early: {report.stopped}", err=True)
@@ -48,4 +64,5 @@ def show_report(report: Report, folder: Path, *, as_json: bool) -> None:
     else:
         for sentence in [*answers(report), *faults(report)]:
             echo(sentence)
-    echo(f"\n{folder / PAGE_FILE}\n{folder / REPORT_FILE}")
+    files = [PAGE_FILE, REPORT_FILE, *([report.explanation] if report.explanation else [])]
+    echo("\n" + "\n".join(str(folder / name) for name in files))

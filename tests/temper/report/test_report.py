@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -23,52 +23,28 @@ from temper.report.svg import Axis, span
 from temper.report.table import render_table
 
 Json = dict[str, Any]
-VOID = {"meta", "img"}
-
-
-class Checker(HTMLParser):
-    """Fails on a tag that is not closed or closed out of turn; collects what the page points to."""
-
-    def __init__(self) -> None:
-        """Starts with nothing open."""
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-        self.words: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
 
 
 def typed(report: Json) -> Report:
     return TypeAdapter(Report).validate_json(json.dumps(report), strict=True)
 
 
-def check_page(report: Json, folder: Path) -> tuple[Checker, str]:
-    _, page = write_report(typed(report), folder)
-    text = page.read_text(encoding="utf-8")
-    checker = Checker()
-    checker.feed(text)
-    checker.close()
-    assert checker.open == []
-    return checker, text
+class CheckPage(Protocol):
+    """Writes the report and parses its page, which is well formed."""
+
+    def __call__(self, report: Json, folder: Path) -> tuple[Any, str]: ...
 
 
-def test_page_is_well_formed_and_self_contained(report: Json, tmp_path: Path) -> None:
+@pytest.fixture
+def check_page(parse_page: Callable[[str], Any]) -> CheckPage:
+    def check(report: Json, folder: Path) -> tuple[Any, str]:
+        text = write_report(typed(report), folder)[1].read_text(encoding="utf-8")
+        return parse_page(text), text
+
+    return check
+
+
+def test_page_is_well_formed_and_self_contained(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
     checker, text = check_page(report, tmp_path)
     assert not re.search(r"https?://|url\(|@import|<script|<link", text)
     assert checker.addresses
@@ -77,7 +53,7 @@ def test_page_is_well_formed_and_self_contained(report: Json, tmp_path: Path) ->
     assert checker.tags.count("img") == 3 * 6 * 2
 
 
-def test_page_answers_first(report: Json, tmp_path: Path) -> None:
+def test_page_answers_first(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
     checker, _ = check_page(report, tmp_path)
     words = " ".join(checker.words)
     assert "int8 against fp32: accuracy −0.2 points (95 % interval −1.2 to +0.7), 3.10× the throughput" in words
@@ -94,7 +70,9 @@ def test_page_answers_first(report: Json, tmp_path: Path) -> None:
     assert "L∞ 23.5/255" in words  # the nearest wrong image
 
 
-def test_page_tells_what_went_wrong_behind_the_figures(report: Json, tmp_path: Path) -> None:
+def test_page_tells_what_went_wrong_behind_the_figures(
+    report: Json, tmp_path: Path, check_page: CheckPage
+) -> None:
     first, second = report["variants"]
     first["accuracy"]["errors"] = {"nonfinite_output": 3}
     first["corruptions"]["errors"] = {"nonfinite_output": 7}
@@ -112,7 +90,7 @@ def test_page_tells_what_went_wrong_behind_the_figures(report: Json, tmp_path: P
     assert all(sentence in words for sentence in [*sentences, "1,234 (40.0 %)", "2 deadline"])
 
 
-def test_page_says_how_exact_int8_is(report: Json, tmp_path: Path) -> None:
+def test_page_says_how_exact_int8_is(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
     words = " ".join(check_page(report, tmp_path)[0].words)
     for sentence in (
         "Weights of 7 bits (reduce_range: auto: at AVX2 8-bit weights change the answer to 7.5 %).",
@@ -123,7 +101,7 @@ def test_page_says_how_exact_int8_is(report: Json, tmp_path: Path) -> None:
     assert faults(typed(report)) == []
 
 
-def test_int8_that_depends_on_the_cpu_is_a_fault(report: Json, tmp_path: Path) -> None:
+def test_int8_that_depends_on_the_cpu_is_a_fault(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
     report["variants"][1]["int8"] |= {
         "warning": why_inexact("avx2", 8),
         "exact": {**report["variants"][1]["int8"]["exact"], "agreement": 0.925, "num_images": 40},
@@ -147,7 +125,7 @@ def test_warning_of_a_shared_stage_is_said_once(report: Json) -> None:
     assert faults(typed(report)) == ["weights: catastrophic overfitting in epoch 2."]
 
 
-def test_page_escapes_names(report: Json, tmp_path: Path) -> None:
+def test_page_escapes_names(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
     report["variants"][0]["name"] = '<b>"&'
     report["variants"][1]["per_class"][0]["label"] = "<script>alert(1)</script>"
     _, text = check_page(report, tmp_path)
@@ -155,7 +133,7 @@ def test_page_escapes_names(report: Json, tmp_path: Path) -> None:
     assert "&lt;script&gt;" in text
 
 
-def test_page_of_a_run_that_stopped(report: Json, tmp_path: Path) -> None:
+def test_page_of_a_run_that_stopped(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
     for variant in report["variants"]:
         variant |= {"accuracy": None, "throughput_ips": None, "latency_ms": None, "load": [], "robustness": []}
         variant |= {"per_class": [], "calibration": None, "latency_from": None, "worst_case": []}
@@ -165,7 +143,9 @@ def test_page_of_a_run_that_stopped(report: Json, tmp_path: Path) -> None:
     assert "svg" not in checker.tags
 
 
-def test_page_shows_corruptions_and_names_the_kinds_that_do_not_count(report: Json, tmp_path: Path) -> None:
+def test_page_shows_corruptions_and_names_the_kinds_that_do_not_count(
+    report: Json, tmp_path: Path, check_page: CheckPage
+) -> None:
     (sentence,) = answers(typed(report))
     assert "accuracy on corrupted images −1.3 points (95 % interval −2.0 to −0.5), mCE 104.2 % (95 % i" in sentence
     checker, page = check_page(report, tmp_path)
@@ -184,14 +164,14 @@ def test_page_shows_corruptions_and_names_the_kinds_that_do_not_count(report: Js
     assert "Corrupted images" not in " ".join(checker.words) and "mCE" not in answers(typed(report))[0]
 
 
-def test_page_without_gallery_files(report: Json, tmp_path: Path) -> None:
+def test_page_without_gallery_files(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
     for file in tmp_path.rglob("*.png"):
         file.unlink()
     checker, _ = check_page(report, tmp_path)
     assert "img" not in checker.tags
 
 
-def test_page_shows_fewer_large_images(report: Json, tmp_path: Path) -> None:
+def test_page_shows_fewer_large_images(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     for file in tmp_path.rglob("*-adversarial.png"):
         Image.fromarray(pixels).save(file)
@@ -224,7 +204,7 @@ def test_answers_when_nothing_was_measured(report: Json) -> None:
     assert answers(typed(report)) == []
 
 
-def test_budget_names_its_norm_wherever_it_stands(report: Json, tmp_path: Path) -> None:
+def test_budget_names_its_norm_wherever_it_stands(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
     """Of each norm one budget is told first, and the worst case in two norms is two."""
     far = {"norm": "l2", "epsilon": 512.0}
     for variant in report["variants"]:
@@ -246,7 +226,9 @@ def test_budget_names_its_norm_wherever_it_stands(report: Json, tmp_path: Path) 
         assert words in page
 
 
-def test_difference_that_is_no_answer_is_printed_as_what_it_is(report: Json, tmp_path: Path) -> None:
+def test_difference_that_is_no_answer_is_printed_as_what_it_is(
+    report: Json, tmp_path: Path, check_page: CheckPage
+) -> None:
     (comparison,), variant = report["comparisons"], report["variants"][1]
     case = comparison["worst_case"][0]
     case |= {"difference": 0.135, "low": 0.079, "high": 0.191, "num_only_first": 3, "num_only_second": 30}

@@ -1,0 +1,196 @@
+"""An explanation in words: where a loss comes from, what the blocks know, and what was moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from temper.report import text
+from temper.report.explained import (
+    Blame,
+    Block,
+    Explanation,
+    Interval,
+    LayerBlame,
+    Mended,
+    NetworkView,
+    Similarity,
+)
+from temper.report.measured import Share
+
+NUM_NAMED = 3
+"""Layers that a sentence names."""
+
+
+def blamed(blame: Blame) -> list[str]:
+    """What a variant lost, which layers explain it, and what putting them back gives."""
+    short = short_names([layer.name for layer in blame.layers])
+    change = blame.accuracy_change
+    lost = (
+        f"{blame.variant} against float32: accuracy {text.points(change.difference, change.low, change.high)}, "
+        f"the same answer on {_share(blame.agreement)} of {blame.num_images} test images. The loss, the logits' "
+        f"mean squared difference, is {100 * blame.loss:.2g} % of their variance."
+    )
+    sentences = [lost, _explained(blame, short)]
+    sentences += [
+        f"{short[layer.name]}: {_sentence('; '.join(layer.findings))}"
+        for layer in _telling(blame)
+        if layer.findings
+    ]
+    if blame.suggestion is not None:
+        sentences.append(_mended(blame.suggestion, blame.variant, short))
+    if blame.suggestion_note:
+        sentences.append(_sentence(blame.suggestion_note))
+    return sentences
+
+
+def where(blame: Blame) -> str:
+    """What was run, and that it is not the engine where it is not."""
+    ran = f"{blame.precision}, {blame.num_images} test images, run in {blame.runs_in}."
+    if not blame.in_engine:
+        ran += (
+            " The engine's inner tensors cannot be read: this is the graph's exact arithmetic, not the engine's."
+        )
+    return f"{ran} {_sentence(blame.note)}".rstrip()
+
+
+def worst(blame: Blame) -> list[LayerBlame]:
+    """The layers, those first that explain most of the loss; those that are not quantised last."""
+    return sorted(blame.layers, key=lambda layer: -layer.share.value if layer.share else float("inf"))
+
+
+def _telling(blame: Blame) -> list[LayerBlame]:
+    """The worst layers among those that explain more than nothing for certain."""
+    return [layer for layer in worst(blame) if layer.share and layer.share.low > 0][:NUM_NAMED]
+
+
+def _explained(blame: Blame, short: dict[str, str]) -> str:
+    told = [(short[layer.name], layer.share) for layer in _telling(blame) if layer.share]
+    if not told:
+        return "No layer takes part of the loss away for certain when it alone is put back to float."
+    (name, share), *others = told
+    more = "".join(f", {other} {part(found)}" for other, found in others)
+    return (
+        f"Put back to float alone, {name} takes {text.whole_percent(share.value)} of the loss away (95 % interval "
+        f"{part_bounds(share)}){more}."
+    )
+
+
+def _mended(mended: Mended, variant: str, short: dict[str, str]) -> str:
+    names = [short.get(name, name) for name in mended.keep_high]
+    if len(names) > NUM_NAMED:
+        names = [*names[:NUM_NAMED], f"{len(names) - NUM_NAMED} more"]
+    named = " and ".join(words for words in (", ".join(names[:-1]), *names[-1:]) if words)
+    change = mended.accuracy_change
+    said = (
+        f"With {named} kept in float, {text.whole_percent(mended.recovered.value)} of the loss goes "
+        f"({part_bounds(mended.recovered)}): accuracy "
+        f"{text.points(change.difference, change.low, change.high)} over {variant}, float32's answer on "
+        f"{_share(mended.agreement)} of {mended.agreement.num_images} images"
+    )
+    if not mended.tried:
+        return f"{said}, as the quantised graph computes with them put back; it was not built anew."
+    said += "; quantised anew and measured on all test images"
+    if mended.latency_ratio is not None:
+        said += f", at {text.times(mended.latency_ratio)} the latency"
+    return said + (f" and {text.size(mended.size_bytes)}." if mended.size_bytes is not None else ".")
+
+
+def part(found: Interval) -> str:
+    """A share of the loss with its interval, in whole percent."""
+    return f"{text.whole_percent(found.value)} ({part_bounds(found)})"
+
+
+def part_bounds(found: Interval) -> str:
+    """The interval alone."""
+    return f"{text.plain(100 * found.low, 0)} to {text.whole_percent(found.high)}"
+
+
+def knows(explanation: Explanation) -> list[str]:
+    """What a linear probe reads at the first and the last block; also of the network before finetuning."""
+    told = [view for view in explanation.networks if view.kind in ("original", "initial")]
+    return [sentence for view in told if (sentence := _known(view))]
+
+
+def _known(view: NetworkView) -> str:
+    probes = [(block.name, block.probe) for block in view.blocks if block.probe is not None]
+    if len(probes) < 2:
+        return ""
+    (first, low), (last, high) = probes[0], probes[-1]
+    enough = next(name for name, probe in probes if probe.value >= high.low)
+    rank = view.blocks[-1].effective_rank
+    from_there = f", and as much as there from {enough} on" if enough != last else ""
+    return (
+        f"{view.name}: a linear classifier reads {_share(low)} from {first} and {_share(high)} from "
+        f"{last}{from_there} (95 % intervals); the last features' effective rank is {rank.value:.1f} of "
+        f"{view.blocks[-1].num_features}."
+    )
+
+
+def moved(explanation: Explanation) -> list[str]:
+    """For every pair of two networks but the snapshots: where they differ most, and least."""
+    names = {view.name for view in views(explanation)}
+    pairs = [pair for pair in explanation.similarities if {pair.first, pair.second} <= names]
+    return [sentence for pair in pairs if (sentence := _moved(pair))]
+
+
+def _moved(pair: Similarity) -> str:
+    known = [(name, value) for name, value in diagonal(pair) if value is not None]
+    if pair.first == pair.second or len(known) < 2:
+        return ""
+    name, least = min(known, key=lambda one: one[1].value)
+    other, most = max(known, key=lambda one: one[1].value)
+    return (
+        f"{pair.first} and {pair.second}: least alike in {name}, CKA {cka(least)}; most in {other}, {cka(most)}."
+    )
+
+
+def diagonal(pair: Similarity) -> Iterator[tuple[str, Interval | None]]:
+    """Each block of the first network against the second's of the same name, where it has one."""
+    for name, row in zip(pair.rows, pair.values, strict=True):
+        if name in pair.columns:
+            yield name, row[pair.columns.index(name)]
+
+
+def cka(found: Interval) -> str:
+    """A similarity with its interval."""
+    return f"{text.plain(found.value)} ({text.plain(found.low)} to {text.plain(found.high)})"
+
+
+def views(explanation: Explanation) -> list[NetworkView]:
+    """The networks without the snapshots."""
+    return [view for view in explanation.networks if view.kind != "snapshot"]
+
+
+def block_names(networks: Sequence[NetworkView]) -> list[str]:
+    """The blocks of all of them, from the stem to the last."""
+    return list(dict.fromkeys(block.name for view in networks for block in view.blocks))
+
+
+def block_of(view: NetworkView, name: str) -> Block | None:
+    """The network's block of this name, if it has one."""
+    return next((block for block in view.blocks if block.name == name), None)
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Layers as people call them: `/model/layer4/layer4.0/conv1/Conv` is `layer4.0.conv1`; each its own."""
+    short = [_short(name) for name in names]
+    return {name: each if short.count(each) == 1 else name for name, each in zip(names, short, strict=True)}
+
+
+def _short(name: str) -> str:
+    """An exported node's name repeats the outer module in the inner one's, and ends with the operator."""
+    parts = name.strip("/").split("/")
+    if len(parts) < 2:
+        return name
+    parts = [each for each in parts[:-1] if each != "model"] or parts[-1:]
+    kept = [each for each, inner in zip(parts, [*parts[1:], ""], strict=True) if not inner.startswith(f"{each}.")]
+    return ".".join(kept).replace("downsample.0", "downsample")
+
+
+def _share(share: Share) -> str:
+    return f"{text.percent(share.value)} ({text.interval(share.low, share.high)})"
+
+
+def _sentence(words: str) -> str:
+    """Words as a sentence, whether or not they are one already."""
+    return words if not words or words.endswith((".", "!", "?")) else f"{words}."
