@@ -1,0 +1,92 @@
+"""Looks into a recipe's network and what its compression did to it: what explain.json and explain.html hold.
+
+Every look is a stage that is kept, so a second time does only what changed. All runs in process, in the engine that
+serves where it gives inner tensors out, and no server is needed; `temper/run/workflow.py` measures what is served.
+In scope: the order of the looks, and their figures with intervals. Not in scope: how a look is taken
+(`builder/explain`), and the page (`temper/report`). Read `look.py` first.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from temper.builder.built import Built
+from temper.errors import WorkflowError
+from temper.host.machine import commit, machine, versions
+from temper.report.explained import FORMAT, Explanation
+from temper.run.explain.attribution import attribute_variants
+from temper.run.explain.blame import blame_variants
+from temper.run.explain.look import Look
+from temper.run.explain.represent import represent, select_features
+
+if TYPE_CHECKING:
+    from temper.progress import Display
+    from temper.run.recipe import Recipe
+
+
+def explain_recipe(
+    recipe: Recipe,
+    built: Sequence[Built],
+    *,
+    runs: Path,
+    display: Display,
+    variants: Sequence[str] = (),
+    mend: bool = False,
+) -> Explanation:
+    """Looks into what was built of a recipe; the recipe's `explain` says how, or the defaults do.
+
+    Args:
+        recipe: The recipe.
+        built: Its variants, from `build_recipe`.
+        runs: The run's folder is `runs/<recipe>`; pictures go into `explain` in it.
+        display: Where progress is shown.
+        variants: Names of those to look at; all when not given.
+        mend: Quantises anew with what is suggested, and measures that.
+
+    Raises:
+        WorkflowError: There is no such variant, or what was asked for does not exist of it.
+        BuilderError: A graph cannot be looked into.
+        ClientError: A graph's gradients cannot be followed.
+    """
+    started = datetime.datetime.now(datetime.UTC), time.monotonic()
+    look = Look(recipe, built, runs / recipe.name, display, _chosen(recipe, built, variants))
+    parts = look.config.parts
+    blames = tuple(blame_variants(look, mend=mend, named=bool(variants))) if "blame" in parts else ()
+    networks = look.networks() if {"representation", "attributions", "features"} & set(parts) else []
+    views, similarities = represent(look, networks) if "representation" in parts else ((), ())
+    selection = select_features(look, networks[0]) if "features" in parts else None
+    attributions = tuple(attribute_variants(look, networks)) if "attributions" in parts else ()
+    return Explanation(
+        format=FORMAT,
+        recipe=recipe.name,
+        created=started[0].strftime("%Y-%m-%d %H:%M UTC"),
+        seconds=round(time.monotonic() - started[1], 1),
+        commit=commit(),
+        cpu=machine()["cpu"],
+        versions=versions(),
+        config=asdict(look.config),
+        notes=tuple(dict.fromkeys(look.notes)),
+        blames=blames,
+        networks=views,
+        similarities=similarities,
+        selection=selection,
+        attributions=attributions,
+    )
+
+
+def _chosen(recipe: Recipe, built: Sequence[Built], names: Sequence[str]) -> list[Built]:
+    """The variants to look at; an ensemble has no network of its own."""
+    known = [one.name for one in recipe.variants if not one.ensemble]
+    for name in names:
+        if name not in [one.name for one in recipe.variants]:
+            raise WorkflowError(f"explain: got variant {name!r}, expected one of {', '.join(known)}")
+        if name not in known:
+            raise WorkflowError(
+                f"explain: variant {name!r} is an ensemble, which has no network of its own; name its members"
+            )
+    return [one for one in built if one.variant in (names or known)]

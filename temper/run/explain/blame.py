@@ -1,0 +1,230 @@
+"""The layers that a quantised variant's loss comes from, and what leaving some of them unquantised gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from temper.builder.build import compress_graph
+from temper.builder.built import Built
+from temper.builder.compress.quantize import QuantizeConfig
+from temper.builder.compress.variant import ChosenStep
+from temper.builder.contract import GRAPH_FILE
+from temper.builder.engines.latency import timing_engine
+from temper.builder.store.artifacts import Artifact
+from temper.errors import WorkflowError
+from temper.report.explained import Blame, LayerBlame, Mended
+from temper.run.explain.look import ORIGINAL, Look, Progress, interval, paired, share
+
+_QUANTIZE = "quantize"
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """A variant's quantisation: its graph before and after, and how it was done."""
+
+    one: Built
+    before: Artifact
+    after: Artifact
+    config: QuantizeConfig
+    kept_high: tuple[str, ...]
+    """Layers that it left unquantised."""
+    later: tuple[str, ...]
+    """The steps that followed."""
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        return self.before.path / GRAPH_FILE, self.after.path / GRAPH_FILE
+
+
+def blame_variants(look: Look, *, mend: bool, named: bool) -> Iterator[Blame]:
+    """Looks at every quantised variant.
+
+    Args:
+        look: The look.
+        mend: Quantises anew with what is suggested, and measures that.
+        named: Refuses a variant without a float32 counterpart, instead of noting it.
+
+    Raises:
+        WorkflowError: A variant that was asked for has no float32 counterpart.
+    """
+    for one in look.chosen:
+        reason = _why_no_counterpart(look, one)
+        if reason is None:
+            yield _blame(look, _open(look, one), mend)
+        elif named and look.config.parts == ("blame",):
+            raise WorkflowError(f"explain: variant {one.variant!r} {reason}")
+        elif one.snapshots[-1].step != ORIGINAL:
+            look.notes.append(f"{one.variant}: no layer is blamed: it {reason}")
+
+
+def _why_no_counterpart(look: Look, one: Built) -> str | None:
+    if _QUANTIZE not in [snapshot.step for snapshot in one.snapshots]:
+        return (
+            "is not quantised, so that no float32 graph has its layers one by one; its representation says what was "
+            "changed"
+        )
+    if _config(look, one).method == "qat":
+        return (
+            "was trained in int8, so that its weights have no float32 counterpart; its representation says what was "
+            "changed"
+        )
+    return None
+
+
+def _config(look: Look, one: Built) -> QuantizeConfig:
+    found = next(chosen.config for chosen in look.variant(one).compress if chosen.name == _QUANTIZE)
+    assert isinstance(found, QuantizeConfig), "the step's own"
+    return found
+
+
+def _open(look: Look, one: Built) -> _Quantized:
+    steps = [snapshot.step for snapshot in one.snapshots]
+    position = steps.index(_QUANTIZE)
+    before, after = (one.snapshots[index].graph for index in (position - 1, position))
+    figures = next(stage.figures for stage in one.stages if stage.name == _QUANTIZE)
+    high = tuple(figures.get("kept_high", ()))
+    return _Quantized(one, before, after, _config(look, one), high, tuple(steps[position + 1 :]))
+
+
+def _blame(look: Look, variant: _Quantized, mend: bool) -> Blame:
+    from temper.builder.explain.blame import ANSWERS_FILE
+
+    def make(folder: Path, progress: Progress) -> Mapping[str, Any]:
+        from temper.builder.explain.blame import run_blame
+
+        images, seed = look.test_images(), look.config.seed
+        return run_blame(*variant.paths, images, look.labels, look.runs_in, folder, progress, seed=seed)
+
+    found = look.stage(
+        "blame",
+        f"{variant.one.variant}: which layer is to blame",
+        {"seed": look.config.seed},
+        [variant.before, variant.after, look.images],
+        make,
+        code=("temper.builder.explain.blame",),
+        runs=True,
+        note=_worst,
+    )
+    with np.load(found.path / ANSWERS_FILE) as answers:
+        right = {name: answers[name] == look.labels for name in answers.files}
+        agree = {name: answers[name] == answers["float32"] for name in answers.files}
+    info, suggestion, snippet = found.info, None, ""
+    if info["kept"]:
+        suggestion = Mended(
+            keep_high=tuple(info["kept"]),
+            recovered=interval(info["recovered"]),
+            agreement=share(agree["kept"]),
+            accuracy=share(right["kept"]),
+            accuracy_change=paired(right["quantized"], right["kept"]),
+            tried=False,
+        )
+        high = tuple(dict.fromkeys((*variant.kept_high, *info["kept"])))
+        config = replace(variant.config, keep_high=high, max_loss=None)
+        snippet = _snippet(config)
+        if mend:
+            suggestion = _mend(look, variant, suggestion, config)
+    notes = [info["note"], f"looked at before {', '.join(variant.later)}" if variant.later else ""]
+    return Blame(
+        variant=variant.one.variant,
+        precision=variant.config.precision,
+        runs_in=info["runs_in"],
+        in_engine=info["in_engine"],
+        note="; ".join(note for note in notes if note),
+        num_images=info["num_images"],
+        num_activations=info["num_activations"],
+        tap_change=info["tap_change"],
+        loss=info["loss"],
+        agreement=share(agree["quantized"]),
+        accuracy=share(right["quantized"]),
+        accuracy_change=paired(right["float32"], right["quantized"]),
+        layers=tuple(_layer(figures) for figures in info["layers"]),
+        suggestion=suggestion,
+        suggestion_note=info["kept_note"],
+        snippet=snippet,
+    )
+
+
+def _mend(look: Look, variant: _Quantized, suggestion: Mended, config: QuantizeConfig) -> Mended:
+    """Quantises anew with the suggested layers left high, and measures what that gives on all test images."""
+    from temper.builder.explain.mend import ANSWERS_FILE
+
+    one, recipe = variant.one, look.recipe
+    steps = tuple(
+        ChosenStep(quantize=config) if chosen.name == _QUANTIZE else chosen for chosen in look.variant(one).compress
+    )
+    graph = compress_graph(
+        recipe.name,
+        data=recipe.data,
+        model=recipe.model,
+        train=recipe.train,
+        variant=replace(look.variant(one), name=f"{one.variant} mended", compress=steps),
+        engine=recipe.engine,
+        store=look.store,
+        progress_factory=look.display.stage,
+    )
+    timed, graphs = timing_engine(look.engine), [variant.before, one.snapshots[-1].graph, graph]
+
+    def make(folder: Path, progress: Progress) -> Mapping[str, Any]:
+        from temper.builder.explain.mend import measure_mended
+
+        images = np.load(one.test_images, mmap_mode="r")
+        paths = [each.path / GRAPH_FILE for each in graphs]
+        return measure_mended(paths, images, look.runs_in, timed, folder, progress)
+
+    found = look.stage(
+        "mended",
+        f"{one.variant}: mended",
+        {"timed": timed},
+        [*graphs, look.data],
+        make,
+        code=("temper.builder.explain.mend",),
+        runs=True,
+    )
+    answers, labels = np.load(found.path / ANSWERS_FILE), np.load(one.test_labels)
+    right = answers == labels
+    return Mended(
+        keep_high=suggestion.keep_high,
+        recovered=interval(found.info["recovered"]),
+        agreement=share(answers[2] == answers[0]),
+        accuracy=share(right[2]),
+        accuracy_change=paired(right[1], right[2]),
+        tried=True,
+        latency_ms=found.info["latency_ms"],
+        latency_ratio=found.info["latency_ratio"],
+        size_bytes=(graph.path / GRAPH_FILE).stat().st_size,
+    )
+
+
+def _worst(info: Mapping[str, Any]) -> str:
+    """The layer that explains most, in a word."""
+    tried = [layer for layer in info["layers"] if layer["share"] is not None]
+    worst = max(tried, key=lambda layer: layer["share"][0])
+    return f"{worst['name'].removeprefix('/model/')} explains {100 * worst['share'][0]:.0f} % of the loss"
+
+
+def _layer(figures: Mapping[str, Any]) -> LayerBlame:
+    explained = None if figures["share"] is None else interval(figures["share"])
+    return LayerBlame.of(figures, share=explained, findings=tuple(figures["findings"]))
+
+
+def _snippet(config: QuantizeConfig) -> str:
+    """A quantisation as a step of a recipe: what differs from the defaults."""
+    defaults = asdict(type(config)())
+    given = {
+        name: value
+        for name, value in asdict(config).items()
+        if name in ("precision", "method") or value != defaults[name]
+    }
+    # JSON's strings, numbers, booleans and arrays of them are TOML's.
+    keys = ", ".join(f"{name} = {_toml(value)}" for name, value in given.items())
+    return f"{{ {_QUANTIZE} = {{ {keys} }} }}"
+
+
+def _toml(value: object) -> str:
+    return json.dumps(list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value)
