@@ -127,6 +127,25 @@ class Surrogate:
         found = [graph.run(behind[text]) for graph, text in self._graphs]
         return found[0] if len(found) == 1 else torch.stack(found).mean(0)
 
+    def feature_maps(self, pixels: Tensor, min_side: int) -> tuple[Tensor, Tensor]:
+        """Return the last feature maps that are not too coarse, and the logits that depend on them alone.
+
+        In a ResNet of images large enough they are what the global average pool reads; of smaller images it is the
+        end of an earlier stage.
+
+        Args:
+            pixels: float32 [n, H, W, 3] in units of uint8, of a surrogate of one network; a defence is left out.
+            min_side: rows and columns that the maps have at least.
+
+        Returns:
+            float32 [n, C, h, w], from where gradients are to be taken, and float32 [n, classes].
+
+        Raises:
+            ClientError: the network has no such maps.
+        """
+        ((graph, _),) = self._graphs
+        return graph.feature_maps(pixels, min_side)
+
 
 def load_surrogate(networks: tuple[Network, ...], num_draws: int = 1) -> Surrogate:
     """Return the surrogate of these networks, which several attacks of one run share."""
@@ -166,6 +185,7 @@ class _Graph:
         self._nodes: list[tuple[Callable[..., Tensor], dict[str, Any], list[str], str]] = []
         for node in graph.node:
             self._add(node)
+        self._waists = self._find_waists()
 
     def _add(self, node: onnx.NodeProto) -> None:
         if node.op_type != "Constant" and node.op_type not in _OPERATORS:
@@ -195,10 +215,36 @@ class _Graph:
 
     def run(self, pixels: Tensor) -> Tensor:
         """Return the output for pixels [n, H, W, 3]."""
-        values = {**self._values, self._input: pixels}
-        for step in self._nodes:
+        return self._run({**self._values, self._input: pixels})[self._output]
+
+    def feature_maps(self, pixels: Tensor, min_side: int) -> tuple[Tensor, Tensor]:
+        """Return maps and logits: see `Surrogate.feature_maps`."""
+        with torch.no_grad():
+            values = self._run({**self._values, self._input: pixels})
+        for index, name in reversed(self._waists):
+            if values[name].ndim == 4 and min(values[name].shape[2:]) >= min_side:
+                values[name] = maps = values[name].detach().requires_grad_()
+                return maps, self._run(values, index + 1)[self._output]
+        raise ClientError(
+            f"{self.path}: has no feature maps of {min_side}x{min_side} or more that all of it passes through; "
+            "use the ONNX file of a ResNet for larger images"
+        )
+
+    def _run(self, values: dict[str, Tensor], first: int = 0) -> dict[str, Tensor]:
+        """Compute from a node on, and return `values` with what was computed added."""
+        for step in self._nodes[first:]:
             values[step[3]] = self._apply(step, values)
-        return values[self._output]
+        return values
+
+    def _find_waists(self) -> list[tuple[int, str]]:
+        """Return the nodes whose output is all that later ones know of the image, by position and output."""
+        last_use = {name: index for index, (_, _, inputs, _) in enumerate(self._nodes) for name in inputs}
+        waists, alive = [], {self._input}
+        for index, (_, _, _, output) in enumerate(self._nodes):
+            alive = {name for name in alive | {output} if last_use.get(name, -1) > index}
+            if alive == {output}:
+                waists.append((index, output))
+        return waists
 
     def _apply(self, step: tuple[Callable[..., Tensor], dict[str, Any], list[str], str], values: Any) -> Tensor:
         operator, attributes, inputs, output = step

@@ -238,6 +238,9 @@ class AttributionMaps(Record):
     """PNG file beside explain.json."""
     grad_cam: str
     """PNG file beside explain.json."""
+    completeness_error: float | None = None
+    """How far the sum of the integrated gradients is from the change of the class's logit, from the mean image to
+    this one, over the range of this one's logits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The gallery's pictures: what the attack started from, what fooled the model, and the difference, amplified."""
+"""Pictures: an attack's image, before and after, and the difference, amplified; maps of where a network looks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 Images = npt.NDArray[np.uint8]
+Map = npt.NDArray[np.float32]
+_ENLARGED = 160
+_HEAT = 0.75
+"""Share of the colour in the hottest place; the image is the rest."""
 
 
 def amplified_difference(original: Images, adversarial: Images) -> Images:
@@ -23,6 +27,49 @@ def amplified_difference(original: Images, adversarial: Images) -> Images:
     difference = adversarial.astype(np.int16) - original.astype(np.int16)
     largest = max(int(np.abs(difference).max()), 1)
     return (128 + difference * (127 / largest)).round().astype(np.uint8)
+
+
+def heat_over(image: Images, heat: Map) -> Images:
+    """The image in grey, and over it from red to yellow what is hot.
+
+    Args:
+        image: uint8 [H, W, 3].
+        heat: [H, W], from 0; its largest value is yellow.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    share = (heat / (heat.max() or 1.0))[..., None]
+    colour = np.concatenate([np.ones_like(share), share, np.zeros_like(share)], -1) * 255
+    grey = image.mean(-1, keepdims=True)
+    mixed: Images = (grey + _HEAT * share * (colour - grey)).round().astype(np.uint8)
+    return mixed
+
+
+def signed_heat(values: Map) -> Images:
+    """Positive values in red, negative in blue, zero in white; the largest hundredth has the full colour.
+
+    Args:
+        values: [H, W].
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    size = np.abs(values)
+    share = (size / (np.percentile(size, 99) or size.max() or 1.0)).clip(0, 1)
+    pale, full = 255 * (1 - share), np.full_like(share, 255)
+    red, blue = np.where(values < 0, pale, full), np.where(values > 0, pale, full)
+    colours: Images = np.stack([red, pale, blue], -1).round().astype(np.uint8)
+    return colours
+
+
+def write_enlarged(pixels: Images, path: Path) -> str:
+    """Writes a PNG file, small pictures enlarged by whole factors; returns its name."""
+    from PIL import Image
+
+    factor = -(-_ENLARGED // min(pixels.shape[:2]))
+    Image.fromarray(pixels.repeat(factor, 0).repeat(factor, 1)).save(path)
+    return path.name
 
 
 def write_gallery(entries: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
