@@ -74,7 +74,9 @@ def sweep_recipe(recipe: Recipe, overs: Sequence[Over], *, variant: str | None =
         if any(one.compress == other.compress for other in found.values()):
             continue  # two ways to write the same thing, mostly because a step is left out
         found[one.name] = one
-    return with_variants(dataclasses.replace(recipe, name=f"{recipe.name}-sweep", explain=None), tuple(found.values()))
+    return with_variants(
+        dataclasses.replace(recipe, name=f"{recipe.name}-sweep", explain=None), tuple(found.values())
+    )
 
 
 def _carried(recipe: Recipe, swept: VariantConfig) -> Iterator[VariantConfig]:

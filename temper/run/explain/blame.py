@@ -156,7 +156,8 @@ def _mend(look: Look, variant: _Quantized, suggestion: Mended, config: QuantizeC
 
     one, recipe = variant.one, look.recipe
     steps = tuple(
-        ChosenStep(quantize=config) if chosen.name == _QUANTIZE else chosen for chosen in look.variant(one).compress
+        ChosenStep(quantize=config) if chosen.name == _QUANTIZE else chosen
+        for chosen in look.variant(one).compress
     )
     graph = compress_graph(
         recipe.name,

@@ -125,7 +125,6 @@ class Look:
         )
 
     def test_images(self) -> NDArray[np.uint8]:
-        from temper.builder.contract import TEST_IMAGES_FILE
 
         images: NDArray[np.uint8] = np.load(self.images.path / TEST_IMAGES_FILE, mmap_mode="r")
         return images
@@ -187,6 +186,11 @@ class Look:
             runs=True,
         )
         return Network(name, kind, graph, run, epoch)
+
+    def is_original(self, name: str) -> bool:
+        """Whether a variant is the finetuned network as it is."""
+        snapshots = self.built[name].snapshots
+        return bool(snapshots) and snapshots[-1].graph.digest == self.original.digest
 
     def variant(self, one: Built) -> VariantConfig:
         """What the recipe says of a variant."""

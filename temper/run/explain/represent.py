@@ -20,15 +20,11 @@ from temper.report.explained import (
 from temper.run.explain.look import Look, Network, Progress, interval, paired, share
 
 
-def represent(
-    look: Look, networks: Sequence[Network]
-) -> tuple[tuple[NetworkView, ...], tuple[Similarity, ...]]:
+def represent(look: Look, networks: Sequence[Network]) -> tuple[tuple[NetworkView, ...], tuple[Similarity, ...]]:
     """Describes every network block by block, and compares each with the original, the first one."""
     original = networks[0]
     # Rows are the original's, but for what came before it.
-    pairs = [
-        (each, original) if each.kind in ("initial", "snapshot") else (original, each) for each in networks
-    ]
+    pairs = [(each, original) if each.kind in ("initial", "snapshot") else (original, each) for each in networks]
     return tuple(_describe(look, each) for each in networks), tuple(_compare(look, *pair) for pair in pairs)
 
 
@@ -107,9 +103,7 @@ def select_features(look: Look, original: Network) -> Selection:
         from temper.builder.network.stage import open_network
 
         network = open_network(look.setting, look.data, look.weights)
-        return run_selection(
-            network, original.run.path, look.images.path, folder, progress, seed=look.config.seed
-        )
+        return run_selection(network, original.run.path, look.images.path, folder, progress, seed=look.config.seed)
 
     found = look.stage(
         "selection",

@@ -7,17 +7,21 @@ straight through the rounding. Sources: Sundararajan, Taly, Yan, "Axiomatic attr
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from temper.builder.contract import GRAPH_FILE, LABELS_FILE
+from temper.builder.names import read_labels
 from temper.report import gallery, text
 from temper.report.explained import Attribution, AttributionMaps
+from temper.run.explain.look import ORIGINAL, Look, Network, Progress
 
 if TYPE_CHECKING:
     from temper.client.robustness.surrogate import Surrogate
@@ -26,6 +30,7 @@ Images = npt.NDArray[np.uint8]
 Classes = npt.NDArray[np.int64]
 Maps = npt.NDArray[np.float32]
 
+PICTURES = "explain"
 MIN_SIDE = 4
 """Rows and columns that Grad-CAM's feature maps have at least. What the pool of a ResNet reads has one place for
 an image of 32 x 32, and four for one of 64 x 64: a map of that tells nothing."""
@@ -230,3 +235,60 @@ def _notes(names: Sequence[str], explained: Sequence[Explained]) -> Iterator[str
 
 def _batch_size(images: Images) -> int:
     return max(1, _MAX_PIXELS // (images.shape[1] * images.shape[2]))
+
+
+def attribute_variants(look: Look, networks: Sequence[Network]) -> Iterator[Attribution]:
+    """Where each variant and what it is compared with look, in images that they answer differently."""
+    run = {network.name: network for network in networks if network.kind in ("original", "variant")}
+    for one in look.chosen:
+        other = look.variant(one).against or look.recipe.variants[0].name
+        second = run.get(one.variant)
+        # What was not compressed is the original, whatever its name.
+        first = run.get(other) or (run[ORIGINAL] if look.is_original(other) else None)
+        if first is not None and second is not None and first is not second:
+            yield from _attribute(look, (other, first), (one.variant, second))
+
+
+def _attribute(look: Look, *pair: tuple[str, Network]) -> Iterator[Attribution]:
+    names = [name for name, _ in pair]
+
+    def make(folder: Path, progress: Progress) -> Mapping[str, Any]:
+        networks = [(name, each.graph.path / GRAPH_FILE, each.answers) for name, each in pair]
+        found, notes = write_attributions(
+            folder,
+            look.test_images(),
+            look.labels,
+            read_labels(look.data.path / LABELS_FILE),
+            networks,
+            num_images=look.config.num_attributions,
+        )
+        return {"attributions": [asdict(one) for one in found], "notes": list(notes)}
+
+    found = look.stage(
+        "attributions",
+        f"{names[1]}: where it and {names[0]} look",
+        {"names": names, "num_images": look.config.num_attributions},
+        [*(each for _, network in pair for each in (network.graph, network.run)), look.images, look.data],
+        make,
+        code=("temper.run.explain.attribution",),
+        libraries=("torch", "captum", "onnx"),
+    )
+    look.notes += found.info["notes"]
+    place = f"{PICTURES}/{names[1]}"
+    for each in found.info["attributions"]:
+        yield _from_folder(each, found.path, look.folder, place)
+
+
+def _from_folder(found: Mapping[str, Any], stage: Path, folder: Path, place: str) -> Attribution:
+    """Copies an image's pictures beside the page, and names them from there."""
+    (folder / place).mkdir(parents=True, exist_ok=True)
+
+    def copied(name: str) -> str:
+        shutil.copyfile(stage / name, folder / place / name)
+        return f"{place}/{name}"
+
+    pictures = ("integrated_gradients", "grad_cam")
+    maps = tuple(
+        AttributionMaps.of(each, **{name: copied(each[name]) for name in pictures}) for each in found["maps"]
+    )
+    return Attribution.of(found, image=copied(found["image"]), maps=maps)

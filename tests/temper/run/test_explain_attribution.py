@@ -21,7 +21,7 @@ from temper.builder.network.served import Served
 from temper.client.errors import ClientError
 from temper.client.robustness.surrogate import Surrogate
 from temper.report.gallery import heat_over, signed_heat
-from temper.run.attribution import (
+from temper.run.explain.attribution import (
     Explained,
     explain_answers,
     grad_cam,
