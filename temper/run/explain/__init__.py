@@ -1,7 +1,9 @@
 """Looks into a recipe's network and what its compression did to it: what explain.json and explain.html hold.
 
-Every look is a stage that is kept, so a second time does only what changed. All runs in process, in the engine that
-serves where it gives inner tensors out, and no server is needed; `temper/run/workflow.py` measures what is served.
+Every look is a stage that is kept, so a second time does only what changed. All runs in process, in the engine
+that serves where it gives inner tensors out, and no server is needed; `temper/run/workflow.py` measures what is
+served.
+
 In scope: the order of the looks, and their figures with intervals. Not in scope: how a look is taken
 (`builder/explain`), and the page (`temper/report`). Read `look.py` first.
 """

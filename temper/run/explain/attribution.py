@@ -241,7 +241,7 @@ def attribute_variants(look: Look, networks: Sequence[Network]) -> Iterator[Attr
     """Where each variant and what it is compared with look, in images that they answer differently."""
     run = {network.name: network for network in networks if network.kind in ("original", "variant")}
     for one in look.chosen:
-        other = look.variant(one).against or look.recipe.variants[0].name
+        other = look.baseline(one)
         second = run.get(one.variant)
         # What was not compressed is the original, whatever its name.
         first = run.get(other) or (run[ORIGINAL] if look.is_original(other) else None)

@@ -66,13 +66,13 @@ def blame_variants(look: Look, *, mend: bool, named: bool) -> Iterator[Blame]:
 def _why_no_counterpart(look: Look, one: Built) -> str | None:
     if _QUANTIZE not in [snapshot.step for snapshot in one.snapshots]:
         return (
-            "is not quantised, so that no float32 graph has its layers one by one; its representation says what was "
-            "changed"
+            "is not quantised, so that no float32 graph has its layers one by one; its representation says what "
+            "was changed"
         )
     if _config(look, one).method == "qat":
         return (
-            "was trained in int8, so that its weights have no float32 counterpart; its representation says what was "
-            "changed"
+            "was trained in int8, so that its weights have no float32 counterpart; its representation says what "
+            "was changed"
         )
     return None
 
@@ -154,17 +154,15 @@ def _mend(look: Look, variant: _Quantized, suggestion: Mended, config: QuantizeC
     """Quantises anew with the suggested layers left high, and measures what that gives on all test images."""
     from temper.builder.explain.mend import ANSWERS_FILE
 
-    one, recipe = variant.one, look.recipe
-    steps = tuple(
-        ChosenStep(quantize=config) if chosen.name == _QUANTIZE else chosen
-        for chosen in look.variant(one).compress
-    )
+    one, recipe, asked = variant.one, look.recipe, look.variant(variant.one)
+    changed = ChosenStep(quantize=config)
+    steps = tuple(changed if chosen.name == _QUANTIZE else chosen for chosen in asked.compress)
     graph = compress_graph(
         recipe.name,
         data=recipe.data,
         model=recipe.model,
         train=recipe.train,
-        variant=replace(look.variant(one), name=f"{one.variant} mended", compress=steps),
+        variant=replace(asked, name=f"{one.variant} mended", compress=steps),
         engine=recipe.engine,
         store=look.store,
         progress_factory=look.display.stage,

@@ -64,6 +64,15 @@ class Look:
     def __init__(
         self, recipe: Recipe, built: Sequence[Built], folder: Path, display: Display, chosen: Sequence[Built]
     ) -> None:
+        """Picks what runs the graphs, and writes the images.
+
+        Args:
+            recipe: The recipe.
+            built: All its variants.
+            folder: The run's folder, with its stages.
+            display: Where progress is shown.
+            chosen: The variants to look at; none is an ensemble.
+        """
         self.recipe, self.folder, self.display, self.chosen = recipe, folder, display, chosen
         self.config = recipe.explain or ExplainConfig()
         self.built = {one.variant: one for one in built}
@@ -125,7 +134,7 @@ class Look:
         )
 
     def test_images(self) -> NDArray[np.uint8]:
-
+        """The test images that are looked at, mapped from their file."""
         images: NDArray[np.uint8] = np.load(self.images.path / TEST_IMAGES_FILE, mmap_mode="r")
         return images
 
@@ -136,13 +145,24 @@ class Look:
         if "representation" in wanted and self.recipe.train.epochs + self.recipe.train.head_epochs > 0:
             found.append(self._run(INITIAL, "initial", self._export(None)))
         if {"representation", "attributions"} & set(wanted):
-            for one in self.chosen:
-                if one.snapshots[-1].graph.digest != self.original.digest:
-                    found.append(self._run(one.variant, "variant", one.snapshots[-1].graph))
+            found += [
+                self._run(one.variant, "variant", one.snapshots[-1].graph)
+                for one in self._compared()
+                if not self.is_original(one.variant)
+            ]
         if "representation" in wanted:
             for epoch in self.weights.info.get("snapshots", ()):
                 found.append(self._run(f"epoch {epoch}", "snapshot", self._export(epoch), epoch))
         return found
+
+    def _compared(self) -> list[Built]:
+        """The variants to look at, and those that they are compared with, in the recipe's order."""
+        names = {one.variant for one in self.chosen} | {self.baseline(one) for one in self.chosen}
+        return [one for name, one in self.built.items() if name in names and one.snapshots]
+
+    def baseline(self, one: Built) -> str:
+        """The variant that one is compared with."""
+        return self.variant(one).against or self.recipe.variants[0].name
 
     def _export(self, epoch: int | None) -> Artifact:
         """The graph before finetuning, or after some of its epochs."""
