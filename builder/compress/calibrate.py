@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from temper.builder.data.sources import TrainImages
 from temper.builder.network.served import Served, predict
 
 if TYPE_CHECKING:
@@ -44,15 +46,35 @@ def training_batches(context: StepContext, num_images: int) -> list[torch.Tensor
     ]
 
 
-def recalibrate(network: nn.Module, batches: Sequence[torch.Tensor]) -> None:
+def served_batches(context: StepContext, num_images: int) -> tuple[list[torch.Tensor], NDArray[np.int64]]:
+    """Reads training images as they are served: without augmentation.
+
+    Args:
+        context: The step's data.
+        num_images: At most as many, spread evenly over the training split.
+
+    Returns:
+        Batches float32 [N, 3, S, S], normalised, on the CPU, as `training_batches` has them, and the label of
+        every image.
+    """
+    plain = replace(context, train=TrainImages(context.train.source, "none"))
+    batches = training_batches(plain, num_images)
+    num_images = min(num_images, len(plain.train))
+    source, rows = plain.train.source, np.arange(num_images) * len(plain.train) // num_images
+    return batches, source.labels[source.train[rows]][: sum(map(len, batches))]
+
+
+def recalibrate(network: nn.Module, batches: Sequence[torch.Tensor], *, inside: str = "") -> None:
     """Replaces the running mean and variance of every batch normalisation by their averages over batches.
 
     Args:
         network: It stays on its device and comes back in evaluation mode.
         batches: Float32 [N, 3, S, S], normalised.
+        inside: The part whose batch normalisation it is about; all of the network when not given.
     """
     device = next(network.parameters()).device
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    part = network.get_submodule(inside)
+    norms = [module for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
     momentums = [norm.momentum for norm in norms]
     network.eval()
     for norm in norms:

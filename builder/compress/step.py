@@ -210,6 +210,7 @@ REGISTRY: Registry[Step[Any]] = Registry(
     "temper.builder.compress.step:Step",
     {
         "prune": "temper.builder.compress.prune:STEP",
+        "select": "temper.builder.compress.select:STEP",
         "low_rank": "temper.builder.compress.low_rank:STEP",
         "sparsify": "temper.builder.compress.sparsify:STEP",
         "distil": "temper.builder.compress.distil:STEP",
