@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from temper.builder.compress.head import fit_head
 from temper.builder.compress.importance import IMPORTANCES, HeadData, Importance, measure_importance
@@ -22,10 +25,16 @@ from temper.builder.compress.subsets import (
     order_features,
     stability_of,
 )
+from temper.builder.contract import TEST_LABELS_FILE
+from temper.builder.explain.features import Features
+from temper.builder.explain.images import TRAIN_LABELS_FILE
+from temper.builder.explain.networks import TEST, TRAIN
+from temper.builder.network.resnet import head_of
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
+
+CORRECT_FILE = "correct.npz"
 
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 _STABLE_SHARE = 1 / 4
@@ -105,3 +114,50 @@ def analyse_features(
     progress(len(methods), len(methods))
     arrays = {method: values.numpy() for method, values in importance.items()}
     return FeatureAnalysis(arrays, tuple(curves), describe_limits(len(train.labels), width))
+
+
+def run_selection(
+    network: nn.Module,
+    features: Path,
+    images: Path,
+    folder: Path,
+    progress: Callable[[int, int], None],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """The stage: analyses the last features of a network as its engine gave them; see `analyse_features`.
+
+    Args:
+        network: Of which the head is read.
+        features: The folder of `networks.run_network`.
+        images: The folder of `images.write_images`.
+        folder: Receives correct.npz: by method, where heads are right, bool [numbers of features, test images].
+        progress: Called with (methods done, methods in all).
+        seed: Decides what is drawn.
+
+    Returns:
+        num_train, importance (values by method), curves (method, num_features, stability), note.
+    """
+    train, test = (Features(features / name) for name in (TRAIN, TEST))
+    last, head = list(test.blocks)[-1], head_of(network)
+    assert isinstance(head, nn.Linear), "a ResNet's"
+    weight, bias = (each.detach().numpy() for each in (head.weight, head.bias))
+    data = HeadData.from_arrays(train.block(last), np.load(images / TRAIN_LABELS_FILE), weight, bias)
+    found = analyse_features(
+        data, test.block(last), np.load(images / TEST_LABELS_FILE), seed=seed, progress=progress
+    )
+    np.savez(folder / CORRECT_FILE, **{curve.method: curve.correct for curve in found.curves})
+    return {
+        "num_train": len(data.labels),
+        "importance": {method: values.tolist() for method, values in found.importance.items()},
+        "curves": [
+            {
+                "method": curve.method,
+                "num_features": list(curve.num_features),
+                "stability": curve.stability
+                and [curve.stability.value, curve.stability.low, curve.stability.high],
+            }
+            for curve in found.curves
+        ],
+        "note": found.note,
+    }

@@ -33,6 +33,7 @@ from temper.host.machine import commit, machine, versions
 from temper.progress import Display
 from temper.report import EXPLAIN_PAGE_FILE, write_explanation, write_report
 from temper.report.answer import TELLING
+from temper.report.explained import Explanation
 from temper.report.model import (
     FORMAT,
     Calibration,
@@ -153,6 +154,8 @@ def _run_alone(
     finally:
         report = run.report(started, stopped)
         write_report(report, folder)
+        if run.explanation is not None:  # its page links back to what is there
+            write_explanation(run.explanation, folder)
     return report
 
 
@@ -228,7 +231,7 @@ class _Run:
     accuracies: dict[str, Artifact] = field(default_factory=dict)
     attacks: dict[str, list[Artifact]] = field(default_factory=dict)
     corruptions: dict[str, Artifact] = field(default_factory=dict)
-    explanation: str | None = None
+    explanation: Explanation | None = None
 
     def __post_init__(self) -> None:
         isa = instruction_set() if self.measurements.endpoint.is_embedded else UNKNOWN
@@ -334,7 +337,7 @@ class _Run:
         self.variants[target.name] = with_load(variant, runs)
 
     def explain(self, runs: Path) -> None:
-        """Looks into the network, where the recipe asks for it, and writes that page.
+        """Looks into the network, where the recipe asks for it.
 
         Raises:
             WorkflowError: It failed; what was measured stays.
@@ -348,8 +351,7 @@ class _Run:
             explanation = explain_recipe(self.recipe, self.built, runs=runs, display=display)
         except (BuilderError, ClientError) as error:
             raise WorkflowError(f"explain: {error}") from error
-        write_explanation(explanation, self.folder)
-        self.explanation = EXPLAIN_PAGE_FILE
+        self.explanation = explanation
 
     def report(self, started: tuple[datetime.datetime, float], stopped: str | None) -> Report:
         """What was measured until now.
@@ -386,7 +388,7 @@ class _Run:
                 )
             ),
             timings=tuple(Timing.of(vars(stage)) for stage in finished),
-            explanation=self.explanation,
+            explanation=EXPLAIN_PAGE_FILE if self.explanation is not None else None,
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from temper.builder.explain.config import ExplainConfig
+from temper.builder.explain.config import ExplainConfig, Part
 from temper.cli.commands.main_job import log_to_file, resumable
 from temper.errors import ReportError
 from temper.progress import Display
@@ -29,7 +29,7 @@ def explain_command(
     recipe_file: Path,
     *,
     variants: tuple[str, ...],
-    parts: tuple[str, ...],
+    parts: tuple[Part, ...],
     num_images: int | None,
     mend: bool,
     repository: Path,
@@ -45,10 +45,11 @@ def explain_command(
         BuilderError: A variant cannot be built, or not looked into.
     """
     recipe = load_recipe(recipe_file)
-    given = {"parts": parts or None, "num_images": num_images}
-    config = replace(
-        recipe.explain or ExplainConfig(), **{name: value for name, value in given.items() if value is not None}
-    )
+    config = recipe.explain or ExplainConfig()
+    if parts:
+        config = replace(config, parts=parts)
+    if num_images is not None:
+        config = replace(config, num_images=num_images)
     recipe = replace(recipe, explain=config)
     log_to_file(recipe, runs)
     from temper.run.explain import explain_recipe

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from temper.run.recipe import Recipe
 
 ORIGINAL, INITIAL = "float32", "before finetuning"
+Kind = Literal["original", "initial", "variant", "snapshot"]
 Progress = Callable[[int, int], None]
 Make = Callable[[Path, Progress], Mapping[str, Any]]
 
@@ -40,7 +41,7 @@ class Network:
 
     name: str
     """As in the explanation."""
-    kind: Literal["original", "initial", "variant", "snapshot"]
+    kind: Kind
     """Which network it is."""
     graph: Artifact
     """Holds model.onnx."""
@@ -190,7 +191,7 @@ class Look:
             libraries=("torch", "torchvision", "onnx"),
         )
 
-    def _run(self, name: str, kind: str, graph: Artifact, epoch: int | None = None) -> Network:
+    def _run(self, name: str, kind: Kind, graph: Artifact, epoch: int | None = None) -> Network:
         def make(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
             from temper.builder.explain.networks import run_network
 
