@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from temper.builder.network.resnet import save_weights
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import nn
 
 
 class Part(Protocol):
@@ -38,6 +42,14 @@ def save_checkpoint(path: Path, config: Mapping[str, Any], epoch: int, parts: Ma
     torch.save(content, buffer)
     temporary = path.with_suffix(".new")
     temporary.write_bytes(buffer.getbuffer())
+    os.replace(temporary, path)
+
+
+def save_snapshot(network: nn.Module, path: Path) -> None:
+    """Writes a network's weights as safetensors; a crash leaves them whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".new")
+    save_weights(network, temporary)
     os.replace(temporary, path)
 
 

@@ -8,8 +8,7 @@ import torch
 
 from temper.builder.contract import TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.data.prepare import load_train
-from temper.builder.network.resnet import build_model
-from temper.builder.network.stage import Progress, Setting, images_of, labels_of
+from temper.builder.network.stage import Progress, Setting, images_of, initial_network, labels_of
 from temper.builder.network.train import finetune
 
 if TYPE_CHECKING:
@@ -20,11 +19,9 @@ if TYPE_CHECKING:
 
 def make_weights(setting: Setting, data: Artifact, folder: Path, progress: Progress) -> dict[str, Any]:
     """Builds the network and finetunes it."""
-    # The seed decides a random network and a new head; the caller's random state stays as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(setting.train.seed)
-        network = build_model(setting.model, len(labels_of(data)))
-        evaluation = (images_of(data, TEST_IMAGES_FILE), images_of(data, TEST_LABELS_FILE))
-        mean, std = setting.model.mean, setting.model.std
-        train = load_train(setting.data)
+    network = initial_network(setting, len(labels_of(data)))
+    evaluation = (images_of(data, TEST_IMAGES_FILE), images_of(data, TEST_LABELS_FILE))
+    mean, std = setting.model.mean, setting.model.std
+    train = load_train(setting.data)
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         return finetune(network, train, evaluation, setting.train, folder, progress, mean=mean, std=std)

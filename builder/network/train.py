@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from temper.builder.contract import WEIGHTS_FILE
+from temper.builder.contract import SNAPSHOT_FILE, WEIGHTS_FILE
 from temper.builder.errors import DataError, TrainError
 from temper.builder.network.adversarial import AdversarialConfig
 
@@ -80,6 +80,9 @@ class TrainConfig:
     validation: float | None = None
     """Share of the training images, at most 1000 of them, held out to choose the epoch whose weights are kept. Not
     given: 0.1 in adversarial training, else none, and the last epoch is kept."""
+    snapshots: int | None = None
+    """Networks along the finetuning, evenly over all its epochs, that are kept to look at later; that of the last
+    epoch is the result and none of them."""
     seed: int = 0
     """Decides the order, the augmentation and a new head."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -109,6 +112,8 @@ class TrainConfig:
             raise ValueError(f"max_grad_norm: got {self.max_grad_norm}, expected a positive number")
         if self.randaugment is not None and not 0 <= self.randaugment <= _MAX_MAGNITUDE:
             raise ValueError(f"randaugment: got {self.randaugment}, expected 0 to {_MAX_MAGNITUDE}")
+        if self.snapshots is not None and self.snapshots < 1:
+            raise ValueError(f"snapshots: got {self.snapshots}, expected 1 or more")
         if self.mixup is not None and not 0 < self.mixup < math.inf:
             raise ValueError(f"mixup: got {self.mixup}, expected a positive number")
         for name in ("ema", "validation"):
@@ -127,6 +132,13 @@ class TrainConfig:
             return 0.0 if self.adversarial is None else _VALIDATION_SHARE
         return self.validation
 
+    @property
+    def snapshot_epochs(self) -> list[int]:
+        """After which epochs, from 1, the finetuning keeps a snapshot."""
+        epochs = self.head_epochs + self.epochs
+        count = min(self.snapshots or 0, epochs - 1)
+        return [number * epochs // (count + 1) for number in range(1, count + 1)]
+
 
 @dataclass
 class _State:
@@ -139,6 +151,7 @@ class _State:
     after_step: Callable[[], None] | None = None
     average: Average | None = None
     validation: Validation | None = None
+    after_epoch: Callable[[int], None] | None = None
     losses: _Losses | None = None
     """Of the epoch's batches; the plain loss when not given."""
     step: int = 0
@@ -179,20 +192,22 @@ def finetune(
         train: The training split.
         evaluation: uint8 [N, S, S, 3] and int64 [N].
         config: The schedule.
-        folder: Receives weights.safetensors; checkpoint.pt in it is where an interrupted run goes on.
+        folder: Receives weights.safetensors, and snapshots/epoch-001.safetensors and so on, if any are asked for;
+            checkpoint.pt in it is where an interrupted run goes on.
         progress: Called with (steps done, steps in all).
         mean: Mean per channel, RGB, on a scale of 0 to 1.
         std: Standard deviation per channel, RGB, on a scale of 0 to 1.
 
     Returns:
-        accuracy, num_images, num_train, epochs, head_epochs, device, precision, seconds (of this run),
-        resumed_epoch; with images held out also what `Validation.info` gives.
+        accuracy, num_images, num_train, epochs, head_epochs, snapshots (their epochs, from 1), device, precision,
+        seconds (of this run), resumed_epoch; with images held out also what `Validation.info` gives.
 
     Raises:
         TrainError: There are too few images, no such device or not enough memory, or the loss is not finite.
         DataError: A training image cannot be decoded.
     """
     from temper.builder.data.prepare import hold_out
+    from temper.builder.network.checkpoint import save_snapshot
     from temper.builder.network.resnet import save_weights
     from temper.builder.network.served import Served, predict
     from temper.builder.network.validate import Validation
@@ -205,8 +220,15 @@ def finetune(
         if config.validation_share > 0:
             train, held_out = hold_out(train, config.validation_share, config.seed)
             validation = Validation(*held_out, config.adversarial)
+
+        def keep(epoch: int) -> None:
+            if epoch in config.snapshot_epochs:
+                save_snapshot(model, folder / SNAPSHOT_FILE.format(epoch))
+
         checkpoint = folder / CHECKPOINT_FILE
-        resumed = train_epochs(served, train, config, device, checkpoint, progress, validation=validation)
+        resumed = train_epochs(
+            served, train, config, device, checkpoint, progress, validation=validation, after_epoch=keep
+        )
     correct = predict(served, evaluation[0]).argmax(1) == evaluation[1]
     model.cpu().eval()
     save_weights(model, folder / WEIGHTS_FILE)
@@ -217,6 +239,7 @@ def finetune(
         "num_train": len(train),
         "epochs": config.epochs,
         "head_epochs": config.head_epochs,
+        "snapshots": config.snapshot_epochs,
         "device": device.type,
         "precision": "bf16" if _autocasts(device) else "f32",
         "seconds": round(time.monotonic() - started, 2),
@@ -256,6 +279,7 @@ def train_epochs(
     loss: Loss | None = None,
     after_step: Callable[[], None] | None = None,
     validation: Validation | None = None,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> int:
     """Trains a module in place for the epochs of a config; an interrupted run goes on after its last epoch.
 
@@ -269,6 +293,8 @@ def train_epochs(
         loss: What is made small; cross entropy with the labels when not given.
         after_step: Called after every step, for example to keep zeros at zero.
         validation: Judges every epoch; the weights of the best one are kept. None keeps the last.
+        after_epoch: Called after every epoch with its number, from 1, while the module has the weights that would
+            be kept if it were the last; an interrupted run may call it again for the epoch that it does again.
 
     Returns:
         The number of epochs that an earlier run had done.
@@ -280,7 +306,9 @@ def train_epochs(
     import torch
 
     try:
-        return _train(served, train, config, device, checkpoint, progress, loss, after_step, validation)
+        return _train(
+            served, train, config, device, checkpoint, progress, loss, after_step, validation, after_epoch
+        )
     except torch.OutOfMemoryError as error:
         raise TrainError(
             f"training: {device} has no memory for a batch of {config.batch_size}; make train.batch_size smaller"
@@ -297,6 +325,7 @@ def _train(
     loss: Loss | None,
     after_step: Callable[[], None] | None,
     validation: Validation | None,
+    after_epoch: Callable[[int], None] | None,
 ) -> int:
     import torch
 
@@ -309,7 +338,8 @@ def _train(
         served.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks this form
     average = Average(served, config.ema) if config.ema is not None else None
     loss = loss or _cross_entropy(config)
-    state = _State(served, _new_optimizer(served, config), device, loss, after_step, average, validation)
+    optimizer = _new_optimizer(served, config)
+    state = _State(served, optimizer, device, loss, after_step, average, validation, after_epoch)
     first = resume(checkpoint, asdict(config), device, _parts(state))
     epochs = config.head_epochs + config.epochs
     num_steps = len(_loader(train, config, device, 0))
@@ -425,11 +455,14 @@ def _step(state: _State, images: torch.Tensor, labels: torch.Tensor, config: Tra
 
 
 def _end_epoch(state: _State, epoch: int) -> None:
-    """Looks at the loss and judges the network; of a moving average, that one."""
+    """Looks at the loss, judges the network and hands it on; of a moving average, that one."""
     _check_loss(state, epoch)
-    if state.validation is not None:
+    if state.validation is not None or state.after_epoch is not None:
         with state.average.in_network() if state.average is not None else nullcontext():
-            state.validation.after_epoch(state.served, state.forward, state.device)
+            if state.validation is not None:
+                state.validation.after_epoch(state.served, state.forward, state.device)
+            if state.after_epoch is not None:
+                state.after_epoch(epoch + 1)
 
 
 def _load_kept(state: _State) -> None:

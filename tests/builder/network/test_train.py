@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from temper.builder.data.config import DataConfig
-from temper.builder.data.prepare import load_train
+from temper.builder.data.prepare import load_train, prepare_data
 from temper.builder.errors import DataError, TrainError
 from temper.builder.network.adversarial import AdversarialConfig
 from temper.builder.network.resnet import ModelConfig, build_model
-from temper.builder.network.train import TrainConfig, finetune
+from temper.builder.network.served import Served
+from temper.builder.network.stage import Setting, initial_network, open_snapshots
+from temper.builder.network.stage_weights import make_weights
+from temper.builder.network.train import TrainConfig, finetune, train_epochs
+from temper.builder.store.artifacts import Artifact
 
 MODEL = ModelConfig()
 
@@ -62,13 +67,13 @@ def progress(done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 
 data = DataConfig(source="folder", path=sys.argv[1], image_size=32, augment="shift")
-train(data, Path(sys.argv[2]), progress, head_epochs=1)
+train(data, Path(sys.argv[2]), progress, head_epochs=1, snapshots=9)
 """
 
 
 def test_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
     data = make_images(tmp_path / "images")
-    whole = train(data, tmp_path / "whole", head_epochs=1)
+    whole = train(data, tmp_path / "whole", head_epochs=1, snapshots=9)
     (tmp_path / "tests_train.py").symlink_to(__file__)
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "images"), str(tmp_path / "part"), str(tmp_path)],
@@ -76,15 +81,104 @@ def test_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == -9, done.stderr
-    assert [path.name for path in (tmp_path / "part").iterdir()] == ["checkpoint.pt"]
-    resumed = train(data, tmp_path / "part", head_epochs=1)
+    assert files_in(tmp_path / "part") == ["checkpoint.pt", "snapshots/epoch-001.safetensors"]
+    resumed = train(data, tmp_path / "part", head_epochs=1, snapshots=9)
     assert (whole["resumed_epoch"], resumed["resumed_epoch"]) == (0, 1)
-    expected = load_file(tmp_path / "whole" / "weights.safetensors")
-    actual = load_file(tmp_path / "part" / "weights.safetensors")
-    assert expected.keys() == actual.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, actual[name]), name
-    assert [path.name for path in (tmp_path / "part").iterdir()] == ["weights.safetensors"]
+    assert whole["snapshots"] == resumed["snapshots"] == [1, 2, 3]
+    kept = [f"snapshots/epoch-00{epoch}.safetensors" for epoch in (1, 2, 3)] + ["weights.safetensors"]
+    assert files_in(tmp_path / "part") == kept
+    contents = [(tmp_path / "whole" / name).read_bytes() for name in kept]
+    assert contents == [(tmp_path / "part" / name).read_bytes() for name in kept]
+    assert len(set(contents)) == 4
+    # The first epoch trained the head alone.
+    first, result = (load_file(tmp_path / "whole" / name) for name in (kept[0], kept[-1]))
+    assert changed_from_start(first) == {"fc.weight", "fc.bias"} < changed_from_start(result)
+
+
+@pytest.mark.parametrize(
+    ("head_epochs", "epochs", "snapshots", "expected"),
+    [
+        (0, 15, None, []),
+        (0, 15, 4, [3, 6, 9, 12]),
+        (5, 15, 3, [5, 10, 15]),
+        (1, 9, 3, [2, 5, 7]),
+        (0, 4, 3, [1, 2, 3]),
+        (0, 4, 4, [1, 2, 3]),
+        (1, 3, 99, [1, 2, 3]),
+        (0, 1, 1, []),
+        (0, 0, 1, []),
+    ],
+)
+def test_snapshots_lie_evenly(head_epochs: int, epochs: int, snapshots: int | None, expected: list[int]) -> None:
+    config = TrainConfig(head_epochs=head_epochs, epochs=epochs, snapshots=snapshots)
+    assert config.snapshot_epochs == expected
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_snapshot_is_what_would_be_kept(tmp_path: Path, ema: float | None) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 1:  # of the one step of every epoch
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_images(tmp_path / "images", 12), tmp_path, stop, batch_size=5, snapshots=2, ema=ema)
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    average = checkpoint["model"] if ema is None else checkpoint["average"]["values"]
+    snapshot = load_file(tmp_path / "snapshots" / "epoch-001.safetensors")
+    assert changed_from_start(snapshot)
+    for name, tensor in snapshot.items():
+        assert torch.equal(tensor, average[f"model.{name}"]), name
+
+
+def test_only_a_finetuning_keeps_snapshots(tmp_path: Path) -> None:
+    served = Served(build_model(MODEL, 2), mean=MODEL.mean, std=MODEL.std)
+    config = TrainConfig(epochs=2, batch_size=9, device="cpu", snapshots=1)
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "checkpoint.pt"
+    train_epochs(served, load_train(make_images(tmp_path / "images", 12)), config, torch.device("cpu"), path, None)
+    assert files_in(tmp_path / "out") == ["checkpoint.pt"]
+
+
+def test_networks_along_the_finetuning_are_opened(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images", 12)
+    config = TrainConfig(epochs=3, batch_size=5, device="cpu", snapshots=2, seed=3)
+    setting = Setting(data=images, model=MODEL, train=config)
+    data = Artifact(tmp_path / "data", "", {}, reused=False)
+    data.path.mkdir()
+    prepare_data(images, data.path)
+
+    def make(name: str, setting: Setting) -> Artifact:
+        (tmp_path / name).mkdir()
+        info = make_weights(setting, data, tmp_path / name, lambda done, total: None)
+        return Artifact(tmp_path / name, "", info, reused=False)
+
+    weights = make("weights", setting)
+    snapshots = open_snapshots(setting, data, weights)
+    assert (list(snapshots), len(snapshots)) == ([1, 2], 2)
+    for epoch, network in snapshots.items():
+        expected = load_file(weights.path / "snapshots" / f"epoch-00{epoch}.safetensors")
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+        assert not network.training
+    with pytest.raises(KeyError):
+        snapshots[3]
+    untrained = make("untrained", replace(setting, train=replace(config, epochs=0)))
+    expected = load_file(untrained.path / "weights.safetensors")
+    before = torch.random.get_rng_state()
+    initial = initial_network(setting, 2).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in initial.items())
+    assert len(open_snapshots(setting, data, untrained)) == 0
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def changed_from_start(weights: dict[str, torch.Tensor]) -> set[str]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        before = build_model(MODEL, 2).state_dict()
+    return {name for name, tensor in before.items() if not torch.equal(tensor, weights[name])}
 
 
 def test_training_learns_and_reports(tmp_path: Path) -> None:
@@ -109,22 +203,13 @@ def test_adversarial_training_is_judged_on_images_held_out(tmp_path: Path) -> No
 
 def test_head_epochs_leave_the_body_as_it_was(tmp_path: Path) -> None:
     train(make_images(tmp_path / "images"), tmp_path / "out", epochs=0, head_epochs=1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        before = build_model(MODEL, 2).state_dict()
-    after = load_file(tmp_path / "out" / "weights.safetensors")
-    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
-    assert changed == {"fc.weight", "fc.bias"}
+    assert changed_from_start(load_file(tmp_path / "out" / "weights.safetensors")) == {"fc.weight", "fc.bias"}
 
 
 def test_no_epochs_keep_the_weights(tmp_path: Path) -> None:
     info = train(make_images(tmp_path / "images"), tmp_path / "out", epochs=0)
     assert (info["epochs"], info["head_epochs"]) == (0, 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        before = build_model(MODEL, 2).state_dict()
-    after = load_file(tmp_path / "out" / "weights.safetensors")
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert changed_from_start(load_file(tmp_path / "out" / "weights.safetensors")) == set()
 
 
 @pytest.mark.parametrize("damage", ["cut", "other config"])
@@ -205,6 +290,7 @@ def test_missing_gpu_is_one_line(tmp_path: Path) -> None:
         ({"batch_size": 1}, r"batch_size: got 1, expected 2 or more"),
         ({"learning_rate": 0.0}, r"learning_rate: got 0.0, expected a positive number"),
         ({"label_smoothing": 1.0}, r"label_smoothing: got 1.0, expected 0 to less than 1"),
+        ({"snapshots": 0}, r"snapshots: got 0, expected 1 or more"),
         ({"weight_decay": -0.1}, r"weight_decay: got -0.1, expected 0 or more"),
         ({"device": "tpu"}, r"device: got 'tpu', expected 'auto', 'cpu' or 'cuda'"),
     ],
