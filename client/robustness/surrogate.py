@@ -240,9 +240,9 @@ class _Graph:
         """Return the nodes whose output is all that later ones know of the image, by position and output."""
         last_use = {name: index for index, (_, _, inputs, _) in enumerate(self._nodes) for name in inputs}
         waists, alive = [], {self._input}
-        for index, (_, _, _, output) in enumerate(self._nodes):
+        for index, (operator, _, _, output) in enumerate(self._nodes):
             alive = {name for name in alive | {output} if last_use.get(name, -1) > index}
-            if alive == {output}:
+            if alive == {output} and operator is not _quantize:  # whole numbers, moved by the zero point
                 waists.append((index, output))
         return waists
 
