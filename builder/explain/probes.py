@@ -136,4 +136,6 @@ def _log_likelihood(model: Any, images: FloatArray, labels: Labels) -> float:
     if not known.any():
         return 0.0
     columns = np.searchsorted(model.classes_, labels[known])
-    return float(model.predict_log_proba(images[known])[np.arange(len(columns)), columns].sum())
+    shares = model.predict_proba(images[known])[np.arange(len(columns)), columns]
+    # A share may be too small for its type.
+    return float(np.log(np.maximum(shares, np.finfo(np.float32).tiny)).sum())
