@@ -12,7 +12,6 @@ from temper.report.explained import (
     Block,
     CurveOfFeatures,
     FeatureImportance,
-    Interval,
     NetworkView,
     Selection,
     Similarity,
@@ -55,7 +54,7 @@ def _describe(look: Look, network: Network) -> NetworkView:
             figures,
             name=name,
             probe=probes.get(name),
-            effective_rank=Interval.of(figures["effective_rank"]),
+            effective_rank=interval(figures["effective_rank"]),
         )
         for name, figures in found.info["blocks"].items()
     )
