@@ -152,6 +152,12 @@ def sweep(recipe: Path, over: tuple[str, ...], **settings: Any) -> None:
 )
 @click.option("--images", "num_images", type=click.IntRange(2), help="Test images, at most.  [512]")
 @click.option("--try", "mend", is_flag=True, help="Quantise anew with what is suggested, and measure that.")
+@click.option(
+    "--keep-high",
+    multiple=True,
+    metavar="LAYER",
+    help="Try this layer, or pattern, in place of what is suggested.",
+)
 @repository_option
 @runs_option
 @json_option

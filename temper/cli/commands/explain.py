@@ -32,6 +32,7 @@ def explain_command(
     parts: tuple[Part, ...],
     num_images: int | None,
     mend: bool,
+    keep_high: tuple[str, ...],
     repository: Path,
     runs: Path,
     as_json: bool,
@@ -57,7 +58,9 @@ def explain_command(
 
     with resumable(), Display() as display:
         built = build_recipe(recipe, repository=repository, runs=runs, display=display)
-        explanation = explain_recipe(recipe, built, runs=runs, display=display, variants=variants, mend=mend)
+        explanation = explain_recipe(
+            recipe, built, runs=runs, display=display, variants=variants, mend=mend, keep_high=keep_high
+        )
     folder = runs / recipe.name
     write_explanation(explanation, folder)
     _link(folder)

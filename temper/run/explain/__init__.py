@@ -39,6 +39,7 @@ def explain_recipe(
     display: Display,
     variants: Sequence[str] = (),
     mend: bool = False,
+    keep_high: Sequence[str] = (),
 ) -> Explanation:
     """Looks into what was built of a recipe; the recipe's `explain` says how, or the defaults do.
 
@@ -49,6 +50,7 @@ def explain_recipe(
         display: Where progress is shown.
         variants: Names of those to look at; all when not given.
         mend: Quantises anew with what is suggested, and measures that.
+        keep_high: Layers to leave unquantised and measure so, in place of what is suggested.
 
     Raises:
         WorkflowError: There is no such variant, or what was asked for does not exist of it.
@@ -58,7 +60,11 @@ def explain_recipe(
     started = datetime.datetime.now(datetime.UTC), time.monotonic()
     look = Look(recipe, built, runs / recipe.name, display, _chosen(recipe, built, variants))
     parts = look.config.parts
-    blames = tuple(blame_variants(look, mend=mend, named=bool(variants))) if "blame" in parts else ()
+    blames = (
+        tuple(blame_variants(look, mend=mend, named=bool(variants), keep_high=keep_high))
+        if "blame" in parts
+        else ()
+    )
     networks = look.networks() if {"representation", "attributions", "features"} & set(parts) else []
     views, similarities = represent(look, networks) if "representation" in parts else ((), ())
     selection = select_features(look, networks[0]) if "features" in parts else None

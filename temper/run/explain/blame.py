@@ -12,7 +12,7 @@ import numpy as np
 
 from temper.builder.build import compress_graph
 from temper.builder.built import Built
-from temper.builder.compress.quantize import QuantizeConfig
+from temper.builder.compress.quantize import QuantizeConfig, find_nodes
 from temper.builder.compress.variant import ChosenStep
 from temper.builder.contract import GRAPH_FILE
 from temper.builder.engines.latency import timing_engine
@@ -37,26 +37,33 @@ class _Quantized:
     later: tuple[str, ...]
     """The steps that followed."""
 
+    def with_high(self, names: Sequence[str]) -> QuantizeConfig:
+        """The same quantisation with more layers left high, beside those that are already."""
+        high = tuple(dict.fromkeys((*self.kept_high, *names)))
+        return replace(self.config, keep_high=high, max_loss=None)
+
     @property
     def paths(self) -> tuple[Path, Path]:
         return self.before.path / GRAPH_FILE, self.after.path / GRAPH_FILE
 
 
-def blame_variants(look: Look, *, mend: bool, named: bool) -> Iterator[Blame]:
+def blame_variants(look: Look, *, mend: bool, named: bool, keep_high: Sequence[str] = ()) -> Iterator[Blame]:
     """Looks at every quantised variant.
 
     Args:
         look: The look.
         mend: Quantises anew with what is suggested, and measures that.
         named: Refuses a variant without a float32 counterpart, instead of noting it.
+        keep_high: Layers to try in place of what is found, as `keep_high` of a quantisation takes them.
 
     Raises:
         WorkflowError: A variant that was asked for has no float32 counterpart.
+        QuantizeError: There is no such layer; names the nearest.
     """
     for one in look.chosen:
         reason = _why_no_counterpart(look, one)
         if reason is None:
-            yield _blame(look, _open(look, one), mend)
+            yield _blame(look, _open(look, one), mend, keep_high)
         elif named and look.config.parts == ("blame",):
             raise WorkflowError(f"explain: variant {one.variant!r} {reason}")
         elif one.snapshots[-1].step != ORIGINAL:
@@ -92,8 +99,10 @@ def _open(look: Look, one: Built) -> _Quantized:
     return _Quantized(one, before, after, _config(look, one), high, tuple(steps[position + 1 :]))
 
 
-def _blame(look: Look, variant: _Quantized, mend: bool) -> Blame:
+def _blame(look: Look, variant: _Quantized, mend: bool, keep_high: Sequence[str]) -> Blame:
     from temper.builder.explain.blame import ANSWERS_FILE
+
+    asked = find_nodes(variant.paths[0], keep_high)
 
     def make(folder: Path, progress: Progress) -> Mapping[str, Any]:
         from temper.builder.explain.blame import run_blame
@@ -114,21 +123,24 @@ def _blame(look: Look, variant: _Quantized, mend: bool) -> Blame:
     with np.load(found.path / ANSWERS_FILE) as answers:
         right = {name: answers[name] == look.labels for name in answers.files}
         agree = {name: answers[name] == answers["float32"] for name in answers.files}
-    info, suggestion, snippet = found.info, None, ""
-    if info["kept"]:
-        suggestion = Mended(
-            keep_high=tuple(info["kept"]),
-            recovered=interval(info["recovered"]),
-            agreement=share(agree["kept"]),
-            accuracy=share(right["kept"]),
-            accuracy_change=paired(right["quantized"], right["kept"]),
-            tried=False,
+    info, suggestion, note, config = found.info, None, found.info["kept_note"], None
+    if asked:
+        config, note = variant.with_high(asked), "not what was found, but what was asked for"
+        suggestion = _mend(look, variant, asked, config)
+    elif info["kept"]:
+        config = variant.with_high(info["kept"])
+        suggestion = (
+            _mend(look, variant, info["kept"], config)
+            if mend
+            else Mended(
+                keep_high=tuple(info["kept"]),
+                recovered=interval(info["recovered"]),
+                agreement=share(agree["kept"]),
+                accuracy=share(right["kept"]),
+                accuracy_change=paired(right["quantized"], right["kept"]),
+                tried=False,
+            )
         )
-        high = tuple(dict.fromkeys((*variant.kept_high, *info["kept"])))
-        config = replace(variant.config, keep_high=high, max_loss=None)
-        snippet = _snippet(config)
-        if mend:
-            suggestion = _mend(look, variant, suggestion, config)
     notes = [info["note"], f"looked at before {', '.join(variant.later)}" if variant.later else ""]
     return Blame(
         variant=variant.one.variant,
@@ -145,13 +157,13 @@ def _blame(look: Look, variant: _Quantized, mend: bool) -> Blame:
         accuracy_change=paired(right["float32"], right["quantized"]),
         layers=tuple(_layer(figures) for figures in info["layers"]),
         suggestion=suggestion,
-        suggestion_note=info["kept_note"],
-        snippet=snippet,
+        suggestion_note=note,
+        snippet=_snippet(config) if config else "",
     )
 
 
-def _mend(look: Look, variant: _Quantized, suggestion: Mended, config: QuantizeConfig) -> Mended:
-    """Quantises anew with the suggested layers left high, and measures what that gives on all test images."""
+def _mend(look: Look, variant: _Quantized, names: Sequence[str], config: QuantizeConfig) -> Mended:
+    """Quantises anew with more layers left high, and measures what that gives on all test images."""
     from temper.builder.explain.mend import ANSWERS_FILE
 
     one, recipe, asked = variant.one, look.recipe, look.variant(variant.one)
@@ -188,7 +200,7 @@ def _mend(look: Look, variant: _Quantized, suggestion: Mended, config: QuantizeC
     answers, labels = np.load(found.path / ANSWERS_FILE), np.load(one.test_labels)
     right = answers == labels
     return Mended(
-        keep_high=suggestion.keep_high,
+        keep_high=tuple(names),
         recovered=interval(found.info["recovered"]),
         agreement=share(answers[2] == answers[0]),
         accuracy=share(right[2]),
