@@ -1,16 +1,21 @@
-"""What `temper explain` computes: CKA against a kept implementation, its memory and its seconds.
+"""What `temper explain` computes and what it takes: CKA against a kept implementation, memory, and seconds.
 
 `cka` writes random features as wide as ResNet-50's blocks, seventeen with 15,168 features in all. Values are
 compared with torch_cka's on the same batches, in float64 and in float32, in which torch_cka itself rounds. Each
 number of images is measured in a process of its own, on one core.
+
+`cost` looks into a ResNet-50 with random weights and its int8 copy, at 224 x 224 pixels, on 512 test images:
+blame, then representation, whose probes learn from 1,000 training images. What builds the two is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.common import measured_before, write_results
+from benchmarks.common import CACHE, measured_before, write_results
 
 if TYPE_CHECKING:
     from temper.builder.explain.features import Features
 
-_PARTS = ("cka",)
+_PARTS = ("cka", "cost")
 _STAGES = ((1, 256, 3), (2, 512, 4), (3, 1024, 6), (4, 2048, 3))
 _BLOCKS = {"stem": 64} | {
     f"layer{stage}.{number}": width for stage, width, count in _STAGES for number in range(count)
@@ -48,6 +53,8 @@ def main() -> None:
     results = measured_before("explain")
     if "cka" in options.parts:
         results["cka"] = _cka()
+    if "cost" in options.parts:
+        results["cost"] = _cost()
     write_results("explain", {"measured": results})
 
 
@@ -100,6 +107,43 @@ def _peak_mib() -> float:
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak is not None
     return int(peak[1]) / 1024
+
+
+def _cost() -> dict[str, Any]:
+    from temper.builder.compress.quantize import QuantizeConfig
+    from temper.builder.compress.variant import ChosenStep, VariantConfig
+    from temper.builder.data.config import DataConfig
+    from temper.builder.engines.openvino import OpenVinoConfig
+    from temper.builder.explain.config import ExplainConfig
+    from temper.builder.network.resnet import ModelConfig
+    from temper.builder.network.train import TrainConfig
+    from temper.progress import Display
+    from temper.run.explain import explain_recipe
+    from temper.run.recipe import Recipe
+    from temper.run.workflow import build_recipe
+
+    int8 = ChosenStep(quantize=QuantizeConfig(method="max", reduce_range=True))
+    recipe = Recipe(
+        name="explain_cost",
+        data=DataConfig(source="textures", image_size=224, num_test=512, num_calibration=32),
+        model=ModelConfig(arch="resnet50"),
+        train=TrainConfig(epochs=0),
+        variants=(VariantConfig(name="fp32"), VariantConfig(name="int8", compress=(int8,))),
+        engine=OpenVinoConfig(),
+    )
+    runs, found = CACHE / "runs", {}
+    for path in (runs / recipe.name / "stages").glob("*"):
+        if path.name.split("-")[0] in ("blame", "features", "blocks", "similarity"):
+            shutil.rmtree(path)
+    with Display() as display:
+        built = build_recipe(recipe, repository=CACHE / "explain_repository", runs=runs, display=display)
+        for part in ("blame", "representation"):
+            look = dataclasses.replace(recipe, explain=ExplainConfig(parts=(part,)))
+            found[f"{part}_s"] = explain_recipe(look, built, runs=runs, display=display).seconds
+    print(
+        f"ResNet-50, 512 images: blame {found['blame_s']:.0f} s, representation {found['representation_s']:.0f} s"
+    )
+    return {**found, "num_images": 512}
 
 
 def _deviation(folder: Path) -> dict[str, float]:
