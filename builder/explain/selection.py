@@ -14,9 +14,8 @@ import torch
 
 from temper.builder.compress.head import fit_head
 from temper.builder.compress.importance import IMPORTANCES, HeadData, Importance, measure_importance
+from temper.builder.compress.select import METHODS, Method
 from temper.builder.compress.subsets import (
-    METHODS,
-    Method,
     Stability,
     describe_limits,
     order_features,
