@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from temper.builder.compress.step import NetworkStep, StepContext
@@ -147,8 +147,6 @@ def run_select(network: nn.Module, config: SelectConfig, context: StepContext) -
 def _cut(
     network: nn.Module, config: SelectConfig, context: StepContext, num_kept: int
 ) -> tuple[nn.Module, dict[str, Any]]:
-    from dataclasses import asdict
-
     from temper.builder.compress.calibrate import recalibrate, served_batches
     from temper.builder.compress.head import fit_head
     from temper.builder.compress.subsets import describe_limits, order_features, stability_of
