@@ -28,6 +28,7 @@ from temper.builder.network.train import TrainConfig
 from temper.client.load import LoadConfig, run_closed_loop
 from temper.progress import Display
 from temper.report.measured import Paired
+from temper.report.model import Report
 from temper.run.recipe import Recipe, load_recipe
 from temper.run.workflow import build_recipe, run_recipe
 from temper.serve.server import TritonServer
@@ -55,6 +56,16 @@ def main() -> None:
 
 def _steps(recipe: Recipe, display: Display) -> dict[str, Any]:
     report = run_recipe(recipe, repository=_REPOSITORY, runs=_RUNS, display=display)
+    print_steps(report)
+    found = report.to_json()
+    return {
+        "variants": {variant["name"]: variant["steps"] for variant in found["variants"]},
+        "comparisons": found["comparisons"],
+    }
+
+
+def print_steps(report: Report) -> None:
+    """Print what every step cost and bought, and how the variants compare as served."""
     for variant in report.variants:
         for step in variant.steps:
             against = "" if step.accuracy_change is None else _points(step.accuracy_change)
@@ -64,12 +75,7 @@ def _steps(recipe: Recipe, display: Display) -> dict[str, Any]:
     for row in report.comparisons:
         robust = " ".join(map(_points, row.robustness))
         accuracy = "" if row.accuracy is None else _points(row.accuracy)
-        print(f"{row.variant:14} served, against {row.baseline}: {accuracy}  attacked {robust}")
-    found = report.to_json()
-    return {
-        "variants": {variant["name"]: variant["steps"] for variant in found["variants"]},
-        "comparisons": found["comparisons"],
-    }
+        print(f"{row.variant:14} served, against {row.baseline}: {accuracy}  attacked {robust or 'not'}")
 
 
 def _points(change: Paired) -> str:
@@ -96,7 +102,9 @@ def _served(rounds: int, seconds: float, display: Display) -> dict[str, Any]:
     images = random_images(16)
     with TritonServer(_REPOSITORY, models=[one.model for one in built]) as server:
         for concurrency in (1, 16):
-            contenders = {one.variant: _load(server.grpc_url, one, images, concurrency, seconds) for one in built}
+            contenders = {
+                one.variant: measure_load(server.grpc_url, one, images, concurrency, seconds) for one in built
+            }
             row: dict[str, Any] = interleave(rounds, contenders)
             for name in ("int8", "half_int8"):
                 row[name]["ratio"] = ratio(row, name, "fp32", "ips")
@@ -107,9 +115,10 @@ def _served(rounds: int, seconds: float, display: Display) -> dict[str, Any]:
     return results
 
 
-def _load(
+def measure_load(
     url: str, built: Built, images: np.ndarray[Any, Any], concurrency: int, seconds: float
 ) -> Callable[[], dict[str, float]]:
+    """What measures the throughput of a served variant in a closed loop, in images/s."""
     config = LoadConfig(duration_s=seconds, warmup_s=1.0)
     return lambda: {
         "ips": run_closed_loop(url, built.model, images, concurrency=concurrency, config=config).throughput_ips

@@ -6,7 +6,6 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 _MAX_STEPS = 100
-# The penalty, as a share of the inputs' mean square.
 _RIDGE = 1e-3
 
 
@@ -74,8 +73,11 @@ def ridge(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return ridge_from(inputs.T @ inputs, inputs.T @ targets)
 
 
-def ridge_from(gram: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
-    """Returns the same from the inputs' second moments [K, K] and those with the targets [K, outputs]."""
-    penalty = _RIDGE * gram.diagonal().mean() + 1e-12
+def ridge_from(gram: torch.Tensor, product: torch.Tensor, share: float = _RIDGE) -> torch.Tensor:
+    """Returns the same from the inputs' second moments [K, K] and those with the targets [K, outputs].
+
+    `share` is the penalty, as a share of the inputs' mean square.
+    """
+    penalty = share * gram.diagonal().mean() + 1e-12
     weights: torch.Tensor = torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=gram.dtype), product)
     return weights

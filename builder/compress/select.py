@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from temper.builder.compress.step import NetworkStep, StepContext
-from temper.builder.compress.subsets import METHODS, Method
 from temper.builder.errors import CompressError
 
 if TYPE_CHECKING:
@@ -27,8 +26,12 @@ if TYPE_CHECKING:
 
     from temper.builder.compress.importance import HeadData
 
+Method = Literal["greedy", "l1", "shapley", "permutation", "taylor", "activation", "random"]
+METHODS: tuple[Method, ...] = get_args(Method)
 _STAGE = "layer4"
 _HEAD = "fc"
+# Positions of thousands of images leave little to chance: enough for channels that are always 0.
+_RIDGE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +147,6 @@ def run_select(network: nn.Module, config: SelectConfig, context: StepContext) -
 def _cut(
     network: nn.Module, config: SelectConfig, context: StepContext, num_kept: int
 ) -> tuple[nn.Module, dict[str, Any]]:
-    from dataclasses import asdict
-
     from temper.builder.compress.calibrate import recalibrate, served_batches
     from temper.builder.compress.head import fit_head
     from temper.builder.compress.subsets import describe_limits, order_features, stability_of
@@ -156,7 +157,8 @@ def _cut(
     batches, labels = served_batches(context, config.num_images)
     seen = _look(network, batches, labels)
     context.progress(1, 4)
-    kept = order_features(seen.head, config.method, seed=context.seed)[:num_kept].sort().values
+    order = order_features(seen.head, config.method, first=num_kept, seed=context.seed)
+    kept = order[:num_kept].sort().values
     stability = stability_of(seen.head, config.method, num_kept, seed=context.seed)
     context.progress(2, 4)
     explained = _narrow(network, kept, seen.inputs)
@@ -306,7 +308,7 @@ def _fold_inputs(block: nn.Module, conv_name: str, kept: torch.Tensor, covarianc
     missing = torch.ones(len(covariance), dtype=torch.bool)
     missing[kept] = False
     cross = covariance[kept][:, missing]
-    predict = ridge_from(covariance[kept][:, kept], cross)  # [kept, missing]
+    predict = ridge_from(covariance[kept][:, kept], cross, _RIDGE)  # [kept, missing]
     weight = conv.weight.detach().cpu().double()
     folded = weight[:, kept] + torch.einsum("oihw,ki->okhw", weight[:, missing], predict)
     conv.weight = nn.Parameter(folded.float().to(conv.weight.device))

@@ -11,14 +11,12 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 
 from temper.builder.compress.importance import HeadData, measure_importance
+from temper.builder.compress.select import Method
 
-Method = Literal["greedy", "l1", "shapley", "permutation", "taylor", "activation", "random"]
-METHODS: tuple[Method, ...] = get_args(Method)
 _RIDGE = 1e-4
 _PENALTIES = 50
 _SMALLEST_PENALTY = 1e-3
@@ -28,7 +26,7 @@ _RESAMPLES = 20
 _SLOW_RESAMPLES = 5
 
 
-def order_features(data: HeadData, method: Method, *, seed: int = 0) -> torch.Tensor:
+def order_features(data: HeadData, method: Method, *, first: int | None = None, seed: int = 0) -> torch.Tensor:
     """Orders all features, those to keep first.
 
     - `greedy`: forward selection: the one after the other that the logits of the full head, fitted on those
@@ -42,13 +40,14 @@ def order_features(data: HeadData, method: Method, *, seed: int = 0) -> torch.Te
     Args:
         data: The head and its images.
         method: See above.
+        first: Only so many are looked for, as no more are needed; the rest follows in any order.
         seed: Decides what is drawn.
 
     Returns:
         Int64 [D], each feature once.
     """
     if method == "greedy":
-        return _order_greedy(data)
+        return _order_greedy(data, first or data.num_features)
     if method == "l1":
         return _order_l1(data)
     if method == "random":
@@ -63,7 +62,7 @@ def _centred(data: HeadData) -> tuple[torch.Tensor, torch.Tensor]:
     return features - features.mean(0), logits - logits.mean(0)
 
 
-def _order_greedy(data: HeadData) -> torch.Tensor:
+def _order_greedy(data: HeadData, first: int) -> torch.Tensor:
     """Forward selection by a Cholesky factorisation whose pivot is the feature with the largest gain."""
     features, logits = _centred(data)
     gram, product = features.T @ features, features.T @ logits
@@ -73,7 +72,7 @@ def _order_greedy(data: HeadData) -> torch.Tensor:
     variance, gains = left.clone(), product.square().sum(1)
     factors, explained = left.new_zeros(num, num), left.new_zeros(num, product.shape[1])
     open_, order = torch.ones(num, dtype=torch.bool), list[int]()
-    for step in range(min(num, len(features) - 1)):  # with as many features as that nothing is left to explain
+    for step in range(min(first, len(features) - 1)):  # with as many features as that nothing is left to explain
         chosen = int(torch.where(open_, gains / left, -1).argmax())
         done, root = factors[:step], left[chosen].sqrt()
         factor = (gram[chosen] - done[:, chosen] @ done) / root
@@ -101,14 +100,14 @@ def _order_l1(data: HeadData) -> torch.Tensor:
     num = len(features)
     # The path stays the same under rotations, of the classes and of the images: fewer of both.
     _, values, right = torch.linalg.svd(logits, full_matrices=False)
-    kept = (values > 1e-6 * values[0]).nonzero().flatten()[:_MAX_TARGETS]
+    kept = (values >= 1e-6 * values[0]).nonzero().flatten()[:_MAX_TARGETS]
     targets = logits @ right[kept].T
     if num > data.num_features + targets.shape[1]:
         both = torch.linalg.qr(torch.cat([features / scale, targets], 1), mode="r")[1]
     else:
         both = torch.cat([features / scale, targets], 1)
     inputs, outputs = both[:, : data.num_features], both[:, data.num_features :]
-    largest = float((inputs.T @ outputs).norm(dim=1).max()) / len(inputs)
+    largest = float((inputs.T @ outputs).norm(dim=1).max()) / len(inputs) + 1e-12
     arrays = (np.asfortranarray(both.numpy()) for both in (inputs, outputs))
     with warnings.catch_warnings():
         # When a feature enters is known long before the weights of a small penalty are.
@@ -184,7 +183,8 @@ def stability_of(
         return None
     resamples = resamples or (_RESAMPLES if method in ("greedy", "taylor", "activation") else _SLOW_RESAMPLES)
     seeds = range(seed, seed + resamples)
-    choices = [order_features(data.resampled(each), method, seed=each)[:num_kept] for each in seeds]
+    orders = (order_features(data.resampled(each), method, first=num_kept, seed=each) for each in seeds)
+    choices = [order[:num_kept] for order in orders]
     return measure_stability(choices, data.num_features)
 
 

@@ -17,9 +17,8 @@ from torch import nn
 
 from temper.builder.compress.head import fit_head
 from temper.builder.compress.importance import IMPORTANCES, HeadData, Importance, measure_importance
+from temper.builder.compress.select import METHODS, Method
 from temper.builder.compress.subsets import (
-    METHODS,
-    Method,
     Stability,
     describe_limits,
     order_features,

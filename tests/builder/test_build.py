@@ -393,7 +393,7 @@ def test_changed_images_are_seen(tmp_path: Path) -> None:
         (lambda: ChosenStep(), r"quantize: got nothing in one step, expected exactly one of .*quantize"),
         (
             lambda: VariantConfig(name="x", compress=(*INT8.compress, *INT8.compress)),
-            r"compress\[1\]: got quantize a second time, expected prune, low_rank, sparsify, quantize",
+            r"compress\[1\]: got quantize a second time, expected prune, select, low_rank, sparsify, quantize",
         ),
         (
             lambda: VariantConfig(name="x", ensemble=("a", "a")),

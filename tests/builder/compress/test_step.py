@@ -105,7 +105,7 @@ Packages = dict[str, tuple[str, dict[str, str]]]
             {},
             "",
             "",
-            "variants[1].compress[0].clip: no such key, expected one of prune, low_rank, sparsify, distil,",
+            "variants[1].compress[0].clip: no such key, expected one of prune, select, low_rank, sparsify,",
         ),
         (
             {"good": (CODE, {"clip": "STEP"})},
@@ -117,7 +117,7 @@ Packages = dict[str, tuple[str, dict[str, str]]]
             {"good": (CODE, {"clip": "STEP"})},
             "{ clip",
             "{ quantize = {} }, { clip",
-            "compress[1]: got clip after quantize, expected prune, low_rank, sparsify, clip, quantize, cast in",
+            "compress[1]: got clip after quantize, expected prune, select, low_rank, sparsify, clip, quantize,",
         ),
     ],
     ids=["broken", "two of one name", "name of ours", "no step", "not installed", "bad config", "bad order"],

@@ -216,7 +216,7 @@ MISTAKES = {
     "unknown step": (
         "{ quantize = {",
         "{ shrink = {",
-        "variants[1].compress[0].shrink: no such key, expected one of prune, low_rank, sparsify, distil,",
+        "variants[1].compress[0].shrink: no such key, expected one of prune, select, low_rank, sparsify, distil,",
     ),
     "empty step": (
         '{ quantize = { precision = "int8", method = "entropy" } }',

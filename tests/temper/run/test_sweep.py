@@ -116,7 +116,7 @@ def test_other_variant_is_swept_when_named(recipe: Recipe) -> None:
     ("over", "message"),
     [
         ("low_rank=3", r"--over low_rank=3: expected STEP.FIELD=VALUE,... as in low_rank.flops=0.8,0.6"),
-        ("shrink.by=3", r"got the step shrink, expected one of prune, low_rank"),
+        ("shrink.by=3", r"got the step shrink, expected one of prune, select, low_rank"),
         ("low_rank.flops=2", r"sweep, small_flops2: .*flops: got 2"),
         ("quantize.methd=max", r"sweep, small_methdmax: .*methd: no such key, did you mean \"method\""),
         ("quantize.precision=int4", r"expected one of \"int8\", \"fp8\""),
