@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 
 from temper.builder.compress.qdq import audit_qdq
@@ -92,7 +93,11 @@ def test_layers_that_are_named_stay_high(sample: Sample, toy_onnx: Path, tmp_pat
     config = QuantizeConfig(method="max", keep_high=("*/layer1.0/*", "/model/fc/Gemm"))
     info = quantize_onnx(toy_onnx, target, sample.calibration[:8], config)
     kept = ["/model/layer1/layer1.0/conv1/Conv", "/model/layer1/layer1.0/conv2/Conv", "/model/fc/Gemm"]
-    assert info["kept_high"] == kept
+    residual = "/model/layer1/layer1.0/Add"
+    assert info["kept_high"] == [*kept[:2], residual, kept[2]]
+    graph = onnx.load(target).graph
+    (add,) = [node for node in graph.node if node.name == residual]
+    assert not {node.op_type for node in graph.node if set(node.output) & set(add.input)} & {"DequantizeLinear"}
     report = audit_qdq(target, kept_high=kept)
     assert [(one.name, one.reason) for one in report.kept_high] == [(name, "kept on request") for name in kept]
     assert len(report.nodes) == 18
