@@ -13,8 +13,9 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from temper.builder.compress.methods import METHODS, Method
 from temper.builder.compress.step import NetworkStep, StepContext
 from temper.builder.errors import CompressError
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from temper.builder.compress.importance import HeadData
 
-Method = Literal["greedy", "l1", "shapley", "permutation", "taylor", "activation", "random"]
-METHODS: tuple[Method, ...] = get_args(Method)
 _STAGE = "layer4"
 _HEAD = "fc"
 # Positions of thousands of images leave little to chance: enough for channels that are always 0.

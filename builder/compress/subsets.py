@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from temper.builder.compress.importance import HeadData, measure_importance
-from temper.builder.compress.select import Method
+from temper.builder.compress.methods import Method
 
 _RIDGE = 1e-4
 _PENALTIES = 50

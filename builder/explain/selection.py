@@ -17,7 +17,7 @@ from torch import nn
 
 from temper.builder.compress.head import fit_head
 from temper.builder.compress.importance import IMPORTANCES, HeadData, Importance, measure_importance
-from temper.builder.compress.select import METHODS, Method
+from temper.builder.compress.methods import METHODS, Method
 from temper.builder.compress.subsets import (
     Stability,
     describe_limits,

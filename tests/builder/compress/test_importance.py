@@ -20,7 +20,7 @@ from temper.builder.compress.importance import (
     permutation,
     shapley,
 )
-from temper.builder.compress.select import METHODS, Method
+from temper.builder.compress.methods import METHODS, Method
 from temper.builder.compress.subsets import (
     describe_limits,
     measure_stability,
