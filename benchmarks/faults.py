@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -21,9 +22,14 @@ from benchmarks.common import CACHE, ROOT, write_results
 from temper.builder.built import Built
 from temper.builder.compress.qdq import residual_adds
 from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
+from temper.builder.contract import CALIBRATION_IMAGES_FILE, GRAPH_FILE, TEST_LABELS_FILE
 from temper.builder.engines.openvino import OpenVinoConfig
 from temper.builder.explain.activations import activated, pick_runs_in, weighted_nodes
-from temper.builder.explain.blame import Blame
+from temper.builder.explain.blame import ANSWERS_FILE, run_blame
+from temper.builder.explain.images import write_images
+
+if TYPE_CHECKING:
+    from temper.run.recipe import Recipe
 
 FAULTS = ("scale", "outlier", "clip")
 ARCHS = ("resnet18", "resnet34", "resnet50")
@@ -47,63 +53,75 @@ def main() -> None:
 
 
 def measure(number: int) -> dict[str, Any]:
-    """One network: what was planted, and what was found."""
+    """One network: what was planted, and what was found: layers by training images, accuracies on test images."""
     fault, arch = FAULTS[number % len(FAULTS)], ARCHS[number // len(FAULTS) % len(ARCHS)]
     built = build(number, arch)
     folder = CACHE / "faults" / str(number)
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "images").mkdir(parents=True)
     float_graph, graph = folder / "float.onnx", folder / "int8.onnx"
-    graph.unlink(missing_ok=True)
-    calibration = np.load(built.data.path / "calibration_images.npy")
-    layer = plant(fault, built.snapshots[0].graph.path / "model.onnx", float_graph, graph, calibration, number)
-    images, labels = np.load(built.test_images), np.load(built.test_labels)
+    calibration = np.load(built.data.path / CALIBRATION_IMAGES_FILE)
+    layer = plant(fault, built.snapshots[0].graph.path / GRAPH_FILE, float_graph, graph, calibration, number)
+    sizes = {"num_images": 512, "num_train": 512, "seed": 0}
+    write_images(recipe_of(number, arch).data, built.data.path, folder / "images", quietly, **sizes)
+    runs_in = pick_runs_in(OpenVinoConfig(), onnx.load(graph))
     started = time.monotonic()
-    found = Blame(float_graph, graph, images, labels, pick_runs_in(OpenVinoConfig(), onnx.load(graph))).find(
-        lambda done, total: None
-    )
+    info = run_blame((float_graph, graph), folder / "images", runs_in, folder, quietly, most=512, seed=0)
     seconds = time.monotonic() - started
-    ranked = sorted((one for one in found.layers if one.share), key=lambda one: -(one.share or (0.0,))[0])
+    ranked = sorted((one for one in info["layers"] if one["share"]), key=lambda one: -one["share"][0])
     readers = readers_of(float_graph, layer) if fault == "clip" else {layer}
-    accuracies = [
-        float((each.argmax(1) == labels).mean()) for each in (found.float_logits, found.logits, found.kept_logits)
-    ]
+    labels = np.load(folder / "images" / TEST_LABELS_FILE)
+    with np.load(folder / ANSWERS_FILE) as answers:
+        accuracies = [float((answers[name] == labels).mean()) for name in ("float32", "quantized", "kept")]
     lost = accuracies[0] - accuracies[1]
     row = {
         "network": f"{arch}, seed {number}",
         "fault": fault,
         "layer": layer,
-        "first": ranked[0].name,
-        "is_first": ranked[0].name in readers,
-        "share": ranked[0].share,
-        "findings": ranked[0].figures()["findings"],
+        "first": ranked[0]["name"],
+        "is_first": ranked[0]["name"] in readers,
+        "share": ranked[0]["share"],
+        "findings": ranked[0]["findings"],
         "accuracy_float": accuracies[0],
         "accuracy_int8": accuracies[1],
         "accuracy_lost": lost,
-        "suggested": found.kept,
-        "loss_recovered": found.recovered,
+        "suggested": info["kept"],
+        "loss_recovered": info["recovered"],
         "accuracy_mended": accuracies[2],
         "recovered": (accuracies[2] - accuracies[1]) / lost if lost > 0 else None,
-        "note": found.note,
+        "note": info["kept_note"],
         "seconds": seconds,
     }
     print(
         f"{row['network']:<18} {fault:<8} {layer.removeprefix('/model/'):<44} first: {row['is_first']!s:<6} "
         f"{100 * accuracies[0]:.1f} -> {100 * accuracies[1]:.1f} -> {100 * accuracies[2]:.1f} % with "
-        f"{len(found.kept)} put back, {seconds:.0f} s",
+        f"{len(info['kept'])} put back, {seconds:.0f} s",
         flush=True,
     )
     return row
 
 
+def quietly(done: int, total: int) -> None:
+    """No progress."""
+
+
 def build(number: int, arch: str) -> Built:
     """The float32 network of one seed."""
-    from temper.builder.compress.variant import VariantConfig
     from temper.progress import Display
-    from temper.run.recipe import load_recipe
     from temper.run.workflow import build_recipe
 
+    with Display() as display:
+        recipe, runs = recipe_of(number, arch), CACHE / "faults_runs"
+        return build_recipe(recipe, repository=CACHE / "faults_repository", runs=runs, display=display)[0]
+
+
+def recipe_of(number: int, arch: str) -> Recipe:
+    """The demo's, with another seed and architecture."""
+    from temper.builder.compress.variant import VariantConfig
+    from temper.run.recipe import load_recipe
+
     recipe = load_recipe(ROOT / "recipes" / "digits.toml")
-    recipe = dataclasses.replace(
+    return dataclasses.replace(
         recipe,
         model=dataclasses.replace(recipe.model, arch=arch),  # type: ignore[arg-type]  # one of torchvision's
         train=dataclasses.replace(recipe.train, epochs=EPOCHS, seed=number),
@@ -111,10 +129,6 @@ def build(number: int, arch: str) -> Built:
         attacks=(),
         engine=OpenVinoConfig(),
     )
-    with Display() as display:
-        return build_recipe(
-            recipe, repository=CACHE / "faults_repository", runs=CACHE / "faults_runs", display=display
-        )[0]
 
 
 def plant(

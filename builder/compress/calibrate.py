@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from temper.builder.data.sources import TrainImages
 from temper.builder.network.served import Served, predict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -46,25 +44,39 @@ def training_batches(context: StepContext, num_images: int) -> list[torch.Tensor
     ]
 
 
-def served_batches(context: StepContext, num_images: int) -> tuple[list[torch.Tensor], NDArray[np.int64]]:
-    """Reads training images as they are served: without augmentation.
+class ServedBatches:
+    """Training images as they are served, without augmentation; read anew at every pass, so memory stays flat.
 
-    Args:
-        context: The step's data.
-        num_images: At most as many, spread evenly over the training split.
-
-    Returns:
-        Batches float32 [N, 3, S, S], normalised, on the CPU, as `training_batches` has them, and the label of
-        every image.
+    A pass gives batches float32 [N, 3, S, S], normalised, on the CPU, each of two images or more.
     """
-    plain = replace(context, train=TrainImages(context.train.source, "none"))
-    batches = training_batches(plain, num_images)
-    num_images = min(num_images, len(plain.train))
-    source, rows = plain.train.source, np.arange(num_images) * len(plain.train) // num_images
-    return batches, source.labels[source.train[rows]][: sum(map(len, batches))]
+
+    labels: NDArray[np.int64]
+    """Of every image, in the order of a pass."""
+
+    def __init__(self, context: StepContext, num_images: int) -> None:
+        """Picks the images.
+
+        Args:
+            context: The step's data.
+            num_images: At most as many, spread evenly over the training split.
+        """
+        num_images = min(num_images, len(context.train))
+        if num_images % _BATCH == 1:  # one image has no variance to normalise by
+            num_images -= 1
+        self._source = context.train.source
+        self._rows = self._source.train[np.arange(num_images) * len(context.train) // max(num_images, 1)]
+        self._mean = torch.tensor(context.mean).reshape(1, -1, 1, 1)
+        self._std = torch.tensor(context.std).reshape(1, -1, 1, 1)
+        self.labels = self._source.labels[self._rows]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Reads one batch after the other."""
+        for start in range(0, len(self._rows), _BATCH):
+            images = np.stack([self._source.read(int(row)) for row in self._rows[start : start + _BATCH]])
+            yield (torch.from_numpy(images).float().permute(0, 3, 1, 2) / 255 - self._mean) / self._std
 
 
-def recalibrate(network: nn.Module, batches: Sequence[torch.Tensor], *, inside: str = "") -> None:
+def recalibrate(network: nn.Module, batches: Iterable[torch.Tensor], *, inside: str = "") -> None:
     """Replaces the running mean and variance of every batch normalisation by their averages over batches.
 
     Args:

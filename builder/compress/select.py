@@ -20,11 +20,10 @@ from temper.builder.compress.step import NetworkStep, StepContext
 from temper.builder.errors import CompressError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
     from torch import nn
 
+    from temper.builder.compress.calibrate import ServedBatches
     from temper.builder.compress.importance import HeadData
 
 _STAGE = "layer4"
@@ -146,15 +145,15 @@ def run_select(network: nn.Module, config: SelectConfig, context: StepContext) -
 def _cut(
     network: nn.Module, config: SelectConfig, context: StepContext, num_kept: int
 ) -> tuple[nn.Module, dict[str, Any]]:
-    from temper.builder.compress.calibrate import recalibrate, served_batches
+    from temper.builder.compress.calibrate import ServedBatches, recalibrate
     from temper.builder.compress.head import fit_head
     from temper.builder.compress.subsets import describe_limits, order_features, stability_of
     from temper.builder.network.train import pick_device
 
     network = copy.deepcopy(network).to(pick_device(context.train_config)).eval()
     _check(network)
-    batches, labels = served_batches(context, config.num_images)
-    seen = _look(network, batches, labels)
+    batches = ServedBatches(context, config.num_images)
+    seen = _look(network, batches)
     context.progress(1, 4)
     order = order_features(seen.head, config.method, first=num_kept, seed=context.seed)
     kept = order[:num_kept].sort().values
@@ -166,10 +165,10 @@ def _cut(
     context.progress(3, 4)
     features = _features(network, batches)
     _set_head(network, *fit_head(features, seen.head.labels, seen.head.logits))
-    limits = describe_limits(len(labels), seen.head.num_features)
+    limits = describe_limits(len(batches.labels), seen.head.num_features)
     return network.cpu().eval(), {
         "kept": kept.tolist(),
-        "num_images": len(labels),
+        "num_images": len(batches.labels),
         "stability": None if stability is None else asdict(stability),
         "explained": explained,
         **({"warning": limits} if limits else {}),
@@ -232,7 +231,7 @@ def _check(network: nn.Module) -> None:
                 )
 
 
-def _look(network: nn.Module, batches: Sequence[torch.Tensor], labels: Any) -> _Seen:
+def _look(network: nn.Module, batches: ServedBatches) -> _Seen:
     import torch
 
     from temper.builder.compress.importance import HeadData
@@ -246,11 +245,11 @@ def _look(network: nn.Module, batches: Sequence[torch.Tensor], labels: Any) -> _
     head = head_of(network)
     assert isinstance(head, torch.nn.Linear), "torchvision's"
     weight, bias = head.weight.detach().cpu(), head.bias.detach().cpu()
-    data = HeadData(features, torch.from_numpy(labels), weight, bias)
+    data = HeadData(features, torch.from_numpy(batches.labels), weight, bias)
     return _Seen(data, {name: each.covariance() for name, each in sums.items()})
 
 
-def _features(network: nn.Module, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+def _features(network: nn.Module, batches: ServedBatches) -> torch.Tensor:
     """Returns what the head reads, float32 [N, D], on the CPU."""
     import torch
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EXACT = "ONNX Runtime, the graph's exact arithmetic"
 _BLOCK = re.compile(r"layer\d+\.\d+")
 _STEM = "stem"
+_GIVEN = "/given"
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,19 @@ class RunsIn:
         """
         graph = with_outputs(model, outputs).SerializeToString()
         if self.engine is None:
-            return _open_exact(graph)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            path.write_bytes(graph)
-            return ENGINES.get(self.engine.kind).open_outputs(path, self.engine)
+            run = _open_exact(graph)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.onnx"
+                path.write_bytes(graph)
+                run = ENGINES.get(self.engine.kind).open_outputs(path, self.engine)
+        own = [each.name for each in model.graph.output]
+
+        def named(batch: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+            found = run(batch)
+            return {name: found[name] if name in own else found[f"{name}{_GIVEN}"] for name in (*own, *outputs)}
+
+        return named
 
 
 def pick_runs_in(engine: EngineConfig, model: onnx.ModelProto) -> RunsIn:
@@ -77,15 +86,17 @@ def pick_runs_in(engine: EngineConfig, model: onnx.ModelProto) -> RunsIn:
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Returns a copy of a graph to whose outputs some of its tensors were added, in float32 or half precision."""
+    """Returns a copy of a graph that also gives some of its tensors, in float32, as their names and `_GIVEN`."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     own = {each.name for each in changed.graph.output}
-    if wanted := [name for name in dict.fromkeys(names) if name not in own]:
-        known = {each.name: each for each in onnx.shape_inference.infer_shapes(model).graph.value_info}
-        for name in wanted:
-            kind = known[name].type.tensor_type.elem_type if name in known else TensorProto.FLOAT
-            changed.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    for name in dict.fromkeys(names):
+        if name in own:
+            continue
+        given = f"{name}{_GIVEN}"
+        # An engine hands bfloat16 over as bits that nothing here reads.
+        changed.graph.node.append(helper.make_node("Cast", [name], [given], given, to=TensorProto.FLOAT))
+        changed.graph.output.append(helper.make_tensor_value_info(given, TensorProto.FLOAT, None))
     return changed
 
 
@@ -124,15 +135,25 @@ def with_pooled(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.Mo
     changed.CopyFrom(model)
     pooled = {}
     for tensor in tensors:
-        pooled[tensor] = f"{tensor}_pooled"
-        around, flat = f"{tensor}_average", pooled[tensor]
-        changed.graph.node.append(helper.make_node("GlobalAveragePool", [tensor], [around], f"{tensor}/average"))
-        changed.graph.node.append(helper.make_node("Flatten", [around], [flat], f"{tensor}/flat", axis=1))
+        pooled[tensor] = f"{tensor}/pooled"
+        wide, average = f"{tensor}/wide", f"{tensor}/average"
+        # In float32: half precision would round the averages once more.
+        changed.graph.node.extend(
+            [
+                helper.make_node("Cast", [tensor], [wide], wide, to=TensorProto.FLOAT),
+                helper.make_node("GlobalAveragePool", [wide], [average], average),
+                helper.make_node("Flatten", [average], [pooled[tensor]], pooled[tensor], axis=1),
+            ]
+        )
     return changed, pooled
 
 
 def _open_exact(graph: bytes) -> RunOutputs:
-    session = open_session(graph)
+    try:
+        session = open_session(graph)
+    except Exception as error:  # ONNX Runtime's own, without a common base
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EngineError(f"ONNX Runtime cannot run the graph: {reason}") from error
     names = [each.name for each in session.get_outputs()]
 
     def run(batch: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

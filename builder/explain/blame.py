@@ -1,6 +1,6 @@
 """Which layers of a quantised graph its loss comes from, as its engine runs it.
 
-Three looks, each on real images:
+Three looks, each on real images, and on training images, as layers are chosen by them:
 
 - the noise that reaches every layer's output: signal to quantisation noise and cosine against the float32 graph;
 - what one layer costs: the share of the loss that goes when it alone reads float inputs and weights again. All
@@ -25,10 +25,11 @@ from onnx import TensorProto, numpy_helper
 
 from temper.builder.compress.qdq import residual_adds
 from temper.builder.compress.sensitivity import with_float
-from temper.builder.contract import OUTPUT_NAME
+from temper.builder.contract import OUTPUT_NAME, TEST_IMAGES_FILE
 from temper.builder.errors import ExplainError
 from temper.builder.explain.activations import RunsIn, activated, weighted_nodes
-from temper.builder.explain.loss import LogitLoss
+from temper.builder.explain.images import TRAIN_IMAGES_FILE, TRAIN_LABELS_FILE
+from temper.builder.explain.loss import LogitLoss, share_gone
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,8 +42,10 @@ _MAX_VALUES = 1 << 31
 _FEW = 8
 """Every layer is tried on this part of the images, and as many of the worst layers on all of them."""
 _MIN_IMAGES = 64
+_SMALL = 0.01
+"""A loss below it is not worth a search, as long as no answer changes."""
 _ENOUGH = 0.9
-"""A suggestion recovers this share of the loss, and of the accuracy that was lost."""
+"""A suggestion recovers this share of the accuracy that was lost; of the loss where that is too little to tell."""
 
 # From where on a finding is said. Entropy calibration clips up to about a thousandth on purpose.
 _CLIPPED = 0.005
@@ -99,11 +102,11 @@ class Layer:
         alive = (expected != 0).any(axis=others)
         self.alive = alive if self.alive is None else self.alive | alive
         for one, two in zip(expected.reshape(len(expected), -1), found.reshape(len(found), -1), strict=True):
-            signal, other, product = float(one @ one), float(two @ two), float(one @ two)
+            difference, signal, other = one - two, float(one @ one), float(two @ two)
             self.signal += signal
-            self.noise += max(0.0, signal + other - 2 * product)
+            self.noise += float(difference @ difference)
             if signal > 0 and other > 0:
-                self.cosines.append(product / math.sqrt(signal * other))
+                self.cosines.append(float(one @ two) / math.sqrt(signal * other))
 
     def figures(self) -> dict[str, Any]:
         """Returns the figures as JSON."""
@@ -160,32 +163,25 @@ class Layer:
 
 @dataclass(frozen=True)
 class Found:
-    """What `blame` found."""
+    """What `Blame.find` found."""
 
     layers: list[Layer]
     """In the graph's order."""
-    loss: float
-    """Of the quantised graph."""
     num_activations: int
     """Images whose inner tensors were read."""
     tap_change: float
     """Root mean square of what reading them changed in the logits, over their standard deviation."""
-    float_logits: NDArray[np.float32]
-    """Of the float32 graph, [N, classes]."""
-    logits: NDArray[np.float32]
-    """Of the quantised one."""
     kept: list[str]
     """The layers that the suggestion puts back; none where there is no suggestion."""
-    kept_logits: NDArray[np.float32]
-    """With these put back."""
-    recovered: tuple[float, float, float]
-    """Share of the loss that then goes, and its 95 % interval."""
     note: str
     """Why there is no suggestion, or what to know of it."""
 
 
 class Blame:
-    """A float32 graph and its quantised copy, with the images that they are compared on."""
+    """A float32 graph and its quantised copy, with the images that its layers are judged on.
+
+    A suggestion is chosen by these images, so what it gives has to be measured on others.
+    """
 
     def __init__(
         self,
@@ -213,10 +209,10 @@ class Blame:
         if len(images) == 0:
             raise ExplainError("explain: got no images, expected at least one")
         self.float_model, self.model = onnx.load(float_graph), onnx.load(graph)
-        self.images, self.labels, self.runs_in = images, np.asarray(labels), runs_in
+        self.images, self.labels, self.runs_in, self.seed = images, np.asarray(labels), runs_in, seed
         self.layers = _layers(self.float_model, self.model, graph)
         self._expected = self._logits(self.float_model)
-        self._loss = LogitLoss(self._expected, seed)
+        self._loss = LogitLoss(self._expected)
 
     def find(self, progress: Progress) -> Found:
         """Measures all there is; see the module.
@@ -244,35 +240,21 @@ class Blame:
             for layer in sorted(tried, key=_worst_first)[:_FEW]:
                 self._measure(layer, rows, errors)
                 step()
-        kept, kept_logits, note = self._suggest(sorted(tried, key=_worst_first), logits, errors, step)
+        kept, note = self._suggest(sorted(tried, key=_worst_first), logits, errors, step)
         progress(total, total)
-        return Found(
-            layers=self.layers,
-            loss=float(errors.mean()),
-            num_activations=num_activations,
-            tap_change=change,
-            float_logits=self._expected,
-            logits=logits,
-            kept=kept,
-            kept_logits=kept_logits,
-            recovered=self._loss.share_gone(self._loss(kept_logits), errors),
-            note=note,
-        )
+        return Found(self.layers, num_activations, change, kept, note)
 
-    def put_back(self, names: Sequence[str], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """Returns the logits with some layers in float, for all images or those of some rows."""
-        return self._logits(with_float(self.model, self.float_model, names), rows)
+    def put_back(self, names: Sequence[str]) -> onnx.ModelProto:
+        """Returns the quantised graph with some layers in float."""
+        return with_float(self.model, self.float_model, names)
 
     def _logits(self, model: onnx.ModelProto, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        run = self.runs_in.open(model)
-        rows = np.arange(len(self.images)) if rows is None else rows
-        parts = [run(self.images[rows[at : at + _BATCH]])[OUTPUT_NAME] for at in range(0, len(rows), _BATCH)]
-        return np.concatenate(parts)
+        return run_logits(self.runs_in, model, self.images if rows is None else self.images[rows])
 
     def _measure(self, layer: Layer, rows: NDArray[np.int64], errors: NDArray[np.float64]) -> None:
         """Puts one layer back, on the images of some rows."""
-        left = self._loss(self.put_back([layer.name], rows), rows)
-        layer.share, layer.num_images = self._loss.share_gone(left, errors[rows]), len(rows)
+        left = self._loss(self._logits(self.put_back([layer.name]), rows), rows)
+        layer.share, layer.num_images = share_gone(left, errors[rows], self.seed), len(rows)
 
     def _suggest(
         self,
@@ -280,38 +262,39 @@ class Blame:
         logits: NDArray[np.float32],
         errors: NDArray[np.float64],
         step: Callable[[], None],
-    ) -> tuple[list[str], NDArray[np.float32], str]:
+    ) -> tuple[list[str], str]:
         """Puts back more and more of the worst layers, up to a quarter of all, until enough is recovered."""
-        if bool((self._expected.argmax(1) == logits.argmax(1)).all()):
-            return [], logits, f"the answers to all {len(logits):,} images are float32's: there is nothing to mend"
-        lost = self._lost(logits)
+        names = [layer.name for layer in worst]
+        changed = bool((self._expected.argmax(1) != logits.argmax(1)).any())
+        if not changed and errors.mean() < _SMALL:
+            return [], f"No answer to {len(logits):,} training images is another than float32's: nothing to mend"
+        worse, better = self._changes(logits)
+        # Accuracy is what counts, but a few answers that changed to and fro say nothing of it.
+        by_accuracy = worse - better > 2 * math.sqrt(worse + better)
 
-        def is_enough(found: NDArray[np.float32]) -> bool:
-            gone = 1 - self._loss(found).sum() / errors.sum()
-            return gone >= _ENOUGH and self._lost(found) <= max((1 - _ENOUGH) * lost, 0.0)
-
-        most = max(1, len(worst) // 4)
-        tried: dict[int, NDArray[np.float32]] = {}
-
-        def put_back(count: int) -> bool:
-            tried[count] = self.put_back([layer.name for layer in worst[:count]])
+        def is_enough(count: int) -> bool:
+            found = self._logits(self.put_back(names[:count]))
             step()
-            return is_enough(tried[count])
+            if by_accuracy:
+                still_worse, still_better = self._changes(found)
+                return still_worse - still_better <= (1 - _ENOUGH) * (worse - better)
+            return bool(1 - self._loss(found).sum() / errors.sum() >= _ENOUGH)
 
+        most = max(1, len(names) // 4)
         low, high = 0, 1  # `low` layers are too few
-        while not put_back(high):
+        while not is_enough(high):
             if high == most:
-                names = [layer.name for layer in worst[:most]]
-                return names, tried[most], "the loss is spread over many layers; these are a quarter of them"
+                return names[:most], "The loss is spread: a quarter of the layers do not recover nine tenths of it"
             low, high = high, min(2 * high, most)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if put_back(middle) else (middle, high)
-        return [layer.name for layer in worst[:high]], tried[high], ""
+            low, high = (low, middle) if is_enough(middle) else (middle, high)
+        return names[:high], ""
 
-    def _lost(self, logits: NDArray[np.float32]) -> float:
-        """Accuracy of the float32 graph minus that of logits."""
-        return float((self._expected.argmax(1) == self.labels).mean() - (logits.argmax(1) == self.labels).mean())
+    def _changes(self, logits: NDArray[np.float32]) -> tuple[int, int]:
+        """Images that the float32 graph alone is right about, and those that these logits alone are."""
+        expected, found = (each.argmax(1) == self.labels for each in (self._expected, logits))
+        return int((expected & ~found).sum()), int((found & ~expected).sum())
 
     def _read_activations(self, logits: NDArray[np.float32]) -> tuple[int, float]:
         """Reads the inner tensors of both graphs; returns on how many images, and what that changed."""
@@ -333,48 +316,61 @@ class Blame:
 
 
 def run_blame(
-    float_graph: Path,
-    graph: Path,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
+    graphs: tuple[Path, Path],
+    images: Path,
     runs_in: RunsIn,
     folder: Path,
     progress: Progress,
     *,
-    seed: int = 0,
+    most: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """The stage: see `Blame`; it also writes the answers of the three, for who compares them.
+    """The stage: finds the layers by training images, and measures what they cost, and gain, on test images.
 
     Args:
-        float_graph: As for `Blame`, like the others.
-        graph: The quantised graph.
-        images: uint8 [N, S, S, 3].
-        labels: int64 [N].
+        graphs: The float32 graph and the quantised one.
+        images: The folder of `images.write_images`.
         runs_in: What runs the two.
-        folder: Receives answers.npz: `float32`, `quantized` and `kept`, int64 [N].
+        folder: Receives answers.npz: `float32`, `quantized` and `kept` (with the suggested layers in float), int64
+            [test images].
         progress: Called with (runs of a graph done, runs in all).
+        most: Training images, at most.
         seed: Decides the resamples.
 
     Returns:
-        runs_in, in_engine, note, num_images, num_activations, tap_change, loss, layers (each as
-        `Layer.figures`), kept, recovered, kept_note.
+        runs_in, in_engine, note, num_images (test images), num_search (training images), num_activations,
+        tap_change, loss (on the test images), layers (each as `Layer.figures`), kept, recovered, kept_note.
     """
-    found = Blame(float_graph, graph, images, labels, runs_in, seed=seed).find(progress)
-    logits = {"float32": found.float_logits, "quantized": found.logits, "kept": found.kept_logits}
+    train = np.load(images / TRAIN_IMAGES_FILE, mmap_mode="r")[:most]
+    blame = Blame(*graphs, train, np.load(images / TRAIN_LABELS_FILE)[:most], runs_in, seed=seed)
+    found = blame.find(progress)
+    test = np.load(images / TEST_IMAGES_FILE, mmap_mode="r")
+    models = {"float32": blame.float_model, "quantized": blame.model, "kept": blame.put_back(found.kept)}
+    logits = {name: run_logits(runs_in, model, test) for name, model in models.items()}
     np.savez(folder / ANSWERS_FILE, **{name: each.argmax(1) for name, each in logits.items()})
+    loss = LogitLoss(logits["float32"])
+    before = loss(logits["quantized"])
     return {
         "runs_in": runs_in.title,
         "in_engine": runs_in.engine is not None,
         "note": runs_in.note,
-        "num_images": len(images),
+        "num_images": len(test),
+        "num_search": len(train),
         "num_activations": found.num_activations,
         "tap_change": found.tap_change,
-        "loss": found.loss,
+        "loss": float(before.mean()),
         "layers": [layer.figures() for layer in found.layers],
         "kept": found.kept,
-        "recovered": list(found.recovered),
+        "recovered": list(share_gone(loss(logits["kept"]), before, seed)),
         "kept_note": found.note,
     }
+
+
+def run_logits(runs_in: RunsIn, model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns the logits [N, classes] of uint8 images [N, S, S, 3], which may be mapped from a file."""
+    run = runs_in.open(model)
+    parts = [run(images[start : start + _BATCH])[OUTPUT_NAME] for start in range(0, len(images), _BATCH)]
+    return np.concatenate(parts)
 
 
 def _worst_first(layer: Layer) -> float:

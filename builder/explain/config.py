@@ -20,9 +20,9 @@ class ExplainConfig:
     every variant knows, and how alike they are. `features`: which of the last features matter. `attributions`:
     where two variants look that answer differently."""
     num_images: int = 512
-    """Test images, at most; spread evenly over all."""
+    """Test images, at most, spread evenly over all; and training images that layers are ranked on, at most."""
     num_train: int = 1000
-    """Training images that linear probes and the heads of selected features learn from, at most."""
+    """Training images, at most: linear probes and the heads of selected features learn from them."""
     num_attributions: int = 8
     """Images, at most, whose attributions are drawn: a variant answers them otherwise than its baseline."""
     seed: int = 0
@@ -36,6 +36,6 @@ class ExplainConfig:
         """
         if not self.parts or set(self.parts) - set(PARTS) or len(set(self.parts)) != len(self.parts):
             raise ValueError(f"parts: got {list(self.parts)}, expected some of {', '.join(PARTS)}, each once")
-        for name, low in (("num_images", 2), ("num_train", 2), ("num_attributions", 0), ("seed", 0)):
+        for name, low in (("num_images", 4), ("num_train", 4), ("num_attributions", 0), ("seed", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected {low} or more")

@@ -13,10 +13,14 @@ from temper.builder.data.sources import open_source
 from temper.imaging.store import create_images
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from temper.builder.data.config import DataConfig
+    from temper.builder.data.sources import Source
 
 TRAIN_IMAGES_FILE = "train_images.npy"
 TRAIN_LABELS_FILE = "train_labels.npy"
+ROWS_FILE = "test_rows.npy"
 
 
 def write_images(
@@ -29,19 +33,20 @@ def write_images(
     num_train: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Writes test images spread evenly over all, and training images at random, not augmented, with their labels.
+    """Writes test images spread evenly over all, and as many training images of each class, with their labels.
 
     Args:
         config: Of the images.
         data: The folder of the stage `data`.
-        folder: Receives test_images.npy, test_labels.npy, train_images.npy and train_labels.npy.
+        folder: Receives test_images.npy, test_labels.npy, test_rows.npy (their places among all test images),
+            train_images.npy and train_labels.npy.
         progress: Called with (training images done, images in all).
         num_images: Test images, at most.
         num_train: Training images, at most.
         seed: Decides which training images.
 
     Returns:
-        num_images, num_train.
+        num_images, num_train, num_missing (classes without a training image).
 
     Raises:
         DataError: The source is missing, or an image cannot be read.
@@ -54,12 +59,28 @@ def write_images(
         test[position] = images[row]
     test.flush()
     np.save(folder / TEST_LABELS_FILE, labels[rows])
+    np.save(folder / ROWS_FILE, rows)
     source = open_source(config)
-    drawn = np.random.default_rng([seed, 3]).permutation(source.train)[:num_train]
+    drawn = _draw(source, num_train, seed)
     train = create_images(folder / TRAIN_IMAGES_FILE, len(drawn), *images.shape[1:3])
     for position, index in enumerate(drawn):
         train[position] = source.read(int(index))
         progress(position + 1, len(drawn))
     train.flush()
     np.save(folder / TRAIN_LABELS_FILE, source.labels[drawn])
-    return {"num_images": count, "num_train": len(drawn)}
+    return {
+        "num_images": count,
+        "num_train": len(drawn),
+        "num_missing": len(source.class_names) - len(np.unique(source.labels[drawn])),
+    }
+
+
+def _draw(source: Source, num_train: int, seed: int) -> NDArray[np.int64]:
+    """Training images at random, of every class in turn: one without an image is one that no probe answers."""
+    order = np.random.default_rng([seed, 3]).permutation(source.train)
+    labels, turns = source.labels[order], np.empty(len(order), np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        turns[rows] = np.arange(len(rows))
+    drawn: NDArray[np.int64] = order[np.argsort(turns, kind="stable")[:num_train]]
+    return drawn

@@ -13,7 +13,7 @@ import onnx
 from temper.builder.contract import OUTPUT_NAME
 from temper.builder.engines.latency import open_graph, time_in_turns
 from temper.builder.explain.activations import RunsIn
-from temper.builder.explain.loss import LogitLoss
+from temper.builder.explain.loss import logit_errors, share_gone
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,16 +46,17 @@ def measure_mended(
         recovered (share of the loss of the logits, and its 95 % interval), latency_ms of one image, latency_ratio
         (over the compressed one's, in turns); the last two None where nothing is timed.
     """
-    logits: list[NDArray[np.float32]] = []
-    for path in graphs:
-        run, parts = runs_in.open(onnx.load(path)), []
-        for start in range(0, len(images), _BATCH):
-            parts.append(run(images[start : start + _BATCH])[OUTPUT_NAME])
-            progress(len(logits) * len(images) + start, len(graphs) * len(images))
-        logits.append(np.concatenate(parts))
-    np.save(folder / ANSWERS_FILE, np.stack([each.argmax(1) for each in logits]))
-    loss = LogitLoss(logits[0], seed=0)
-    figures: dict[str, Any] = {"recovered": list(loss.share_gone(loss(logits[2]), loss(logits[1])))}
+    runs = [runs_in.open(onnx.load(path)) for path in graphs]
+    answers: list[NDArray[np.int64]] = []
+    errors: list[NDArray[np.float64]] = []
+    for start in range(0, len(images), _BATCH):
+        logits = [run(images[start : start + _BATCH])[OUTPUT_NAME] for run in runs]
+        answers.append(np.stack([each.argmax(1) for each in logits]))
+        errors.append(np.stack([logit_errors(logits[0], each) for each in logits[1:]]))
+        progress(start, len(images))
+    np.save(folder / ANSWERS_FILE, np.concatenate(answers, axis=1))
+    before, left = np.concatenate(errors, axis=1)
+    figures: dict[str, Any] = {"recovered": list(share_gone(left, before, seed=0))}
     if timed is None:
         return {**figures, "latency_ms": None, "latency_ratio": None}
     times = time_in_turns([open_graph(path, timed) for path in graphs[1:]], images[:1])

@@ -62,7 +62,7 @@ def write_explain_page(explanation: Explanation, folder: Path) -> Path:
     """Writes `explain.html` alone, as `write_explanation` does, and returns its path."""
     from temper.report.explain_page import render_explanation
 
-    return _replace(folder / EXPLAIN_PAGE_FILE, render_explanation(explanation, folder))
+    return _replace(folder / EXPLAIN_PAGE_FILE, render_explanation(explanation, folder, PAGE_FILE))
 
 
 def render_json(report: Report | Explanation) -> str:

@@ -19,6 +19,8 @@ from temper.report.measured import Share
 
 NUM_NAMED = 3
 """Layers that a sentence names."""
+_ALIKE = 0.99
+"""Blocks of a higher similarity are not told apart in words."""
 
 
 def blamed(blame: Blame) -> list[str]:
@@ -50,6 +52,10 @@ def where(blame: Blame) -> str:
         ran += (
             " The engine's inner tensors cannot be read: this is the graph's exact arithmetic, not the engine's."
         )
+    ran += (
+        f" Layers were ranked on {blame.num_search} training images; reading the inner tensors of "
+        f"{blame.num_activations} of them moved the logits by {100 * blame.tap_change:.2g} % of their spread."
+    )
     return f"{ran} {_sentence(blame.note)}".rstrip()
 
 
@@ -116,9 +122,10 @@ def _known(view: NetworkView) -> str:
     if len(probes) < 2:
         return ""
     (first, low), (last, high) = probes[0], probes[-1]
-    enough = next(name for name, probe in probes if probe.value >= high.low)
+    below = [index for index, (_, probe) in enumerate(probes) if probe.value < high.low]
+    enough = probes[below[-1] + 1 if below else 0][0]  # from there on none is
     rank = view.blocks[-1].effective_rank
-    from_there = f", and as much as there from {enough} on" if enough != last else ""
+    from_there = f", within that interval from {enough} on" if enough != last else ""
     return (
         f"{view.name}: a linear classifier reads {_share(low)} from {first} and {_share(high)} from "
         f"{last}{from_there} (95 % intervals); the last features' effective rank is {rank.value:.1f} of "
@@ -139,6 +146,10 @@ def _moved(pair: Similarity) -> str:
         return ""
     name, least = min(known, key=lambda one: one[1].value)
     other, most = max(known, key=lambda one: one[1].value)
+    if least.low > _ALIKE:
+        return (
+            f"{pair.first} and {pair.second}: alike in every block, CKA {cka(least)} in {name} and more elsewhere."
+        )
     return (
         f"{pair.first} and {pair.second}: least alike in {name}, CKA {cka(least)}; most in {other}, {cka(most)}."
     )

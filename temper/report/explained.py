@@ -17,7 +17,7 @@ FORMAT: Literal[1] = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Interval(Record):
-    """A figure with its 95 % interval from resampling."""
+    """A figure with its 95 % interval: from resampling, or from how much each image moves it."""
 
     value: float
     """The figure."""
@@ -44,9 +44,9 @@ class LayerBlame(Record):
     """Cosine of the two outputs, the mean over the images; null without a signal."""
     share: Interval | None
     """Share of the loss (see `Blame.loss`) that goes when this layer alone is put back to float; below 0 when it
-    then grows, as errors can cancel. Over the images. Null where it is not quantised."""
+    then grows, as errors can cancel. Over training images. Null where it is not quantised."""
     num_images: int
-    """Images that `share` was measured on."""
+    """Training images that `share` was measured on."""
     clipped: float | None
     """Share of its input's values, as float32 has them, beyond the range that its scale allows."""
     range_used: float | None
@@ -79,7 +79,7 @@ class Mended(Record):
     """Accuracy minus the compressed one's."""
     tried: bool
     """Whether it was quantised anew with `keep_high` and measured on all test images; else it is the quantised
-    graph with these layers in float, on the images of the blame."""
+    graph with these layers in float, on the test images of the blame."""
     latency_ms: float | None = None
     """Of one image in the engine, when it was tried: the median."""
     latency_ratio: float | None = None
@@ -104,6 +104,8 @@ class Blame(Record):
     """Why, then; and anything else to know. Empty otherwise."""
     num_images: int
     """Test images that it was measured on."""
+    num_search: int
+    """Training images that the layers were ranked on, and the suggestion chosen."""
     num_activations: int
     """Of these, the images whose inner tensors were read."""
     tap_change: float
@@ -121,7 +123,8 @@ class Blame(Record):
     layers: tuple[LayerBlame, ...]
     """In the graph's order."""
     suggestion: Mended | None
-    """The fewest of the worst layers that recover the loss; null where there is none to recover."""
+    """The fewest of the worst layers that recover nine tenths of the accuracy that was lost, or of the loss where
+    that is too little to tell, by training images; measured on test images. Null where nothing is to recover."""
     suggestion_note: str
     """Why there is no suggestion, or what to know of it."""
     snippet: str
@@ -207,7 +210,7 @@ class FeatureImportance(Record):
     method: str
     """`activation`, `taylor`, `permutation` or `shapley`."""
     values: tuple[float, ...]
-    """By feature, from 0."""
+    """By feature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +241,7 @@ class AttributionMaps(Record):
     """PNG file beside explain.json."""
     grad_cam: str
     """PNG file beside explain.json."""
-    completeness_error: float | None = None
+    completeness_error: float
     """How far the sum of the integrated gradients is from the change of the class's logit, from the mean image to
     this one, over the range of this one's logits."""
 
@@ -277,6 +280,8 @@ class Explanation(Record):
     """Versions of Python and of the libraries that a figure depends on."""
     config: dict[str, Any]
     """The recipe's `explain`, with its defaults."""
+    graphs: dict[str, str]
+    """Digests of the variants' graphs; what was found of the same ones is kept when less is asked for later."""
     notes: tuple[str, ...]
     """What was left out or is not valid, and why."""
     blames: tuple[Blame, ...]

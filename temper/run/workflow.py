@@ -102,12 +102,18 @@ def run_recipe(
         KeyboardInterrupt: After the report of what had been measured was written.
     """
     folder = folder or runs / recipe.name
-    with _alone(folder, display):
+    with alone(folder, display):
         return _run_alone(recipe, repository=repository, runs=runs, display=display, url=url, folder=folder)
 
 
 @contextmanager
-def _alone(folder: Path, display: Display) -> Iterator[None]:
+def alone(folder: Path, display: Display) -> Iterator[None]:
+    """Waits until no other run is at work in a folder, which is made when missing, and keeps others waiting.
+
+    Raises:
+        WorkflowError: The folder cannot be written.
+    """
+
     def waiting() -> None:
         display.say(f"{folder}: another run is at work; waiting until it is done")
 

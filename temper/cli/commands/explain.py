@@ -21,6 +21,8 @@ from temper.report import (
     write_report,
 )
 from temper.report.explain_table import render_explain
+from temper.report.explained import Explanation
+from temper.report.read import read_explanation, read_report
 from temper.run.recipe import load_recipe
 from temper.terminal import echo
 
@@ -48,22 +50,21 @@ def explain_command(
     recipe = load_recipe(recipe_file)
     config = recipe.explain or ExplainConfig()
     if parts:
-        config = replace(config, parts=parts)
+        config = replace(config, parts=tuple(dict.fromkeys(parts)))
     if num_images is not None:
         config = replace(config, num_images=num_images)
-    recipe = replace(recipe, explain=config)
+    recipe, folder = replace(recipe, explain=config), runs / recipe.name
     log_to_file(recipe, runs)
     from temper.run.explain import explain_recipe
-    from temper.run.workflow import build_recipe
+    from temper.run.workflow import alone, build_recipe
 
-    with resumable(), Display() as display:
+    with resumable(), Display() as display, alone(folder, display):
         built = build_recipe(recipe, repository=repository, runs=runs, display=display)
         explanation = explain_recipe(
             recipe, built, runs=runs, display=display, variants=variants, mend=mend, keep_high=keep_high
         )
-    folder = runs / recipe.name
-    write_explanation(explanation, folder)
-    _link(folder)
+        write_explanation(_with_earlier(explanation, folder), folder)
+        _link(folder)
     if as_json:
         echo(render_json(explanation))
         return
@@ -71,10 +72,30 @@ def explain_command(
     echo(f"\n{folder / EXPLAIN_PAGE_FILE}\n{folder / EXPLAIN_FILE}")
 
 
+def _with_earlier(explanation: Explanation, folder: Path) -> Explanation:
+    """Adds what an earlier look at the same graphs found and this one was not asked for."""
+    try:
+        earlier = read_explanation(folder)
+    except ReportError:  # there is none, or none that can be read
+        return explanation
+    if earlier.graphs != explanation.graphs:
+        return explanation
+    order = list(explanation.graphs)
+    seen = [blame.variant for blame in explanation.blames]
+    blames = [*explanation.blames, *(blame for blame in earlier.blames if blame.variant not in seen)]
+    return replace(
+        explanation,
+        notes=tuple(dict.fromkeys((*explanation.notes, *earlier.notes))),
+        blames=tuple(sorted(blames, key=lambda blame: order.index(blame.variant))),
+        networks=explanation.networks or earlier.networks,
+        similarities=explanation.similarities or earlier.similarities,
+        selection=explanation.selection or earlier.selection,
+        attributions=explanation.attributions or earlier.attributions,
+    )
+
+
 def _link(folder: Path) -> None:
     """Lets the report of an earlier run, where there is one that can be read, name the page."""
-    from temper.report.read import read_report
-
     if not (folder / REPORT_FILE).exists():
         return
     try:

@@ -31,13 +31,18 @@ def report_command(path: Path, *, as_json: bool) -> None:
     """Renders the pages of a run anew and shows the run as it was shown when it ended.
 
     Raises:
-        ReportError: The report or its explanation cannot be read, or a page cannot be written.
+        ReportError: The report cannot be read, or a page cannot be written.
     """
     from temper.report.read import read_explanation, read_report
 
     report = read_report(path)
     folder = path if path.is_dir() else path.parent
-    explanation = read_explanation(folder) if (folder / EXPLAIN_FILE).is_file() else None
+    explanation = None
+    if (folder / EXPLAIN_FILE).is_file():
+        try:
+            explanation = read_explanation(folder)
+        except ReportError as error:  # the report is as good as it was
+            echo(f"{error}; {PAGE_FILE} gets no link to it", err=True)
     # As it is now: an explanation may have been made, or deleted, after the run.
     report = replace(report, explanation=EXPLAIN_PAGE_FILE if explanation else None)
     page = folder / PAGE_FILE

@@ -23,7 +23,7 @@ from temper.host.machine import commit, machine, versions
 from temper.report.explained import FORMAT, Explanation
 from temper.run.explain.attribution import attribute_variants
 from temper.run.explain.blame import blame_variants
-from temper.run.explain.look import Look
+from temper.run.explain.look import Look, Network
 from temper.run.explain.represent import represent, select_features
 
 if TYPE_CHECKING:
@@ -53,21 +53,26 @@ def explain_recipe(
         keep_high: Layers to leave unquantised and measure so, in place of what is suggested.
 
     Raises:
-        WorkflowError: There is no such variant, or what was asked for does not exist of it.
-        BuilderError: A graph cannot be looked into.
-        ClientError: A graph's gradients cannot be followed.
+        WorkflowError: There is no such variant or layer, or what was asked for does not exist of it.
+        BuilderError: The images cannot be read. A look that cannot be taken is noted, and the others are taken.
     """
     started = datetime.datetime.now(datetime.UTC), time.monotonic()
     look = Look(recipe, built, runs / recipe.name, display, _chosen(recipe, built, variants))
     parts = look.config.parts
+    if (mend or keep_high) and "blame" not in parts:
+        raise WorkflowError("explain: nothing to try without the part blame; add --part blame")
     blames = (
         tuple(blame_variants(look, mend=mend, named=bool(variants), keep_high=keep_high))
         if "blame" in parts
         else ()
     )
-    networks = look.networks() if {"representation", "attributions", "features"} & set(parts) else []
+    networks: list[Network] = []
+    with look.leaving_out("the networks"):
+        networks = look.networks() if set(parts) - {"blame"} else []
     views, similarities = represent(look, networks) if "representation" in parts else ((), ())
-    selection = select_features(look, networks[0]) if "features" in parts else None
+    selection = None
+    with look.leaving_out("which features matter"):
+        selection = select_features(look, networks[0]) if "features" in parts and networks else None
     attributions = tuple(attribute_variants(look, networks)) if "attributions" in parts else ()
     return Explanation(
         format=FORMAT,
@@ -78,6 +83,7 @@ def explain_recipe(
         cpu=machine()["cpu"],
         versions=versions(),
         config=asdict(look.config),
+        graphs={one.variant: one.snapshots[-1].graph.digest for one in built if one.snapshots},
         notes=tuple(dict.fromkeys(look.notes)),
         blames=blames,
         networks=views,

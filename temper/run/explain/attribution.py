@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from temper.builder.contract import GRAPH_FILE, LABELS_FILE
+from temper.builder.explain.images import ROWS_FILE
 from temper.builder.names import read_labels
 from temper.report import gallery, text
 from temper.report.explained import Attribution, AttributionMaps
@@ -169,7 +170,7 @@ def write_attributions(
     class_names: Sequence[str],
     networks: Sequence[tuple[str, Path, Classes]],
     *,
-    num_images: int = 6,
+    num_images: int,
     num_steps: int = _NUM_STEPS,
 ) -> tuple[tuple[Attribution, ...], tuple[str, ...]]:
     """Explains the answers of two networks to images that they disagree about, in PNG files.
@@ -246,7 +247,8 @@ def attribute_variants(look: Look, networks: Sequence[Network]) -> Iterator[Attr
         # What was not compressed is the original, whatever its name.
         first = run.get(other) or (run[ORIGINAL] if look.is_original(other) else None)
         if first is not None and second is not None and first is not second:
-            yield from _attribute(look, (other, first), (one.variant, second))
+            with look.leaving_out(f"{one.variant}: where it looks"):
+                yield from _attribute(look, (other, first), (one.variant, second))
 
 
 def _attribute(look: Look, *pair: tuple[str, Network]) -> Iterator[Attribution]:
@@ -275,8 +277,10 @@ def _attribute(look: Look, *pair: tuple[str, Network]) -> Iterator[Attribution]:
     )
     look.notes += found.info["notes"]
     place = f"{PICTURES}/{names[1]}"
+    shutil.rmtree(look.folder / place, ignore_errors=True)  # an earlier look's
+    rows = np.load(look.images.path / ROWS_FILE)
     for each in found.info["attributions"]:
-        yield _from_folder(each, found.path, look.folder, place)
+        yield _from_folder({**each, "index": int(rows[each["index"]])}, found.path, look.folder, place)
 
 
 def _from_folder(found: Mapping[str, Any], stage: Path, folder: Path, place: str) -> Attribution:

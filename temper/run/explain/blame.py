@@ -15,9 +15,12 @@ from temper.builder.built import Built
 from temper.builder.compress.quantize import QuantizeConfig, find_nodes
 from temper.builder.compress.variant import ChosenStep
 from temper.builder.contract import GRAPH_FILE
+from temper.builder.engines.kind import ENGINES
 from temper.builder.engines.latency import timing_engine
+from temper.builder.errors import QuantizeError
 from temper.builder.store.artifacts import Artifact
 from temper.errors import WorkflowError
+from temper.host.machine import machine_id
 from temper.report.explained import Blame, LayerBlame, Mended
 from temper.run.explain.look import ORIGINAL, Look, Progress, interval, paired, share
 
@@ -57,17 +60,30 @@ def blame_variants(look: Look, *, mend: bool, named: bool, keep_high: Sequence[s
         keep_high: Layers to try in place of what is found, as `keep_high` of a quantisation takes them.
 
     Raises:
-        WorkflowError: A variant that was asked for has no float32 counterpart.
-        QuantizeError: There is no such layer; names the nearest.
+        WorkflowError: A variant that was asked for has no float32 counterpart, or there is no such layer.
     """
+    reasons = {one.variant: _why_no_counterpart(look, one) for one in look.chosen}
     for one in look.chosen:
-        reason = _why_no_counterpart(look, one)
-        if reason is None:
-            yield _blame(look, _open(look, one), mend, keep_high)
-        elif named and look.config.parts == ("blame",):
+        reason = reasons[one.variant]
+        if reason is not None and named and look.config.parts == ("blame",):
             raise WorkflowError(f"explain: variant {one.variant!r} {reason}")
-        elif one.snapshots[-1].step != ORIGINAL:
+        if reason is not None and one.snapshots[-1].step != ORIGINAL:
             look.notes.append(f"{one.variant}: no layer is blamed: it {reason}")
+    found = [_open(look, one) for one in look.chosen if reasons[one.variant] is None]
+    if (mend or keep_high) and not found:
+        raise WorkflowError("explain: nothing to try: none of these variants is quantised after training")
+    asked = {variant.one.variant: _find(variant, keep_high) for variant in found}
+    for variant in found:
+        with look.leaving_out(f"{variant.one.variant}: which layer is to blame"):
+            yield _blame(look, variant, mend, asked[variant.one.variant])
+
+
+def _find(variant: _Quantized, keep_high: Sequence[str]) -> list[str]:
+    """The layers that patterns name."""
+    try:
+        return find_nodes(variant.paths[0], keep_high)
+    except QuantizeError as error:
+        raise WorkflowError(f"explain: variant {variant.one.variant!r}: {error}") from error
 
 
 def _why_no_counterpart(look: Look, one: Built) -> str | None:
@@ -99,21 +115,20 @@ def _open(look: Look, one: Built) -> _Quantized:
     return _Quantized(one, before, after, _config(look, one), high, tuple(steps[position + 1 :]))
 
 
-def _blame(look: Look, variant: _Quantized, mend: bool, keep_high: Sequence[str]) -> Blame:
+def _blame(look: Look, variant: _Quantized, mend: bool, asked: Sequence[str]) -> Blame:
     from temper.builder.explain.blame import ANSWERS_FILE
-
-    asked = find_nodes(variant.paths[0], keep_high)
 
     def make(folder: Path, progress: Progress) -> Mapping[str, Any]:
         from temper.builder.explain.blame import run_blame
 
-        images, seed = look.test_images(), look.config.seed
-        return run_blame(*variant.paths, images, look.labels, look.runs_in, folder, progress, seed=seed)
+        return run_blame(variant.paths, look.images.path, look.runs_in, folder, progress, **sizes)
+
+    sizes = {"most": look.config.num_images, "seed": look.config.seed}
 
     found = look.stage(
         "blame",
         f"{variant.one.variant}: which layer is to blame",
-        {"seed": look.config.seed},
+        sizes,
         [variant.before, variant.after, look.images],
         make,
         code=("temper.builder.explain.blame",),
@@ -125,7 +140,7 @@ def _blame(look: Look, variant: _Quantized, mend: bool, keep_high: Sequence[str]
         agree = {name: answers[name] == answers["float32"] for name in answers.files}
     info, suggestion, note, config = found.info, None, found.info["kept_note"], None
     if asked:
-        config, note = variant.with_high(asked), "not what was found, but what was asked for"
+        config, note = variant.with_high(asked), "Not what was found, but what was asked for"
         suggestion = _mend(look, variant, asked, config)
     elif info["kept"]:
         config = variant.with_high(info["kept"])
@@ -149,6 +164,7 @@ def _blame(look: Look, variant: _Quantized, mend: bool, keep_high: Sequence[str]
         in_engine=info["in_engine"],
         note="; ".join(note for note in notes if note),
         num_images=info["num_images"],
+        num_search=info["num_search"],
         num_activations=info["num_activations"],
         tap_change=info["tap_change"],
         loss=info["loss"],
@@ -191,10 +207,11 @@ def _mend(look: Look, variant: _Quantized, names: Sequence[str], config: Quantiz
     found = look.stage(
         "mended",
         f"{one.variant}: mended",
-        {"timed": timed},
+        {"timed": timed, "machine": machine_id()},
         [*graphs, look.data],
         make,
-        code=("temper.builder.explain.mend",),
+        code=("temper.builder.explain.mend", *([type(ENGINES.get(timed.kind)).__module__] if timed else [])),
+        libraries=ENGINES.get(timed.kind).libraries(timed) if timed else (),
         runs=True,
     )
     answers, labels = np.load(found.path / ANSWERS_FILE), np.load(one.test_labels)

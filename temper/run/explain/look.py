@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,10 +16,12 @@ from temper.builder.compress.variant import VariantConfig
 from temper.builder.contract import GRAPH_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.engines.build import pick_engine
 from temper.builder.engines.kind import ENGINES
+from temper.builder.errors import BuilderError
 from temper.builder.explain.activations import RunsIn, pick_runs_in
 from temper.builder.explain.config import ExplainConfig
 from temper.builder.network.stage import Setting
 from temper.builder.store.artifacts import Artifact, Store
+from temper.client.errors import ClientError
 from temper.client.stats import compare_paired, proportion
 from temper.report.explained import Interval
 from temper.report.measured import Paired, Share
@@ -89,6 +92,11 @@ class Look:
             self.notes.append(self.runs_in.note)
         self.images = self._write_images()
         self.labels: NDArray[np.int64] = np.load(self.images.path / TEST_LABELS_FILE)
+        if (missing := self.images.info["num_missing"]) > 0:
+            self.notes.append(
+                f"{missing} classes have none of the {self.images.info['num_train']} training images, so no probe "
+                "and no head of selected features answers them; a larger num_train helps"
+            )
 
     def stage(
         self,
@@ -116,6 +124,14 @@ class Look:
             shown.reused, shown.note = made.reused, note(made.info)
         return made
 
+    @contextmanager
+    def leaving_out(self, what: str) -> Iterator[None]:
+        """Notes why a look could not be taken, and goes on with the others."""
+        try:
+            yield
+        except (BuilderError, ClientError) as error:
+            self.notes.append(f"{what}: left out: {error}")
+
     def _write_images(self) -> Artifact:
         def make(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
             from temper.builder.explain.images import write_images
@@ -140,20 +156,26 @@ class Look:
         return images
 
     def networks(self) -> list[Network]:
-        """Runs the original, then the one before finetuning, the variants, and the snapshots of its training."""
-        found = [self._run(ORIGINAL, "original", self.original)]
-        wanted = self.config.parts
-        if "representation" in wanted and self.recipe.train.epochs + self.recipe.train.head_epochs > 0:
-            found.append(self._run(INITIAL, "initial", self._export(None)))
-        if {"representation", "attributions"} & set(wanted):
-            found += [
-                self._run(one.variant, "variant", one.snapshots[-1].graph)
-                for one in self._compared()
-                if not self.is_original(one.variant)
-            ]
-        if "representation" in wanted:
+        """Runs the original, then the one before finetuning, the variants, and the snapshots of its training.
+
+        Raises:
+            BuilderError: The original does not run; of another one it is noted.
+        """
+        found, parts = [self._run(ORIGINAL, "original", self.original)], set(self.config.parts)
+        wanted: list[tuple[str, Kind, Callable[[], Artifact], int | None]] = []
+        if "representation" in parts and self.recipe.train.epochs + self.recipe.train.head_epochs > 0:
+            wanted.append((INITIAL, "initial", lambda: self._export(None), None))
+        if {"representation", "attributions"} & parts:
+            for one in self._compared():
+                if not self.is_original(one.variant):
+                    graph = one.snapshots[-1].graph
+                    wanted.append((one.variant, "variant", lambda graph=graph: graph, None))  # type: ignore[misc]
+        if "representation" in parts:
             for epoch in self.weights.info.get("snapshots", ()):
-                found.append(self._run(f"epoch {epoch}", "snapshot", self._export(epoch), epoch))
+                wanted.append((f"epoch {epoch}", "snapshot", lambda epoch=epoch: self._export(epoch), epoch))  # type: ignore[misc]
+        for name, kind, graph_of, epoch in wanted:
+            with self.leaving_out(name):
+                found.append(self._run(name, kind, graph_of(), epoch))
         return found
 
     def _compared(self) -> list[Built]:

@@ -24,7 +24,14 @@ def represent(look: Look, networks: Sequence[Network]) -> tuple[tuple[NetworkVie
     original = networks[0]
     # Rows are the original's, but for what came before it.
     pairs = [(each, original) if each.kind in ("initial", "snapshot") else (original, each) for each in networks]
-    return tuple(_describe(look, each) for each in networks), tuple(_compare(look, *pair) for pair in pairs)
+    views, similarities = [], []
+    for each in networks:
+        with look.leaving_out(f"{each.name}: what its blocks know"):
+            views.append(_describe(look, each))
+    for one, two in pairs:
+        with look.leaving_out(f"{one.name} and {two.name}: how alike"):
+            similarities.append(_compare(look, one, two))
+    return tuple(views), tuple(similarities)
 
 
 def _describe(look: Look, network: Network) -> NetworkView:

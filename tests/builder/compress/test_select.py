@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.sample import Sample, make_context
-from temper.builder.compress.calibrate import held_out_accuracy, recalibrate, served_batches
+from temper.builder.compress.calibrate import ServedBatches, held_out_accuracy, recalibrate
 from temper.builder.compress.distil import DistilConfig
 from temper.builder.compress.low_rank import LowRankConfig, run_low_rank
 from temper.builder.compress.select import SelectConfig, run_select
@@ -34,7 +34,7 @@ def context(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> StepCon
 def network(sample: Sample, context: StepContext) -> nn.Module:
     """The sample's network, its batch normalisation measured as the step does it."""
     network = copy.deepcopy(sample.model)
-    recalibrate(network, served_batches(context, _SEEN)[0])
+    recalibrate(network, ServedBatches(context, _SEEN))
     return network
 
 
@@ -67,14 +67,14 @@ def test_select_of_features_that_are_there_twice_loses_nothing(network: nn.Modul
             for tensor in (*module.parameters(), *module.buffers()):
                 if tensor.dim() > 0:
                     tensor.data[256:] = tensor.data[:256]
-    batches, _ = served_batches(context, _SEEN)
+    batches = ServedBatches(context, _SEEN)
     recalibrate(twice, batches, inside="layer4")
     cut, info = run_select(twice, SelectConfig(features=0.5), context)
     assert len({kept % 256 for kept in info["kept"]}) >= 250  # some are always 0
     assert info["explained"]["layer4.1.conv1"] > 0.99
     with torch.inference_mode():
-        features = [_body(one)(batches[0]) for one in (twice, cut)]
-        logits = [one(batches[0]) for one in (twice, cut)]
+        features = [_body(one)(next(iter(batches))) for one in (twice, cut)]
+        logits = [one(next(iter(batches))) for one in (twice, cut)]
     expected = features[0][:, info["kept"]]
     assert float((features[1] - expected).abs().max()) < 0.05 * float(expected.abs().max())
     assert float((logits[0].argmax(1) == logits[1].argmax(1)).float().mean()) > 0.95
@@ -87,14 +87,14 @@ def _body(network: nn.Module) -> nn.Module:
 
 
 def test_inputs_that_are_missing_are_predicted(network: nn.Module, context: StepContext) -> None:
-    batches, _ = served_batches(context, _SEEN)
+    batches = ServedBatches(context, _SEEN)
     cut, info = run_select(network, SelectConfig(features=0.25, method="random"), context)
     plain, kept = copy.deepcopy(cut), info["kept"]
     conv: Any = plain.get_submodule("layer4.1.conv1")
     conv.weight.data = network.get_parameter("layer4.1.conv1.weight").data[:, kept].clone()
     recalibrate(plain, batches, inside="layer4")
     with torch.inference_mode():
-        wanted, folded, sliced = (_body(one)(batches[0]) for one in (network, cut, plain))
+        wanted, folded, sliced = (_body(one)(next(iter(batches))) for one in (network, cut, plain))
     ours, theirs = (float((found - wanted[:, kept]).square().mean()) for found in (folded, sliced))
     assert ours < 0.7 * theirs
 

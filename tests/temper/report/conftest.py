@@ -121,6 +121,9 @@ def blame(names: list[str]) -> Json:
         "in_engine": True,
         "note": "",
         "num_images": 450,
+        "num_search": 450,
+        "num_activations": 450,
+        "tap_change": 0.0019,
         "loss": 0.0412,
         "agreement": share(0.971),
         "accuracy": share(0.962),
@@ -212,6 +215,7 @@ def attribution(folder: Path, index: int) -> Json:
             "answer": answer,
             "integrated_gradients": picture(f"{name}-ig"),
             "grad_cam": picture(f"{name}-cam"),
+            "completeness_error": 0.014,
         }
         for name, answer in (("fp32", "3"), ("int8", "8"))
     ]
@@ -236,6 +240,7 @@ def make_explanation(folder: Path, blocks: tuple[str, ...] = BLOCKS, num_convs: 
         "commit": "651172c50f63",
         "cpu": "AMD EPYC",
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "graphs": {"fp32": "aa", "int8": "bb"},
         "config": {"num_images": 450, "blame": {"max_layers": 4}, "methods": ["taylor", "permutation"]},
         "notes": ["fp8 was left out: nothing here runs it"],
         "blames": [blame(layer_names(blocks, num_convs))],

@@ -183,7 +183,9 @@ def test_attributions_are_written_side_by_side(sample: Sample, toy_onnx: Path, t
     )
     assert notes[0] == coarse
     assert notes[1].startswith(inexact), "two steps are too few"
-    assert write_attributions(tmp_path / "none", images, labels, names, [networks[0], networks[0]]) == (
+    assert write_attributions(
+        tmp_path / "none", images, labels, names, [networks[0], networks[0]], num_images=2
+    ) == (
         (),
         ("one and one: no attributions: the two answer all 40 test images alike",),
     )
