@@ -40,6 +40,7 @@ class LoadedEngine:
         self._kind = kind
         self._log = Logger(trt)
         self._memory: torch.Tensor | None = None
+        self._running: tuple[Any, Any] | None = None
         self._runtime = trt.Runtime(self._log.native)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
@@ -53,6 +54,7 @@ class LoadedEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Gives the GPU's memory back."""
+        self._running = None
         del self._engine, self._runtime
         self._memory = None
 
@@ -116,8 +118,11 @@ class LoadedEngine:
         return context
 
     def _run_batches(self, images: NDArray[np.uint8], max_batch: int) -> Iterator[dict[str, NDArray[np.float32]]]:
-        trt, engine, context = self._trt, self._engine, self._make_context()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
+        trt, engine = self._trt, self._engine
+        if self._running is None:  # TensorRT-RTX compiles kernels for each context
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
+            self._running = self._make_context(), stream
+        context, stream = self._running
         tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         outputs = [name for name in tensors if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
         halves = {name: engine.get_tensor_dtype(name) == trt.float16 for name in outputs}

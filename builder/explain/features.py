@@ -118,10 +118,6 @@ class Features:
             name: slice(end - width, end) for (name, width), end in zip(self.blocks.items(), ends, strict=True)
         }
 
-    def read(self, start: int, stop: int) -> dict[str, FloatArray]:
-        """Returns [stop - start, features] by block, of the images from `start` to before `stop`."""
-        return self.take(np.arange(start, min(stop, self.num_images)))
-
     def take(self, rows: Rows) -> dict[str, FloatArray]:
         """Returns [len(rows), features] by block, of these images in this order."""
         found = self._read(rows, slice(0, self._width))

@@ -81,8 +81,8 @@ class TrainConfig:
     """Share of the training images, at most 1000 of them, held out to choose the epoch whose weights are kept. Not
     given: 0.1 in adversarial training, else none, and the last epoch is kept."""
     snapshots: int | None = None
-    """Networks along the finetuning, evenly over all its epochs, that are kept to look at later; that of the last
-    epoch is the result and none of them."""
+    """Networks along the finetuning, evenly over all its epochs, that are kept to look at later; that after the
+    last epoch is none of them."""
     seed: int = 0
     """Decides the order, the augmentation and a new head."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

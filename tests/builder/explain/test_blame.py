@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.faults import plant, readers_of
 from temper.builder.compress.cast import CastConfig, cast_onnx
+from temper.builder.engines.gpu import first_gpu
 from temper.builder.engines.kind import AutoConfig
 from temper.builder.engines.openvino import OpenVinoConfig
 from temper.builder.errors import ExplainError
@@ -135,6 +136,7 @@ def test_blocks_of_a_network_and_of_its_int8_copy_are_the_same_tensors(toy_onnx:
     assert block_outputs(onnx.load(toy_int8)) == blocks
 
 
+@pytest.mark.skipif(first_gpu() is not None, reason="a GPU gives the inner tensors")
 def test_engine_that_gives_no_inner_tensors_falls_back_to_the_graph(toy_onnx: Path) -> None:
     from temper.builder.engines.kind import ENGINES
 

@@ -35,7 +35,7 @@ def test_a_range_ends_with_the_images(make_features: Callable[..., Features]) ->
     arrays = _arrays(250)
     features = make_features(arrays)
     for name, array in arrays.items():
-        assert np.array_equal(features.read(200, 300)[name], array[200:])
+        assert np.array_equal(features.take(np.arange(200, 300))[name], array[200:])
         assert np.array_equal(features.block(name), array)
 
 
@@ -54,7 +54,7 @@ def test_writing_and_reading_need_no_more_memory_for_more_images(tmp_path: Path)
                 writer.append({"block": np.ones((100, 512), np.float32)})
         features = Features(tmp_path / str(count))
         for start in range(0, count, 100):
-            features.read(start, start + 100)
+            features.take(np.arange(start, start + 100))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]

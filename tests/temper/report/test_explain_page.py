@@ -108,7 +108,7 @@ def test_page_says_what_is_not_the_engine_and_what_was_not_tried(
     blame["suggestion"] |= {"tried": False, "latency_ms": None, "latency_ratio": None, "size_bytes": None}
     words = " ".join(check_page(explanation, tmp_path)[0].words)
     assert (
-        "tensors cannot be read: this is the graph's exact arithmetic, not the engine's. Reading the inner"
+        "tensors cannot be read: this is the graph's exact arithmetic, not the engine's. Layers were ranked"
         in words
     )
     assert "as the quantised graph computes with them put back; it was not built anew. two are enough." in words

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from temper.cli.main import cli
+from temper.client.errors import ClientError
 from temper.report.explained import Explanation
 from temper.report.read import read_explanation
 
@@ -76,7 +77,7 @@ def test_every_part_has_its_figures(explanation: Explanation) -> None:
     assert (blame.variant, blame.precision, blame.runs_in, blame.in_engine) == ("int8", "int8", "OpenVINO", True)
     assert [layer.name for layer in blame.layers if not layer.quantized] == ["/model/fc/Gemm"]
     assert len([layer for layer in blame.layers if layer.op == "Add"]) == 8
-    assert blame.num_images == blame.num_activations == 24
+    assert blame.num_images == blame.num_search == blame.num_activations == 24
     assert blame.tap_change < 0.05
     blocks = ["stem", *(f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2))]
     names = [network.name for network in explanation.networks]
@@ -116,10 +117,10 @@ def test_every_part_has_its_figures(explanation: Explanation) -> None:
 def test_pictures_lie_beside_the_page(explanation: Explanation, home: Path) -> None:
     folder = home / "runs" / "look"
     for one in explanation.attributions:
-        assert [each.network for each in one.maps][0] == "fp32"
+        assert one.maps[0].network == "fp32"
         files = [one.image, *(name for each in one.maps for name in (each.integrated_gradients, each.grad_cam))]
         assert all((folder / name).is_file() for name in files)
-    assert explanation.attributions or any("no attributions" in note for note in explanation.notes)
+    assert len(explanation.attributions) + sum("no attributions" in note for note in explanation.notes) == 2
 
 
 def test_what_cannot_be_blamed_is_said(explanation: Explanation, first: Result) -> None:
@@ -156,6 +157,30 @@ def test_layers_that_are_asked_for_are_tried(explanation: Explanation, home: Pat
     assert blame["snippet"] == (f'{{ quantize = {{ precision = "int8", method = "max", keep_high = [{high}] }} }}')
 
 
+def test_later_look_keeps_what_it_was_not_asked_for(explanation: Explanation, home: Path) -> None:
+    assert explain(home, "--part", "blame", "--part", "blame").exit_code == 0
+    kept = read_explanation(home / "runs" / "look")
+    assert (kept.networks, kept.similarities) == (explanation.networks, explanation.similarities)
+    assert kept.selection == explanation.selection
+
+
+def test_look_that_cannot_be_taken_is_noted(
+    explanation: Explanation, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ClientError("has the operator Round")
+
+    monkeypatch.setattr("temper.run.explain.attribution.write_attributions", refuse)
+    recipe = home / "again.toml"
+    recipe.write_text(RECIPE.replace("num_attributions = 1", "num_attributions = 2"))
+    folders = ["--repository", str(home / "models"), "--runs", str(home / "runs"), "--json"]
+    result = CliRunner().invoke(cli, ["explain", str(recipe), *folders])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert "cut: where it looks: left out: has the operator Round" in found["notes"]
+    assert len(found["networks"]) == 5
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -170,8 +195,10 @@ def test_layers_that_are_asked_for_are_tried(explanation: Explanation, home: Pat
         ),
         (
             ["--part", "blame", "--keep-high", "layer1.0.conv1"],
-            "error: keep_high: no layer is called 'layer1.0.conv1'; the nearest are ",
+            "error: explain: variant 'int8': keep_high: no layer is called 'layer1.0.conv1'; the nearest are ",
         ),
+        (["--part", "features", "--try"], "error: explain: nothing to try without the part blame; add --part bl"),
+        (["--variant", "cut", "--try"], "error: explain: nothing to try: none of these variants is quantised aft"),
     ],
 )
 def test_what_is_not_there_is_refused(args: list[str], message: str, explanation: Explanation, home: Path) -> None:

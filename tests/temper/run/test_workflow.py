@@ -21,12 +21,13 @@ from temper.builder.engines.gpu import compute_capability
 from temper.builder.engines.isa import instruction_set, why_inexact
 from temper.builder.engines.tensorrt import TENSORRT, TensorRtConfig
 from temper.builder.engines.tensorrt_rtx import TensorRtRtxConfig
+from temper.builder.errors import DataError
 from temper.builder.store.files import locked
 from temper.cli.main import cli
 from temper.errors import WorkflowError
 from temper.progress import Display
 from temper.report.page import render_page
-from temper.report.read import read_report
+from temper.report.read import read_explanation, read_report
 from temper.report.schemas import FOLDER
 from temper.run.recipe import load_recipe
 from temper.run.workflow import LOCK_FILE, run_recipe
@@ -49,6 +50,7 @@ def quick_recipe(quick_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -
     table += (
         '\n[[attacks]]\nname = "differential"\nepsilon = 24\nnum_images = 8\nsteps = 5\nmax_queries = 2\n'
         '\n[corruptions]\nkinds = ["contrast", "fog"]\nseverities = [1, 5]\nnum_images = 8\nnum_processes = 1\n'
+        '\n[explain]\nparts = ["blame"]\nnum_images = 8\nnum_train = 8\n'
     )
     path = tmp_path_factory.mktemp("recipe") / "quick.toml"
     path.write_text(quick_recipe.read_text() + table)
@@ -78,7 +80,8 @@ def test_run_prints_table_answer_and_paths(first: Result, home: Path) -> None:
     lines = first.stdout.splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["fp32", "int8"]
     assert any(line.startswith("int8 against fp32: accuracy ") for line in lines)
-    assert lines[-2:] == [str(home / "runs" / "quick" / f"report.{kind}") for kind in ("html", "json")]
+    pages = ("report.html", "report.json", "explain.html")
+    assert lines[-3:] == [str(home / "runs" / "quick" / name) for name in pages]
     assert "✓ start the embedded tritonserver" in first.stderr
     assert "attacks: 8 images; to find a difference of 2 points takes about 979, where two" in first.stderr
 
@@ -128,6 +131,33 @@ def test_report_has_the_promised_keys(first: Result, report: dict[str, Any]) -> 
     assert int8["exact"]["agreement"] >= 0.95
     assert int8["weight_bits"] == (7 if int8["reduce_range"]["used"] else 8)
     assert int8["warning"] == why_inexact(instruction_set(), int8["weight_bits"])
+
+
+def test_report_and_explanation_name_each_other(first: Result, report: dict[str, Any], home: Path) -> None:
+    folder = home / "runs" / "quick"
+    assert report["explanation"] == "explain.html"
+    assert 'href="explain.html"' in (folder / "report.html").read_text(encoding="utf-8")
+    assert 'href="report.html"' in (folder / "explain.html").read_text(encoding="utf-8")
+    (blame,) = read_explanation(folder).blames
+    assert (blame.variant, blame.num_images, blame.num_search) == ("int8", 8, 8)
+
+
+def test_explanation_that_fails_leaves_the_report(
+    first: Result, quick_recipe: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DataError("an image cannot be read")
+
+    monkeypatch.setattr("temper.builder.explain.images.write_images", refuse)
+    other = home / "other.toml"
+    other.write_text(quick_recipe.read_text().replace("num_train = 8", "num_train = 9"))
+    result = run_cli(other, home)
+    assert result.exit_code == 1
+    assert "error: explain: an image cannot be read; what was measured is in" in result.stderr
+    report = read_report(home / "runs" / "quick")
+    assert (report.stopped, report.explanation) == ("explain: an image cannot be read", None)
+    assert len(report.comparisons) == 1
+    assert run_cli(quick_recipe, home).exit_code == 0  # as it was, for the tests that follow
 
 
 def test_corruptions_without_their_library_end_before_anything_is_built(
