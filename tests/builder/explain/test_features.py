@@ -31,14 +31,6 @@ def test_rows_come_back_in_the_order_asked(make_features: Callable[..., Features
         assert np.array_equal(features.block(name, wanted), array[rows])
 
 
-def test_a_range_ends_with_the_images(make_features: Callable[..., Features]) -> None:
-    arrays = _arrays(250)
-    features = make_features(arrays)
-    for name, array in arrays.items():
-        assert np.array_equal(features.take(np.arange(200, 300))[name], array[200:])
-        assert np.array_equal(features.block(name), array)
-
-
 def test_numpy_reads_the_file(make_features: Callable[..., Features]) -> None:
     arrays = _arrays(30)
     found = np.load(make_features(arrays).folder / "features.npy")
