@@ -44,8 +44,8 @@ _FEW = 8
 _MIN_IMAGES = 64
 _SMALL = 0.01
 """A loss below it is not worth a search, as long as no answer changes."""
-_ENOUGH = 0.9
-"""A suggestion recovers this share of the accuracy that was lost; of the loss where that is too little to tell."""
+_ENOUGH, _NEARLY = 0.9, 0.95
+"""A suggestion recovers the first share of the loss, or the second of what a quarter of the layers recovers."""
 
 # From where on a finding is said. Entropy calibration clips up to about a thousandth on purpose.
 _CLIPPED = 0.005
@@ -263,38 +263,32 @@ class Blame:
         errors: NDArray[np.float64],
         step: Callable[[], None],
     ) -> tuple[list[str], str]:
-        """Puts back more and more of the worst layers, up to a quarter of all, until enough is recovered."""
+        """Finds the fewest of the worst layers that recover enough: of all, or of what a quarter of them does."""
         names = [layer.name for layer in worst]
         changed = bool((self._expected.argmax(1) != logits.argmax(1)).any())
         if not changed and errors.mean() < _SMALL:
             return [], f"No answer to {len(logits):,} training images is another than float32's: nothing to mend"
-        worse, better = self._changes(logits)
-        # Accuracy is what counts, but a few answers that changed to and fro say nothing of it.
-        by_accuracy = worse - better > 2 * math.sqrt(worse + better)
 
-        def is_enough(count: int) -> bool:
-            found = self._logits(self.put_back(names[:count]))
+        def recover(count: int) -> float:
+            left = self._loss(self._logits(self.put_back(names[:count])))
             step()
-            if by_accuracy:
-                still_worse, still_better = self._changes(found)
-                return still_worse - still_better <= (1 - _ENOUGH) * (worse - better)
-            return bool(1 - self._loss(found).sum() / errors.sum() >= _ENOUGH)
+            return float(1 - left.sum() / errors.sum())
 
         most = max(1, len(names) // 4)
-        low, high = 0, 1  # `low` layers are too few
-        while not is_enough(high):
-            if high == most:
-                return names[:most], "The loss is spread: a quarter of the layers do not recover nine tenths of it"
+        best = recover(most)
+        if not best > 0:
+            return (
+                [],
+                f"Putting the worst {most} layers back recovers nothing: the loss is spread over all of them",
+            )
+        wanted, low, high = min(_ENOUGH, _NEARLY * best), 0, 1  # `low` layers are too few
+        while high < most and recover(high) < wanted:
             low, high = high, min(2 * high, most)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if is_enough(middle) else (middle, high)
-        return names[:high], ""
-
-    def _changes(self, logits: NDArray[np.float32]) -> tuple[int, int]:
-        """Images that the float32 graph alone is right about, and those that these logits alone are."""
-        expected, found = (each.argmax(1) == self.labels for each in (self._expected, logits))
-        return int((expected & ~found).sum()), int((found & ~expected).sum())
+            low, high = (low, middle) if recover(middle) >= wanted else (middle, high)
+        spread = f"The loss is spread: the worst {most} layers together recover {100 * best:.0f} % of it"
+        return names[:high], spread if best < _ENOUGH else ""
 
     def _read_activations(self, logits: NDArray[np.float32]) -> tuple[int, float]:
         """Reads the inner tensors of both graphs; returns on how many images, and what that changed."""

@@ -123,8 +123,8 @@ class Blame(Record):
     layers: tuple[LayerBlame, ...]
     """In the graph's order."""
     suggestion: Mended | None
-    """The fewest of the worst layers that recover nine tenths of the accuracy that was lost, or of the loss where
-    that is too little to tell, by training images; measured on test images. Null where nothing is to recover."""
+    """The fewest of the worst layers that recover nine tenths of the loss, or nearly what a quarter of all layers
+    does: chosen by training images, measured on test images. Null where nothing is to recover."""
     suggestion_note: str
     """Why there is no suggestion, or what to know of it."""
     snippet: str
