@@ -23,7 +23,7 @@ class ExplainConfig:
     """Test images, at most, spread evenly over all; and training images that layers are ranked on, at most."""
     num_train: int = 1000
     """Training images, at most: linear probes and the heads of selected features learn from them."""
-    num_attributions: int = 8
+    num_attributions: int = 6
     """Images, at most, whose attributions are drawn: a variant answers them otherwise than its baseline."""
     seed: int = 0
     """Decides whatever is drawn."""
