@@ -13,22 +13,20 @@ The loss is that of `loss.py`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
 
-from temper.builder.compress.qdq import residual_adds
 from temper.builder.compress.sensitivity import with_float
 from temper.builder.contract import OUTPUT_NAME, TEST_IMAGES_FILE
 from temper.builder.errors import ExplainError
-from temper.builder.explain.activations import RunsIn, activated, weighted_nodes
+from temper.builder.explain.activations import RunsIn
 from temper.builder.explain.images import TRAIN_IMAGES_FILE, TRAIN_LABELS_FILE
+from temper.builder.explain.layers import Layer, read_layers
 from temper.builder.explain.loss import LogitLoss, share_gone
 
 if TYPE_CHECKING:
@@ -46,119 +44,6 @@ _SMALL = 0.01
 """A loss below it is not worth a search, as long as no answer changes."""
 _ENOUGH, _NEARLY = 0.9, 0.95
 """A suggestion recovers the first share of the loss, or the second of what a quarter of the layers recovers."""
-
-# From where on a finding is said. Entropy calibration clips up to about a thousandth on purpose.
-_CLIPPED = 0.005
-_RANGE_USED = 0.3
-_OUTLIER = 10.0
-_DEAD = 0.25
-_WEIGHT_DB = 20.0
-_LARGEST: dict[int, tuple[float, float]] = {
-    TensorProto.INT8: (-128.0, 127.0),
-    TensorProto.UINT8: (0.0, 255.0),
-    TensorProto.FLOAT8E4M3FN: (-448.0, 448.0),
-}
-
-
-@dataclass
-class Layer:
-    """One layer of a quantised graph; see `temper.report.explained.LayerBlame` for what the figures mean."""
-
-    name: str
-    op: str
-    quantized: bool
-    source: str
-    """The tensor that it reads, in the float32 graph."""
-    output: str
-    """The tensor that it gives."""
-    limits: tuple[float, float] | None
-    """The least and the largest value that its input's scale allows."""
-    weight_db: float | None
-    """Signal to noise of its quantised weights."""
-    signal: float = 0.0
-    noise: float = 0.0
-    cosines: list[float] = field(default_factory=list)
-    num_values: int = 0
-    num_clipped: int = 0
-    peaks: NDArray[np.float32] | None = None
-    """The largest absolute value of every channel of the input."""
-    alive: NDArray[np.bool_] | None = None
-    """The channels of the output that were not always zero."""
-    num_images: int = 0
-    share: tuple[float, float, float] | None = None
-
-    def read_input(self, values: NDArray[np.float32]) -> None:
-        """Takes the input of some images, as the float32 graph has it: [N, C, ...]."""
-        others = tuple(axis for axis in range(values.ndim) if axis != 1)
-        peaks = np.abs(values).max(axis=others)
-        self.peaks = peaks if self.peaks is None else np.maximum(self.peaks, peaks)
-        if self.limits is not None:
-            self.num_values += values.size
-            self.num_clipped += int(((values < self.limits[0]) | (values > self.limits[1])).sum())
-
-    def read_output(self, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
-        """Takes the output of some images, in float32 and quantised: [N, C, ...]."""
-        others = tuple(axis for axis in range(expected.ndim) if axis != 1)
-        alive = (expected != 0).any(axis=others)
-        self.alive = alive if self.alive is None else self.alive | alive
-        for one, two in zip(expected.reshape(len(expected), -1), found.reshape(len(found), -1), strict=True):
-            difference, signal, other = one - two, float(one @ one), float(two @ two)
-            self.signal += signal
-            self.noise += float(difference @ difference)
-            if signal > 0 and other > 0:
-                self.cosines.append(float(one @ two) / math.sqrt(signal * other))
-
-    def figures(self) -> dict[str, Any]:
-        """Returns the figures as JSON."""
-        ratio = self.signal / self.noise if self.signal > 0 and self.noise > 0 else None
-        range_used = outlier = channel = None
-        if self.peaks is not None and self.peaks.size > 0:
-            typical = float(np.median(self.peaks))
-            channel = int(self.peaks.argmax())
-            outlier = float(self.peaks[channel]) / typical if typical > 0 else None
-            if self.limits is not None:
-                range_used = self._peak() / max(-self.limits[0], self.limits[1])
-        figures: dict[str, Any] = {
-            "name": self.name,
-            "op": self.op,
-            "quantized": self.quantized,
-            "signal_to_noise_db": None if ratio is None else 10 * math.log10(ratio),
-            "cosine": float(np.mean(self.cosines)) if self.cosines else None,
-            "share": self.share,
-            "num_images": self.num_images,
-            "clipped": self.num_clipped / self.num_values if self.num_values else None,
-            "range_used": range_used,
-            "outlier": outlier,
-            "outlier_channel": channel,
-            "num_dead": int((~self.alive).sum()) if self.alive is not None else 0,
-            "num_channels": len(self.alive) if self.alive is not None else 0,
-        }
-        return {**figures, "findings": list(self._findings(figures))}
-
-    def _peak(self) -> float:
-        return 0.0 if self.peaks is None else float(self.peaks.max(initial=0))
-
-    def _findings(self, figures: dict[str, Any]) -> Iterator[str]:
-        clipped, used, outlier = figures["clipped"], figures["range_used"], figures["outlier"]
-        if self.weight_db is not None and self.weight_db < _WEIGHT_DB:
-            yield f"its weights are only {self.weight_db:.0f} dB above what their quantisation changed"
-        if self.limits is not None and clipped is not None and clipped > _CLIPPED:
-            yield (
-                f"{100 * clipped:.1f} % of its input is clipped: values reach {self._peak():.3g}, "
-                f"its scale allows {self.limits[1]:.3g}"
-            )
-        if self.limits is not None and used is not None and 0 < used < _RANGE_USED:
-            yield (
-                f"its input uses {100 * used:.0f} % of the range that its scale allows ({self.limits[1]:.3g}): "
-                "most steps are never taken"
-            )
-        if self.quantized and outlier is not None and outlier > _OUTLIER:
-            yield (
-                f"channel {figures['outlier_channel']} of its input is {outlier:.0f} times as large as the "
-                "typical one, and all share a scale"
-            )
-        if figures["num_dead"] > _DEAD * max(1, figures["num_channels"]):
-            yield f"{figures['num_dead']} of {figures['num_channels']} channels of its output are always zero"
 
 
 @dataclass(frozen=True)
@@ -210,7 +95,7 @@ class Blame:
             raise ExplainError("explain: got no images, expected at least one")
         self.float_model, self.model = onnx.load(float_graph), onnx.load(graph)
         self.images, self.labels, self.runs_in, self.seed = images, np.asarray(labels), runs_in, seed
-        self.layers = _layers(self.float_model, self.model, graph)
+        self.layers = read_layers(self.float_model, self.model, graph.name)
         self._expected = self._logits(self.float_model)
         self._loss = LogitLoss(self._expected)
 
@@ -376,97 +261,3 @@ def _spread(total: int, wanted: int) -> NDArray[np.int64]:
     """Rows spread evenly over all: the images may be sorted by class."""
     wanted = min(total, wanted)
     return np.arange(wanted) * total // wanted
-
-
-def _layers(float_model: onnx.ModelProto, model: onnx.ModelProto, path: Path) -> list[Layer]:
-    """Lists the layers of a quantised graph, with their tensors in the float32 one."""
-    own = {node.name: node for node in model.graph.node}
-    constants = {each.name: each for each in model.graph.initializer}
-    float_constants = {each.name: each for each in float_model.graph.initializer}
-    producers = {name: node for node in model.graph.node for name in node.output}
-    tensors = {*producers, *(each.name for each in model.graph.input)}
-    adds = {node.name for node in residual_adds(float_model.graph)}
-    weighted = {node.name for node in weighted_nodes(float_model.graph)}
-    layers = []
-    for node in float_model.graph.node:
-        if node.name not in adds | weighted:
-            continue
-        output = activated(float_model.graph, node)
-        if node.name not in own or output not in tensors:
-            raise ExplainError(
-                f"{path.name}: has no layer {node.name!r} with the output {output!r}, expected those of the "
-                "float32 graph that it was quantised from"
-            )
-        quantizers = [_quantizer(producers, name) for name in own[node.name].input]
-        at = next((index for index, each in enumerate(quantizers) if each is not None), None)
-        # The weight of a layer may be left high while an addition reads the same quantised input.
-        is_quantized = at is not None and (node.name in adds or _is_quantized(producers, own[node.name].input[1]))
-        weight_db = None
-        if is_quantized and node.name in weighted:
-            weight_db = _weight_db(
-                producers, constants, own[node.name].input[1], float_constants.get(node.input[1])
-            )
-        layers.append(
-            Layer(
-                name=node.name,
-                op=node.op_type,
-                quantized=is_quantized,
-                source=node.input[at or 0],
-                output=output,
-                limits=_limits(quantizers[at], constants) if is_quantized and at is not None else None,
-                weight_db=weight_db,
-            )
-        )
-    if not any(layer.quantized for layer in layers):
-        raise ExplainError(f"{path.name}: has no quantised layer, expected a graph with Q/DQ pairs")
-    return layers
-
-
-def _quantizer(producers: dict[str, onnx.NodeProto], name: str) -> onnx.NodeProto | None:
-    """The QuantizeLinear of the pair that a tensor comes from."""
-    pair = producers.get(name)
-    if pair is None or pair.op_type != "DequantizeLinear":
-        return None
-    quantize = producers.get(pair.input[0])
-    return quantize if quantize is not None and quantize.op_type == "QuantizeLinear" else None
-
-
-def _is_quantized(producers: dict[str, onnx.NodeProto], weight: str) -> bool:
-    return weight in producers and producers[weight].op_type == "DequantizeLinear"
-
-
-def _limits(quantize: onnx.NodeProto | None, constants: dict[str, onnx.TensorProto]) -> tuple[float, float] | None:
-    if quantize is None or quantize.input[1] not in constants:
-        return None
-    scale = float(np.max(numpy_helper.to_array(constants[quantize.input[1]]).astype(np.float64)))
-    zero = constants.get(quantize.input[2]) if len(quantize.input) > 2 else None
-    kind = zero.data_type if zero is not None else TensorProto.UINT8
-    low, high = _LARGEST.get(kind, (-128.0, 127.0))
-    shift = 0.0
-    if zero is not None and kind in (TensorProto.INT8, TensorProto.UINT8):
-        shift = float(np.max(numpy_helper.to_array(zero).astype(np.float64)))
-    return (low - shift) * scale, (high - shift) * scale
-
-
-def _weight_db(
-    producers: dict[str, onnx.NodeProto],
-    constants: dict[str, onnx.TensorProto],
-    name: str,
-    original: onnx.TensorProto | None,
-) -> float | None:
-    """Signal to noise of a layer's quantised weights; None where they cannot be read or nothing was changed."""
-    pair = producers.get(name)
-    if pair is None or original is None or pair.input[0] not in constants or pair.input[1] not in constants:
-        return None
-    stored = constants[pair.input[0]]
-    if stored.data_type != TensorProto.INT8 or tuple(stored.dims) != tuple(original.dims):
-        return None
-    weight = numpy_helper.to_array(original).astype(np.float64)
-    scale = numpy_helper.to_array(constants[pair.input[1]]).astype(np.float64)
-    axis = next((each.i for each in pair.attribute if each.name == "axis"), 1)
-    shape = [1] * weight.ndim
-    if scale.size > 1:
-        shape[axis] = scale.size
-    noise = weight - numpy_helper.to_array(stored).astype(np.float64) * scale.reshape(shape)
-    energy = float((noise**2).sum())
-    return 10 * math.log10(float((weight**2).sum()) / energy) if energy > 0 and weight.any() else None
