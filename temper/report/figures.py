@@ -12,7 +12,7 @@ from temper.report.model import Variant
 from temper.report.svg import Axis, Plot, log_span, span
 from temper.report.table import all_budgets
 
-NUM_STYLES = 6
+NUM_STYLES = 7
 
 
 def style(index: int) -> str:
