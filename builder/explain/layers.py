@@ -44,6 +44,8 @@ class Layer:
     """The tensor that it gives."""
     limits: tuple[float, float] | None = None
     """The least and the largest value that its input's scale allows."""
+    is_even: bool = False
+    """The steps of its input's scale are of one size, as those of int8 and not of fp8."""
     weight_db: float | None = None
     """Signal to noise of its quantised weights, in dB."""
     signal: float = 0.0
@@ -118,12 +120,12 @@ class Layer:
                 f"{100 * clipped:.1f} % of its input is clipped: values reach {self._peak():.3g}, "
                 f"its scale allows {self.limits[1]:.3g}"
             )
-        if self.limits is not None and used is not None and 0 < used < _RANGE_USED:
+        if self.is_even and self.limits is not None and used is not None and 0 < used < _RANGE_USED:
             yield (
                 f"its input uses {100 * used:.0f} % of the range that its scale allows ({self.limits[1]:.3g}): "
                 "most steps are never taken"
             )
-        if self.quantized and outlier is not None and outlier > _OUTLIER:
+        if self.is_even and outlier is not None and outlier > _OUTLIER:
             yield (
                 f"channel {figures['outlier_channel']} of its input is {outlier:.0f} times as large as the "
                 "typical one, and all share a scale"
@@ -162,7 +164,7 @@ def read_layers(float_model: onnx.ModelProto, model: onnx.ModelProto, name: str)
         is_quantized = at is not None and (node.name in adds or graph.is_dequantized(inputs[1]))
         layer = Layer(node.name, node.op_type, is_quantized, source=node.input[at or 0], output=output)
         if at is not None and is_quantized:
-            layer.limits = graph.limits(inputs[at])
+            layer.limits, layer.is_even = graph.limits(inputs[at]), graph.is_even(inputs[at])
             if node.name in weights:
                 layer.weight_db = graph.weight_db(inputs[1], floats.get(weights[node.name]))
         layers.append(layer)
@@ -188,6 +190,12 @@ class _Quantized:
             return None
         quantize = self.producers.get(self.producers[tensor].input[0])
         return quantize if quantize is not None and quantize.op_type == "QuantizeLinear" else None
+
+    def is_even(self, tensor: str) -> bool:
+        """Whether an activation's steps are of one size: those of integers are, and a large value costs all others."""
+        quantize = self.quantizer(tensor)
+        zero = self._constants.get(quantize.input[2]) if quantize is not None and len(quantize.input) > 2 else None
+        return quantize is not None and (zero is None or zero.data_type in (TensorProto.INT8, TensorProto.UINT8))
 
     def limits(self, tensor: str) -> tuple[float, float] | None:
         """The least and the largest value that the scale of an activation allows."""

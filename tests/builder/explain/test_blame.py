@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.faults import plant, readers_of
 from temper.builder.compress.cast import CastConfig, cast_onnx
+from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
 from temper.builder.engines.gpu import first_gpu
 from temper.builder.engines.kind import AutoConfig
 from temper.builder.engines.openvino import OpenVinoConfig
@@ -81,6 +82,20 @@ def test_spoilt_layer_comes_first_and_is_mended(
     assert seen[0][0] == 0
     assert seen[-1][0] == seen[-1][1]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_range_of_fp8_that_is_not_used_is_no_finding(toy_onnx: Path, sample: Sample, tmp_path: Path) -> None:
+    """Its steps grow with the values: what int8 would lose is not lost."""
+    quantize_onnx(toy_onnx, tmp_path / "fp8.onnx", sample.calibration[:16], QuantizeConfig(precision="fp8"))
+    layers = Blame(toy_onnx, tmp_path / "fp8.onnx", sample.images[:2], sample.labels[:2], EXACTLY).layers
+    quantized = [layer for layer in layers if layer.quantized]
+    for layer in quantized:
+        assert layer.limits is not None
+        layer.read_input(np.array([[layer.limits[1] / 20, layer.limits[1] / 2000, 0]], np.float32))
+    figures = [layer.figures() for layer in quantized]
+    assert len(figures) > 20
+    assert {round(one["range_used"], 3) for one in figures} == {0.05}
+    assert [one["findings"] for one in figures if one["findings"]] == []
 
 
 def test_float_graph_against_itself_is_refused(toy_onnx: Path, sample: Sample) -> None:
