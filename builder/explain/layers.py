@@ -192,7 +192,7 @@ class _Quantized:
         return quantize if quantize is not None and quantize.op_type == "QuantizeLinear" else None
 
     def is_even(self, tensor: str) -> bool:
-        """Whether an activation's steps are of one size: those of integers are, and a large value costs all others."""
+        """Whether an activation's steps are of one size, as integers' are: a large value then costs all others."""
         quantize = self.quantizer(tensor)
         zero = self._constants.get(quantize.input[2]) if quantize is not None and len(quantize.input) > 2 else None
         return quantize is not None and (zero is None or zero.data_type in (TensorProto.INT8, TensorProto.UINT8))
