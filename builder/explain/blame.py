@@ -24,7 +24,7 @@ import onnx
 from temper.builder.compress.sensitivity import with_float
 from temper.builder.contract import OUTPUT_NAME, TEST_IMAGES_FILE
 from temper.builder.errors import ExplainError
-from temper.builder.explain.activations import RunsIn
+from temper.builder.explain.activations import EXACT, RunsIn
 from temper.builder.explain.images import TRAIN_IMAGES_FILE, TRAIN_LABELS_FILE
 from temper.builder.explain.layers import Layer, read_layers
 from temper.builder.explain.loss import LogitLoss, share_gone
@@ -40,6 +40,8 @@ _MAX_VALUES = 1 << 31
 _FEW = 8
 """Every layer is tried on this part of the images, and as many of the worst layers on all of them."""
 _MIN_IMAGES = 64
+MAX_TAP_CHANGE = 0.05
+"""What reading inner tensors may change in the logits, as a share of their spread."""
 _SMALL = 0.01
 """A loss below it is not worth a search, as long as no answer changes."""
 _ENOUGH, _NEARLY = 0.9, 0.95
@@ -56,6 +58,8 @@ class Found:
     """Images whose inner tensors were read."""
     tap_change: float
     """Root mean square of what reading them changed in the logits, over their standard deviation."""
+    read_note: str
+    """Why the engine did not give them, where it did not; else empty."""
     kept: list[str]
     """The layers that the suggestion puts back; none where there is no suggestion."""
     note: str
@@ -95,6 +99,7 @@ class Blame:
             raise ExplainError("explain: got no images, expected at least one")
         self.float_model, self.model = onnx.load(float_graph), onnx.load(graph)
         self.images, self.labels, self.runs_in, self.seed = images, np.asarray(labels), runs_in, seed
+        self._name = graph.name
         self.layers = read_layers(self.float_model, self.model, graph.name)
         self._expected = self._logits(self.float_model)
         self._loss = LogitLoss(self._expected)
@@ -105,9 +110,9 @@ class Blame:
         Args:
             progress: Called with (runs of a graph done, runs in all).
         """
-        tried, rows = [layer for layer in self.layers if layer.quantized], np.arange(len(self.images))
+        rows = np.arange(len(self.images))
         few = _spread(len(rows), max(_MIN_IMAGES, len(rows) // _FEW))
-        total, done = len(tried) + _FEW + 8, iter(range(1, 1 << 30))
+        total, done = len(self.layers) + _FEW + 8, iter(range(1, 1 << 30))
 
         def step() -> None:
             progress(min(next(done), total), total)
@@ -116,7 +121,8 @@ class Blame:
         logits = self._logits(self.model)
         errors = self._loss(logits)
         step()
-        num_activations, change = self._read_activations(logits)
+        read = self._read_activations(logits)
+        tried = [layer for layer in self.layers if layer.quantized]
         step()
         for layer in tried:
             self._measure(layer, few, errors)
@@ -127,7 +133,7 @@ class Blame:
                 step()
         kept, note = self._suggest(sorted(tried, key=_worst_first), logits, errors, step)
         progress(total, total)
-        return Found(self.layers, num_activations, change, kept, note)
+        return Found(self.layers, *read, kept, note)
 
     def put_back(self, names: Sequence[str]) -> onnx.ModelProto:
         """Returns the quantised graph with some layers in float."""
@@ -152,7 +158,7 @@ class Blame:
         names = [layer.name for layer in worst]
         changed = bool((self._expected.argmax(1) != logits.argmax(1)).any())
         if not changed and errors.mean() < _SMALL:
-            return [], f"No answer to {len(logits):,} training images is another than float32's: nothing to mend"
+            return [], f"None of {len(logits):,} training images gets another answer: nothing to choose layers by"
 
         def recover(count: int) -> float:
             left = self._loss(self._logits(self.put_back(names[:count])))
@@ -175,10 +181,23 @@ class Blame:
         spread = f"The loss is spread: the worst {most} layers together recover {100 * best:.0f} % of it"
         return names[:high], spread if best < _ENOUGH else ""
 
-    def _read_activations(self, logits: NDArray[np.float32]) -> tuple[int, float]:
-        """Reads the inner tensors of both graphs; returns on how many images, and what that changed."""
+    def _read_activations(self, logits: NDArray[np.float32]) -> tuple[int, float, str]:
+        """Reads the inner tensors of both graphs: of how many images, what that changed, and what to know of it."""
+        num_images, change = self._read_in(self.runs_in, logits)
+        if change <= MAX_TAP_CHANGE or self.runs_in.engine is None:
+            return num_images, change, ""
+        # OpenVINO 2026.4 computes another network when some outputs of int8 convolutions are given out.
+        self.layers = read_layers(self.float_model, self.model, self._name)
+        exact = RunsIn(EXACT, None, "")
+        note = (
+            f"giving out its inner tensors changes what {self.runs_in.title} computes (the logits by "
+            f"{100 * change:.0f} % of their spread), so the noise is that of {EXACT}"
+        )
+        return *self._read_in(exact, logits), note
+
+    def _read_in(self, runs_in: RunsIn, logits: NDArray[np.float32]) -> tuple[int, float]:
         names = list(dict.fromkeys(name for layer in self.layers for name in (layer.source, layer.output)))
-        runs = [self.runs_in.open(model, names) for model in (self.float_model, self.model)]
+        runs = [runs_in.open(model, names) for model in (self.float_model, self.model)]
         per_image = sum(value.size for value in runs[0](self.images[:1]).values())
         rows = _spread(len(self.images), max(1, _MAX_VALUES // per_image))
         at_once = max(1, min(_BATCH, _MAX_VALUES // 100 // per_image))
@@ -190,8 +209,12 @@ class Blame:
                 layer.read_input(expected[layer.source])
                 layer.read_output(expected[layer.output], found[layer.output])
             differences.append(found[OUTPUT_NAME] - logits[batch])
-        change = float(np.sqrt((np.concatenate(differences) ** 2).mean())) / (float(logits.std()) or 1.0)
-        return len(rows), change
+        return len(rows), spread_change(np.concatenate(differences), logits)
+
+
+def spread_change(differences: NDArray[np.float32], values: NDArray[np.float32]) -> float:
+    """Returns the root mean square of differences over the standard deviation of the values."""
+    return float(np.sqrt((differences**2).mean())) / (float(values.std()) or 1.0)
 
 
 def run_blame(
@@ -232,7 +255,7 @@ def run_blame(
     return {
         "runs_in": runs_in.title,
         "in_engine": runs_in.engine is not None,
-        "note": runs_in.note,
+        "note": "; ".join(note for note in (runs_in.note, found.read_note) if note),
         "num_images": len(test),
         "num_search": len(train),
         "num_activations": found.num_activations,

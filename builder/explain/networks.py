@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from temper.builder.explain.cka import compare
-from temper.builder.explain.dimension import measure_dimensions
-from temper.builder.explain.features import Features, FeaturesWriter
-from temper.builder.explain.probes import probe_blocks
 
 from temper.builder.contract import OUTPUT_NAME, TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.errors import ExplainError
-from temper.builder.explain.activations import RunsIn, block_outputs, with_pooled
+from temper.builder.explain.activations import EXACT, RunsIn, block_outputs, with_pooled
+from temper.builder.explain.blame import MAX_TAP_CHANGE, spread_change
+from temper.builder.explain.cka import compare
+from temper.builder.explain.dimension import measure_dimensions
+from temper.builder.explain.features import Features, FeaturesWriter
 from temper.builder.explain.images import TRAIN_IMAGES_FILE, TRAIN_LABELS_FILE
+from temper.builder.explain.probes import probe_blocks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from temper.builder.engines.kind import RunOutputs
 
 Progress = Callable[[int, int], None]
 ANSWERS_FILE = "answers.npy"
@@ -37,7 +43,7 @@ def run_network(graph: Path, images: Path, runs_in: RunsIn, folder: Path, progre
         progress: Called with (images done, images in all).
 
     Returns:
-        runs_in, blocks (number of features by block).
+        runs_in, blocks (number of features by block), note (why another than the engine ran it; else empty).
 
     Raises:
         ExplainError: It has no residual blocks.
@@ -48,10 +54,14 @@ def run_network(graph: Path, images: Path, runs_in: RunsIn, folder: Path, progre
     if not blocks:
         raise ExplainError(f"{graph.name}: has no residual blocks, expected a ResNet")
     pooling, pooled = with_pooled(model, list(blocks.values()))
-    run = runs_in.open(pooling, list(pooled.values()))
     sets = [(name, np.load(images / file, mmap_mode="r")) for name, file in _IMAGES.items()]
     total, done, answers = sum(len(each) for _, each in sets), 0, []
     widths: dict[str, int] = {}
+    run, note = runs_in.open(pooling, list(pooled.values())), ""
+    if runs_in.engine is not None and (change := _changed_by_reading(model, pooling, pooled, run, runs_in, sets)):
+        note = f"giving out its blocks changes what {runs_in.title} computes: {change}"
+        runs_in = RunsIn(EXACT, None, note)
+        run = runs_in.open(pooling, list(pooled.values()))
     for name, each in sets:
         first = run(each[:1])
         widths = {block: first[pooled[tensor]].shape[1] for block, tensor in blocks.items()}
@@ -64,7 +74,28 @@ def run_network(graph: Path, images: Path, runs_in: RunsIn, folder: Path, progre
                 done += len(each[start : start + _BATCH])
                 progress(done, total)
     np.save(folder / ANSWERS_FILE, np.concatenate(answers))
-    return {"runs_in": runs_in.title, "blocks": widths}
+    return {"runs_in": runs_in.title, "blocks": widths, "note": note}
+
+
+def _changed_by_reading(
+    model: onnx.ModelProto,
+    pooling: onnx.ModelProto,
+    pooled: dict[str, str],
+    run: RunOutputs,
+    runs_in: RunsIn,
+    sets: Sequence[tuple[str, NDArray[np.uint8]]],
+) -> str:
+    """Says by how much the engine's blocks are off the exact arithmetic, where its answers are not; else empty."""
+    images = sets[0][1][:_BATCH]
+    exact = RunsIn(EXACT, None, "").open(pooling, list(pooled.values()))(images)
+    plain, found = runs_in.open(model)(images)[OUTPUT_NAME], run(images)
+    usual = spread_change(plain - exact[OUTPUT_NAME], exact[OUTPUT_NAME])
+    worst = max(spread_change(found[name] - exact[name], exact[name]) for name in pooled.values())
+    return (
+        f"a block's features by {100 * worst:.0f} % of their spread"
+        if worst > max(MAX_TAP_CHANGE, 3 * usual)
+        else ""
+    )
 
 
 _IMAGES = {TEST: TEST_IMAGES_FILE, TRAIN: TRAIN_IMAGES_FILE}

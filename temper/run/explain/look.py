@@ -228,6 +228,8 @@ class Look:
             code=("temper.builder.explain.networks",),
             runs=True,
         )
+        if run.info["note"]:
+            self.notes.append(f"{name}: {run.info['note']}, so its blocks are read in {run.info['runs_in']}")
         return Network(name, kind, graph, run, epoch)
 
     def is_original(self, name: str) -> bool:
