@@ -45,7 +45,7 @@ def main() -> None:
     explained = temper("explain", recipe, "--variant", "int8", "--part", "blame", "--try")
     (blame,) = explained["blames"]
     print(blame["snippet"])
-    recipe.write_text(RECIPE.format(more=f'  {{ name = "mended", compress = [{blame["snippet"]}] }},\n'))
+    recipe.write_text(RECIPE.format(more=f'  {{ name = "mended", {blame["snippet"]} }},\n'))
     report = temper("run", recipe)
     for variant in report["variants"]:
         print(variant["name"], variant["accuracy"]["value"], variant["throughput_ips"], variant["size_bytes"])

@@ -275,7 +275,8 @@ def find_nodes(src: Path, patterns: Sequence[str]) -> list[str]:
         if not fnmatch.filter(names, pattern):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
             raise QuantizeError(
-                f"keep_high: no layer is called {pattern!r}; the nearest are {', '.join(near)}; use `*` for a part"
+                f"keep_high: no layer is called {pattern!r}; the nearest are {', '.join(near)}; "
+                "a pattern matches the whole name, as `*/layer1.0/*` does"
             )
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 

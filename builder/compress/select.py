@@ -123,7 +123,7 @@ def run_select(network: nn.Module, config: SelectConfig, context: StepContext) -
         note = f"features = {config.features:g} leaves all {num_features} as they are"
     else:
         changed, figures = _cut(network, config, context, num_kept)
-        note = f"{num_kept} of {num_features} features"
+        note = f"{num_kept} of {num_features} features, the head fitted anew"
     after = count_network(changed, context.image_size)
     return changed, {
         "method": config.method,

@@ -178,11 +178,14 @@ class Blame:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if recover(middle) >= wanted else (middle, high)
-        spread = f"The loss is spread: the worst {most} layers together recover {100 * best:.0f} % of it"
+        spread = (
+            f"The loss is spread: even the worst {most} layers together recover {100 * best:.0f} % of it; "
+            "training in int8 (qat) is for that"
+        )
         return names[:high], spread if best < _ENOUGH else ""
 
     def _read_activations(self, logits: NDArray[np.float32]) -> tuple[int, float, str]:
-        """Reads the inner tensors of both graphs: of how many images, what that changed, and what to know of it."""
+        """Reads inner tensors of both graphs: of how many images, what that changed, and what to know of it."""
         num_images, change = self._read_in(self.runs_in, logits)
         if change <= MAX_TAP_CHANGE or self.runs_in.engine is None:
             return num_images, change, ""
@@ -190,7 +193,7 @@ class Blame:
         self.layers = read_layers(self.float_model, self.model, self._name)
         exact = RunsIn(EXACT, None, "")
         note = (
-            f"giving out its inner tensors changes what {self.runs_in.title} computes (the logits by "
+            f"Giving out its inner tensors changes what {self.runs_in.title} computes (the logits by "
             f"{100 * change:.0f} % of their spread), so the noise is that of {EXACT}"
         )
         return *self._read_in(exact, logits), note

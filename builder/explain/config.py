@@ -20,7 +20,8 @@ class ExplainConfig:
     every variant knows, and how alike they are. `features`: which of the last features matter. `attributions`:
     where two variants look that answer differently."""
     num_images: int = 512
-    """Test images, at most, spread evenly over all; and training images that layers are ranked on, at most."""
+    """Test images, at most, spread evenly over all; and training images that layers are ranked on, at most,
+    of the `num_train`."""
     num_train: int = 1000
     """Training images, at most: linear probes and the heads of selected features learn from them."""
     num_attributions: int = 6

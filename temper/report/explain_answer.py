@@ -27,10 +27,11 @@ def blamed(blame: Blame) -> list[str]:
     """What a variant lost, which layers explain it, and what putting them back gives."""
     short = short_names([layer.name for layer in blame.layers])
     change = blame.accuracy_change
+    words = text.points(change.difference, change.low, change.high)
     lost = (
-        f"{blame.variant} against float32: accuracy {text.points(change.difference, change.low, change.high)}, "
-        f"the same answer on {_share(blame.agreement)} of {blame.num_images} test images. The loss, the logits' "
-        f"mean squared difference, is {100 * blame.loss:.2g} % of their variance."
+        f"{blame.variant} against itself before quantisation: accuracy {words}, the same answer on "
+        f"{_share(blame.agreement)} of {blame.num_images} test images. The loss, the logits' mean squared "
+        f"difference, is {text.percent(blame.loss)} of their variance."
     )
     sentences = [lost, _explained(blame, short)]
     sentences += [
@@ -40,6 +41,8 @@ def blamed(blame: Blame) -> list[str]:
     ]
     if blame.suggestion is not None:
         sentences.append(_mended(blame.suggestion, blame.variant, short))
+        if change.low <= 0 <= change.high:
+            sentences.append("No loss of accuracy is certain on the test images, so this may buy nothing.")
     if blame.suggestion_note:
         sentences.append(_sentence(blame.suggestion_note))
     return sentences
@@ -54,7 +57,7 @@ def where(blame: Blame) -> str:
         )
     ran += (
         f" Layers were ranked on {blame.num_search} training images; reading the inner tensors of "
-        f"{blame.num_activations} of them moved the logits by {100 * blame.tap_change:.2g} % of their spread."
+        f"{blame.num_activations} of them moved the logits by {text.percent(blame.tap_change)} of their spread."
     )
     return f"{ran} {_sentence(blame.note)}".rstrip()
 
@@ -90,7 +93,7 @@ def _mended(mended: Mended, variant: str, short: dict[str, str]) -> str:
     said = (
         f"With {named} kept in float, {text.whole_percent(mended.recovered.value)} of the loss goes "
         f"({part_bounds(mended.recovered)}): accuracy "
-        f"{text.points(change.difference, change.low, change.high)} over {variant}, float32's answer on "
+        f"{text.points(change.difference, change.low, change.high)} over {variant}, the answer from before on "
         f"{_share(mended.agreement)} of {mended.agreement.num_images} images"
     )
     if not mended.tried:
@@ -147,9 +150,7 @@ def _moved(pair: Similarity) -> str:
     name, least = min(known, key=lambda one: one[1].value)
     other, most = max(known, key=lambda one: one[1].value)
     if least.low > _ALIKE:
-        return (
-            f"{pair.first} and {pair.second}: alike in every block, CKA {cka(least)} in {name} and more elsewhere."
-        )
+        return f"{pair.first} and {pair.second}: alike in every block, at least CKA {cka(least)}, in {name}."
     return (
         f"{pair.first} and {pair.second}: least alike in {name}, CKA {cka(least)}; most in {other}, {cka(most)}."
     )

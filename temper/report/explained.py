@@ -128,7 +128,7 @@ class Blame(Record):
     suggestion_note: str
     """Why there is no suggestion, or what to know of it."""
     snippet: str
-    """The suggestion as a line of the recipe; empty without one."""
+    """The variant's steps with the suggestion, as a line of the recipe; empty without one."""
 
 
 @dataclass(frozen=True, kw_only=True)

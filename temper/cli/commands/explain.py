@@ -21,7 +21,7 @@ from temper.report import (
     write_report,
 )
 from temper.report.explain_table import render_explain
-from temper.report.explained import Explanation
+from temper.report.explained import Blame, Explanation
 from temper.report.read import read_explanation, read_report
 from temper.run.recipe import load_recipe
 from temper.terminal import echo
@@ -81,17 +81,24 @@ def _with_earlier(explanation: Explanation, folder: Path) -> Explanation:
     if earlier.graphs != explanation.graphs:
         return explanation
     order = list(explanation.graphs)
-    seen = [blame.variant for blame in explanation.blames]
-    blames = [*explanation.blames, *(blame for blame in earlier.blames if blame.variant not in seen)]
+    blames = {blame.variant: blame for blame in earlier.blames}
+    for blame in explanation.blames:
+        tried = blames[blame.variant].suggestion if blame.variant in blames else None
+        same = tried is not None and blame.suggestion is not None and tried.keep_high == blame.suggestion.keep_high
+        blames[blame.variant] = replace(blame, suggestion=tried) if same and not _is_tried(blame) else blame
     return replace(
         explanation,
         notes=tuple(dict.fromkeys((*explanation.notes, *earlier.notes))),
-        blames=tuple(sorted(blames, key=lambda blame: order.index(blame.variant))),
+        blames=tuple(sorted(blames.values(), key=lambda blame: order.index(blame.variant))),
         networks=explanation.networks or earlier.networks,
         similarities=explanation.similarities or earlier.similarities,
         selection=explanation.selection or earlier.selection,
         attributions=explanation.attributions or earlier.attributions,
     )
+
+
+def _is_tried(blame: Blame) -> bool:
+    return blame.suggestion is not None and blame.suggestion.tried
 
 
 def _link(folder: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from temper.builder.build import compress_graph
 from temper.builder.built import Built
 from temper.builder.compress.quantize import QuantizeConfig, find_nodes
-from temper.builder.compress.variant import ChosenStep
+from temper.builder.compress.variant import ChosenStep, VariantConfig
 from temper.builder.contract import GRAPH_FILE
 from temper.builder.engines.kind import ENGINES
 from temper.builder.engines.latency import timing_engine
@@ -23,6 +24,7 @@ from temper.errors import WorkflowError
 from temper.host.machine import machine_id
 from temper.report.explained import Blame, LayerBlame, Mended
 from temper.run.explain.look import ORIGINAL, Look, Progress, interval, paired, share
+from temper.run.keys import default_of
 
 _QUANTIZE = "quantize"
 
@@ -174,7 +176,7 @@ def _blame(look: Look, variant: _Quantized, mend: bool, asked: Sequence[str]) ->
         layers=tuple(_layer(figures) for figures in info["layers"]),
         suggestion=suggestion,
         suggestion_note=note,
-        snippet=_snippet(config) if config else "",
+        snippet=_snippet(look.variant(variant.one), config) if config else "",
     )
 
 
@@ -241,18 +243,26 @@ def _layer(figures: Mapping[str, Any]) -> LayerBlame:
     return LayerBlame.of(figures, share=explained, findings=tuple(figures["findings"]))
 
 
-def _snippet(config: QuantizeConfig) -> str:
-    """A quantisation as a step of a recipe: what differs from the defaults."""
-    defaults = asdict(type(config)())
-    given = {
-        name: value
-        for name, value in asdict(config).items()
-        if name in ("precision", "method") or value != defaults[name]
+def _snippet(variant: VariantConfig, config: QuantizeConfig) -> str:
+    """A variant's steps as a line of a recipe, with another quantisation: what differs from the defaults."""
+    steps = [(one.name, config if one.name == _QUANTIZE else one.config) for one in variant.compress]
+    return f"compress = [{', '.join(f'{{ {name} = {_toml(_given(one))} }}' for name, one in steps)}]"
+
+
+def _given(config: Any) -> dict[str, Any]:
+    """What of a step's config its line has to say."""
+    return {
+        field.name: value
+        for field in fields(config)
+        if (value := getattr(config, field.name)) is not None
+        and (field.name in ("precision", "method") or value != default_of(field))
     }
-    # JSON's strings, numbers, booleans and arrays of them are TOML's.
-    keys = ", ".join(f"{name} = {_toml(value)}" for name, value in given.items())
-    return f"{{ {_QUANTIZE} = {{ {keys} }} }}"
 
 
 def _toml(value: object) -> str:
-    return json.dumps(list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value)
+    """JSON's strings, numbers, booleans and arrays are TOML's; a table is another."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _toml(_given(value))
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{name} = {_toml(one)}' for name, one in value.items())} }}"
+    return json.dumps(list(value) if isinstance(value, tuple) else value)

@@ -29,7 +29,7 @@ def represent(look: Look, networks: Sequence[Network]) -> tuple[tuple[NetworkVie
         with look.leaving_out(f"{each.name}: what its blocks know"):
             views.append(_describe(look, each))
     for one, two in pairs:
-        with look.leaving_out(f"{one.name} and {two.name}: how alike"):
+        with look.leaving_out(_alike(one, two)):
             similarities.append(_compare(look, one, two))
     return tuple(views), tuple(similarities)
 
@@ -83,7 +83,7 @@ def _compare(look: Look, first: Network, second: Network) -> Similarity:
 
     found = look.stage(
         "similarity",
-        f"{first.name} and {second.name}: how alike",
+        _alike(first, second),
         {"seed": look.config.seed},
         [first.run, second.run],
         make,
@@ -98,6 +98,10 @@ def _compare(look: Look, first: Network, second: Network) -> Similarity:
         num_images=found["num_images"],
         values=values,
     )
+
+
+def _alike(first: Network, second: Network) -> str:
+    return f"{first.name} with {'itself' if first is second else second.name}: how alike"
 
 
 def select_features(look: Look, original: Network) -> Selection:

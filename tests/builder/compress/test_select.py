@@ -48,7 +48,10 @@ def test_select_keeps_a_quarter(network: nn.Module, context: StepContext, sample
     assert (info["flops"], info["num_parameters"]) == (size.flops, size.num_parameters)
     assert (info["flops_before"], info["num_parameters_before"]) == (before.flops, before.num_parameters)
     assert size.flops < 0.9 * before.flops and size.num_parameters < 0.6 * before.num_parameters
-    assert info["note"] == f"128 of 512 features, {100 * size.flops / before.flops:.0f} % of the FLOPs"
+    assert (
+        info["note"]
+        == f"128 of 512 features, the head fitted anew, {100 * size.flops / before.flops:.0f} % of the FLOPs"
+    )
     assert info["accuracy"] == held_out_accuracy(cut, context) > info["accuracy_before"] - 0.05
     assert 0.3 < info["explained"]["layer4.1.conv1"] <= 1
     assert 0 < info["stability"]["low"] <= info["stability"]["value"] <= info["stability"]["high"] <= 1

@@ -154,7 +154,8 @@ def test_layers_that_are_asked_for_are_tried(explanation: Explanation, home: Pat
     assert mended["latency_ratio"] > 0
     assert mended["size_bytes"] > 0
     high = ", ".join(f'"{name}"' for name in ["/model/fc/Gemm", *mended["keep_high"]])
-    assert blame["snippet"] == (f'{{ quantize = {{ precision = "int8", method = "max", keep_high = [{high}] }} }}')
+    line = f'compress = [{{ quantize = {{ precision = "int8", method = "max", keep_high = [{high}] }} }}]'
+    assert blame["snippet"] == line
 
 
 def test_later_look_keeps_what_it_was_not_asked_for(explanation: Explanation, home: Path) -> None:
