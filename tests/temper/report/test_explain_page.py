@@ -60,13 +60,14 @@ def test_page_is_well_formed_and_self_contained(explanation: Json, tmp_path: Pat
 
 FOUND = {
     "lost": "int8 against itself before quantisation: accuracy −2.2 points (95 % interval −3.2 to −1.3), the "
-    "same answer on 97.1 % (95.1–99.1) of 450 test images. The loss, the logits' mean squared difference, is 4.1 % of their variance.",
+    "same answer on 97.1 % (95.1–99.1) of 450 test images. The loss, the logits' mean squared difference, is "
+    "4.1 % of their variance.",
     "worst": "Put back to float alone, layer1.1.conv2 takes 62 % of the loss away (95 % interval 55 to 69 %), "
     "layer4.1.conv2 21 % (18 to 24 %), layer3.1.conv1 3 % (2 to 4 %).",
     "finding": "layer4.1.conv2: 3.1 % of its input is clipped.",
     "suggestion": "With layer1.1.conv2 and layer4.1.conv2 kept in float, 93 % of the loss goes (90 to 96 %): "
-    "accuracy +2.1 points (95 % interval +1.1 to +3.0) over int8, the answer from before on 99.6 % "
-    "(97.6–100.0) of 450 images; quantised anew and measured on all test images, at 1.08× the latency and 12.6 MB.",
+    "accuracy +2.1 points (95 % interval +1.1 to +3.0) over int8, the answer from before on 99.6 % (97.6–100.0) "
+    "of 450 images; quantised anew and measured on all test images, at 1.08× the latency and 12.6 MB.",
     "where": "int8, 450 test images, run in OpenVINO 2026.4.1 on the CPU.",
     "in float": ">in float<",
     "full name": 'title="/model/layer4/layer4.0/downsample/downsample.0/Conv"',
