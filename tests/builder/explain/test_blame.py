@@ -27,7 +27,7 @@ from temper.builder.explain.activations import (
     with_outputs,
     with_pooled,
 )
-from temper.builder.explain.blame import Blame, run_logits
+from temper.builder.explain.blame import MAX_TAP_CHANGE, Blame, run_logits
 from temper.builder.explain.loss import LogitLoss, share_gone
 from temper.builder.network.export import run_onnx
 
@@ -74,6 +74,11 @@ def test_spoilt_layer_comes_first_and_is_mended(
     assert worst.share[1] <= worst.share[0] <= worst.share[2]
     assert any(finding in each for each in worst.figures()["findings"])
     assert set(found.kept) & readers
+    in_exact = found.read_note.endswith(f"so the noise is that of {EXACT}")
+    assert in_exact or (found.tap_change < MAX_TAP_CHANGE and found.read_note == "")
+    before = found.layers[: min(index for index, one in enumerate(found.layers) if one.name in readers)]
+    decibels = [one.figures()["signal_to_noise_db"] for one in before]
+    assert all(one is None or one > 10 for one in decibels), "noise before the layer that makes it"
     others, labels = sample.images[NUM_IMAGES:144], sample.labels[NUM_IMAGES:144]
     models = (blame.float_model, blame.model, blame.put_back(found.kept))
     accuracies = [float((run_logits(openvino, each, others).argmax(1) == labels).mean()) for each in models]
