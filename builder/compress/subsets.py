@@ -138,9 +138,8 @@ class Stability:
 def measure_stability(choices: Sequence[torch.Tensor], num_features: int) -> Stability | None:
     """Measures what several choices have in common, corrected for chance.
 
-    Source: Nogueira, Sechidis, Brown, "On the Stability of Feature Selection Algorithms", JMLR 18, 2018: theorem
-        4,
-    and the interval of its section 5.
+    Source: Nogueira, Sechidis, Brown, "On the Stability of Feature Selection Algorithms", JMLR 18, 2018: its
+    theorem 4, and the interval of section 5.
 
     Args:
         choices: The chosen features of each resample, two or more.
