@@ -142,24 +142,6 @@ def test_report_and_explanation_name_each_other(first: Result, report: dict[str,
     assert (blame.variant, blame.num_images, blame.num_search) == ("int8", 8, 8)
 
 
-def test_explanation_that_fails_leaves_the_report(
-    first: Result, quick_recipe: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise DataError("an image cannot be read")
-
-    monkeypatch.setattr("temper.builder.explain.images.write_images", refuse)
-    other = home / "other.toml"
-    other.write_text(quick_recipe.read_text().replace("num_train = 8", "num_train = 9"))
-    result = run_cli(other, home)
-    assert result.exit_code == 1
-    assert "error: explain: an image cannot be read; what was measured is in" in result.stderr
-    report = read_report(home / "runs" / "quick")
-    assert (report.stopped, report.explanation) == ("explain: an image cannot be read", None)
-    assert len(report.comparisons) == 1
-    assert run_cli(quick_recipe, home).exit_code == 0  # as it was, for the tests that follow
-
-
 def test_corruptions_without_their_library_end_before_anything_is_built(
     quick_recipe: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +270,24 @@ def test_second_run_reuses_everything_and_starts_no_server(
         {**row, "build": [{**step, "reused": True} for step in row["build"]]} for row in report["variants"]
     ]
     assert again["comparisons"] == report["comparisons"]
+
+
+def test_explanation_that_fails_leaves_the_report(
+    first: Result, quick_recipe: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DataError("an image cannot be read")
+
+    monkeypatch.setattr("temper.builder.explain.images.write_images", refuse)
+    other = home / "other.toml"
+    other.write_text(quick_recipe.read_text().replace("num_train = 8", "num_train = 9"))
+    result = run_cli(other, home)
+    assert result.exit_code == 1
+    assert "error: explain: an image cannot be read; what was measured is in" in result.stderr
+    report = read_report(home / "runs" / "quick")
+    assert (report.stopped, report.explanation) == ("explain: an image cannot be read", None)
+    assert len(report.comparisons) == 1
+    assert run_cli(quick_recipe, home).exit_code == 0  # as it was, for the tests that follow
 
 
 def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, home: Path) -> None:
