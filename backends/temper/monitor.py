@@ -107,11 +107,12 @@ class QueryMonitor:
         watched, clients = store.add(), self._clients
         self._clients, self._last = [], time.monotonic()
         if len(watched.runs):
-            self._watched.increment(len(watched.runs))
+            self._longest.set(store.longest)
             flagged = np.count_nonzero(watched.runs >= self._long_run)
             if flagged:
                 self._flagged.increment(int(flagged))
-            self._longest.set(store.longest)
+            # The last, so that who reads these images as watched reads what was found of them.
+            self._watched.increment(len(watched.runs))
         if len(watched.reached):
             # One line with one name, however many they are: who sends images must not fill the log.
             first, *more = watched.reached.tolist()
