@@ -6,6 +6,8 @@ data ──┬─────────────┬────────
 
 Which steps there are, `compress/step.py` knows; nothing here does. A variant without compression goes from the
 weights straight to the graph. What two variants have in common is made once.
+
+Over 500 lines, as one class holds what the stages share; half of them say what each stage's key is made of.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Every epoch draws its random numbers from the seed and its own number, so a run that was killed and resumed gives
 the same weights as one that was not (on the same machine: other hardware rounds differently).
+
+Over 500 lines, of which a third is the config with its texts and checks; the loop needs the rest at hand.
 """
 
 from __future__ import annotations

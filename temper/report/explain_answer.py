@@ -9,13 +9,12 @@ from temper.report.explained import (
     Blame,
     Block,
     Explanation,
-    Interval,
     LayerBlame,
     Mended,
     NetworkView,
     Similarity,
 )
-from temper.report.measured import Share
+from temper.report.measured import Estimate, Share
 
 NUM_NAMED = 3
 """Layers that a sentence names."""
@@ -104,12 +103,12 @@ def _mended(mended: Mended, variant: str, short: dict[str, str]) -> str:
     return said + (f" and {text.size(mended.size_bytes)}." if mended.size_bytes is not None else ".")
 
 
-def part(found: Interval) -> str:
+def part(found: Estimate) -> str:
     """A share of the loss with its interval, in whole percent."""
     return f"{text.whole_percent(found.value)} ({part_bounds(found)})"
 
 
-def part_bounds(found: Interval) -> str:
+def part_bounds(found: Estimate) -> str:
     """The interval alone."""
     return f"{text.plain(100 * found.low, 0)} to {text.whole_percent(found.high)}"
 
@@ -156,14 +155,14 @@ def _moved(pair: Similarity) -> str:
     )
 
 
-def diagonal(pair: Similarity) -> Iterator[tuple[str, Interval | None]]:
+def diagonal(pair: Similarity) -> Iterator[tuple[str, Estimate | None]]:
     """Each block of the first network against the second's of the same name, where it has one."""
     for name, row in zip(pair.rows, pair.values, strict=True):
         if name in pair.columns:
             yield name, row[pair.columns.index(name)]
 
 
-def cka(found: Interval) -> str:
+def cka(found: Estimate) -> str:
     """A similarity with its interval."""
     return f"{text.plain(found.value)} ({text.plain(found.low)} to {text.plain(found.high)})"
 

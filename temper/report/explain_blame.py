@@ -6,8 +6,13 @@ from html import escape
 
 from temper.report import explain_figures as figures, html, text
 from temper.report.explain_answer import part_bounds, short_names, where, worst
-from temper.report.explained import Blame, Explanation, Interval, LayerBlame, Mended
-from temper.report.measured import Paired
+from temper.report.explained import (
+    Blame,
+    Explanation,
+    LayerBlame,
+    Mended,
+)
+from temper.report.measured import Estimate, Paired
 from temper.report.sections import share
 
 _NUM_ROWS = 10
@@ -106,7 +111,7 @@ def _mended(blame: Blame, mended: Mended) -> str:
     return f"<h3>The suggestion for {escape(blame.variant)}</h3>{html.table(head, rows)}"
 
 
-def _loss_share(found: Interval) -> html.Raw:
+def _loss_share(found: Estimate) -> html.Raw:
     return html.with_note(text.whole_percent(found.value), part_bounds(found))
 
 

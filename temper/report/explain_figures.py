@@ -7,8 +7,15 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 from temper.report import text
 from temper.report.explain_answer import block_of, cka, diagonal, part
-from temper.report.explained import Blame, CurveOfFeatures, FeatureImportance, Interval, NetworkView, Similarity
+from temper.report.explained import (
+    Blame,
+    CurveOfFeatures,
+    FeatureImportance,
+    NetworkView,
+    Similarity,
+)
 from temper.report.figures import style
+from temper.report.measured import Estimate
 from temper.report.svg import WIDTH, Axis, Plot, Rows, log_span, span
 
 _MAX_NAME = 26
@@ -62,7 +69,7 @@ def _rows(blame: Blame, short: Mapping[str, str], x: Axis, title: str) -> Rows:
 def probes(networks: Sequence[NetworkView], blocks: Sequence[str]) -> str | None:
     """Accuracy of a linear classifier on every block's features, a line per network."""
 
-    def value(view: NetworkView, block: str) -> Interval | None:
+    def value(view: NetworkView, block: str) -> Estimate | None:
         found = block_of(view, block)
         probe = found.probe if found else None
         return _percent(probe.value, probe.low, probe.high) if probe else None
@@ -102,11 +109,11 @@ def moves(pairs: Sequence[Similarity], names: Sequence[str], blocks: Sequence[st
     return _over_blocks(blocks, names, lines, y, cka, first=first)
 
 
-def _percent(value: float, low: float, high: float) -> Interval:
-    return Interval(value=100 * value, low=100 * low, high=100 * high)
+def _percent(value: float, low: float, high: float) -> Estimate:
+    return Estimate(value=100 * value, low=100 * low, high=100 * high)
 
 
-def _axis(lines: Sequence[Sequence[Interval | None]], label: str, suffix: str) -> Axis | None:
+def _axis(lines: Sequence[Sequence[Estimate | None]], label: str, suffix: str) -> Axis | None:
     ends = [end for each in lines for one in each if one for end in (one.low, one.high)]
     return span(ends, label, suffix=suffix) if ends else None
 
@@ -114,9 +121,9 @@ def _axis(lines: Sequence[Sequence[Interval | None]], label: str, suffix: str) -
 def _over_blocks(
     blocks: Sequence[str],
     names: Sequence[str],
-    lines: Sequence[Sequence[Interval | None]],
+    lines: Sequence[Sequence[Estimate | None]],
     y: Axis,
-    write: Callable[[Interval], str],
+    write: Callable[[Estimate], str],
     *,
     first: int = 0,
     rings: Set[tuple[int, int]] = frozenset(),

@@ -21,11 +21,11 @@ from temper.report.explained import (
     Block,
     CurveOfFeatures,
     Explanation,
-    Interval,
     NetworkView,
     Selection,
     Similarity,
 )
+from temper.report.measured import Estimate
 from temper.report.sections import flat
 
 _NUM_MAPS = 4
@@ -149,7 +149,7 @@ def _other(pair: Similarity, original: str) -> str:
 def _map(pair: Similarity) -> str:
     written = len(pair.columns) <= _MAX_WRITTEN
 
-    def cells(name: str, row: Sequence[Interval | None]) -> Iterator[object]:
+    def cells(name: str, row: Sequence[Estimate | None]) -> Iterator[object]:
         yield name
         for column, value in zip(pair.columns, row, strict=True):
             if value is None:

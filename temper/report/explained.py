@@ -9,22 +9,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from temper.report.measured import Paired, Record, Share
+from temper.report.measured import Estimate, Paired, Record, Share
 
 FORMAT: Literal[1] = 1
 """Raised when a key goes or changes its meaning; a further key is no other format, and needs a default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval(Record):
-    """A figure with its 95 % interval: from resampling, or from how much each image moves it."""
-
-    value: float
-    """The figure."""
-    low: float
-    """Lower end of the interval."""
-    high: float
-    """Upper end of the interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +30,7 @@ class LayerBlame(Record):
     the difference. Noise of earlier layers is part of it. Null where there is no noise at all, or no signal."""
     cosine: float | None
     """Cosine of the two outputs, the mean over the images; null without a signal."""
-    share: Interval | None
+    share: Estimate | None
     """Share of the loss (see `Blame.loss`) that goes when this layer alone is put back to float; below 0 when it
     then grows, as errors can cancel. Over training images. Null where it is not quantised."""
     num_images: int
@@ -69,7 +57,7 @@ class Mended(Record):
 
     keep_high: tuple[str, ...]
     """The layers, as `keep_high` in `quantize` takes them."""
-    recovered: Interval
+    recovered: Estimate
     """Share of the loss that goes, over the images."""
     agreement: Share
     """Share of the images with float32's answer."""
@@ -143,7 +131,7 @@ class Block(Record):
     """Of these, those that were the same for every image."""
     probe: Share | None
     """Accuracy on the test images of a linear classifier that was trained on the features of training images."""
-    effective_rank: Interval
+    effective_rank: Estimate
     """Exponential of the entropy of the features' covariance spectrum (Roy and Vetterli, 2007)."""
     rank_limited: bool
     """True when there were too few images for the number of features, so that the rank is a lower bound."""
@@ -181,7 +169,7 @@ class Similarity(Record):
     """Blocks of the second."""
     num_images: int
     """Test images."""
-    values: tuple[tuple[Interval | None, ...], ...]
+    values: tuple[tuple[Estimate | None, ...], ...]
     """By row and column; null where a block's features are the same for every image. About 0 to 1: the unbiased
     estimate may be a little below 0."""
 
@@ -198,7 +186,7 @@ class CurveOfFeatures(Record):
     """On the test images, of a head that was trained anew on those features of the training images."""
     change: tuple[Paired, ...]
     """Accuracy minus that of a head that was trained anew on all features."""
-    stability: Interval | None
+    stability: Estimate | None
     """How much the choices on resampled images have in common, at a quarter of the features: 1 the same ones, 0 by
     chance (Nogueira, Sechidis, Brown, JMLR 18, 2018). Null for a method without a choice."""
 

@@ -385,7 +385,7 @@ class PairedWorstCase(Paired):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate(Record):
-    """A figure with its 95 % interval, by resampling the images."""
+    """A figure with its 95 % interval: by resampling the images, or from how much each of them moves it."""
 
     value: float
     """The figure."""

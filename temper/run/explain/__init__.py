@@ -69,11 +69,11 @@ def explain_recipe(
     networks: list[Network] = []
     with look.leaving_out("the networks"):
         networks = look.networks() if set(parts) - {"blame"} else []
-    views, similarities = represent(look, networks) if "representation" in parts else ((), ())
+    views, similarities = represent(look, networks) if "representation" in parts and networks else ((), ())
     selection = None
     with look.leaving_out("which features matter"):
         selection = select_features(look, networks[0]) if "features" in parts and networks else None
-    attributions = tuple(attribute_variants(look, networks)) if "attributions" in parts else ()
+    attributions = tuple(attribute_variants(look, networks)) if "attributions" in parts and networks else ()
     return Explanation(
         format=FORMAT,
         recipe=recipe.name,

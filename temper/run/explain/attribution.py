@@ -22,7 +22,7 @@ from temper.builder.explain.images import ROWS_FILE
 from temper.builder.names import read_labels
 from temper.report import gallery, text
 from temper.report.explained import Attribution, AttributionMaps
-from temper.run.explain.look import ORIGINAL, Look, Network, Progress
+from temper.run.explain.look import Look, Network, Progress
 
 if TYPE_CHECKING:
     from temper.client.robustness.surrogate import Surrogate
@@ -239,13 +239,18 @@ def _batch_size(images: Images) -> int:
 
 
 def attribute_variants(look: Look, networks: Sequence[Network]) -> Iterator[Attribution]:
-    """Where each variant and what it is compared with look, in images that they answer differently."""
-    run = {network.name: network for network in networks if network.kind in ("original", "variant")}
+    """Where each variant and what it is compared with look, in images that they answer differently.
+
+    Args:
+        look: The look.
+        networks: From `Look.networks`, the original first.
+    """
+    run = {network.name: network for network in networks if network.kind == "variant"}
     for one in look.chosen:
         other = look.baseline(one)
         second = run.get(one.variant)
         # What was not compressed is the original, whatever its name.
-        first = run.get(other) or (run[ORIGINAL] if look.is_original(other) else None)
+        first = run.get(other) or (networks[0] if look.is_original(other) else None)
         if first is not None and second is not None and first is not second:
             with look.leaving_out(f"{one.variant}: where it looks"):
                 yield from _attribute(look, (other, first), (one.variant, second))

@@ -22,6 +22,7 @@ from temper.builder.errors import QuantizeError
 from temper.builder.store.artifacts import Artifact
 from temper.errors import WorkflowError
 from temper.host.machine import machine_id
+from temper.report.explain_answer import short_names
 from temper.report.explained import Blame, LayerBlame, Mended
 from temper.run.explain.look import ORIGINAL, Look, Progress, interval, paired, share
 from temper.run.keys import default_of
@@ -235,7 +236,8 @@ def _worst(info: Mapping[str, Any]) -> str:
     """The layer that explains most, in a word."""
     tried = [layer for layer in info["layers"] if layer["share"] is not None]
     worst = max(tried, key=lambda layer: layer["share"][0])
-    return f"{worst['name'].removeprefix('/model/')} explains {100 * worst['share'][0]:.0f} % of the loss"
+    name = short_names([layer["name"] for layer in info["layers"]])[worst["name"]]
+    return f"{name} explains {100 * worst['share'][0]:.0f} % of the loss"
 
 
 def _layer(figures: Mapping[str, Any]) -> LayerBlame:

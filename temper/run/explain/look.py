@@ -23,8 +23,7 @@ from temper.builder.network.stage import Setting
 from temper.builder.store.artifacts import Artifact, Store
 from temper.client.errors import ClientError
 from temper.client.stats import compare_paired, proportion
-from temper.report.explained import Interval
-from temper.report.measured import Paired, Share
+from temper.report.measured import Estimate, Paired, Share
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -162,20 +161,18 @@ class Look:
             BuilderError: The original does not run; of another one it is noted.
         """
         found, parts = [self._run(ORIGINAL, "original", self.original)], set(self.config.parts)
-        wanted: list[tuple[str, Kind, Callable[[], Artifact], int | None]] = []
+        wanted: list[tuple[str, Kind, Artifact | None, int | None]] = []
         if "representation" in parts and self.recipe.train.epochs + self.recipe.train.head_epochs > 0:
-            wanted.append((INITIAL, "initial", lambda: self._export(None), None))
+            wanted.append((INITIAL, "initial", None, None))
         if {"representation", "attributions"} & parts:
-            for one in self._compared():
-                if not self.is_original(one.variant):
-                    graph = one.snapshots[-1].graph
-                    wanted.append((one.variant, "variant", lambda graph=graph: graph, None))  # type: ignore[misc]
+            compared = [one for one in self._compared() if not self.is_original(one.variant)]
+            wanted += [(one.variant, "variant", one.snapshots[-1].graph, None) for one in compared]
         if "representation" in parts:
-            for epoch in self.weights.info.get("snapshots", ()):
-                wanted.append((f"epoch {epoch}", "snapshot", lambda epoch=epoch: self._export(epoch), epoch))  # type: ignore[misc]
-        for name, kind, graph_of, epoch in wanted:
+            epochs = self.weights.info.get("snapshots", ())
+            wanted += [(f"epoch {epoch}", "snapshot", None, epoch) for epoch in epochs]
+        for name, kind, graph, epoch in wanted:
             with self.leaving_out(name):
-                found.append(self._run(name, kind, graph_of(), epoch))
+                found.append(self._run(name, kind, self._export(epoch) if graph is None else graph, epoch))
         return found
 
     def _compared(self) -> list[Built]:
@@ -242,10 +239,10 @@ class Look:
         return next(variant for variant in self.recipe.variants if variant.name == one.variant)
 
 
-def interval(found: Sequence[float]) -> Interval:
+def interval(found: Sequence[float]) -> Estimate:
     """A figure with the ends of its interval."""
     value, low, high = found
-    return Interval(value=value, low=low, high=high)
+    return Estimate(value=value, low=low, high=high)
 
 
 def share(hits: NDArray[np.bool_]) -> Share:
