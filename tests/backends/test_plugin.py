@@ -294,7 +294,8 @@ def test_runs_of_near_identical_images_are_counted(
     sent = 0
 
     def near(image: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-        noise = rng.integers(-2, 3, (count, *image.shape))
+        # One level on a tenth of the values: what the plugin sees of more depends on the secret that it drew.
+        noise = rng.choice([-1, 0, 1], (count, *image.shape), p=[0.05, 0.9, 0.05])
         images: np.ndarray[Any, Any] = np.clip(image.astype(int) + noise, 0, 255).astype(np.uint8)
         return images
 
@@ -329,7 +330,7 @@ def test_runs_of_near_identical_images_are_counted(
         send(near(sample.images[301], 40), "c")
         attacked = counted()
         assert attacked["flagged_queries_total"] >= 40 - WATCH_QUERIES
-        assert attacked["longest_run_queries"] >= 36
+        assert attacked["longest_run_queries"] == 40
         assert client.is_model_ready("watched")
     (line,) = [line for line in spoilt_server.log.read_text().splitlines() if "query monitor" in line]
     assert "model watched: the query monitor counts 10 near-identical images from client 'c'" in line
