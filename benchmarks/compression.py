@@ -35,8 +35,8 @@ from temper.serve.server import TritonServer
 
 _INT8 = ChosenStep(quantize=QuantizeConfig(method="max"))
 _HALF = ChosenStep(low_rank=LowRankConfig(method="tucker", flops=0.5))
-_REPOSITORY = CACHE / "model_repository"
-_RUNS = CACHE / "runs"
+REPOSITORY = CACHE / "model_repository"
+RUNS = CACHE / "runs"
 
 
 def main() -> None:
@@ -49,22 +49,21 @@ def main() -> None:
     options = parser.parse_args()
     with Display() as display:
         if options.only != "served":
-            write_results("compression_steps", _steps(load_recipe(options.recipe), display))
+            write_results("compression_steps", measure_steps(load_recipe(options.recipe), display)[1])
         if options.only != "steps":
             write_results("compression_served", _served(options.rounds, options.seconds, display))
 
 
-def _steps(recipe: Recipe, display: Display) -> dict[str, Any]:
-    report = run_recipe(recipe, repository=_REPOSITORY, runs=_RUNS, display=display)
-    print_steps(report)
+def measure_steps(recipe: Recipe, display: Display) -> tuple[Report, dict[str, Any]]:
+    """Run a recipe; return its report, and of it what every step cost and bought, which is printed too."""
+    report = run_recipe(recipe, repository=REPOSITORY, runs=RUNS, display=display)
+    _print_steps(report)
     found = report.to_json()
-    return {
-        "variants": {variant["name"]: variant["steps"] for variant in found["variants"]},
-        "comparisons": found["comparisons"],
-    }
+    variants = {variant["name"]: variant["steps"] for variant in found["variants"]}
+    return report, {"variants": variants, "comparisons": found["comparisons"]}
 
 
-def print_steps(report: Report) -> None:
+def _print_steps(report: Report) -> None:
     """Print what every step cost and bought, and how the variants compare as served."""
     for variant in report.variants:
         for step in variant.steps:
@@ -95,12 +94,12 @@ def _served(rounds: int, seconds: float, display: Display) -> dict[str, Any]:
         ),
         engine=OpenVinoConfig(num_instances=2),
     )
-    built = build_recipe(recipe, repository=_REPOSITORY, runs=_RUNS, display=display)
+    built = build_recipe(recipe, repository=REPOSITORY, runs=RUNS, display=display)
     share = built[2].snapshots[-1].flops / built[0].snapshots[-1].flops
     print(f"half_int8 has {share:.3f} of the FLOPs")
     results: dict[str, Any] = {"flops_share": share}
     images = random_images(16)
-    with TritonServer(_REPOSITORY, models=[one.model for one in built]) as server:
+    with TritonServer(REPOSITORY, models=[one.model for one in built]) as server:
         for concurrency in (1, 16):
             contenders = {
                 one.variant: measure_load(server.grpc_url, one, images, concurrency, seconds) for one in built

@@ -13,15 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import CACHE, ROOT, interleave, random_images, ratio, write_results
-from benchmarks.compression import measure_load, print_steps
+from benchmarks.common import ROOT, interleave, random_images, ratio, write_results
+from benchmarks.compression import REPOSITORY, RUNS, measure_load, measure_steps
 from temper.progress import Display
 from temper.run.recipe import Recipe, load_recipe
-from temper.run.workflow import build_recipe, run_recipe
+from temper.run.workflow import build_recipe
 from temper.serve.server import TritonServer
-
-_REPOSITORY = CACHE / "model_repository"
-_RUNS = CACHE / "runs"
 
 
 def main() -> None:
@@ -44,12 +41,9 @@ def main() -> None:
 
 
 def _steps(recipe: Recipe, display: Display) -> dict[str, Any]:
-    report = run_recipe(recipe, repository=_REPOSITORY, runs=_RUNS, display=display)
-    print_steps(report)
-    found = report.to_json()
+    report, steps = measure_steps(recipe, display)
     return {
-        "variants": {variant["name"]: variant["steps"] for variant in found["variants"]},
-        "comparisons": found["comparisons"],
+        **steps,
         "select": {
             variant.name: stage.figures
             for variant in report.variants
@@ -60,10 +54,10 @@ def _steps(recipe: Recipe, display: Display) -> dict[str, Any]:
 
 
 def _served(recipe: Recipe, rounds: int, seconds: float, display: Display) -> dict[str, Any]:
-    built = build_recipe(recipe, repository=_REPOSITORY, runs=_RUNS, display=display)
+    built = build_recipe(recipe, repository=REPOSITORY, runs=RUNS, display=display)
     images = random_images(64, recipe.data.image_size)
     results: dict[str, Any] = {}
-    with TritonServer(_REPOSITORY, models=[one.model for one in built]) as server:
+    with TritonServer(REPOSITORY, models=[one.model for one in built]) as server:
         for concurrency in (1, 16):
             contenders = {
                 one.variant: measure_load(server.grpc_url, one, images, concurrency, seconds) for one in built

@@ -21,6 +21,7 @@ ROOMS = (
     "contract",
     "names",
     "errors",
+    "estimate",
     "quiet",
     "store",
     "data",

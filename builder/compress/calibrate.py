@@ -1,13 +1,14 @@
-"""What steps on a PyTorch network measure with training images: batch normalisation's statistics, the accuracy."""
+"""What steps on a PyTorch network measure: batch normalisation's statistics, the accuracy, what they cost."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from temper.builder.network.files import count_network
 from temper.builder.network.served import Served, predict
 
 if TYPE_CHECKING:
@@ -99,6 +100,30 @@ def recalibrate(network: nn.Module, batches: Iterable[torch.Tensor], *, inside: 
     for norm, momentum in zip(norms, momentums, strict=True):
         norm.momentum = momentum
     network.eval()
+
+
+def change_figures(network: nn.Module, changed: nn.Module, context: StepContext) -> dict[str, Any]:
+    """Counts what a step on a network cost and bought.
+
+    Args:
+        network: Before the step.
+        changed: After it.
+        context: The step's data.
+
+    Returns:
+        flops_before, flops, num_parameters_before, num_parameters, accuracy_before, accuracy (on the held-out
+        images), num_held_out.
+    """
+    before, after = (count_network(each, context.image_size) for each in (network, changed))
+    return {
+        "flops_before": before.flops,
+        "flops": after.flops,
+        "num_parameters_before": before.num_parameters,
+        "num_parameters": after.num_parameters,
+        "accuracy_before": held_out_accuracy(network, context),
+        "accuracy": held_out_accuracy(changed, context),
+        "num_held_out": len(context.held_out[1]),
+    }
 
 
 def held_out_accuracy(network: nn.Module, context: StepContext) -> float:

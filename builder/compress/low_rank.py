@@ -105,46 +105,37 @@ def run_low_rank(
         context: The step's data and surroundings.
 
     Returns:
-        The network with chains, on the CPU in evaluation mode, and: method, flops_before, flops,
-        num_parameters_before, num_parameters, layers (per chain: ranks, kept energy, flops_before, flops),
-        left_alone (per other convolution the reason), accuracy_before, accuracy (on the held-out images),
-        num_held_out, seconds, note.
+        The network with chains, on the CPU in evaluation mode, and: method, what `change_figures` counts, layers
+        (per chain: ranks, kept energy, flops_before, flops), left_alone (per other convolution the reason),
+        seconds, note.
 
     Raises:
         CompressError: The budget cannot be met; names the smallest share that can.
     """
-    from temper.builder.compress.calibrate import held_out_accuracy
-    from temper.builder.network.files import count_network
+    from temper.builder.compress.calibrate import change_figures
 
     started = time.monotonic()
-    before = count_network(network, context.image_size)
     chosen: dict[str, Any] = {}
     left_alone: dict[str, str] = {}
     if config.energy == 1 or config.flops == 1:
         changed = copy.deepcopy(network).cpu().eval()
         note = f"{'energy' if config.flops is None else 'flops'} = 1 leaves nothing to do"
     else:
-        changed, chosen, left_alone = _decompose(network, config, context, before.flops)
+        changed, chosen, left_alone = _decompose(network, config, context)
         note = f"{len(chosen)} layers became chains" if chosen else "no layer's chain is cheaper within the budget"
-    after = count_network(changed, context.image_size)
+    figures = change_figures(network, changed, context)
     return changed, {
         "method": config.method,
-        "flops_before": before.flops,
-        "flops": after.flops,
-        "num_parameters_before": before.num_parameters,
-        "num_parameters": after.num_parameters,
+        **figures,
         "layers": chosen,
         "left_alone": left_alone,
-        "accuracy_before": held_out_accuracy(network, context),
-        "accuracy": held_out_accuracy(changed, context),
-        "num_held_out": len(context.held_out[1]),
         "seconds": round(time.monotonic() - started, 2),
-        "note": f"{note}, {100 * after.flops / before.flops:.0f} % of the FLOPs",
+        "note": f"{note}, {100 * figures['flops'] / figures['flops_before']:.0f} % of the FLOPs",
     }
 
 
 def _decompose(
-    network: nn.Module, config: LowRankConfig, context: StepContext, total: int
+    network: nn.Module, config: LowRankConfig, context: StepContext
 ) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
     from temper.builder.compress.calibrate import recalibrate, training_batches
     from temper.builder.compress.chains import Decomposition
@@ -164,7 +155,7 @@ def _decompose(
         choices[name] = cut.list_choices(flops[name], config.method, config.multiple)
         if not choices[name]:
             left_alone[name] = f"a chain with ranks in multiples of {config.multiple} would cost more"
-    picked = _pick(choices, flops, config, total)
+    picked = _pick(choices, flops, config)
     layers: dict[str, Any] = {}
     for name, options in choices.items():
         choice = picked.get(name)
@@ -202,11 +193,9 @@ def _left_alone(network: nn.Module) -> dict[str, str]:
     return reasons
 
 
-def _pick(
-    choices: dict[str, list[Choice]], flops: dict[str, int], config: LowRankConfig, total: int
-) -> dict[str, Choice]:
+def _pick(choices: dict[str, list[Choice]], flops: dict[str, int], config: LowRankConfig) -> dict[str, Choice]:
     if config.energy is None:
-        return _meet_flops(choices, flops, config, total)
+        return _meet_flops(choices, flops, config)
     picked = {}
     for name, options in choices.items():
         enough = [choice for choice in options if choice.energy >= config.energy]
@@ -216,7 +205,7 @@ def _pick(
 
 
 def _meet_flops(
-    choices: dict[str, list[Choice]], flops: dict[str, int], config: LowRankConfig, total: int
+    choices: dict[str, list[Choice]], flops: dict[str, int], config: LowRankConfig
 ) -> dict[str, Choice]:
     """Picks the ranks that lose the least within a budget of FLOPs.
 
@@ -224,7 +213,7 @@ def _meet_flops(
     then left of the budget goes where it helps most.
     """
     assert config.flops is not None, "checked in the config"
-    share, multiple = config.flops, config.multiple
+    share, multiple, total = config.flops, config.multiple, sum(flops.values())
     budget = share * total
     fixed = total - sum(flops[name] for name in choices)
 

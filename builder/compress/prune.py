@@ -119,19 +119,16 @@ def run_prune(network: nn.Module, config: PruneConfig, context: StepContext) -> 
 
     Returns:
         The pruned network, on the CPU in evaluation mode, and: method, budget, share (wanted), reached (share that
-        is left), flops_before, flops, num_parameters_before, num_parameters, widths (of every convolution that
-        changed, before and after), accuracy_before, accuracy (on the held-out images), num_held_out, seconds,
-        note; with `latency` also latency_ms_before, latency_ms.
+        is left), what `change_figures` counts, widths (of every convolution that changed, before and after),
+        seconds, note; with `latency` also latency_ms_before, latency_ms.
 
     Raises:
         CompressError: The budget cannot be met (names the smallest that can), there is no held-out image, or
             `latency` has nothing to be measured in.
     """
-    from temper.builder.compress.calibrate import held_out_accuracy
-    from temper.builder.network.files import count_network
+    from temper.builder.compress.calibrate import change_figures
 
     started = time.monotonic()
-    before = count_network(network, context.image_size)
     _check(config, context)
     cost = _Cost(network, config, context)
     if config.share == 1:
@@ -139,7 +136,6 @@ def run_prune(network: nn.Module, config: PruneConfig, context: StepContext) -> 
     else:
         pruned = _search(network, config, context, cost)
         note = f"{cost.share_of(pruned):.2f} of the {cost.unit}"
-    after = count_network(pruned, context.image_size)
     reached = cost.share_of(pruned) if config.share < 1 else 1.0
     measured = cost.figures(pruned)
     _clean(context.folder)
@@ -148,15 +144,9 @@ def run_prune(network: nn.Module, config: PruneConfig, context: StepContext) -> 
         "budget": config.budget,
         "share": config.share,
         "reached": reached,
-        "flops_before": before.flops,
-        "flops": after.flops,
-        "num_parameters_before": before.num_parameters,
-        "num_parameters": after.num_parameters,
+        **change_figures(network, pruned, context),
         **measured,
         "widths": _changed_widths(network, pruned),
-        "accuracy_before": held_out_accuracy(network, context),
-        "accuracy": held_out_accuracy(pruned, context),
-        "num_held_out": len(context.held_out[1]),
         "seconds": round(time.monotonic() - started, 2),
         "note": note,
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from temper.builder.compress.methods import METHODS, Method
@@ -102,43 +102,34 @@ def run_select(network: nn.Module, config: SelectConfig, context: StepContext) -
     Returns:
         The network, on the CPU in evaluation mode, and: method, num_features_before, num_features, kept (which, in
         order), num_images, stability (value, low, high; null without a choice), explained (per convolution the
-        share of the variance of its missing inputs that those left predict), flops_before, flops,
-        num_parameters_before, num_parameters, accuracy_before, accuracy (on the held-out images), num_held_out,
+        share of the variance of its missing inputs that those left predict), what `change_figures` counts,
         seconds, note; `warning` where images are too few.
 
     Raises:
         CompressError: A layer of the last stage is no plain convolution.
     """
-    from temper.builder.compress.calibrate import held_out_accuracy
-    from temper.builder.network.files import count_network
+    from temper.builder.compress.calibrate import change_figures
     from temper.builder.network.resnet import head_of
 
     started = time.monotonic()
-    before = count_network(network, context.image_size)
     num_features = int(head_of(network).in_features)  # type: ignore[arg-type]
     num_kept = config.num_kept(num_features)
-    figures: dict[str, Any] = {"kept": list(range(num_features)), "stability": None, "explained": {}}
+    cut: dict[str, Any] = {"kept": list(range(num_features)), "stability": None, "explained": {}}
     if num_kept == num_features:
         changed = copy.deepcopy(network).cpu().eval()
         note = f"features = {config.features:g} leaves all {num_features} as they are"
     else:
-        changed, figures = _cut(network, config, context, num_kept)
+        changed, cut = _cut(network, config, context, num_kept)
         note = f"{num_kept} of {num_features} features, the head fitted anew"
-    after = count_network(changed, context.image_size)
+    figures = change_figures(network, changed, context)
     return changed, {
         "method": config.method,
         "num_features_before": num_features,
         "num_features": num_kept,
+        **cut,
         **figures,
-        "flops_before": before.flops,
-        "flops": after.flops,
-        "num_parameters_before": before.num_parameters,
-        "num_parameters": after.num_parameters,
-        "accuracy_before": held_out_accuracy(network, context),
-        "accuracy": held_out_accuracy(changed, context),
-        "num_held_out": len(context.held_out[1]),
         "seconds": round(time.monotonic() - started, 2),
-        "note": f"{note}, {100 * after.flops / before.flops:.0f} % of the FLOPs",
+        "note": f"{note}, {100 * figures['flops'] / figures['flops_before']:.0f} % of the FLOPs",
     }
 
 
@@ -169,7 +160,7 @@ def _cut(
     return network.cpu().eval(), {
         "kept": kept.tolist(),
         "num_images": len(batches.labels),
-        "stability": None if stability is None else asdict(stability),
+        "stability": None if stability is None else stability._asdict(),
         "explained": explained,
         **({"warning": limits} if limits else {}),
     }

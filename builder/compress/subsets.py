@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from temper.builder.compress.importance import HeadData, measure_importance
 from temper.builder.compress.methods import Method
+from temper.builder.estimate import Z95, Estimate
 
 _RIDGE = 1e-4
 _PENALTIES = 50
@@ -123,19 +123,7 @@ def _order_l1(data: HeadData) -> torch.Tensor:
     return by_second[entered[by_second].argsort(stable=True)]
 
 
-@dataclass(frozen=True)
-class Stability:
-    """How much choices on resampled images have in common, with its 95 % interval."""
-
-    value: float
-    """1 for the same features every time, about 0 for choices by chance."""
-    low: float
-    """Lower end of the interval."""
-    high: float
-    """Upper end of the interval."""
-
-
-def measure_stability(choices: Sequence[torch.Tensor], num_features: int) -> Stability | None:
+def measure_stability(choices: Sequence[torch.Tensor], num_features: int) -> Estimate | None:
     """Measures what several choices have in common, corrected for chance.
 
     Source: Nogueira, Sechidis, Brown, "On the Stability of Feature Selection Algorithms", JMLR 18, 2018: its
@@ -146,7 +134,8 @@ def measure_stability(choices: Sequence[torch.Tensor], num_features: int) -> Sta
         num_features: How many there are to choose from.
 
     Returns:
-        None where every choice took all features or none, which leaves nothing to compare.
+        1 for the same features every time, about 0 for choices by chance. None where every choice took all
+        features or none, which leaves nothing to compare.
     """
     num = len(choices)
     chosen = torch.zeros(num, num_features, dtype=torch.float64)
@@ -159,13 +148,13 @@ def measure_stability(choices: Sequence[torch.Tensor], num_features: int) -> Sta
         return None
     value = 1 - float((num / (num - 1) * share * (1 - share)).mean()) / chance
     each = ((chosen * share).mean(1) - sizes * mean + value / 2 * (2 * sizes * mean - sizes - mean + 1)) / chance
-    half = 1.959964 * math.sqrt(4 / num**2 * float((each - each.mean()).square().sum()))
-    return Stability(value, max(value - half, -1.0), min(value + half, 1.0))
+    half = Z95 * math.sqrt(4 / num**2 * float((each - each.mean()).square().sum()))
+    return Estimate(value, max(value - half, -1.0), min(value + half, 1.0))
 
 
 def stability_of(
     data: HeadData, method: Method, num_kept: int, *, resamples: int | None = None, seed: int = 0
-) -> Stability | None:
+) -> Estimate | None:
     """Measures how much a method's first `num_kept` features depend on the images: see `measure_stability`.
 
     Args:

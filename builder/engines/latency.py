@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from temper.builder.contract import NUM_CHANNELS
 from temper.builder.engines.kind import ENGINES, EngineConfig, Run
 from temper.builder.errors import CompressError
+from temper.builder.estimate import Estimate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,3 +105,20 @@ def time_in_turns(runs: Sequence[Run], image: NDArray[np.uint8]) -> list[list[fl
             run(image)
             taken.append(1e3 * (time.perf_counter() - started))
     return [taken[_WARMUP:] for taken in times]
+
+
+def ratio_in_turns(times: Sequence[float], others: Sequence[float]) -> Estimate:
+    """Returns the median ratio of two graphs' latencies, paired by round, with its 95 % interval.
+
+    The interval is that of the sign test, which takes the rounds for independent (Conover, "Practical
+    Nonparametric Statistics", 1999, section 3.2, in SciPy's implementation).
+
+    Args:
+        times: From `time_in_turns`.
+        others: Of the graph that is the measure.
+    """
+    from scipy.stats import quantile_test  # type: ignore[import-untyped]  # ships none
+
+    ratios = [one / two for one, two in zip(times, others, strict=True)]
+    bounds = quantile_test(ratios, p=0.5).confidence_interval(0.95)
+    return Estimate(median(ratios), float(bounds.low), float(bounds.high))

@@ -266,7 +266,7 @@ def run_blame(
         "loss": float(before.mean()),
         "layers": [layer.figures() for layer in found.layers],
         "kept": found.kept,
-        "recovered": list(share_gone(loss(logits["kept"]), before, seed)),
+        "recovered": share_gone(loss(logits["kept"]), before, seed),
         "kept_note": found.note,
     }
 
@@ -280,7 +280,7 @@ def run_logits(runs_in: RunsIn, model: onnx.ModelProto, images: NDArray[np.uint8
 
 def _worst_first(layer: Layer) -> float:
     assert layer.share is not None, "only layers that were put back are ranked"
-    return -layer.share[0]
+    return -layer.share.value
 
 
 def _spread(total: int, wanted: int) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from temper.builder.errors import DataError
-from temper.builder.explain.estimate import Z95, Estimate
+from temper.builder.estimate import Z95, Estimate
 from temper.builder.explain.features import Features
 
 DoubleArray = npt.NDArray[np.float64]

@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 
 from temper.builder.compress.qdq import residual_adds
 from temper.builder.errors import ExplainError
+from temper.builder.estimate import Estimate
 from temper.builder.explain.activations import activated, weighted_nodes
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Layer:
     alive: NDArray[np.bool_] | None = None
     """The channels of the output that were not always zero."""
     num_images: int = 0
-    share: tuple[float, float, float] | None = None
+    share: Estimate | None = None
 
     def read_input(self, values: NDArray[np.float32]) -> None:
         """Takes the input of some images, as the float32 graph has it: [N, C, ...]."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from temper.builder.estimate import Estimate
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -36,7 +38,7 @@ class LogitLoss:
         return losses
 
 
-def share_gone(left: NDArray[np.float64], before: NDArray[np.float64], seed: int) -> tuple[float, float, float]:
+def share_gone(left: NDArray[np.float64], before: NDArray[np.float64], seed: int) -> Estimate:
     """Returns the share of the loss of some images that is gone, with its 95 % interval from resampling them.
 
     Args:
@@ -45,13 +47,13 @@ def share_gone(left: NDArray[np.float64], before: NDArray[np.float64], seed: int
         seed: Decides the resamples.
     """
     if not before.sum() > 0:
-        return 0.0, 0.0, 0.0
+        return Estimate(0.0, 0.0, 0.0)
     rng, shares = np.random.default_rng(seed), np.empty(_NUM_RESAMPLES)
     for number in range(_NUM_RESAMPLES):
         drawn = rng.integers(0, len(before), len(before))
         shares[number] = 1 - left[drawn].sum() / (before[drawn].sum() or np.inf)
     low, high = np.quantile(shares, [0.025, 0.975])
-    return float(1 - left.sum() / before.sum()), float(low), float(high)
+    return Estimate(float(1 - left.sum() / before.sum()), float(low), float(high))
 
 
 def logit_errors(expected: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float64]:

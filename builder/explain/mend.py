@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from temper.builder.contract import OUTPUT_NAME
-from temper.builder.engines.latency import open_graph, time_in_turns
+from temper.builder.engines.latency import open_graph, ratio_in_turns, time_in_turns
 from temper.builder.explain.activations import RunsIn
 from temper.builder.explain.loss import logit_errors, share_gone
 
@@ -43,8 +43,8 @@ def measure_mended(
         progress: Called with (images done, images in all).
 
     Returns:
-        recovered (share of the loss of the logits, and its 95 % interval), latency_ms of one image, latency_ratio
-        (over the compressed one's, in turns); the last two None where nothing is timed.
+        recovered (share of the loss of the logits), latency_ms of one image, latency_ratio (over the compressed
+        one's, in turns); shares and ratios with their 95 % interval, the last two None where nothing is timed.
     """
     runs = [runs_in.open(onnx.load(path)) for path in graphs]
     answers: list[NDArray[np.int64]] = []
@@ -53,12 +53,11 @@ def measure_mended(
         logits = [run(images[start : start + _BATCH])[OUTPUT_NAME] for run in runs]
         answers.append(np.stack([each.argmax(1) for each in logits]))
         errors.append(np.stack([logit_errors(logits[0], each) for each in logits[1:]]))
-        progress(start, len(images))
+        progress(start + len(logits[0]), len(images))
     np.save(folder / ANSWERS_FILE, np.concatenate(answers, axis=1))
     before, left = np.concatenate(errors, axis=1)
-    figures: dict[str, Any] = {"recovered": list(share_gone(left, before, seed=0))}
+    figures: dict[str, Any] = {"recovered": share_gone(left, before, seed=0)}
     if timed is None:
         return {**figures, "latency_ms": None, "latency_ratio": None}
     times = time_in_turns([open_graph(path, timed) for path in graphs[1:]], images[:1])
-    ratio = median(two / one for one, two in zip(*times, strict=True))
-    return {**figures, "latency_ms": median(times[1]), "latency_ratio": ratio}
+    return {**figures, "latency_ms": median(times[1]), "latency_ratio": ratio_in_turns(times[1], times[0])}

@@ -151,5 +151,5 @@ def compare_networks(first: Path, second: Path, progress: Progress, *, seed: int
         "rows": list(found.rows),
         "columns": list(found.columns),
         "num_images": found.num_images,
-        "values": [[None if cell is None else [cell.value, cell.low, cell.high] for cell in row] for row in cells],
+        "values": cells,
     }

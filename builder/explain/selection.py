@@ -19,12 +19,12 @@ from temper.builder.compress.head import fit_head
 from temper.builder.compress.importance import IMPORTANCES, HeadData, Importance, measure_importance
 from temper.builder.compress.methods import METHODS, Method
 from temper.builder.compress.subsets import (
-    Stability,
     describe_limits,
     order_features,
     stability_of,
 )
 from temper.builder.contract import TEST_LABELS_FILE
+from temper.builder.estimate import Estimate
 from temper.builder.explain.features import Features
 from temper.builder.explain.images import TRAIN_LABELS_FILE
 from temper.builder.explain.networks import TEST, TRAIN
@@ -49,7 +49,7 @@ class Curve:
     """How many, the fewest first; the last is all of them."""
     correct: NDArray[np.bool_]
     """Per number of features and test image, [len(num_features), M]."""
-    stability: Stability | None
+    stability: Estimate | None
     """Of the choice of a quarter of the features; None for `random`."""
 
 
@@ -153,8 +153,7 @@ def run_selection(
             {
                 "method": curve.method,
                 "num_features": list(curve.num_features),
-                "stability": curve.stability
-                and [curve.stability.value, curve.stability.low, curve.stability.high],
+                "stability": curve.stability,
             }
             for curve in found.curves
         ],

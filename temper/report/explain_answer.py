@@ -99,7 +99,8 @@ def _mended(mended: Mended, variant: str, short: dict[str, str]) -> str:
         return f"{said}, as the quantised graph computes with them put back; it was not built anew."
     said += "; quantised anew and measured on all test images"
     if mended.latency_ratio is not None:
-        said += f", at {text.times(mended.latency_ratio)} the latency"
+        ratio = mended.latency_ratio
+        said += f", at {text.times(ratio.value)} the latency ({text.times(ratio.low)} to {text.times(ratio.high)})"
     return said + (f" and {text.size(mended.size_bytes)}." if mended.size_bytes is not None else ".")
 
 

@@ -89,7 +89,11 @@ def _mended(blame: Blame, mended: Mended) -> str:
     head = ["", "float32's answer", "accuracy", "change", "loss that goes", "latency", "size"]
     how = "quantised anew" if mended.tried else "put back in the quantised graph, not built anew"
     latency, ratio = mended.latency_ms, mended.latency_ratio
-    against = f"{text.times(ratio)} that of {blame.variant}" if ratio else ""
+    against = (
+        f"{text.times(ratio.value)} that of {blame.variant} ({text.times(ratio.low)} to {text.times(ratio.high)})"
+        if ratio
+        else ""
+    )
     rows: list[list[object]] = [
         [
             blame.variant,

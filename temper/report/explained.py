@@ -70,8 +70,8 @@ class Mended(Record):
     graph with these layers in float, on the test images of the blame."""
     latency_ms: float | None = None
     """Of one image in the engine, when it was tried: the median."""
-    latency_ratio: float | None = None
-    """The same over the compressed one's, measured in turns."""
+    latency_ratio: Estimate | None = None
+    """The same over the compressed one's: the median over rounds in which both were timed."""
     size_bytes: int | None = None
     """Size of its graph, when it was tried."""
 

@@ -351,13 +351,14 @@ class _Run:
         if self.recipe.explain is None:
             return
         from temper.run.explain import explain_recipe
+        from temper.run.explain.earlier import with_earlier
 
         display = self.measurements.display
         try:
             explanation = explain_recipe(self.recipe, self.built, runs=runs, display=display)
         except (BuilderError, ClientError) as error:
             raise WorkflowError(f"explain: {error}") from error
-        self.explanation = explanation
+        self.explanation = with_earlier(explanation, self.folder)
 
     def report(self, started: tuple[datetime.datetime, float], stopped: str | None) -> Report:
         """What was measured until now.

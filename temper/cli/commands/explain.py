@@ -21,8 +21,7 @@ from temper.report import (
     write_report,
 )
 from temper.report.explain_table import render_explain
-from temper.report.explained import Blame, Explanation
-from temper.report.read import read_explanation, read_report
+from temper.report.read import read_report
 from temper.run.recipe import load_recipe
 from temper.terminal import echo
 
@@ -56,6 +55,7 @@ def explain_command(
     recipe, folder = replace(recipe, explain=config), runs / recipe.name
     log_to_file(recipe, runs)
     from temper.run.explain import explain_recipe
+    from temper.run.explain.earlier import with_earlier
     from temper.run.workflow import alone, build_recipe
 
     with resumable(), Display() as display, alone(folder, display):
@@ -63,42 +63,13 @@ def explain_command(
         explanation = explain_recipe(
             recipe, built, runs=runs, display=display, variants=variants, mend=mend, keep_high=keep_high
         )
-        write_explanation(_with_earlier(explanation, folder), folder)
+        write_explanation(with_earlier(explanation, folder), folder)
         _link(folder)
     if as_json:
         echo(render_json(explanation))
         return
     click.echo(render_explain(explanation, color=sys.stdout.isatty()))
     echo(f"\n{folder / EXPLAIN_PAGE_FILE}\n{folder / EXPLAIN_FILE}")
-
-
-def _with_earlier(explanation: Explanation, folder: Path) -> Explanation:
-    """Adds what an earlier look at the same graphs found and this one was not asked for."""
-    try:
-        earlier = read_explanation(folder)
-    except ReportError:  # there is none, or none that can be read
-        return explanation
-    if earlier.graphs != explanation.graphs:
-        return explanation
-    order = list(explanation.graphs)
-    blames = {blame.variant: blame for blame in earlier.blames}
-    for blame in explanation.blames:
-        tried = blames[blame.variant].suggestion if blame.variant in blames else None
-        same = tried is not None and blame.suggestion is not None and tried.keep_high == blame.suggestion.keep_high
-        blames[blame.variant] = replace(blame, suggestion=tried) if same and not _is_tried(blame) else blame
-    return replace(
-        explanation,
-        notes=tuple(dict.fromkeys((*explanation.notes, *earlier.notes))),
-        blames=tuple(sorted(blames.values(), key=lambda blame: order.index(blame.variant))),
-        networks=explanation.networks or earlier.networks,
-        similarities=explanation.similarities or earlier.similarities,
-        selection=explanation.selection or earlier.selection,
-        attributions=explanation.attributions or earlier.attributions,
-    )
-
-
-def _is_tried(blame: Blame) -> bool:
-    return blame.suggestion is not None and blame.suggestion.tried
 
 
 def _link(folder: Path) -> None:

@@ -218,7 +218,7 @@ def _mend(look: Look, variant: _Quantized, names: Sequence[str], config: Quantiz
         runs=True,
     )
     answers, labels = np.load(found.path / ANSWERS_FILE), np.load(one.test_labels)
-    right = answers == labels
+    right, ratio = answers == labels, found.info["latency_ratio"]
     return Mended(
         keep_high=tuple(names),
         recovered=interval(found.info["recovered"]),
@@ -227,7 +227,7 @@ def _mend(look: Look, variant: _Quantized, names: Sequence[str], config: Quantiz
         accuracy_change=paired(right[1], right[2]),
         tried=True,
         latency_ms=found.info["latency_ms"],
-        latency_ratio=found.info["latency_ratio"],
+        latency_ratio=interval(ratio) if ratio else None,
         size_bytes=(graph.path / GRAPH_FILE).stat().st_size,
     )
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from temper.builder.errors import DataError
+from temper.builder.estimate import Estimate
 from temper.builder.explain.dimension import Dimension, measure_dimensions
-from temper.builder.explain.estimate import Estimate
 from temper.builder.explain.features import Features
 
 

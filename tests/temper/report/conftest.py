@@ -137,7 +137,7 @@ def blame(names: list[str]) -> Json:
             "accuracy_change": paired(0.021),
             "tried": True,
             "latency_ms": 1.31,
-            "latency_ratio": 1.08,
+            "latency_ratio": interval(1.08),
             "size_bytes": 12_600_000,
         },
         "suggestion_note": "",

@@ -1,4 +1,4 @@
-"""A figure with its interval, as the modules of this room return it."""
+"""A figure with its interval, as the builder's modules return it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Z95 = NormalDist().inv_cdf(0.975)
 
 
 class Estimate(NamedTuple):
-    """A figure with its 95 % interval over images."""
+    """A figure with its 95 % interval."""
 
     value: float
     """The figure."""
