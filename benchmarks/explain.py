@@ -139,7 +139,7 @@ def _cost() -> dict[str, Any]:
         built = build_recipe(recipe, repository=CACHE / "explain_repository", runs=runs, display=display)
         for part in ("blame", "representation"):
             look = dataclasses.replace(recipe, explain=ExplainConfig(parts=(part,)))
-            found[f"{part}_s"] = explain_recipe(look, built, runs=runs, display=display).seconds
+            found[f"{part}_s"] = explain_recipe(look, built, folder=runs / look.name, display=display).seconds
     print(
         f"ResNet-50, 512 images: blame {found['blame_s']:.0f} s, representation {found['representation_s']:.0f} s"
     )

@@ -150,7 +150,9 @@ def sweep(recipe: Path, over: tuple[str, ...], **settings: Any) -> None:
     type=click.Choice(["blame", "representation", "features", "attributions"]),
     help="What to look at.  [what the recipe says, or all]",
 )
-@click.option("--images", "num_images", type=click.IntRange(4), help="Test images, at most.  [512]")
+@click.option(
+    "--images", "num_images", type=click.IntRange(4), help="Test images, at most.  [what the recipe says, or 512]"
+)
 @click.option("--try", "mend", is_flag=True, help="Quantise anew with what is suggested, and measure that.")
 @click.option(
     "--keep-high",

@@ -32,6 +32,8 @@ _PACKAGES = (
     "imagecorruptions-imaug",
     "opencv-python",
     "scikit-image",
+    "scikit-learn",
+    "captum",
 )
 """The packages, beside the engines' own, whose version can change a measurement."""
 

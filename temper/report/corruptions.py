@@ -45,7 +45,7 @@ def _row(variant: Variant, figures: Corruptions, paired: PairedCorruptions | Non
         html.with_note(text.percent(mean.value), text.interval(mean.low, mean.high)),
         html.with_note(
             f"{text.signed(100 * change.value)} points",
-            f"{text.signed(100 * change.low)} to {text.signed(100 * change.high)}",
+            text.bounds(change.low, change.high),
         )
         if change
         else "–",

@@ -40,7 +40,7 @@ def blamed(blame: Blame) -> list[str]:
     ]
     if blame.suggestion is not None:
         sentences.append(_mended(blame.suggestion, blame.variant, short))
-        if change.low <= 0 <= change.high:
+        if change.high >= 0:
             sentences.append("No loss of accuracy is certain on the test images, so this may buy nothing.")
     if blame.suggestion_note:
         sentences.append(_sentence(blame.suggestion_note))
@@ -78,7 +78,7 @@ def _explained(blame: Blame, short: dict[str, str]) -> str:
     (name, share), *others = told
     more = "".join(f", {other} {part(found)}" for other, found in others)
     return (
-        f"Put back to float alone, {name} takes {text.whole_percent(share.value)} of the loss away (95 % interval "
+        f"Put back to float alone, {name} takes {text.percent(share.value)} of the loss away (95 % interval "
         f"{part_bounds(share)}){more}."
     )
 
@@ -90,7 +90,7 @@ def _mended(mended: Mended, variant: str, short: dict[str, str]) -> str:
     named = " and ".join(words for words in (", ".join(names[:-1]), *names[-1:]) if words)
     change = mended.accuracy_change
     said = (
-        f"With {named} kept in float, {text.whole_percent(mended.recovered.value)} of the loss goes "
+        f"With {named} kept in float, {text.percent(mended.recovered.value)} of the loss goes "
         f"({part_bounds(mended.recovered)}): accuracy "
         f"{text.points(change.difference, change.low, change.high)} over {variant}, the answer from before on "
         f"{_share(mended.agreement)} of {mended.agreement.num_images} images"
@@ -105,13 +105,13 @@ def _mended(mended: Mended, variant: str, short: dict[str, str]) -> str:
 
 
 def part(found: Estimate) -> str:
-    """A share of the loss with its interval, in whole percent."""
-    return f"{text.whole_percent(found.value)} ({part_bounds(found)})"
+    """A share of the loss with its interval."""
+    return f"{text.percent(found.value)} ({part_bounds(found)})"
 
 
 def part_bounds(found: Estimate) -> str:
     """The interval alone."""
-    return f"{text.plain(100 * found.low, 0)} to {text.whole_percent(found.high)}"
+    return f"{text.plain(100 * found.low, 1)} to {text.plain(100 * found.high, 1)} %"
 
 
 def knows(explanation: Explanation) -> list[str]:
@@ -125,8 +125,8 @@ def _known(view: NetworkView) -> str:
     if len(probes) < 2:
         return ""
     (first, low), (last, high) = probes[0], probes[-1]
-    below = [index for index, (_, probe) in enumerate(probes) if probe.value < high.low]
-    enough = probes[below[-1] + 1 if below else 0][0]  # from there on none is
+    outside = [index for index, (_, probe) in enumerate(probes) if not high.low <= probe.value <= high.high]
+    enough = probes[outside[-1] + 1 if outside else 0][0]  # from there on none is
     rank = view.blocks[-1].effective_rank
     from_there = f", within that interval from {enough} on" if enough != last else ""
     return (
@@ -149,8 +149,8 @@ def _moved(pair: Similarity) -> str:
         return ""
     name, least = min(known, key=lambda one: one[1].value)
     other, most = max(known, key=lambda one: one[1].value)
-    if least.low > _ALIKE:
-        return f"{pair.first} and {pair.second}: alike in every block, at least CKA {cka(least)}, in {name}."
+    if min(value.low for _, value in known) > _ALIKE:
+        return f"{pair.first} and {pair.second}: alike in every block, least in {name}, CKA {cka(least)}."
     return (
         f"{pair.first} and {pair.second}: least alike in {name}, CKA {cka(least)}; most in {other}, {cka(most)}."
     )

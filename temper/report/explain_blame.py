@@ -45,10 +45,9 @@ def _blame(blame: Blame) -> str:
     return (
         f"<h3>{escape(blame.variant)}</h3>"
         + html.paragraphs([where(blame)], "note")
-        + (f'<div class="figures">{pictures}</div>' if pictures else "")
+        + html.figures(pictures)
         + _layers(blame, short)
         + (_mended(blame, blame.suggestion) if blame.suggestion else "")
-        + html.paragraphs([blame.suggestion_note], "note")
     )
 
 
@@ -116,9 +115,9 @@ def _mended(blame: Blame, mended: Mended) -> str:
 
 
 def _loss_share(found: Estimate) -> html.Raw:
-    return html.with_note(text.whole_percent(found.value), part_bounds(found))
+    return html.with_note(text.percent(found.value), part_bounds(found))
 
 
 def _change(change: Paired, against: str) -> html.Raw:
-    bounds = f"{text.signed(100 * change.low)} to {text.signed(100 * change.high)} {against}"
+    bounds = f"{text.bounds(change.low, change.high)} {against}"
     return html.with_note(f"{text.signed(100 * change.difference)} points", bounds)

@@ -54,7 +54,7 @@ def networks(explanation: Explanation) -> str:
         names,
     )
     body = html.paragraphs(knows(explanation))
-    body += f'<div class="figures">{pictures}</div>' if pictures else ""
+    body += html.figures(pictures)
     return body + html.folded("The figures, block by block", _block_table(shown, blocks)) + _emergence(explanation)
 
 
@@ -135,7 +135,7 @@ def similarity(explanation: Explanation) -> str:
     more = "".join(maps[_NUM_MAPS:])
     return (
         html.paragraphs(moved(explanation))
-        + (f'<div class="figures">{picture}</div>' if picture else "")
+        + html.figures(picture)
         + f'<div class="maps">{"".join(maps[:_NUM_MAPS])}</div>'
         + html.folded(f"{len(maps) - _NUM_MAPS} more", f'<div class="maps">{more}</div>' if more else "")
         + html.paragraphs([note], "note")
@@ -193,9 +193,7 @@ def selection(explanation: Explanation) -> str:
     )
     words = f"Chosen and trained on {found.num_train} training images, measured on {found.num_images} test images."
     return (
-        html.paragraphs([f"{words} {found.note}".rstrip()], "note")
-        + (f'<div class="figures">{pictures}</div>' if pictures else "")
-        + _curve_table(found)
+        html.paragraphs([f"{words} {found.note}".rstrip()], "note") + html.figures(pictures) + _curve_table(found)
     )
 
 
@@ -220,7 +218,7 @@ def _curve(curve: CurveOfFeatures, counts: Sequence[int]) -> list[object]:
         if count not in by_count:
             return "–"
         accuracy, change = by_count[count]
-        bounds = f"{text.signed(100 * change.low)} to {text.signed(100 * change.high)}"
+        bounds = text.bounds(change.low, change.high)
         return html.with_note(text.percent(accuracy.value), f"{text.signed(100 * change.difference)} ({bounds})")
 
     return [
@@ -260,7 +258,7 @@ def _shot(one: Attribution, folder: Path) -> str:
 
 def notes(explanation: Explanation) -> str:
     """What was left out or is not valid."""
-    items = "".join(f"<li>{escape(note)}</li>" for note in explanation.notes)
+    items = "".join(f"<li>{escape(note.words)}</li>" for note in explanation.notes)
     return f"<ul>{items}</ul>" if items else ""
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from temper.report import text
 from temper.report.explain_answer import (
@@ -20,51 +18,45 @@ from temper.report.explain_answer import (
 )
 from temper.report.explain_figures import short_block
 from temper.report.explained import Blame, Block, Explanation, LayerBlame, NetworkView
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from temper.report.table import text_table
+from temper.terminal import escape_line
 
 _NUM_LAYERS = 8
 _NONE = "\N{EN DASH}"
 
 
 def render_explain(explanation: Explanation, *, color: bool = False) -> str:
-    """The explanation as text, ending in a new line. Widths follow the content, never the terminal.
+    """The explanation as text, ending in a new line. What is not printable in it is escaped.
 
     Args:
         explanation: The explanation.
         color: Whether to emphasise with ANSI codes, for a terminal.
     """
-    from rich.console import Console
-
-    stream = io.StringIO()
-    console = Console(file=stream, width=400, force_terminal=color, color_system="standard" if color else None)
-    for piece in _pieces(explanation):
-        console.print(piece, markup=False, highlight=False)
-    lines = [line.rstrip() for line in stream.getvalue().strip("\n").splitlines()]
-    # A table begins and ends with an empty line of its own; no two stand together.
-    kept = [line for index, line in enumerate(lines) if line or lines[index - 1]]
-    return "\n".join(kept) + "\n"
+    return "\n".join(_pieces(explanation, color))
 
 
-def _pieces(explanation: Explanation) -> Iterator[RenderableType]:
+def _pieces(explanation: Explanation, color: bool) -> Iterator[str]:
+    """Paragraphs and tables, each ending in a new line."""
     for blame in explanation.blames:
-        yield "\n".join(["", *blamed(blame), where(blame)])
-        yield _layer_table(blame)
+        yield _lines([*blamed(blame), where(blame)])
+        yield _layer_table(blame, color)
         if blame.snippet:
-            yield f"{blame.snippet}\n"
+            yield _lines([blame.snippet])
     if shown := views(explanation):
-        yield _block_table(shown)
-    sentences = [*moved(explanation), *explanation.notes]
-    if sentences:
-        yield "\n".join(["", *sentences])
+        yield _block_table(shown, color)
+    if sentences := [*moved(explanation), *(note.words for note in explanation.notes)]:
+        yield _lines(sentences)
 
 
-def _layer_table(blame: Blame) -> RenderableType:
+def _lines(sentences: Sequence[str]) -> str:
+    return "".join(f"{escape_line(sentence)}\n" for sentence in sentences)
+
+
+def _layer_table(blame: Blame, color: bool) -> str:
     short = short_names([layer.name for layer in blame.layers])
     head = ["layer", "share of the loss", "SNR dB", "cosine", "clipped", "outlier", "findings"]
     rows = (_layer(layer, short[layer.name]) for layer in worst(blame)[:_NUM_LAYERS])
-    return _table(head, rows, left=(0, 6))
+    return text_table(head, rows, left=(0, 6), color=color)
 
 
 def _layer(layer: LayerBlame, short: str) -> list[str]:
@@ -79,7 +71,7 @@ def _layer(layer: LayerBlame, short: str) -> list[str]:
     ]
 
 
-def _block_table(shown: Sequence[NetworkView]) -> RenderableType:
+def _block_table(shown: Sequence[NetworkView], color: bool) -> str:
     """Accuracy of a linear probe in %, by block."""
     blocks = block_names(shown)
     head = ["linear probe, %", *map(short_block, blocks), "network"]
@@ -91,20 +83,8 @@ def _block_table(shown: Sequence[NetworkView]) -> RenderableType:
         ]
         for view in shown
     )
-    return _table(head, rows, left=(0,))
+    return text_table(head, rows, left=(0,), color=color)
 
 
 def _probe(block: Block | None) -> str:
     return f"{100 * block.probe.value:.0f}" if block and block.probe else _NONE
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int]) -> RenderableType:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, name in enumerate(head):
-        table.add_column(name, justify="left" if index in left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table

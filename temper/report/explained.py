@@ -112,7 +112,8 @@ class Blame(Record):
     """In the graph's order."""
     suggestion: Mended | None
     """The fewest of the worst layers that recover nine tenths of the loss, or nearly what a quarter of all layers
-    does: chosen by training images, measured on test images. Null where nothing is to recover."""
+    does: chosen by training images, measured on test images; or what was asked for. Null where nothing is to
+    recover."""
     suggestion_note: str
     """Why there is no suggestion, or what to know of it."""
     snippet: str
@@ -222,7 +223,7 @@ class AttributionMaps(Record):
     """Where one network looks in one image."""
 
     network: str
-    """The variant."""
+    """The variant, or `float32` for the network before any compression."""
     answer: str
     """The class that it gives."""
     integrated_gradients: str
@@ -249,6 +250,18 @@ class Attribution(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Note(Record):
+    """What was left out or is not valid, and why."""
+
+    part: str | None
+    """The part that it is about; null when it is about all."""
+    variant: str | None
+    """The variant; null when it is about no single one."""
+    words: str
+    """It."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Explanation(Record):
     """What `temper explain` gives."""
 
@@ -269,9 +282,11 @@ class Explanation(Record):
     config: dict[str, Any]
     """The recipe's `explain`, with its defaults."""
     graphs: dict[str, str]
-    """Digests of the variants' graphs; what was found of the same ones is kept when less is asked for later."""
-    notes: tuple[str, ...]
-    """What was left out or is not valid, and why."""
+    """Digests of all variants' graphs; what was found of the same ones is kept when less is asked for later."""
+    variants: tuple[str, ...]
+    """Those that were looked at."""
+    notes: tuple[Note, ...]
+    """What was left out or is not valid."""
     blames: tuple[Blame, ...]
     """Of every quantised variant."""
     networks: tuple[NetworkView, ...]

@@ -106,6 +106,12 @@ def figure(heading: str, picture: str | None, caption: str, names: Sequence[str]
     return f"<figure><h3>{escape(heading)}</h3>{legend(names, first)}{picture}{words}</figure>"
 
 
+def figures(*pictures: str) -> str:
+    """Figures beside one another; nothing when all are empty."""
+    body = "".join(pictures)
+    return f'<div class="figures">{body}</div>' if body else ""
+
+
 def png(path: Path, alt: str) -> str:
     """A PNG file as an image inside the page."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")

@@ -90,7 +90,7 @@ def _tiles(report: Report) -> str:
 
 
 def _paired_tile(name: str, paired: Paired) -> tuple[str, str, str]:
-    bounds = f"{text.signed(100 * paired.low)} to {text.signed(100 * paired.high)}"
+    bounds = text.bounds(paired.low, paired.high)
     note = f"95 % interval {bounds}, {text.probability(paired.p_value)}"
     return f"{text.signed(100 * paired.difference)} points", name, note
 
@@ -120,7 +120,7 @@ def _speed_figures(report: Report) -> str:
         "(Poisson arrivals, latency from the scheduled send time).",
         names,
     )
-    return f'<div class="figures">{body}</div>' if body else ""
+    return html.figures(body)
 
 
 def _robustness(report: Report) -> str:
@@ -147,10 +147,4 @@ def _robustness(report: Report) -> str:
         "how robust a variant: that is the worst case.",
         names,
     )
-    return (
-        (f'<div class="figures">{body}</div>' if body else "")
-        + worst_cases(report)
-        + attacks(report)
-        + weak_spots(report)
-        + differential(report)
-    )
+    return html.figures(body) + worst_cases(report) + attacks(report) + weak_spots(report) + differential(report)

@@ -24,13 +24,14 @@ class _Kind(Generic[Content]):
     """A file, and what is said of a broken one."""
 
     type: type[Content]
-    wanted: str
-    """Its file's name, with the article."""
-    what: str
-    """What it is, likewise."""
-    format: int
-    known: str
-    """The formats that are read."""
+    file: str
+    """Its file's name."""
+    noun: str
+    """What it is."""
+    article: str
+    """Of both."""
+    formats: tuple[int, ...]
+    """Those that are read, up to this one."""
     again: str
     """What makes it anew."""
 
@@ -44,18 +45,18 @@ class _Kind(Generic[Content]):
 
 _REPORT = _Kind(
     type=Report,
-    wanted=f"a {REPORT_FILE}",
-    what="a report",
-    format=model.FORMAT,
-    known=f"1 or {model.FORMAT}",
+    file=REPORT_FILE,
+    noun="report",
+    article="a",
+    formats=(1, model.FORMAT),
     again="run the recipe again, which reuses all that is kept",
 )
 _EXPLANATION = _Kind(
     type=Explanation,
-    wanted=f"an {EXPLAIN_FILE}",
-    what="an explanation",
-    format=explained.FORMAT,
-    known=f"{explained.FORMAT}",
+    file=EXPLAIN_FILE,
+    noun="explanation",
+    article="an",
+    formats=(explained.FORMAT,),
     again="run `temper explain` again, or delete it",
 )
 
@@ -106,21 +107,22 @@ def _validated(content: Any, file: Path, kind: _Kind[Content]) -> Content:
 
 def _read_json(file: Path, kind: _Kind[Content]) -> Any:
     """The file's JSON, an object of a format that is known."""
+    wanted, formats = f"{kind.article} {kind.file}", list(map(str, kind.formats))
     try:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise ReportError(f"{file}: no such file, expected {kind.wanted} or a run's folder") from None
+        raise ReportError(f"{file}: no such file, expected {wanted} or a run's folder") from None
     except OSError as error:
         raise ReportError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ReportError(f"{file}: is not JSON ({error}), expected {kind.wanted}; {kind.again}") from None
+        raise ReportError(f"{file}: is not JSON ({error}), expected {wanted}; {kind.again}") from None
     found = content.get("format") if isinstance(content, dict) else None
     if type(found) is not int or found < 1:
-        name = kind.what.split()[-1]
-        raise ReportError(f'{file}: is no {name} of a run, expected "format": {kind.known}; {kind.again}')
-    if found > kind.format:
+        known = " or ".join(formats)
+        raise ReportError(f'{file}: is no {kind.noun} of a run, expected "format": {known}; {kind.again}')
+    if found > kind.formats[-1]:
         raise ReportError(
-            f"{file}: got {kind.what} of format {found}, expected {kind.known.replace('or', 'to')}; "
+            f"{file}: got {kind.article} {kind.noun} of format {found}, expected {' to '.join(formats)}; "
             f"take the Temper that wrote it, or {kind.again}"
         )
     return content

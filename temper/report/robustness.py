@@ -134,5 +134,5 @@ def _difference(paired: PairedAttack | PairedWorstCase | None) -> object:
         return html.with_note("masked", paired.masked)
     if isinstance(paired, PairedWorstCase) and paired.doubt is not None:
         return html.with_note("no answer", paired.doubt)
-    bounds = f"{text.signed(100 * paired.low)} to {text.signed(100 * paired.high)}"
+    bounds = text.bounds(paired.low, paired.high)
     return html.with_note(text.signed(100 * paired.difference), bounds)

@@ -189,7 +189,7 @@ def _steps_table(rows: Sequence[Step]) -> str:
     def cells(row: Step) -> list[object]:
         change, ratio = row.accuracy_change, row.latency_ratio
         points = text.signed(100 * change.difference) if change else "–"
-        span = f"{text.signed(100 * change.low)} to {text.signed(100 * change.high)}" if change else ""
+        span = text.bounds(change.low, change.high) if change else ""
         return [
             row.name.replace("_", " "),
             f"{row.flops / 1e9:.2f}",

@@ -1,13 +1,15 @@
-"""The one table a run ends with, for the terminal."""
+"""Tables for the terminal, and the one that a run ends with."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
 
 from temper.report import text
 from temper.report.measured import Share
 from temper.report.model import Report, Variant
+from temper.terminal import escape_line
 
 _NONE = "\N{EN DASH}"
 
@@ -47,10 +49,24 @@ def _share(share: Share | None) -> str:
 
 
 def render_table(report: Report, *, color: bool = False) -> str:
-    """The table as text, ending in a new line. Widths follow the content, never the terminal.
+    """The table as text, ending in a new line.
 
     Args:
         report: The run's report.
+        color: Whether to emphasise with ANSI codes, for a terminal.
+    """
+    return text_table(columns(report), rows(report), left=(0, 1), color=color)
+
+
+def text_table(
+    head: Sequence[str], lines: Iterable[Sequence[str]], *, left: Collection[int], color: bool = False
+) -> str:
+    """A table as text, ending in a new line. Widths follow the content, never the terminal.
+
+    Args:
+        head: Names of the columns.
+        lines: The rows' cells; what is not printable in them is escaped.
+        left: Columns that hold words; the others are numbers.
         color: Whether to emphasise with ANSI codes, for a terminal.
     """
     from rich import box
@@ -58,11 +74,13 @@ def render_table(report: Report, *, color: bool = False) -> str:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, name in enumerate(columns(report)):
-        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
-    for row in rows(report):
-        table.add_row(*row)
+    for index, name in enumerate(head):
+        table.add_column(escape_line(name), justify="left" if index in left else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*map(escape_line, line))
     stream = io.StringIO()
-    console = Console(file=stream, width=400, force_terminal=color, color_system="standard" if color else None)
+    system: Literal["standard"] | None = "standard" if color else None
+    # As wide as the table wants: a cell that does not fit would end in dots.
+    console = Console(file=stream, width=10_000, force_terminal=color, color_system=system, emoji=False)
     console.print(table, markup=False, highlight=False)
     return "".join(line.rstrip() + "\n" for line in stream.getvalue().splitlines() if line.strip())

@@ -33,7 +33,12 @@ def signed(value: float, digits: int = 1) -> str:
 
 def points(difference: float, low: float, high: float) -> str:
     """A difference of shares of 1 in percentage points, with its 95 % interval."""
-    return f"{signed(100 * difference)} points (95 % interval {signed(100 * low)} to {signed(100 * high)})"
+    return f"{signed(100 * difference)} points (95 % interval {bounds(low, high)})"
+
+
+def bounds(low: float, high: float) -> str:
+    """The interval of a difference of shares of 1, `−1.2 to +0.3`, in percentage points."""
+    return f"{signed(100 * low)} to {signed(100 * high)}"
 
 
 def times(ratio: float) -> str:

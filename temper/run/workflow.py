@@ -28,10 +28,10 @@ from temper.builder.store.files import describe_os_error, locked
 from temper.client.errors import ClientError
 from temper.client.robustness.base import OWN, REFERENCE
 from temper.client.stats import images_needed
-from temper.errors import TemperError, WorkflowError
+from temper.errors import ReportError, TemperError, WorkflowError
 from temper.host.machine import commit, machine, versions
 from temper.progress import Display
-from temper.report import EXPLAIN_PAGE_FILE, write_explanation, write_report
+from temper.report import EXPLAIN_FILE, EXPLAIN_PAGE_FILE, write_explanation, write_report
 from temper.report.answer import TELLING
 from temper.report.explained import Explanation
 from temper.report.model import (
@@ -151,7 +151,7 @@ def _run_alone(
     try:
         with endpoint:
             run.measure()
-        run.explain(runs)
+        run.explain()
     except (TemperError, BuilderError) as error:
         stopped = str(error)
     except KeyboardInterrupt as error:
@@ -342,7 +342,7 @@ class _Run:
             raise
         self.variants[target.name] = with_load(variant, runs)
 
-    def explain(self, runs: Path) -> None:
+    def explain(self) -> None:
         """Looks into the network, where the recipe asks for it.
 
         Raises:
@@ -350,12 +350,12 @@ class _Run:
         """
         if self.recipe.explain is None:
             return
+        from temper.report.earlier import with_earlier
         from temper.run.explain import explain_recipe
-        from temper.run.explain.earlier import with_earlier
 
         display = self.measurements.display
         try:
-            explanation = explain_recipe(self.recipe, self.built, runs=runs, display=display)
+            explanation = explain_recipe(self.recipe, self.built, folder=self.folder, display=display)
         except (BuilderError, ClientError) as error:
             raise WorkflowError(f"explain: {error}") from error
         self.explanation = with_earlier(explanation, self.folder)
@@ -395,8 +395,20 @@ class _Run:
                 )
             ),
             timings=tuple(Timing.of(vars(stage)) for stage in finished),
-            explanation=EXPLAIN_PAGE_FILE if self.explanation is not None else None,
+            explanation=EXPLAIN_PAGE_FILE if self._is_explained() else None,
         )
+
+    def _is_explained(self) -> bool:
+        """Whether there is an explanation of these variants: this run's, or one that `temper explain` left."""
+        if self.explanation is not None or not (self.folder / EXPLAIN_FILE).exists():
+            return self.explanation is not None
+        from temper.report.read import read_explanation
+        from temper.run.explain.look import graphs_of
+
+        try:
+            return read_explanation(self.folder).graphs == graphs_of(self.built)
+        except ReportError:
+            return False
 
 
 def _new_variant(built: Built, isa: str | None) -> Variant:

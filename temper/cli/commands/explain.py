@@ -20,6 +20,7 @@ from temper.report import (
     write_explanation,
     write_report,
 )
+from temper.report.earlier import with_earlier
 from temper.report.explain_table import render_explain
 from temper.report.read import read_report
 from temper.run.recipe import load_recipe
@@ -54,19 +55,20 @@ def explain_command(
         config = replace(config, num_images=num_images)
     recipe, folder = replace(recipe, explain=config), runs / recipe.name
     log_to_file(recipe, runs)
-    from temper.run.explain import explain_recipe
-    from temper.run.explain.earlier import with_earlier
+    from temper.run.explain import check_asked, explain_recipe
     from temper.run.workflow import alone, build_recipe
 
+    check_asked(recipe, variants, tries=mend or bool(keep_high))
     with resumable(), Display() as display, alone(folder, display):
         built = build_recipe(recipe, repository=repository, runs=runs, display=display)
         explanation = explain_recipe(
-            recipe, built, runs=runs, display=display, variants=variants, mend=mend, keep_high=keep_high
+            recipe, built, folder=folder, display=display, variants=variants, mend=mend, keep_high=keep_high
         )
-        write_explanation(with_earlier(explanation, folder), folder)
+        merged = with_earlier(explanation, folder)
+        write_explanation(merged, folder)
         _link(folder)
     if as_json:
-        echo(render_json(explanation))
+        echo(render_json(merged))
         return
     click.echo(render_explain(explanation, color=sys.stdout.isatty()))
     echo(f"\n{folder / EXPLAIN_PAGE_FILE}\n{folder / EXPLAIN_FILE}")

@@ -43,8 +43,8 @@ def report_command(path: Path, *, as_json: bool) -> None:
             explanation = read_explanation(folder)
         except ReportError as error:  # the report is as good as it was
             echo(f"{error}; {PAGE_FILE} gets no link to it", err=True)
-    # As it is now: an explanation may have been made, or deleted, after the run.
-    report = replace(report, explanation=EXPLAIN_PAGE_FILE if explanation else None)
+    if explanation is None:  # deleted after the run
+        report = replace(report, explanation=None)
     page = folder / PAGE_FILE
     try:
         write_page(report, folder)

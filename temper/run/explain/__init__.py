@@ -4,8 +4,9 @@ Every look is a stage that is kept, so a second time does only what changed. All
 that serves where it gives inner tensors out, and no server is needed; `temper/run/workflow.py` measures what is
 served.
 
-In scope: the order of the looks, and their figures with intervals. Not in scope: how a look is taken
-(`builder/explain`), and the page (`temper/report`). Read `look.py` first.
+In scope: the order of the looks, their figures with intervals, and
+attributions (`maps.py`), as the builder knows nothing of the client's surrogates. Not in scope: how the
+other looks are taken (`builder/explain`), and the page (`temper/report`). Read `look.py` first.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from temper.builder.built import Built
+from temper.builder.explain.config import ExplainConfig
 from temper.errors import WorkflowError
 from temper.host.machine import commit, machine, versions
 from temper.report.explained import FORMAT, Explanation
 from temper.run.explain.attribution import attribute_variants
 from temper.run.explain.blame import blame_variants
-from temper.run.explain.look import Look, Network
+from temper.run.explain.look import Look, Network, graphs_of
 from temper.run.explain.represent import represent, select_features
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def explain_recipe(
     recipe: Recipe,
     built: Sequence[Built],
     *,
-    runs: Path,
+    folder: Path,
     display: Display,
     variants: Sequence[str] = (),
     mend: bool = False,
@@ -46,7 +48,7 @@ def explain_recipe(
     Args:
         recipe: The recipe.
         built: Its variants, from `build_recipe`.
-        runs: The run's folder is `runs/<recipe>`; pictures go into `explain` in it.
+        folder: The run's folder, with its stages; pictures go into `explain` in it.
         display: Where progress is shown.
         variants: Names of those to look at; all when not given.
         mend: Quantises anew with what is suggested, and measures that.
@@ -57,21 +59,21 @@ def explain_recipe(
         BuilderError: The images cannot be read. A look that cannot be taken is noted, and the others are taken.
     """
     started = datetime.datetime.now(datetime.UTC), time.monotonic()
-    look = Look(recipe, built, runs / recipe.name, display, _chosen(recipe, built, variants))
+    check_asked(recipe, variants, tries=mend or bool(keep_high))
+    chosen = [one for one in built if one.variant in (variants or _with_network(recipe))]
+    look = Look(recipe, built, folder, display, chosen)
     parts = look.config.parts
-    if (mend or keep_high) and "blame" not in parts:
-        raise WorkflowError("explain: nothing to try without the part blame; add --part blame")
     blames = (
         tuple(blame_variants(look, mend=mend, named=bool(variants), keep_high=keep_high))
         if "blame" in parts
         else ()
     )
     networks: list[Network] = []
-    with look.leaving_out("the networks"):
+    with look.leaving_out("the networks", "representation"):
         networks = look.networks() if set(parts) - {"blame"} else []
     views, similarities = represent(look, networks) if "representation" in parts and networks else ((), ())
     selection = None
-    with look.leaving_out("which features matter"):
+    with look.leaving_out("which features matter", "features"):
         selection = select_features(look, networks[0]) if "features" in parts and networks else None
     attributions = tuple(attribute_variants(look, networks)) if "attributions" in parts and networks else ()
     return Explanation(
@@ -83,8 +85,9 @@ def explain_recipe(
         cpu=machine()["cpu"],
         versions=versions(),
         config=asdict(look.config),
-        graphs={one.variant: one.snapshots[-1].graph.digest for one in built if one.snapshots},
-        notes=tuple(dict.fromkeys(look.notes)),
+        graphs=graphs_of(built),
+        variants=tuple(one.variant for one in look.chosen),
+        notes=tuple(look.notes),
         blames=blames,
         networks=views,
         similarities=similarities,
@@ -93,14 +96,28 @@ def explain_recipe(
     )
 
 
-def _chosen(recipe: Recipe, built: Sequence[Built], names: Sequence[str]) -> list[Built]:
-    """The variants to look at; an ensemble has no network of its own."""
-    known = [one.name for one in recipe.variants if not one.ensemble]
-    for name in names:
+def check_asked(recipe: Recipe, variants: Sequence[str], *, tries: bool) -> None:
+    """Refuses what a recipe has no look for; before anything is built.
+
+    Args:
+        recipe: The recipe.
+        variants: Names of those to look at.
+        tries: Whether layers are to be tried unquantised.
+
+    Raises:
+        WorkflowError: There is no such variant, or no part that tries layers.
+    """
+    known = _with_network(recipe)
+    for name in variants:
         if name not in [one.name for one in recipe.variants]:
             raise WorkflowError(f"explain: got variant {name!r}, expected one of {', '.join(known)}")
         if name not in known:
             raise WorkflowError(
                 f"explain: variant {name!r} is an ensemble, which has no network of its own; name its members"
             )
-    return [one for one in built if one.variant in (names or known)]
+    if tries and "blame" not in (recipe.explain or ExplainConfig()).parts:
+        raise WorkflowError("explain: nothing to try without the part blame; add --part blame")
+
+
+def _with_network(recipe: Recipe) -> list[str]:
+    return [one.name for one in recipe.variants if not one.ensemble]

@@ -1,241 +1,22 @@
-"""Where two variants look when they disagree: integrated gradients and Grad-CAM of each one's own answer.
-
-Both follow the gradients of a variant's own graph in PyTorch (`client/robustness/surrogate.py`), Q/DQ included and
-straight through the rounding. Sources: Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", ICML
-2017, arXiv:1703.01365, in Captum's implementation; Selvaraju et al., "Grad-CAM", ICCV 2017, arXiv:1610.02391.
-"""
+"""Where each variant and what it is compared with look, in images that they answer differently: the stage."""
 
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from temper.builder.contract import GRAPH_FILE, LABELS_FILE
 from temper.builder.explain.images import ROWS_FILE
 from temper.builder.names import read_labels
-from temper.report import gallery, text
 from temper.report.explained import Attribution, AttributionMaps
-from temper.run.explain.look import Look, Network, Progress
-
-if TYPE_CHECKING:
-    from temper.client.robustness.surrogate import Surrogate
-
-Images = npt.NDArray[np.uint8]
-Classes = npt.NDArray[np.int64]
-Maps = npt.NDArray[np.float32]
+from temper.run.explain.look import ORIGINAL, Look, Network, Progress
 
 PICTURES = "explain"
-MIN_SIDE = 4
-"""Rows and columns that Grad-CAM's feature maps have at least. What the pool of a ResNet reads has one place for
-an image of 32 x 32, and four for one of 64 x 64: a map of that tells nothing."""
-_NUM_STEPS = 64
-_MAX_ERROR = 0.05
-"""Of the completeness; a larger one is said."""
-_MAX_PIXELS = 4 * 224 * 224
-"""Pixels of a batch that gradients are taken of: four images of 224 x 224 are about 1 GB in an int8 ResNet-50."""
-_MAX_BASELINE = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explained:
-    """One network's maps of some images."""
-
-    integrated_gradients: Maps
-    """[n, S, S], in units of the logit: the sum over the channels; positive where the pixel speaks for it."""
-    completeness_error: npt.NDArray[np.float64]
-    """[n]: how far a map's sum is from what it has to be, the logit's change from the baseline to the image, as
-    a share of the range of the image's logits."""
-    grad_cam: Maps
-    """[n, S, S], from 0: where the last feature maps speak for the class."""
-    side: int
-    """Rows of these feature maps."""
-
-
-def pick_disagreements(first: Classes, second: Classes, labels: Classes, num_images: int) -> tuple[Classes, str]:
-    """Picks images that two networks answer differently.
-
-    Those that one of the two is right about come first, and of either kind every class in turn.
-
-    Args:
-        first: One network's answers to all test images.
-        second: The other's.
-        labels: What is right.
-        num_images: How many at most.
-
-    Returns:
-        Positions among the test images, in the order that they were picked in; one sentence when there are none.
-    """
-    found = np.flatnonzero(first != second)
-    if len(found) == 0:
-        return found, f"no attributions: the two answer all {len(labels)} test images alike"
-    neither = (first[found] != labels[found]) & (second[found] != labels[found])
-    turns, seen = [], Counter[tuple[bool, int]]()
-    for kind in zip(neither.tolist(), labels[found].tolist(), strict=True):
-        turns.append(seen[kind])
-        seen[kind] += 1
-    return found[np.lexsort((found, np.array(turns), neither))][:num_images], ""
-
-
-def mean_image(images: Images) -> Maps:
-    """Averages images, evenly spread over all, into the baseline of `explain_answers`, float32 [S, S, 3]."""
-    spread = np.linspace(0, len(images) - 1, min(len(images), _MAX_BASELINE)).astype(np.int64)
-    total = np.zeros(images.shape[1:])
-    for index in spread:
-        total += images[index]
-    return (total / len(spread)).astype(np.float32)
-
-
-def explain_answers(
-    path: Path, images: Images, classes: Classes, baseline: Maps, num_steps: int = _NUM_STEPS
-) -> Explained:
-    """Explains why a network gives each image its class.
-
-    The baseline is what an image without content looks like, and a pixel that equals it counts for nothing. Black
-    would be blind to dark pixels, to a stroke that is missing as much as to a shadow: so it is the mean image.
-
-    Args:
-        path: The variant's ONNX file.
-        images: uint8 [n, S, S, 3].
-        classes: What is explained of each, int64 [n].
-        baseline: From `mean_image`, float32 [S, S, 3].
-        num_steps: Points between baseline and image where gradients are taken.
-
-    Raises:
-        ClientError: The file is no such network, or has no feature maps of `MIN_SIDE` rows.
-    """
-    from temper.client.robustness.surrogate import Surrogate
-
-    surrogate = Surrogate([path])
-    gradients, errors = integrated_gradients(surrogate, images, classes, baseline, num_steps)
-    grad_cams, side = grad_cam(surrogate, images, classes)
-    return Explained(integrated_gradients=gradients, completeness_error=errors, grad_cam=grad_cams, side=side)
-
-
-def integrated_gradients(
-    surrogate: Surrogate, images: Images, classes: Classes, baseline: Maps, num_steps: int = _NUM_STEPS
-) -> tuple[Maps, npt.NDArray[np.float64]]:
-    """Returns the maps and completeness errors of `Explained`; one image at a time, so memory does not grow."""
-    import torch
-    from captum.attr import IntegratedGradients  # type: ignore[import-untyped]  # it ships no py.typed
-
-    method = IntegratedGradients(surrogate.logits)
-    start = torch.from_numpy(baseline[None]).to(surrogate.device)
-    maps, errors = np.empty(images.shape[:3], np.float32), np.empty(len(images))
-    for index, (image, target) in enumerate(zip(images, classes.tolist(), strict=True)):
-        pixels = torch.from_numpy(np.array(image[None], np.float32)).to(surrogate.device)
-        found, delta = method.attribute(
-            pixels,
-            start,
-            target=target,
-            n_steps=num_steps,
-            internal_batch_size=_batch_size(images),
-            return_convergence_delta=True,
-        )
-        with torch.no_grad():
-            logits = surrogate.logits(pixels)
-        maps[index] = found[0].sum(-1).cpu().numpy()
-        errors[index] = abs(delta.item()) / (logits.max() - logits.min()).clamp_min(1e-12).item()
-    return maps, errors
-
-
-def grad_cam(surrogate: Surrogate, images: Images, classes: Classes, min_side: int = MIN_SIDE) -> tuple[Maps, int]:
-    """Returns Grad-CAM's maps, and the rows of the feature maps that they were enlarged from, bilinearly."""
-    import torch
-
-    maps, side, batch = np.empty(images.shape[:3], np.float32), 0, _batch_size(images)
-    for first in range(0, len(images), batch):
-        part = slice(first, first + batch)
-        pixels = torch.from_numpy(np.array(images[part], np.float32)).to(surrogate.device)
-        features, logits = surrogate.feature_maps(pixels, min_side)
-        targets = torch.from_numpy(np.array(classes[part], np.int64)).to(surrogate.device)
-        (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), features)
-        weights = gradient.mean((2, 3), keepdim=True)
-        coarse = (weights * features.detach()).sum(1, keepdim=True).relu()
-        fine = torch.nn.functional.interpolate(coarse, images.shape[1:3], mode="bilinear")
-        maps[part], side = fine[:, 0].cpu().numpy(), features.shape[2]
-    return maps, side
-
-
-def write_attributions(
-    folder: Path,
-    images: Images,
-    labels: Classes,
-    class_names: Sequence[str],
-    networks: Sequence[tuple[str, Path, Classes]],
-    *,
-    num_images: int,
-    num_steps: int = _NUM_STEPS,
-) -> tuple[tuple[Attribution, ...], tuple[str, ...]]:
-    """Explains the answers of two networks to images that they disagree about, in PNG files.
-
-    Args:
-        folder: Where the files go; made when missing.
-        images: All test images, uint8 [N, S, S, 3]; they may be mapped from a file.
-        labels: Theirs, int64 [N].
-        class_names: Of all classes.
-        networks: Of each of the two its variant's name, its ONNX file and its answers to all test images.
-        num_images: How many at most.
-        num_steps: Of integrated gradients.
-
-    Returns:
-        One entry for each image, and what has to be known of them, in sentences.
-
-    Raises:
-        ClientError: A file cannot be used.
-        OSError: A picture cannot be written.
-    """
-    (first, _, one), (second, _, other) = networks
-    picked, note = pick_disagreements(one, other, labels, num_images)
-    if len(picked) == 0:
-        return (), ((f"{first} and {second}: {note}",) if note else ())
-    chosen, baseline = images[picked], mean_image(images)
-    explained = [
-        explain_answers(path, chosen, answers[picked], baseline, num_steps) for _, path, answers in networks
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def write(index: int, kind: str, pixels: Images) -> str:
-        return gallery.write_enlarged(pixels, folder / f"attribution-{index:05d}-{kind}.png")
-
-    entries = []
-    for place, index in enumerate(picked.tolist()):
-        maps = tuple(
-            AttributionMaps(
-                network=name,
-                answer=class_names[answers[index]],
-                integrated_gradients=write(
-                    index, f"{name}-gradients", gallery.signed_heat(found.integrated_gradients[place])
-                ),
-                grad_cam=write(index, f"{name}-grad-cam", gallery.heat_over(chosen[place], found.grad_cam[place])),
-                completeness_error=float(found.completeness_error[place]),
-            )
-            for (name, _, answers), found in zip(networks, explained, strict=True)
-        )
-        image = write(index, "image", chosen[place])
-        entries.append(Attribution(index=index, label=class_names[labels[index]], image=image, maps=maps))
-    return tuple(entries), tuple(_notes([name for name, _, _ in networks], explained))
-
-
-def _notes(names: Sequence[str], explained: Sequence[Explained]) -> Iterator[str]:
-    for name, found in zip(names, explained, strict=True):
-        side, error = found.side, found.completeness_error.max()
-        yield f"Grad-CAM is enlarged from {side}x{side} places"
-        if error > _MAX_ERROR:
-            yield (
-                f"{name}: the sum of the integrated gradients is off by up to {text.percent(error)} of the range "
-                "of the logits: rounding moves them, and has no gradient, and steps that are too few miss bends"
-            )
-
-
-def _batch_size(images: Images) -> int:
-    return max(1, _MAX_PIXELS // (images.shape[1] * images.shape[2]))
 
 
 def attribute_variants(look: Look, networks: Sequence[Network]) -> Iterator[Attribution]:
@@ -245,21 +26,25 @@ def attribute_variants(look: Look, networks: Sequence[Network]) -> Iterator[Attr
         look: The look.
         networks: From `Look.networks`, the original first.
     """
-    run = {network.name: network for network in networks if network.kind == "variant"}
+    original, run = networks[0], {network.name: network for network in networks if network.kind == "variant"}
     for one in look.chosen:
-        other = look.baseline(one)
         second = run.get(one.variant)
-        # What was not compressed is the original, whatever its name.
-        first = run.get(other) or (networks[0] if look.is_original(other) else None)
-        if first is not None and second is not None and first is not second:
-            with look.leaving_out(f"{one.variant}: where it looks"):
-                yield from _attribute(look, (other, first), (one.variant, second))
+        if second is None:  # it is the original, or did not run
+            continue
+        baseline = look.baseline(one)
+        # The first variant is its own baseline, and an ensemble has no network: the original stands in.
+        first = run.get(baseline) if baseline != one.variant else None
+        name = baseline if first is not None or look.is_original(baseline) else ORIGINAL
+        with look.leaving_out(f"{one.variant}: where it looks", "attributions", one.variant):
+            yield from _attribute(look, (name, first or original), (one.variant, second))
 
 
 def _attribute(look: Look, *pair: tuple[str, Network]) -> Iterator[Attribution]:
     names = [name for name, _ in pair]
 
     def make(folder: Path, progress: Progress) -> Mapping[str, Any]:
+        from temper.run.explain.maps import write_attributions
+
         networks = [(name, each.graph.path / GRAPH_FILE, each.answers) for name, each in pair]
         found, notes = write_attributions(
             folder,
@@ -268,6 +53,7 @@ def _attribute(look: Look, *pair: tuple[str, Network]) -> Iterator[Attribution]:
             read_labels(look.data.path / LABELS_FILE),
             networks,
             num_images=look.config.num_attributions,
+            progress=progress,
         )
         return {"attributions": [asdict(one) for one in found], "notes": list(notes)}
 
@@ -277,10 +63,11 @@ def _attribute(look: Look, *pair: tuple[str, Network]) -> Iterator[Attribution]:
         {"names": names, "num_images": look.config.num_attributions},
         [*(each for _, network in pair for each in (network.graph, network.run)), look.images, look.data],
         make,
-        code=("temper.run.explain.attribution",),
+        code=("temper.run.explain.maps",),
         libraries=("torch", "captum", "onnx"),
     )
-    look.notes += found.info["notes"]
+    for words in found.info["notes"]:
+        look.note(words, "attributions", names[1])
     place = f"{PICTURES}/{names[1]}"
     shutil.rmtree(look.folder / place, ignore_errors=True)  # an earlier look's
     rows = np.load(look.images.path / ROWS_FILE)

@@ -24,7 +24,7 @@ from temper.errors import WorkflowError
 from temper.host.machine import machine_id
 from temper.report.explain_answer import short_names
 from temper.report.explained import Blame, LayerBlame, Mended
-from temper.run.explain.look import ORIGINAL, Look, Progress, interval, paired, share
+from temper.run.explain.look import Look, Progress, interval, paired, share
 from temper.run.keys import default_of
 
 _QUANTIZE = "quantize"
@@ -70,15 +70,19 @@ def blame_variants(look: Look, *, mend: bool, named: bool, keep_high: Sequence[s
         reason = reasons[one.variant]
         if reason is not None and named and look.config.parts == ("blame",):
             raise WorkflowError(f"explain: variant {one.variant!r} {reason}")
-        if reason is not None and one.snapshots[-1].step != ORIGINAL:
-            look.notes.append(f"{one.variant}: no layer is blamed: it {reason}")
+        if reason is not None and not look.is_original(one.variant):
+            look.note(f"{one.variant}: no layer is blamed: it {reason}", "blame", one.variant)
     found = [_open(look, one) for one in look.chosen if reasons[one.variant] is None]
     if (mend or keep_high) and not found:
-        raise WorkflowError("explain: nothing to try: none of these variants is quantised after training")
+        raise WorkflowError(
+            "explain: nothing to try: none of these variants is quantised after training; choose one that has "
+            "a step quantize of another method than qat"
+        )
     asked = {variant.one.variant: _find(variant, keep_high) for variant in found}
     for variant in found:
-        with look.leaving_out(f"{variant.one.variant}: which layer is to blame"):
-            yield _blame(look, variant, mend, asked[variant.one.variant])
+        name = variant.one.variant
+        with look.leaving_out(f"{name}: which layer is to blame", "blame", name):
+            yield _blame(look, variant, mend, asked[name])
 
 
 def _find(variant: _Quantized, keep_high: Sequence[str]) -> list[str]:
@@ -90,6 +94,8 @@ def _find(variant: _Quantized, keep_high: Sequence[str]) -> list[str]:
 
 
 def _why_no_counterpart(look: Look, one: Built) -> str | None:
+    if look.is_original(one.variant):
+        return "is the network before any compression"
     if _QUANTIZE not in [snapshot.step for snapshot in one.snapshots]:
         return (
             "is not quantised, so that no float32 graph has its layers one by one; its representation says what "

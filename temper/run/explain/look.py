@@ -18,11 +18,12 @@ from temper.builder.engines.build import pick_engine
 from temper.builder.engines.kind import ENGINES
 from temper.builder.errors import BuilderError
 from temper.builder.explain.activations import RunsIn, pick_runs_in
-from temper.builder.explain.config import ExplainConfig
+from temper.builder.explain.config import ExplainConfig, Part
 from temper.builder.network.stage import Setting
 from temper.builder.store.artifacts import Artifact, Store
 from temper.client.errors import ClientError
 from temper.client.stats import compare_paired, proportion
+from temper.report.explained import Note
 from temper.report.measured import Estimate, Paired, Share
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class Network:
     """What `run_network` of the builder left: its answers, and what its blocks gave."""
     epoch: int | None = None
     """Of a snapshot."""
+
+    @property
+    def variant(self) -> str | None:
+        """The variant that it is; None for one that the recipe does not name."""
+        return self.name if self.kind == "variant" else None
 
     @property
     def answers(self) -> NDArray[np.int64]:
@@ -82,17 +88,17 @@ class Look:
         self.store = Store(folder / "stages")
         self.setting = Setting(data=recipe.data, model=recipe.model, train=recipe.train)
         self.engine = pick_engine(recipe.engine).config
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         first = next(one for one in built if one.snapshots)
         assert first.weights is not None, "what has a graph was made from a network"
         self.data, self.weights, self.original = first.data, first.weights, first.snapshots[0].graph
         self.runs_in: RunsIn = pick_runs_in(self.engine, onnx.load(self.original.path / GRAPH_FILE))
         if self.runs_in.note:
-            self.notes.append(self.runs_in.note)
+            self.note(self.runs_in.note)
         self.images = self._write_images()
         self.labels: NDArray[np.int64] = np.load(self.images.path / TEST_LABELS_FILE)
         if (missing := self.images.info["num_missing"]) > 0:
-            self.notes.append(
+            self.note(
                 f"{missing} classes have none of the {self.images.info['num_train']} training images, so no probe "
                 "and no head of selected features answers them; a larger num_train helps"
             )
@@ -123,13 +129,19 @@ class Look:
             shown.reused, shown.note = made.reused, note(made.info)
         return made
 
+    def note(self, words: str, part: Part | None = None, variant: str | None = None) -> None:
+        """Keeps what was left out or is not valid, once; of all parts and variants when none is given."""
+        found = Note(part=part, variant=variant, words=words)
+        if found not in self.notes:
+            self.notes.append(found)
+
     @contextmanager
-    def leaving_out(self, what: str) -> Iterator[None]:
+    def leaving_out(self, what: str, part: Part, variant: str | None = None) -> Iterator[None]:
         """Notes why a look could not be taken, and goes on with the others."""
         try:
             yield
         except (BuilderError, ClientError) as error:
-            self.notes.append(f"{what}: left out: {error}")
+            self.note(f"{what}: left out: {error}", part, variant)
 
     def _write_images(self) -> Artifact:
         def make(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
@@ -171,7 +183,7 @@ class Look:
             epochs = self.weights.info.get("snapshots", ())
             wanted += [(f"epoch {epoch}", "snapshot", None, epoch) for epoch in epochs]
         for name, kind, graph, epoch in wanted:
-            with self.leaving_out(name):
+            with self.leaving_out(name, "representation", name if kind == "variant" else None):
                 found.append(self._run(name, kind, self._export(epoch) if graph is None else graph, epoch))
         return found
 
@@ -226,7 +238,8 @@ class Look:
             runs=True,
         )
         if run.info["note"]:
-            self.notes.append(f"{name}: {run.info['note']}, so its blocks are read in {run.info['runs_in']}")
+            words = f"{name}: {run.info['note']}, so its blocks are read in {run.info['runs_in']}"
+            self.note(words, "representation", name if kind == "variant" else None)
         return Network(name, kind, graph, run, epoch)
 
     def is_original(self, name: str) -> bool:
@@ -237,6 +250,11 @@ class Look:
     def variant(self, one: Built) -> VariantConfig:
         """What the recipe says of a variant."""
         return next(variant for variant in self.recipe.variants if variant.name == one.variant)
+
+
+def graphs_of(built: Sequence[Built]) -> dict[str, str]:
+    """The digests of the variants' graphs; an ensemble has none."""
+    return {one.variant: one.snapshots[-1].graph.digest for one in built if one.snapshots}
 
 
 def interval(found: Sequence[float]) -> Estimate:

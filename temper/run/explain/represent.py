@@ -26,10 +26,10 @@ def represent(look: Look, networks: Sequence[Network]) -> tuple[tuple[NetworkVie
     pairs = [(each, original) if each.kind in ("initial", "snapshot") else (original, each) for each in networks]
     views, similarities = [], []
     for each in networks:
-        with look.leaving_out(f"{each.name}: what its blocks know"):
+        with look.leaving_out(f"{each.name}: what its blocks know", "representation", each.variant):
             views.append(_describe(look, each))
     for one, two in pairs:
-        with look.leaving_out(_alike(one, two)):
+        with look.leaving_out(_alike(one, two), "representation", one.variant or two.variant):
             similarities.append(_compare(look, one, two))
     return tuple(views), tuple(similarities)
 
@@ -53,7 +53,8 @@ def _describe(look: Look, network: Network) -> NetworkView:
     )
     if found.info["not_converged"]:
         late = ", ".join(found.info["not_converged"])
-        look.notes.append(f"{network.name}: the probes of {late} ran out of steps: they may know more")
+        words = f"{network.name}: the probes of {late} ran out of steps: they may know more"
+        look.note(words, "representation", network.variant)
     with np.load(found.path / CORRECT_FILE) as correct:
         probes = {name: share(correct[name]) for name in correct.files}
     blocks = tuple(

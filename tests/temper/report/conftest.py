@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from temper.builder.explain.config import ExplainConfig
 
 Json = dict[str, Any]
 VOID = {"meta", "img"}
@@ -240,9 +243,10 @@ def make_explanation(folder: Path, blocks: tuple[str, ...] = BLOCKS, num_convs: 
         "commit": "651172c50f63",
         "cpu": "AMD EPYC",
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "graphs": {"fp32": "aa", "int8": "bb"},
-        "config": {"num_images": 450, "blame": {"max_layers": 4}, "methods": ["taylor", "permutation"]},
-        "notes": ["fp8 was left out: nothing here runs it"],
+        "graphs": {"fp32": "aa", "int8": "bb", "pruned": "cc"},
+        "config": asdict(ExplainConfig(num_images=450)),
+        "variants": ["fp32", "int8", "pruned"],
+        "notes": [{"part": None, "variant": None, "words": "fp8 was left out: nothing here runs it"}],
         "blames": [blame(layer_names(blocks, num_convs))],
         "networks": networks,
         "similarities": [

@@ -62,17 +62,18 @@ FOUND = {
     "lost": "int8 against itself before quantisation: accuracy −2.2 points (95 % interval −3.2 to −1.3), the "
     "same answer on 97.1 % (95.1–99.1) of 450 test images. The loss, the logits' mean squared difference, is "
     "4.1 % of their variance.",
-    "worst": "Put back to float alone, layer1.1.conv2 takes 62 % of the loss away (95 % interval 55 to 69 %), "
-    "layer4.1.conv2 21 % (18 to 24 %), layer3.1.conv1 3 % (2 to 4 %).",
+    "worst": "Put back to float alone, layer1.1.conv2 takes 62.0 % of the loss away (95 % interval 54.8 to "
+    "69.2 %), layer4.1.conv2 21.0 % (17.9 to 24.1 %), layer3.1.conv1 3.0 % (1.7 to 4.3 %).",
     "finding": "layer4.1.conv2: 3.1 % of its input is clipped.",
-    "suggestion": "With layer1.1.conv2 and layer4.1.conv2 kept in float, 93 % of the loss goes (90 to 96 %): "
-    "accuracy +2.1 points (95 % interval +1.1 to +3.0) over int8, the answer from before on 99.6 % (97.6–100.0) "
-    "of 450 images; quantised anew and measured on all test images, at 1.08× the latency (1.05× to 1.11×) and 12.6 MB.",
+    "suggestion": "With layer1.1.conv2 and layer4.1.conv2 kept in float, 93.0 % of the loss goes (90.0 to 96.0 "
+    "%): accuracy +2.1 points (95 % interval +1.1 to +3.0) over int8, the answer from before on 99.6 % "
+    "(97.6–100.0) of 450 images; quantised anew and measured on all test images, at 1.08× the latency (1.05× to 1.11×) and "
+    "12.6 MB.",
     "where": "int8, 450 test images, run in OpenVINO 2026.4.1 on the CPU.",
     "in float": ">in float<",
     "full name": 'title="/model/layer4/layer4.0/downsample/downsample.0/Conv"',
     "short name": ">layer4.0.downsample<",
-    "bar": "layer1.1.conv2: 62 % (55 to 69 %)</title>",
+    "bar": "layer1.1.conv2: 62.0 % (54.8 to 69.2 %)</title>",
     "noise": "layer4.1.conv2: 18.2 dB</title>",
     "outlier": "41×<small>channel 17</small>",
     "folded layers": "<summary>12 more</summary>",
@@ -88,7 +89,7 @@ FOUND = {
     "selection's note": "L1 paths were cut at 64 features.",
     "attribution": "<b>3</b>: fp32 says <b>3</b>, int8 says <b>8</b> (image 203)",
     "note": "<li>fp8 was left out: nothing here runs it</li>",
-    "config": "<dt>explain.blame.max_layers</dt><dd>4</dd>",
+    "config": "<dt>explain.num_train</dt><dd>1000</dd>",
     "version": "<dt>torch</dt><dd>2.13.0</dd>",
 }
 
@@ -135,6 +136,42 @@ def test_sentences_on_the_representation(explanation: Json) -> None:
         "before finetuning and float32: least alike in layer4.1, CKA 0.38 (0.37 to 0.38); most in stem, 1.00 "
         "(0.99 to 1.00)."
     )
+
+
+def test_blocks_that_know_more_than_the_last_are_not_within_its_interval(explanation: Json) -> None:
+    view = explanation["networks"][0]
+    for block, value in zip(view["blocks"], (0.5, 0.8, 0.9, 0.96, 0.95, 0.9, 0.81, 0.79, 0.8), strict=True):
+        block["probe"] |= {"value": value, "low": value - 0.02, "high": value + 0.02}
+    assert (
+        "and 80.0 % (78.0–82.0) from layer4.1, within that interval from layer3.1 on"
+        in knows(typed(explanation))[0]
+    )
+
+
+def test_networks_are_alike_where_every_block_is_for_certain(explanation: Json) -> None:
+    pair = explanation["similarities"][2]
+    for row, _ in enumerate(pair["rows"]):
+        pair["values"][row][row] = {"value": 0.995 + row / 10_000, "low": 0.992, "high": 0.999}
+    alike = "float32 and int8: alike in every block, least in stem, CKA 0.99 (0.99 to 1.00)."
+    assert alike in moved(typed(explanation))
+    pair["values"][4][4] |= {"low": 0.6}
+    assert "float32 and int8: least alike in stem" in moved(typed(explanation))[1]
+
+
+@pytest.mark.parametrize(("change", "certain"), [(-0.03, True), (0.0, False), (0.03, False)])
+def test_suggestion_without_a_loss_may_buy_nothing(explanation: Json, change: float, certain: bool) -> None:
+    (blame,) = explanation["blames"]
+    blame["accuracy_change"] |= {"difference": change, "low": change - 0.01, "high": change + 0.01}
+    doubt = "No loss of accuracy is certain on the test images, so this may buy nothing."
+    assert (doubt in blamed(typed(explanation).blames[0])) is not certain
+
+
+def test_terminal_gets_nothing_that_acts_on_it(explanation: Json) -> None:
+    explanation["notes"][0]["words"] = "a\x1b[31m :warning:"
+    explanation["blames"][0]["snippet"] = "x" * 500
+    lines = render_explain(typed(explanation)).splitlines()
+    assert lines[-1] == "a\\u001b[31m :warning:"
+    assert "x" * 500 in lines
 
 
 @pytest.mark.parametrize(
@@ -195,7 +232,7 @@ def test_empty_part_gives_no_section(explanation: Json, tmp_path: Path, part: st
 def test_explanation_of_nothing(explanation: Json, tmp_path: Path, check_page: CheckPage) -> None:
     bare = {**explanation, **{part: nothing for part, (_, nothing) in EMPTY.items()}}
     assert check_page(bare, tmp_path)[1].count("<h2>") == 1
-    assert render_explain(typed(bare)) == "\n"
+    assert render_explain(typed(bare)) == ""
 
 
 def test_figures_that_are_null_leave_no_hole(explanation: Json, tmp_path: Path, check_page: CheckPage) -> None:
@@ -223,7 +260,7 @@ def test_terminal_has_the_worst_layers_and_the_line_for_the_recipe(explanation: 
     assert lines[head].split() == "layer share of the loss SNR dB cosine clipped outlier findings".split()
     rows = lines[head + 2 : lines.index("", head)]
     assert len(rows) == 8
-    assert rows[1].split()[:9] == "layer4.1.conv2 21 % (18 to 24 %) 18.2 0.9899".split()
+    assert rows[1].split()[:9] == "layer4.1.conv2 21.0 % (17.9 to 24.1 %) 18.2 0.9899".split()
     assert explanation["blames"][0]["snippet"] in lines
     row = next(line for line in lines if line.split()[:1] == ["float32"])
     assert row.split() == "float32 59 67 73 79 83 87 91 95 98 98.0".split()
@@ -248,7 +285,7 @@ REFUSED: dict[str, tuple[Callable[[Json], object], str]] = {
         f": got an explanation of format 2, expected 1; take the Temper that wrote it, or {AGAIN}",
     ),
     "list": (lambda whole: [], f': is no explanation of a run, expected "format": 1; {AGAIN}'),
-    "part": (lambda whole: {"format": 1}, f": recipe: Field required (and 13 more); {AGAIN}"),
+    "part": (lambda whole: {"format": 1}, f": recipe: Field required (and 14 more); {AGAIN}"),
     "text": (lambda whole: {**whole, "seconds": "1"}, f": seconds: Input should be a valid number; {AGAIN}"),
 }
 
@@ -291,7 +328,7 @@ def test_schema_takes_an_explanation_and_refuses_another(explanation: Json) -> N
 
 
 def test_report_command_renders_both_pages_and_links_them(explanation: Json, report: Json, tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / "report.json").write_text(json.dumps({**report, "explanation": "explain.html"}))
     (tmp_path / "explain.json").write_text(json.dumps(explanation))
     result = CliRunner().invoke(cli, ["report", str(tmp_path)])
     assert result.exit_code == 0, result.output

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -11,7 +13,7 @@ from click.testing import CliRunner, Result
 from temper.cli.main import cli
 from temper.client.errors import ClientError
 from temper.report.explained import Explanation
-from temper.report.read import read_explanation
+from temper.report.read import read_explanation, read_report
 
 pytestmark = pytest.mark.slow
 
@@ -120,12 +122,12 @@ def test_pictures_lie_beside_the_page(explanation: Explanation, home: Path) -> N
         assert one.maps[0].network == "fp32"
         files = [one.image, *(name for each in one.maps for name in (each.integrated_gradients, each.grad_cam))]
         assert all((folder / name).is_file() for name in files)
-    assert len(explanation.attributions) + sum("no attributions" in note for note in explanation.notes) == 2
+    assert len(explanation.attributions) + sum("no attributions" in note.words for note in explanation.notes) == 2
 
 
 def test_what_cannot_be_blamed_is_said(explanation: Explanation, first: Result) -> None:
     said = "cut: no layer is blamed: it is not quantised, so that no float32 graph has its layers one by one"
-    assert any(note.startswith(said) for note in explanation.notes)
+    assert any(note.words.startswith(said) for note in explanation.notes)
     assert first.stdout.splitlines()[-2:] == [
         str(Path(first.stdout.splitlines()[-1]).with_name("explain.html")),
         first.stdout.splitlines()[-1],
@@ -136,6 +138,7 @@ def test_second_look_reuses_everything(explanation: Explanation, home: Path) -> 
     again = explain(home, "--json")
     assert again.exit_code == 0, again.output
     shown = [line for line in again.stderr.splitlines() if line.startswith("✓")]
+    assert len(shown) > 10
     assert [line for line in shown if " reused" not in line] == []
     found = json.loads(again.stdout)
     kept = {**explanation.to_json(), **{name: found[name] for name in ("created", "seconds")}}
@@ -170,20 +173,47 @@ def test_later_look_keeps_what_it_was_not_asked_for(explanation: Explanation, ho
     assert read_explanation(home / "runs" / "look").networks == ()  # other images are another look
 
 
+def test_report_beside_it_gets_the_link(explanation: Explanation, home: Path, report: dict[str, Any]) -> None:
+    path = home / "runs" / "look" / "report.json"
+    path.write_text(json.dumps(report))
+    assert explain(home, "--part", "features").exit_code == 0
+    assert read_report(path).explanation == "explain.html"
+    path.write_text("{")
+    result = explain(home, "--part", "features")
+    assert result.exit_code == 0
+    assert "it gets no link to explain.html" in result.stderr
+    path.unlink()
+
+
+def test_suggestion_that_was_tried_is_kept(
+    explanation: Explanation, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So small a network loses too little for a suggestion.
+    monkeypatch.setattr("temper.builder.explain.blame._SMALL", 0.0)
+    result = explain(home, "--part", "blame", "--images", "20", "--try", "--json")
+    assert result.exit_code == 0, result.output
+    (blame,) = json.loads(result.stdout)["blames"]
+    assert blame["suggestion"]["tried"] is True
+    assert blame["suggestion"]["accuracy"]["num_images"] == 40
+    assert explain(home, "--part", "blame", "--images", "20").exit_code == 0
+    (kept,) = read_explanation(home / "runs" / "look").blames
+    assert json.loads(json.dumps(asdict(kept))) == blame
+
+
 def test_look_that_cannot_be_taken_is_noted(
     explanation: Explanation, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ClientError("has the operator Round")
 
-    monkeypatch.setattr("temper.run.explain.attribution.write_attributions", refuse)
+    monkeypatch.setattr("temper.run.explain.maps.write_attributions", refuse)
     recipe = home / "again.toml"
     recipe.write_text(RECIPE.replace("num_attributions = 1", "num_attributions = 2"))
     folders = ["--repository", str(home / "models"), "--runs", str(home / "runs"), "--json"]
     result = CliRunner().invoke(cli, ["explain", str(recipe), *folders])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert "cut: where it looks: left out: has the operator Round" in found["notes"]
+    assert "cut: where it looks: left out: has the operator Round" in [note["words"] for note in found["notes"]]
     assert len(found["networks"]) == 5
 
 

@@ -21,7 +21,7 @@ from temper.builder.network.served import Served
 from temper.client.errors import ClientError
 from temper.client.robustness.surrogate import Surrogate
 from temper.report.gallery import heat_over, signed_heat
-from temper.run.explain.attribution import (
+from temper.run.explain.maps import (
     Explained,
     explain_answers,
     grad_cam,
@@ -160,7 +160,9 @@ def test_attributions_are_written_side_by_side(sample: Sample, toy_onnx: Path, t
     right = np.array(labels)
     wrong = np.where(np.isin(np.arange(40), [3, 17]), (right + 1) % 10, right)
     networks = [("one", toy_onnx, right), ("two", toy_onnx, wrong)]
-    found, notes = write_attributions(tmp_path / "out", images, labels, names, networks, num_images=2, num_steps=2)
+    found, notes = write_attributions(
+        tmp_path / "out", images, labels, names, networks, num_images=2, num_steps=2, progress=lambda *_: None
+    )
     assert sorted(entry.index for entry in found) == [3, 17]
     for entry in found:
         assert [maps.network for maps in entry.maps] == ["one", "two"]
@@ -184,7 +186,13 @@ def test_attributions_are_written_side_by_side(sample: Sample, toy_onnx: Path, t
     assert notes[0] == coarse
     assert notes[1].startswith(inexact), "two steps are too few"
     assert write_attributions(
-        tmp_path / "none", images, labels, names, [networks[0], networks[0]], num_images=2
+        tmp_path / "none",
+        images,
+        labels,
+        names,
+        [networks[0], networks[0]],
+        num_images=2,
+        progress=lambda *_: None,
     ) == (
         (),
         ("one and one: no attributions: the two answer all 40 test images alike",),
