@@ -72,12 +72,12 @@ def probes(networks: Sequence[NetworkView], blocks: Sequence[str]) -> str | None
     def value(view: NetworkView, block: str) -> Estimate | None:
         found = block_of(view, block)
         probe = found.probe if found else None
-        return _percent(probe.value, probe.low, probe.high) if probe else None
+        return Estimate(value=100 * probe.value, low=100 * probe.low, high=100 * probe.high) if probe else None
 
     lines = [[value(view, block) for block in blocks] for view in networks]
-    y = _axis(lines, "accuracy of a linear probe", suffix=" %")
-    if y is None:
+    if not (ends := _ends(lines)):
         return None
+    y = span(ends, "accuracy of a linear probe", suffix=" %")
     return _over_blocks(blocks, [view.name for view in networks], lines, y, lambda one: f"{one.value:.1f} %")
 
 
@@ -85,8 +85,7 @@ def ranks(networks: Sequence[NetworkView], blocks: Sequence[str]) -> str | None:
     """The features' effective rank at every block, a line per network; rings are lower bounds."""
     found = [[block_of(view, block) for block in blocks] for view in networks]
     lines = [[block.effective_rank if block else None for block in each] for each in found]
-    ends = [end for each in lines for one in each if one for end in (one.low, one.high)]
-    if not ends:
+    if not (ends := _ends(lines)):
         return None
     limited = {
         (row, place)
@@ -102,20 +101,14 @@ def ranks(networks: Sequence[NetworkView], blocks: Sequence[str]) -> str | None:
 def moves(pairs: Sequence[Similarity], names: Sequence[str], blocks: Sequence[str], first: int) -> str | None:
     """Linear CKA of every block with its counterpart in the other network, a line per pair."""
     lines = [[dict(diagonal(pair)).get(block) for block in blocks] for pair in pairs]
-    ends = [end for each in lines for one in each if one for end in (one.low, one.high)]
-    if not ends:
+    if not (ends := _ends(lines)):
         return None
     y = Axis(low=min(0.0, *ends), high=max(1.0, *ends), label="linear CKA")
     return _over_blocks(blocks, names, lines, y, cka, first=first)
 
 
-def _percent(value: float, low: float, high: float) -> Estimate:
-    return Estimate(value=100 * value, low=100 * low, high=100 * high)
-
-
-def _axis(lines: Sequence[Sequence[Estimate | None]], label: str, suffix: str) -> Axis | None:
-    ends = [end for each in lines for one in each if one for end in (one.low, one.high)]
-    return span(ends, label, suffix=suffix) if ends else None
+def _ends(lines: Sequence[Sequence[Estimate | None]]) -> list[float]:
+    return [end for each in lines for one in each if one for end in (one.low, one.high)]
 
 
 def _over_blocks(

@@ -174,8 +174,8 @@ class Rows:
     marks: list[str] = field(default_factory=list)
 
     def bar(self, row: int, value: float, style: str, note: str) -> None:
-        """A bar from 0, or where the axis begins above it, to `value`."""
-        ends = sorted((self._across(min(max(0, self.x.low), self.x.high)), self._across(value)))
+        """A bar from 0, which the axis has, to `value`."""
+        ends = sorted((self._across(0), self._across(value)))
         self.marks.append(
             f'<rect class="bar {style}" x="{ends[0]:.1f}" y="{self._down(row) - 5.5:.1f}" '
             f'width="{ends[1] - ends[0]:.1f}" height="11" rx="2"><title>{escape(note)}</title></rect>'

@@ -67,8 +67,8 @@ FOUND = {
     "finding": "layer4.1.conv2: 3.1 % of its input is clipped.",
     "suggestion": "With layer1.1.conv2 and layer4.1.conv2 kept in float, 93.0 % of the loss goes (90.0 to 96.0 "
     "%): accuracy +2.1 points (95 % interval +1.1 to +3.0) over int8, the answer from before on 99.6 % "
-    "(97.6–100.0) of 450 images; quantised anew and measured on all test images, at 1.08× the latency (1.05× to 1.11×) and "
-    "12.6 MB.",
+    "(97.6–100.0) of 450 images; quantised anew and measured on all test images, at 1.08× the latency (1.05× to "
+    "1.11×) and 12.6 MB.",
     "where": "int8, 450 test images, run in OpenVINO 2026.4.1 on the CPU.",
     "in float": ">in float<",
     "full name": 'title="/model/layer4/layer4.0/downsample/downsample.0/Conv"',
