@@ -11,10 +11,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig:
-    """A look into the network and what compression did to it, on a page of its own beside the report.
-
-    A sweep takes none.
-    """
+    """A look into the network and what compression did to it, on a page of its own; a sweep takes none."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
