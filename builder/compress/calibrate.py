@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from temper.builder.errors import CompressError
 from temper.builder.network.files import count_network
 from temper.builder.network.served import Served, predict
 
@@ -59,8 +60,16 @@ class ServedBatches:
 
         Args:
             context: The step's data.
-            num_images: At most as many, spread evenly over the training split.
+            num_images: At most as many, spread evenly over the training split; two or more.
+
+        Raises:
+            CompressError: The training split has one image, or none.
         """
+        if len(context.train) < 2:
+            raise CompressError(
+                f"training split: got {len(context.train)} images to measure on, expected at least 2, as one has no "
+                "variance to normalise by; give it more images"
+            )
         num_images = min(num_images, len(context.train))
         if num_images % _BATCH == 1:  # one image has no variance to normalise by
             num_images -= 1

@@ -78,8 +78,8 @@ class Select(NetworkStep[SelectConfig]):
     place = 15
 
     def libraries(self, config: SelectConfig) -> tuple[str, ...]:
-        """Linear algebra decides, and for `l1` the path of scikit-learn."""
-        return ("torch", "scikit-learn") if config.method == "l1" else ("torch",)
+        """Linear algebra decides, for `l1` the path of scikit-learn, and SciPy says how sure the choice is."""
+        return ("torch", "scipy", *(["scikit-learn"] if config.method == "l1" else []))
 
     def run(
         self, network: nn.Module, config: SelectConfig, context: StepContext
