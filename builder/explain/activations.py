@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from temper.builder.compress.qdq import WEIGHTED_OPS, residual_adds
+from temper.builder.compress.qdq import residual_adds, weighted_nodes
 from temper.builder.contract import INPUT_NAME
 from temper.builder.engines.kind import ENGINES, EngineConfig, RunOutputs
 from temper.builder.errors import EngineError
@@ -98,11 +98,6 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
         changed.graph.node.append(helper.make_node("Cast", [name], [given], given, to=TensorProto.FLOAT))
         changed.graph.output.append(helper.make_tensor_value_info(given, TensorProto.FLOAT, None))
     return changed
-
-
-def weighted_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Returns the convolutions and linear layers, in the graph's order."""
-    return [node for node in graph.node if node.op_type in WEIGHTED_OPS]
 
 
 def activated(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:

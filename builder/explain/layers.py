@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from temper.builder.compress.qdq import residual_adds
+from temper.builder.compress.qdq import residual_adds, weighted_nodes
 from temper.builder.errors import ExplainError
 from temper.builder.estimate import Estimate
-from temper.builder.explain.activations import activated, weighted_nodes
+from temper.builder.explain.activations import activated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
