@@ -23,8 +23,8 @@ _SMALLEST_PENALTY = 1e-3
 # Directions of the logits that the l1 path follows; the others have little of them.
 _MAX_TARGETS = 64
 RESAMPLES = 20
-# With four ways to choose, 87 to 91 % of the intervals of 5 choices held the stability of 2,000; of 10 choices 92 to
-# 93 %, of 20 choices 92 to 96 %.
+# With four ways to choose, 87 to 91 % of the intervals from 5 choices held the stability of 2,000; from 10 choices
+# 92 to 93 %, from 20 choices 92 to 96 %.
 SLOW_RESAMPLES = 10
 
 
