@@ -57,7 +57,9 @@ def run_network(graph: Path, images: Path, runs_in: RunsIn, folder: Path, progre
     model = onnx.load(graph)
     blocks = block_outputs(model)
     if not blocks:
-        raise ExplainError(f"{graph.name}: has no residual blocks, expected a ResNet; choose another arch")
+        raise ExplainError(
+            f"{graph.name}: has no residual blocks, expected a ResNet; leave the networks out of what is looked at"
+        )
     pooling, pooled = with_pooled(model, list(blocks.values()))
     sets: dict[str, NDArray[np.uint8]] = {
         name: np.load(images / file, mmap_mode="r")

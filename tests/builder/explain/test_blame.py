@@ -46,7 +46,7 @@ def openvino(toy_onnx: Path) -> RunsIn:
 @pytest.mark.parametrize(
     ("fault", "finding"),
     [
-        ("scale", "its weights are only"),
+        ("scale", "dB below what their quantisation changed"),
         ("clip", "of its input is clipped: values reach"),
         ("outlier", "times as large as the typical one, and all share a scale"),
     ],
@@ -103,7 +103,7 @@ def test_range_of_fp8_that_is_not_used_is_no_finding(toy_onnx: Path, sample: Sam
 
 def test_float_graph_against_itself_is_refused(toy_onnx: Path, sample: Sample) -> None:
     with pytest.raises(
-        ExplainError, match=r"model.onnx: has no quantised layer, expected a graph with Q/DQ pairs"
+        ExplainError, match=r"model.onnx: has no quantised layer, expected a graph with Q/DQ pairs; give one that"
     ):
         Blame(toy_onnx, toy_onnx, sample.images[:4], EXACTLY)
 
@@ -115,7 +115,7 @@ def test_graph_of_another_network_is_refused(
     weighted_nodes(model.graph)[3].name = "/other"
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(
-        ExplainError, match=r"has no layer '/other' with the output '.*', expected those of the fl"
+        ExplainError, match=r"has no layer '/other' with the output '.*', expected .* quantised from; give that"
     ):
         Blame(tmp_path / "other.onnx", toy_int8, sample.images[:4], EXACTLY)
     with pytest.raises(ExplainError, match="got no training images, expected at least one; make num_train larger"):
