@@ -90,6 +90,8 @@ def measure(number: int) -> dict[str, Any]:
         "accuracy_mended": accuracies[2],
         "recovered": (accuracies[2] - accuracies[1]) / lost if lost > 0 else None,
         "note": info["kept_note"],
+        "tap_change": info["tap_change"],
+        "read_note": info["note"],
         "seconds": seconds,
     }
     print(

@@ -92,7 +92,9 @@ class Blame:
             ExplainError: The two are not of one network, or there are no images.
         """
         if len(images) == 0:
-            raise ExplainError("explain: got no training images, expected at least one; make num_train larger")
+            raise ExplainError(
+                "explain: got no training images, expected at least one; give the training split some"
+            )
         self.float_model, self.model = onnx.load(float_graph), onnx.load(graph)
         self.images, self.runs_in, self.seed = images, runs_in, seed
         self.layers = read_layers(self.float_model, self.model, graph.name)

@@ -58,7 +58,7 @@ def run_network(graph: Path, images: Path, runs_in: RunsIn, folder: Path, progre
     blocks = block_outputs(model)
     if not blocks:
         raise ExplainError(
-            f"{graph.name}: has no residual blocks, expected a ResNet; leave the networks out of what is looked at"
+            f"{graph.name}: has no residual blocks, expected a ResNet; only the part blame can look at it"
         )
     pooling, pooled = with_pooled(model, list(blocks.values()))
     sets: dict[str, NDArray[np.uint8]] = {

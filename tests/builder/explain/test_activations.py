@@ -14,6 +14,7 @@ import pytest
 
 from temper.builder.contract import OUTPUT_NAME, TEST_IMAGES_FILE
 from temper.builder.engines.openvino import OpenVinoConfig
+from temper.builder.errors import ExplainError
 from temper.builder.explain.activations import (
     EXACTLY,
     RunsIn,
@@ -155,6 +156,15 @@ def test_answers_are_those_of_the_graph_that_gives_out_no_blocks(
     assert not np.array_equal(answers, exact.argmax(1))
     assert [Features(tmp_path / name).num_images for name in ("test", "train")] == [20, 12]
     assert seen == sorted(seen) and seen[-1] == (52, 52)
+
+
+def test_network_without_residual_blocks_is_refused(toy_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load(toy_onnx)
+    plain = onnx.helper.make_model(onnx.helper.make_graph(list(model.graph.node)[:3], "plain", [], []))
+    onnx.save(plain, tmp_path / "plain.onnx")
+    message = "plain.onnx: has no residual blocks, expected a ResNet; only the part blame can look at it"
+    with pytest.raises(ExplainError, match=message):
+        run_network(tmp_path / "plain.onnx", tmp_path, EXACTLY, tmp_path, lambda done, total: None)
 
 
 def test_what_was_mended_is_measured_on_all_images(

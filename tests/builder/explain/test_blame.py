@@ -118,7 +118,9 @@ def test_graph_of_another_network_is_refused(
         ExplainError, match=r"has no layer '/other' with the output '.*', expected .* quantised from; give that"
     ):
         Blame(tmp_path / "other.onnx", toy_int8, sample.images[:4], EXACTLY)
-    with pytest.raises(ExplainError, match="got no training images, expected at least one; make num_train larger"):
+    with pytest.raises(
+        ExplainError, match="got no training images, expected at least one; give the training split"
+    ):
         Blame(toy_onnx, toy_int8, sample.images[:0], EXACTLY)
 
 
