@@ -103,6 +103,7 @@ def pooling(toy_int8: Path) -> tuple[onnx.ModelProto, list[str]]:
         (engine(when_read=both), 0.42, "the logits by 42 % of their spread"),
         (engine(when_read=shift_tensors(0.3)), 0.0, "a tensor by 30 % of its spread"),
         (engine(always=shift_tensors(0.3)), 0.0, "a tensor by 30 % of its spread"),
+        (engine(when_read=shift_tensors(float("nan"))), 0.0, "a tensor by nan % of its spread"),
     ],
 )
 def test_engine_is_read_where_that_changes_nothing(
