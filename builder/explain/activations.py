@@ -123,10 +123,10 @@ def try_reading(
 ) -> Reading:
     """Tries on a batch of images whether a graph computes the same when it gives out inner tensors.
 
-    OpenVINO 2026.4 does not where an int8 convolution, whose output a residual addition reads, gives it out: the
-    logits become others, and some of the tensors. So both are looked at: the logits against those that the engine
-    gives when it is asked for nothing else, the tensors against the exact arithmetic's, from which they may be as
-    far away as the logits are anyway, and some more.
+    OpenVINO 2026.4 does not, for some int8 networks when they give out what convolutions give: the logits change,
+    and some of the tensors. So both are looked at: the logits against those that the engine gives when it is asked
+    for nothing else, the tensors against the exact arithmetic's, from which they may be as far away as the logits
+    are anyway, and some more.
 
     Args:
         runs_in: What runs it.
