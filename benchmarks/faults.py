@@ -20,11 +20,11 @@ from onnx import numpy_helper
 
 from benchmarks.common import CACHE, ROOT, write_results
 from temper.builder.built import Built
-from temper.builder.compress.qdq import residual_adds
+from temper.builder.compress.qdq import residual_adds, weighted_nodes
 from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
 from temper.builder.contract import CALIBRATION_IMAGES_FILE, GRAPH_FILE, TEST_LABELS_FILE
 from temper.builder.engines.openvino import OpenVinoConfig
-from temper.builder.explain.activations import activated, pick_runs_in, weighted_nodes
+from temper.builder.explain.activations import activated, pick_runs_in
 from temper.builder.explain.blame import ANSWERS_FILE, run_blame
 from temper.builder.explain.images import write_images
 
@@ -90,6 +90,8 @@ def measure(number: int) -> dict[str, Any]:
         "accuracy_mended": accuracies[2],
         "recovered": (accuracies[2] - accuracies[1]) / lost if lost > 0 else None,
         "note": info["kept_note"],
+        "tap_change": info["tap_change"],
+        "read_note": info["note"],
         "seconds": seconds,
     }
     print(

@@ -92,7 +92,7 @@ def build_variants(
         BuilderError: Any of the stages failed; the message is one line.
         Exception: What `check_data` raises.
     """
-    shared = (store, repository, progress_factory, serving or ServingConfig(), check_data)
+    shared = (store, progress_factory, repository, serving, check_data)
     return _Build(recipe_name, data, model, train, engine, *shared).run(variants)
 
 
@@ -125,8 +125,7 @@ def compress_graph(
     Raises:
         BuilderError: Any of the stages failed; the message is one line.
     """
-    shared = (store, Path(), progress_factory, ServingConfig(), None)
-    return _Build(recipe_name, data, model, train, engine, *shared).compress(variant)
+    return _Build(recipe_name, data, model, train, engine, store, progress_factory).compress(variant)
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ class _Underway:
 
 
 class _Build:
-    """One call of `build_variants`: the configs that its stages share."""
+    """One call of `build_variants`: the configs that its stages share. Without a repository it cannot publish."""
 
     def __init__(
         self,
@@ -175,10 +174,10 @@ class _Build:
         train: TrainConfig,
         engine: EngineConfig,
         store: Store,
-        repository: Path,
         progress_factory: ProgressFactory,
-        serving: ServingConfig,
-        check_data: Callable[[Mapping[str, Any]], None] | None,
+        repository: Path | None = None,
+        serving: ServingConfig | None = None,
+        check_data: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.recipe_name = recipe_name
         self.data = data
@@ -188,19 +187,16 @@ class _Build:
         self.store = store
         self.repository = repository
         self.progress_factory = progress_factory
-        self.serving = serving
+        self.serving = serving or ServingConfig()
         self.check_data = check_data
         self.members: set[str] = set()
 
     def run(self, variants: Sequence[VariantConfig]) -> list[Built]:
         from temper.builder.engines.build import pick_engine
-        from temper.builder.network.weights import check_weights_file
         from temper.builder.publish.triton_config import check_watch
 
         engine = pick_engine(self.engine)
         check_watch(self.serving, engine.kind.backend(engine.config, None))
-        if self.model.checkpoint is not None:  # before the minutes that the images may take
-            check_weights_file(self.model.checkpoint)
         self.members = {name for variant in variants for name in variant.ensemble}
         shared = self._make_shared()
         built: dict[str, Built] = {}
@@ -219,6 +215,10 @@ class _Build:
 
     def _make_shared(self) -> tuple[_Done, _Done, _Done]:
         """What all variants begin with: the images, the finetuned network and its graph."""
+        from temper.builder.network.weights import check_weights_file
+
+        if self.model.checkpoint is not None:  # before the minutes that the images may take
+            check_weights_file(self.model.checkpoint)
         data = self._prepare_data()
         if self.check_data is not None:
             self.check_data(data.report.figures)
@@ -420,6 +420,7 @@ class _Build:
         data, engine = way.data, way.done[-1].artifact
         labels = read_labels(data.path / LABELS_FILE)
         binding = kind.binding(config, engine.info)
+        assert self.repository is not None, "given to whoever runs"
         with self.progress_factory(f"{way.variant.name}: publish") as view:
             published = publish(
                 self.repository,
@@ -471,6 +472,7 @@ class _Build:
             data_digest=first.data.digest,
             member_digests=digests,
         )
+        assert self.repository is not None, "given to whoever runs"
         with self.progress_factory(f"{variant.name}: publish") as view:
             published = publish_ensemble(
                 self.repository,

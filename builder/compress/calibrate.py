@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from temper.builder.data.spread import spread
+from temper.builder.errors import CompressError
 from temper.builder.network.files import count_network
 from temper.builder.network.served import Served, predict
 
@@ -32,15 +34,14 @@ def training_batches(context: StepContext, num_images: int) -> list[torch.Tensor
         Batches float32 [N, 3, S, S], normalised, on the CPU; each of two images or more, as one has no
         variance to normalise by.
     """
-    num_images = min(num_images, len(context.train))
     mean = torch.tensor(context.mean).reshape(1, -1, 1, 1)
     std = torch.tensor(context.std).reshape(1, -1, 1, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        images = [context.train[index * len(context.train) // num_images][0] for index in range(num_images)]
+        images = [context.train[row][0] for row in spread(len(context.train), num_images).tolist()]
     return [
         (torch.stack(images[start : start + _BATCH]).float().permute(0, 3, 1, 2) / 255 - mean) / std
-        for start in range(0, num_images, _BATCH)
+        for start in range(0, len(images), _BATCH)
         if len(images[start : start + _BATCH]) > 1
     ]
 
@@ -59,13 +60,21 @@ class ServedBatches:
 
         Args:
             context: The step's data.
-            num_images: At most as many, spread evenly over the training split.
+            num_images: At most as many, spread evenly over the training split; two or more.
+
+        Raises:
+            CompressError: The training split has one image, or none.
         """
+        if len(context.train) < 2:
+            raise CompressError(
+                f"training split: got {len(context.train)} images to measure on, expected at least 2, as one has "
+                "no variance to normalise by; give it more images"
+            )
         num_images = min(num_images, len(context.train))
         if num_images % _BATCH == 1:  # one image has no variance to normalise by
             num_images -= 1
         self._source = context.train.source
-        self._rows = self._source.train[np.arange(num_images) * len(context.train) // max(num_images, 1)]
+        self._rows = self._source.train[spread(len(context.train), num_images)]
         self._mean = torch.tensor(context.mean).reshape(1, -1, 1, 1)
         self._std = torch.tensor(context.std).reshape(1, -1, 1, 1)
         self.labels = self._source.labels[self._rows]

@@ -7,6 +7,8 @@ from torch.nn.functional import cross_entropy, kl_div
 
 _MAX_STEPS = 100
 _RIDGE = 1e-3
+_TEMPERATURE = 4.0
+_DECAY = 1e-3
 
 
 def fit_head(
@@ -15,22 +17,18 @@ def fit_head(
     taught: torch.Tensor,
     *,
     label_weight: float = 0.1,
-    temperature: float = 4.0,
-    decay: float = 1e-3,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fits a linear head by L-BFGS on the loss of distillation, from a ridge regression of the full head's logits.
 
-    The loss is (1 - label_weight) temperature^2 KL(taught, ours), softened by the temperature (Hinton et al.,
-    "Distilling the Knowledge in a Neural Network", 2015), plus label_weight times cross entropy, plus decay / 2
-    times the squared distance from the regression's weights, on features of unit variance.
+    The loss is (1 - label_weight) T^2 KL(taught, ours), both softened by the temperature T = 4 (Hinton et al.,
+    "Distilling the Knowledge in a Neural Network", 2015), plus label_weight times cross entropy, plus 0.0005 times
+    the squared distance from the regression's weights, on features of unit variance.
 
     Args:
         features: [N, K], those that are kept.
         labels: Int64 [N].
         taught: The full head's logits, [N, classes].
         label_weight: Share of the loss that comes from the labels, 0 to 1.
-        temperature: Softens the probabilities.
-        decay: See above.
 
     Returns:
         Weight [classes, K] and bias [classes], float32.
@@ -39,12 +37,12 @@ def fit_head(
     inputs = ((features.double() - mean) / scale).float()
     start = ridge(inputs.double(), taught.double() - taught.double().mean(0)).float().contiguous()
     weight, bias = start.clone().requires_grad_(), taught.mean(0).clone().requires_grad_()
-    soft = (taught / temperature).softmax(1)
+    soft = (taught / _TEMPERATURE).softmax(1)
 
     def loss() -> torch.Tensor:
         logits = inputs @ weight + bias
-        learnt = kl_div((logits / temperature).log_softmax(1), soft, reduction="batchmean") * temperature**2
-        away = decay / 2 * (weight - start).square().sum()
+        learnt = kl_div((logits / _TEMPERATURE).log_softmax(1), soft, reduction="batchmean") * _TEMPERATURE**2
+        away = _DECAY / 2 * (weight - start).square().sum()
         return (1 - label_weight) * learnt + label_weight * cross_entropy(logits, labels) + away
 
     optimizer = torch.optim.LBFGS(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch.nn.functional import cross_entropy
 
+from temper.builder.data.spread import spread
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -71,7 +73,7 @@ class HeadData:
 
     def spread(self, num: int) -> HeadData:
         """Returns at most as many images, spread evenly."""
-        rows = torch.arange(num) * len(self.labels) // num if num < len(self.labels) else slice(None)
+        rows = torch.from_numpy(spread(len(self.labels), num))
         return HeadData(self.features[rows], self.labels[rows], self.weight, self.bias)
 
     def resampled(self, seed: int) -> HeadData:

@@ -30,40 +30,52 @@ class Moments:
     """Height times width of the input."""
 
 
-class _Sums:
-    """The sums of one convolution over batches."""
+class Sums:
+    """Sums of channels and of their products, over the images and positions of many batches."""
 
     def __init__(self) -> None:
-        self.outputs: Any = 0
-        self.total: Any = 0
-        self.inputs: Any = 0
-        self.gradients: Any = 0
-        self.num_outputs = 0
-        self.num_inputs = 0
+        """Begins with nothing."""
+        self._total: Any = 0
+        self._square: Any = 0
+        self._num = 0
+
+    def add(self, activations: torch.Tensor) -> None:
+        """Takes a batch, [images, channels, height, width]."""
+        columns = activations.detach().transpose(0, 1).flatten(1)
+        self._total = self._total + columns.sum(1).double()
+        self._square = self._square + (columns @ columns.T).double()
+        self._num += columns.shape[1]
+
+    def second_moment(self) -> torch.Tensor:
+        """Returns the mean of the products, float64 [channels, channels], on the CPU."""
+        return torch.as_tensor(self._square / self._num).cpu()
+
+    def covariance(self) -> torch.Tensor:
+        """Returns the same less the product of the means."""
+        mean = torch.as_tensor(self._total / self._num).cpu()
+        return self.second_moment() - torch.outer(mean, mean)
+
+
+class _ConvSums:
+    """The sums of one convolution."""
+
+    def __init__(self) -> None:
+        self.inputs, self.outputs, self.gradients = Sums(), Sums(), Sums()
         self.positions = (0, 0)
 
     def add(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         """A forward hook."""
-        given, made = _columns(inputs[0]), _columns(output)
-        self.inputs = self.inputs + (given @ given.T).double()
-        self.outputs = self.outputs + (made @ made.T).double()
-        self.total = self.total + made.sum(1).double()
-        self.num_inputs += given.shape[1]
-        self.num_outputs += made.shape[1]
+        self.inputs.add(inputs[0])
+        self.outputs.add(output)
         self.positions = (output[0, 0].numel(), inputs[0][0, 0].numel())
-        output.register_hook(self._add_gradient)  # type: ignore[no-untyped-call]  # torch has no types here
-
-    def _add_gradient(self, gradient: torch.Tensor) -> None:
-        columns = _columns(gradient)
-        self.gradients = self.gradients + (columns @ columns.T).double()
+        output.register_hook(self.gradients.add)  # type: ignore[no-untyped-call]  # torch has no types here
 
     def moments(self) -> Moments:
         """Returns the averages."""
-        mean = self.total / self.num_outputs
         return Moments(
-            outputs=(self.outputs / self.num_outputs - torch.outer(mean, mean)).cpu(),
-            inputs=(self.inputs / self.num_inputs).cpu(),
-            gradients=(self.gradients / self.num_outputs).cpu(),
+            outputs=self.outputs.covariance(),
+            inputs=self.inputs.second_moment(),
+            gradients=self.gradients.second_moment(),
             output_positions=self.positions[0],
             input_positions=self.positions[1],
         )
@@ -91,7 +103,7 @@ def measure_moments(
     """
     device = next(network.parameters()).device
     network.requires_grad_(False)
-    sums = {name: _Sums() for name in names}
+    sums = {name: _ConvSums() for name in names}
     hooks = [network.get_submodule(name).register_forward_hook(sums[name].add) for name in names]
     generator = torch.Generator().manual_seed(seed)
     total, done = sum(len(batch) for batch in batches), 0
@@ -109,8 +121,3 @@ def measure_moments(
             hook.remove()
     progress(total, total)
     return {name: each.moments() for name, each in sums.items()}
-
-
-def _columns(activations: torch.Tensor) -> torch.Tensor:
-    """Returns [channels, images x positions] of [images, channels, height, width]."""
-    return activations.detach().transpose(0, 1).flatten(1)

@@ -91,7 +91,7 @@ def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] =
 
     content = onnx.load(path).graph
     graph = _Graph(content, path, precision)
-    weighted = [node for node in graph.nodes if node.op_type in WEIGHTED_OPS]
+    weighted = weighted_nodes(content)
     if not weighted:
         raise AuditError(f"{path}: has no Conv, Gemm or MatMul; expected a quantised network")
     reports, high = [], []
@@ -107,6 +107,11 @@ def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] =
     for node in adds:
         graph.check_residual(node, may_be_float=bool(kept_high))
     return QdqReport(num_residual_adds=len(adds), nodes=reports, kept_high=high)
+
+
+def weighted_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Returns the convolutions and linear layers, in the graph's order."""
+    return [node for node in graph.node if node.op_type in WEIGHTED_OPS]
 
 
 def residual_adds(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -125,7 +130,6 @@ class _Graph:
     def __init__(self, graph: onnx.GraphProto, path: Path, precision: str) -> None:
         self.path = path
         self.precision = precision
-        self.nodes = list(graph.node)
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.producers = {name: node for node in graph.node for name in node.output}
 

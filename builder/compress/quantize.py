@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from temper.builder.compress.qdq import WEIGHTED_OPS, residual_adds
+from temper.builder.compress.qdq import residual_adds, weighted_nodes
 from temper.builder.compress.saturation import reduce_weights
 from temper.builder.compress.step import GraphContext, GraphStep, Need
 from temper.builder.errors import QuantizeError
@@ -269,8 +269,8 @@ def find_nodes(src: Path, patterns: Sequence[str]) -> list[str]:
     import onnx
 
     graph = onnx.load(src, load_external_data=False).graph
-    adds = {node.name for node in residual_adds(graph)}
-    names = [node.name for node in graph.node if node.op_type in WEIGHTED_OPS or node.name in adds]
+    wanted = {node.name for node in (*weighted_nodes(graph), *residual_adds(graph))}
+    names = [node.name for node in graph.node if node.name in wanted]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)

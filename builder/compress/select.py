@@ -78,8 +78,8 @@ class Select(NetworkStep[SelectConfig]):
     place = 15
 
     def libraries(self, config: SelectConfig) -> tuple[str, ...]:
-        """Linear algebra decides, and for `l1` the path of scikit-learn."""
-        return ("torch", "scikit-learn") if config.method == "l1" else ("torch",)
+        """Linear algebra decides, for `l1` the path of scikit-learn, and SciPy says how sure the choice is."""
+        return ("torch", "scipy", *(["scikit-learn"] if config.method == "l1" else []))
 
     def run(
         self, network: nn.Module, config: SelectConfig, context: StepContext
@@ -106,7 +106,7 @@ def run_select(network: nn.Module, config: SelectConfig, context: StepContext) -
         seconds, note; `warning` where images are too few.
 
     Raises:
-        CompressError: A layer of the last stage is no plain convolution.
+        CompressError: A layer of the last stage is no plain convolution, or there is one training image.
     """
     from temper.builder.compress.calibrate import change_figures
     from temper.builder.network.resnet import head_of
@@ -156,6 +156,7 @@ def _cut(
     context.progress(3, 4)
     features = _features(network, batches)
     _set_head(network, *fit_head(features, seen.head.labels, seen.head.logits))
+    context.progress(4, 4)
     limits = describe_limits(len(batches.labels), seen.head.num_features)
     return network.cpu().eval(), {
         "kept": kept.tolist(),
@@ -164,30 +165,6 @@ def _cut(
         "explained": explained,
         **({"warning": limits} if limits else {}),
     }
-
-
-class _Sums:
-    """First and second moments of a layer's input channels, over images and positions."""
-
-    def __init__(self) -> None:
-        self._total: Any = 0
-        self._square: Any = 0
-        self._num = 0
-
-    def add(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        """A hook before the layer."""
-        columns = inputs[0].transpose(0, 1).flatten(1)
-        self._total = self._total + columns.sum(1).double()
-        self._square = self._square + (columns @ columns.T).double()
-        self._num += columns.shape[1]
-
-    def covariance(self) -> torch.Tensor:
-        """Returns it, float64 [C, C], on the CPU."""
-        import torch
-
-        mean = self._total / self._num
-        covariance: torch.Tensor = (self._square / self._num - torch.outer(mean, mean)).cpu()
-        return covariance
 
 
 @dataclass(frozen=True)
@@ -226,10 +203,14 @@ def _look(network: nn.Module, batches: ServedBatches) -> _Seen:
     import torch
 
     from temper.builder.compress.importance import HeadData
+    from temper.builder.compress.moments import Sums
     from temper.builder.network.resnet import head_of
 
-    sums = {f"{name}.conv1": _Sums() for name, _ in _blocks(network)[1:]}
-    hooks = [network.get_submodule(name).register_forward_pre_hook(each.add) for name, each in sums.items()]
+    sums = {f"{name}.conv1": Sums() for name, _ in _blocks(network)[1:]}
+    hooks = [
+        network.get_submodule(name).register_forward_pre_hook(lambda _, inputs, each=each: each.add(inputs[0]))
+        for name, each in sums.items()
+    ]
     features = _features(network, batches)
     for hook in hooks:
         hook.remove()

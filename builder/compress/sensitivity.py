@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from temper.builder.compress.qdq import WEIGHTED_OPS
+from temper.builder.compress.qdq import WEIGHTED_OPS, weighted_nodes
 from temper.builder.errors import QuantizeError
 from temper.builder.network.export import run_graph
 
@@ -102,7 +102,7 @@ def scan_layers(src: Path, quantized: Path, images: NDArray[np.uint8], progress:
     """
     model, float_model = onnx.load(quantized), onnx.load(src)
     names = [node.name for node in model.graph.node if node.op_type in (*WEIGHTED_OPS, "Add")]
-    weighted = [node.name for node in model.graph.node if node.op_type in WEIGHTED_OPS]
+    weighted = [node.name for node in weighted_nodes(model.graph)]
     expected = run_graph(src.read_bytes(), images)
     variance = float(expected.var()) or 1.0
     harm = {}

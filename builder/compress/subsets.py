@@ -15,15 +15,17 @@ import torch
 
 from temper.builder.compress.importance import HeadData, measure_importance
 from temper.builder.compress.methods import Method
-from temper.builder.estimate import Z95, Estimate
+from temper.builder.estimate import Estimate
 
 _RIDGE = 1e-4
 _PENALTIES = 50
 _SMALLEST_PENALTY = 1e-3
 # Directions of the logits that the l1 path follows; the others have little of them.
 _MAX_TARGETS = 64
-_RESAMPLES = 20
-_SLOW_RESAMPLES = 5
+RESAMPLES = 20
+# With four ways to choose, 87 to 91 % of the intervals from 5 choices held the stability of 2,000; from 10 choices
+# 92 to 93 %, from 20 choices 92 to 96 %.
+SLOW_RESAMPLES = 10
 
 
 def order_features(data: HeadData, method: Method, *, first: int | None = None, seed: int = 0) -> torch.Tensor:
@@ -96,7 +98,7 @@ def _order_l1(data: HeadData) -> torch.Tensor:
     from sklearn.linear_model import lasso_path  # type: ignore[import-untyped]
 
     features, logits = _centred(data)
-    scale = features.std(0).clamp(min=1e-12)
+    scale = features.std(0, correction=0).clamp(min=1e-12)
     num = len(features)
     # The path stays the same under rotations, of the classes and of the images: fewer of both.
     _, values, right = torch.linalg.svd(logits, full_matrices=False)
@@ -127,7 +129,8 @@ def measure_stability(choices: Sequence[torch.Tensor], num_features: int) -> Est
     """Measures what several choices have in common, corrected for chance.
 
     Source: Nogueira, Sechidis, Brown, "On the Stability of Feature Selection Algorithms", JMLR 18, 2018: its
-    theorem 4, and the interval of section 5.
+    theorem 4, and the interval of section 5, but by Student's t, as the variance is that of a few choices: by the
+    normal distribution 88 % of the intervals of 10 choices hold the truth.
 
     Args:
         choices: The chosen features of each resample, two or more.
@@ -137,6 +140,8 @@ def measure_stability(choices: Sequence[torch.Tensor], num_features: int) -> Est
         1 for the same features every time, about 0 for choices by chance. None where every choice took all
         features or none, which leaves nothing to compare.
     """
+    from scipy.stats import t  # type: ignore[import-untyped]  # ships none
+
     num = len(choices)
     chosen = torch.zeros(num, num_features, dtype=torch.float64)
     for row, choice in zip(chosen, choices, strict=True):
@@ -148,28 +153,27 @@ def measure_stability(choices: Sequence[torch.Tensor], num_features: int) -> Est
         return None
     value = 1 - float((num / (num - 1) * share * (1 - share)).mean()) / chance
     each = ((chosen * share).mean(1) - sizes * mean + value / 2 * (2 * sizes * mean - sizes - mean + 1)) / chance
-    half = Z95 * math.sqrt(4 / num**2 * float((each - each.mean()).square().sum()))
+    half = float(t.ppf(0.975, num - 1)) * math.sqrt(4 / num**2 * float((each - each.mean()).square().sum()))
     return Estimate(value, max(value - half, -1.0), min(value + half, 1.0))
 
 
-def stability_of(
-    data: HeadData, method: Method, num_kept: int, *, resamples: int | None = None, seed: int = 0
-) -> Estimate | None:
+def stability_of(data: HeadData, method: Method, num_kept: int, *, seed: int = 0) -> Estimate | None:
     """Measures how much a method's first `num_kept` features depend on the images: see `measure_stability`.
+
+    The images are resampled (bootstrap) 20 times, for the slow methods 10 times.
 
     Args:
         data: The head and its images.
         method: How they are chosen.
         num_kept: How many are.
-        resamples: Bootstrap resamples of the images, two or more; 20 when not given, of the slow methods 5.
-        seed: Decides them.
+        seed: Decides the resamples.
 
     Returns:
         None for `random`, which chooses by nothing, and where all are kept.
     """
     if method == "random":
         return None
-    resamples = resamples or (_RESAMPLES if method in ("greedy", "taylor", "activation") else _SLOW_RESAMPLES)
+    resamples = RESAMPLES if method in ("greedy", "taylor", "activation") else SLOW_RESAMPLES
     seeds = range(seed, seed + resamples)
     orders = (order_features(data.resampled(each), method, first=num_kept, seed=each) for each in seeds)
     choices = [order[:num_kept] for order in orders]

@@ -22,10 +22,11 @@ import numpy as np
 import onnx
 
 from temper.builder.compress.sensitivity import with_float
-from temper.builder.contract import OUTPUT_NAME, TEST_IMAGES_FILE
+from temper.builder.contract import TEST_IMAGES_FILE
+from temper.builder.data.spread import spread
 from temper.builder.errors import ExplainError
-from temper.builder.explain.activations import EXACT, RunsIn
-from temper.builder.explain.images import TRAIN_IMAGES_FILE, TRAIN_LABELS_FILE
+from temper.builder.explain.activations import RunsIn, run_logits, try_reading
+from temper.builder.explain.images import TRAIN_IMAGES_FILE
 from temper.builder.explain.layers import Layer, read_layers
 from temper.builder.explain.loss import LogitLoss, share_gone
 
@@ -34,14 +35,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 ANSWERS_FILE = "answers.npz"
-_BATCH = 16
 _MAX_VALUES = 1 << 31
-"""Activations that are read in all, and at once a hundredth of it: what bounds the time and the memory."""
+"""Activations that are read in all: what bounds the time."""
 _FEW = 8
 """Every layer is tried on this part of the images, and as many of the worst layers on all of them."""
 _MIN_IMAGES = 64
-MAX_TAP_CHANGE = 0.05
-"""What reading inner tensors may change in the logits, as a share of their spread."""
 _SMALL = 0.01
 """A loss below it is not worth a search, as long as no answer changes."""
 _ENOUGH, _NEARLY = 0.9, 0.95
@@ -77,7 +75,6 @@ class Blame:
         float_graph: Path,
         graph: Path,
         images: NDArray[np.uint8],
-        labels: NDArray[np.int64],
         runs_in: RunsIn,
         *,
         seed: int = 0,
@@ -88,7 +85,6 @@ class Blame:
             float_graph: The graph before the quantisation.
             graph: The same after it, with Q/DQ pairs.
             images: uint8 [N, S, S, 3], at least one; they may be mapped from a file.
-            labels: int64 [N].
             runs_in: What runs the two.
             seed: Decides the resamples.
 
@@ -96,10 +92,11 @@ class Blame:
             ExplainError: The two are not of one network, or there are no images.
         """
         if len(images) == 0:
-            raise ExplainError("explain: got no images, expected at least one")
+            raise ExplainError(
+                "explain: got no training images, expected at least one; give the training split some"
+            )
         self.float_model, self.model = onnx.load(float_graph), onnx.load(graph)
-        self.images, self.labels, self.runs_in, self.seed = images, np.asarray(labels), runs_in, seed
-        self._name = graph.name
+        self.images, self.runs_in, self.seed = images, runs_in, seed
         self.layers = read_layers(self.float_model, self.model, graph.name)
         self._expected = self._logits(self.float_model)
         self._loss = LogitLoss(self._expected)
@@ -110,8 +107,8 @@ class Blame:
         Args:
             progress: Called with (runs of a graph done, runs in all).
         """
-        rows = np.arange(len(self.images))
-        few = _spread(len(rows), max(_MIN_IMAGES, len(rows) // _FEW))
+        num_images = len(self.images)
+        few = spread(num_images, max(_MIN_IMAGES, num_images // _FEW))
         total, done = len(self.layers) + _FEW + 8, iter(range(1, 1 << 30))
 
         def step() -> None:
@@ -121,15 +118,15 @@ class Blame:
         logits = self._logits(self.model)
         errors = self._loss(logits)
         step()
-        read = self._read_activations(logits)
+        read = self._read_activations()
         tried = [layer for layer in self.layers if layer.quantized]
         step()
         for layer in tried:
             self._measure(layer, few, errors)
             step()
-        if len(few) < len(rows):
+        if len(few) < num_images:
             for layer in sorted(tried, key=_worst_first)[:_FEW]:
-                self._measure(layer, rows, errors)
+                self._measure(layer, None, errors)
                 step()
         kept, note = self._suggest(sorted(tried, key=_worst_first), logits, errors, step)
         progress(total, total)
@@ -140,12 +137,13 @@ class Blame:
         return with_float(self.model, self.float_model, names)
 
     def _logits(self, model: onnx.ModelProto, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        return run_logits(self.runs_in, model, self.images if rows is None else self.images[rows])
+        return run_logits(self.runs_in, model, self.images, rows)
 
-    def _measure(self, layer: Layer, rows: NDArray[np.int64], errors: NDArray[np.float64]) -> None:
-        """Puts one layer back, on the images of some rows."""
+    def _measure(self, layer: Layer, rows: NDArray[np.int64] | None, errors: NDArray[np.float64]) -> None:
+        """Puts one layer back, on the images of some rows, or on all."""
         left = self._loss(self._logits(self.put_back([layer.name]), rows), rows)
-        layer.share, layer.num_images = share_gone(left, errors[rows], self.seed), len(rows)
+        before = errors if rows is None else errors[rows]
+        layer.share, layer.num_images = share_gone(left, before, self.seed), len(before)
 
     def _suggest(
         self,
@@ -184,40 +182,19 @@ class Blame:
         )
         return names[:high], spread if best < _ENOUGH else ""
 
-    def _read_activations(self, logits: NDArray[np.float32]) -> tuple[int, float, str]:
-        """Reads inner tensors of both graphs: of how many images, what that changed, and what to know of it."""
-        num_images, change = self._read_in(self.runs_in, logits)
-        if change <= MAX_TAP_CHANGE or self.runs_in.engine is None:
-            return num_images, change, ""
-        # OpenVINO 2026.4 computes another network when some outputs of int8 convolutions are given out.
-        self.layers = read_layers(self.float_model, self.model, self._name)
-        exact = RunsIn(EXACT, None, "")
-        note = (
-            f"Giving out its inner tensors changes what {self.runs_in.title} computes (the logits by "
-            f"{100 * change:.0f} % of their spread), so the noise is that of {EXACT}"
-        )
-        return *self._read_in(exact, logits), note
-
-    def _read_in(self, runs_in: RunsIn, logits: NDArray[np.float32]) -> tuple[int, float]:
+    def _read_activations(self) -> tuple[int, float, str]:
+        """Reads inner tensors of both graphs: of how many images, what that changes, and what to know of it."""
         names = list(dict.fromkeys(name for layer in self.layers for name in (layer.source, layer.output)))
-        runs = [runs_in.open(model, names) for model in (self.float_model, self.model)]
-        per_image = sum(value.size for value in runs[0](self.images[:1]).values())
-        rows = _spread(len(self.images), max(1, _MAX_VALUES // per_image))
-        at_once = max(1, min(_BATCH, _MAX_VALUES // 100 // per_image))
-        differences = []
-        for start in range(0, len(rows), at_once):
-            batch = rows[start : start + at_once]
-            expected, found = (run(self.images[batch]) for run in runs)
+        reading = try_reading(self.runs_in, self.model, names, self.images)
+        runs = [reading.runs_in.open(model, names) for model in (self.float_model, self.model)]
+        rows = spread(len(self.images), max(1, _MAX_VALUES // reading.num_values))
+        for start in range(0, len(rows), reading.at_once):
+            expected, found = (run(self.images[rows[start : start + reading.at_once]]) for run in runs)
             for layer in self.layers:
                 layer.read_input(expected[layer.source])
                 layer.read_output(expected[layer.output], found[layer.output])
-            differences.append(found[OUTPUT_NAME] - logits[batch])
-        return len(rows), spread_change(np.concatenate(differences), logits)
-
-
-def spread_change(differences: NDArray[np.float32], values: NDArray[np.float32]) -> float:
-    """Returns the root mean square of differences over the standard deviation of the values."""
-    return float(np.sqrt((differences**2).mean())) / (float(values.std()) or 1.0)
+        note = f"{reading.note}, so the noise is that of {reading.runs_in.title}" if reading.note else ""
+        return len(rows), reading.change, note
 
 
 def run_blame(
@@ -247,7 +224,7 @@ def run_blame(
         tap_change, loss (on the test images), layers (each as `Layer.figures`), kept, recovered, kept_note.
     """
     train = np.load(images / TRAIN_IMAGES_FILE, mmap_mode="r")[:most]
-    blame = Blame(*graphs, train, np.load(images / TRAIN_LABELS_FILE)[:most], runs_in, seed=seed)
+    blame = Blame(*graphs, train, runs_in, seed=seed)
     found = blame.find(progress)
     test = np.load(images / TEST_IMAGES_FILE, mmap_mode="r")
     models = {"float32": blame.float_model, "quantized": blame.model, "kept": blame.put_back(found.kept)}
@@ -271,19 +248,6 @@ def run_blame(
     }
 
 
-def run_logits(runs_in: RunsIn, model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the logits [N, classes] of uint8 images [N, S, S, 3], which may be mapped from a file."""
-    run = runs_in.open(model)
-    parts = [run(images[start : start + _BATCH])[OUTPUT_NAME] for start in range(0, len(images), _BATCH)]
-    return np.concatenate(parts)
-
-
 def _worst_first(layer: Layer) -> float:
     assert layer.share is not None, "only layers that were put back are ranked"
     return -layer.share.value
-
-
-def _spread(total: int, wanted: int) -> NDArray[np.int64]:
-    """Rows spread evenly over all: the images may be sorted by class."""
-    wanted = min(total, wanted)
-    return np.arange(wanted) * total // wanted

@@ -10,6 +10,7 @@ import numpy as np
 
 from temper.builder.contract import TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.data.sources import open_source
+from temper.builder.data.spread import spread
 from temper.imaging.store import create_images
 
 if TYPE_CHECKING:
@@ -52,9 +53,8 @@ def write_images(
         DataError: The source is missing, or an image cannot be read.
     """
     images, labels = (np.load(data / name, mmap_mode="r") for name in (TEST_IMAGES_FILE, TEST_LABELS_FILE))
-    count = min(num_images, len(images))
-    rows = np.arange(count) * len(images) // count
-    test = create_images(folder / TEST_IMAGES_FILE, count, *images.shape[1:3])
+    rows = spread(len(images), num_images)
+    test = create_images(folder / TEST_IMAGES_FILE, len(rows), *images.shape[1:3])
     for position, row in enumerate(rows):
         test[position] = images[row]
     test.flush()
@@ -69,7 +69,7 @@ def write_images(
     train.flush()
     np.save(folder / TRAIN_LABELS_FILE, source.labels[drawn])
     return {
-        "num_images": count,
+        "num_images": len(rows),
         "num_train": len(drawn),
         "num_missing": len(source.class_names) - len(np.unique(source.labels[drawn])),
     }

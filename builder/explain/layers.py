@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from temper.builder.compress.qdq import residual_adds
+from temper.builder.compress.qdq import residual_adds, weighted_nodes
 from temper.builder.errors import ExplainError
 from temper.builder.estimate import Estimate
-from temper.builder.explain.activations import activated, weighted_nodes
+from temper.builder.explain.activations import activated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,7 +115,12 @@ class Layer:
     def _findings(self, figures: dict[str, Any]) -> Iterator[str]:
         clipped, used, outlier = figures["clipped"], figures["range_used"], figures["outlier"]
         if self.weight_db is not None and self.weight_db < _WEIGHT_DB:
-            yield f"its weights are only {self.weight_db:.0f} dB above what their quantisation changed"
+            changed = "what their quantisation changed"
+            yield (
+                f"its weights are {-self.weight_db:.0f} dB below {changed}"
+                if self.weight_db < 0
+                else f"its weights are only {self.weight_db:.0f} dB above {changed}"
+            )
         if self.limits is not None and clipped is not None and clipped > _CLIPPED:
             yield (
                 f"{100 * clipped:.1f} % of its input is clipped: values reach {self._peak():.3g}, "
@@ -157,7 +162,7 @@ def read_layers(float_model: onnx.ModelProto, model: onnx.ModelProto, name: str)
         if node.name not in graph.nodes or output not in graph.producers:
             raise ExplainError(
                 f"{name}: has no layer {node.name!r} with the output {output!r}, expected those of the "
-                "float32 graph that it was quantised from"
+                "float32 graph that it was quantised from; give that graph"
             )
         inputs = graph.nodes[node.name].input
         at = next((index for index, each in enumerate(inputs) if graph.quantizer(each) is not None), None)
@@ -170,7 +175,9 @@ def read_layers(float_model: onnx.ModelProto, model: onnx.ModelProto, name: str)
                 layer.weight_db = graph.weight_db(inputs[1], floats.get(weights[node.name]))
         layers.append(layer)
     if not any(layer.quantized for layer in layers):
-        raise ExplainError(f"{name}: has no quantised layer, expected a graph with Q/DQ pairs")
+        raise ExplainError(
+            f"{name}: has no quantised layer, expected a graph with Q/DQ pairs; give one that quantize made"
+        )
     return layers
 
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from temper.builder.contract import OUTPUT_NAME
 from temper.builder.engines.latency import open_graph, ratio_in_turns, time_in_turns
-from temper.builder.explain.activations import RunsIn
+from temper.builder.explain.activations import RunsIn, run_logits
 from temper.builder.explain.loss import logit_errors, share_gone
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from temper.builder.engines.kind import EngineConfig
 
 ANSWERS_FILE = "answers.npy"
-_BATCH = 16
 
 
 def measure_mended(
@@ -40,22 +38,21 @@ def measure_mended(
         runs_in: What runs them.
         timed: The engine that latencies are taken in; None where none runs in process.
         folder: Receives answers.npy, int64 [3, N].
-        progress: Called with (images done, images in all).
+        progress: Called with (images done, images in all), of the three graphs together.
 
     Returns:
         recovered (share of the loss of the logits), latency_ms of one image, latency_ratio (over the compressed
         one's, in turns); shares and ratios with their 95 % interval, the last two None where nothing is timed.
     """
-    runs = [runs_in.open(onnx.load(path)) for path in graphs]
-    answers: list[NDArray[np.int64]] = []
-    errors: list[NDArray[np.float64]] = []
-    for start in range(0, len(images), _BATCH):
-        logits = [run(images[start : start + _BATCH])[OUTPUT_NAME] for run in runs]
-        answers.append(np.stack([each.argmax(1) for each in logits]))
-        errors.append(np.stack([logit_errors(logits[0], each) for each in logits[1:]]))
-        progress(start + len(logits[0]), len(images))
-    np.save(folder / ANSWERS_FILE, np.concatenate(answers, axis=1))
-    before, left = np.concatenate(errors, axis=1)
+    logits: list[NDArray[np.float32]] = []
+
+    def step(done: int) -> None:
+        progress(len(logits) * len(images) + done, len(graphs) * len(images))
+
+    for path in graphs:
+        logits.append(run_logits(runs_in, onnx.load(path), images, progress=step))
+    np.save(folder / ANSWERS_FILE, np.stack([each.argmax(1) for each in logits]))
+    before, left = (logit_errors(logits[0], each) for each in logits[1:])
     figures: dict[str, Any] = {"recovered": share_gone(left, before, seed=0)}
     if timed is None:
         return {**figures, "latency_ms": None, "latency_ratio": None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from temper.builder.contract import OUTPUT_NAME, TEST_IMAGES_FILE, TEST_LABELS_FILE
+from temper.builder.contract import TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.errors import ExplainError
-from temper.builder.explain.activations import EXACT, RunsIn, block_outputs, with_pooled
-from temper.builder.explain.blame import MAX_TAP_CHANGE, spread_change
+from temper.builder.explain.activations import (
+    BATCH,
+    RunsIn,
+    block_outputs,
+    run_logits,
+    try_reading,
+    with_pooled,
+)
 from temper.builder.explain.cka import compare
 from temper.builder.explain.dimension import measure_dimensions
 from temper.builder.explain.features import Features, FeaturesWriter
@@ -23,13 +29,10 @@ from temper.builder.explain.probes import probe_blocks
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from temper.builder.engines.kind import RunOutputs
-
 Progress = Callable[[int, int], None]
 ANSWERS_FILE = "answers.npy"
 CORRECT_FILE = "correct.npz"
 TEST, TRAIN = "test", "train"
-_BATCH = 16
 
 
 def run_network(graph: Path, images: Path, runs_in: RunsIn, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -39,11 +42,13 @@ def run_network(graph: Path, images: Path, runs_in: RunsIn, folder: Path, progre
         graph: The ONNX file.
         images: The folder of `images.write_images`.
         runs_in: What runs it.
-        folder: Receives answers.npy (to the test images, int64 [N]), and the features in `test` and `train`.
-        progress: Called with (images done, images in all).
+        folder: Receives answers.npy (to the test images, int64 [N]; of the graph as it is, which gives out no
+            blocks), and the features in `test` and `train`.
+        progress: Called with (images done, images in all); test images count twice, for answers and for features.
 
     Returns:
-        runs_in, blocks (number of features by block), note (why another than the engine ran it; else empty).
+        runs_in (what gave the blocks), blocks (number of features by block), note (why that was not the engine;
+        else empty).
 
     Raises:
         ExplainError: It has no residual blocks.
@@ -52,53 +57,31 @@ def run_network(graph: Path, images: Path, runs_in: RunsIn, folder: Path, progre
     model = onnx.load(graph)
     blocks = block_outputs(model)
     if not blocks:
-        raise ExplainError(f"{graph.name}: has no residual blocks, expected a ResNet")
+        raise ExplainError(
+            f"{graph.name}: has no residual blocks, expected a ResNet; only the part blame can look at it"
+        )
     pooling, pooled = with_pooled(model, list(blocks.values()))
-    sets = [(name, np.load(images / file, mmap_mode="r")) for name, file in _IMAGES.items()]
-    total, done, answers = sum(len(each) for _, each in sets), 0, []
-    widths: dict[str, int] = {}
-    run, note = runs_in.open(pooling, list(pooled.values())), ""
-    if runs_in.engine is not None and (change := _changed_by_reading(model, pooling, pooled, run, runs_in, sets)):
-        note = f"giving out its blocks changes what {runs_in.title} computes: {change}"
-        runs_in = RunsIn(EXACT, None, note)
-        run = runs_in.open(pooling, list(pooled.values()))
-    for name, each in sets:
-        first = run(each[:1])
-        widths = {block: first[pooled[tensor]].shape[1] for block, tensor in blocks.items()}
+    sets: dict[str, NDArray[np.uint8]] = {
+        name: np.load(images / file, mmap_mode="r")
+        for name, file in ((TEST, TEST_IMAGES_FILE), (TRAIN, TRAIN_IMAGES_FILE))
+    }
+    done = len(sets[TEST])
+    total = done + sum(len(each) for each in sets.values())
+    logits = run_logits(runs_in, model, sets[TEST], progress=lambda answered: progress(answered, total))
+    np.save(folder / ANSWERS_FILE, logits.argmax(1))
+    reading = try_reading(runs_in, pooling, list(pooled.values()), sets[TEST])
+    run = reading.runs_in.open(pooling, list(pooled.values()))
+    first = run(sets[TEST][:1])
+    widths = {block: first[pooled[tensor]].shape[1] for block, tensor in blocks.items()}
+    for name, each in sets.items():
         with FeaturesWriter(folder / name, widths, len(each)) as writer:
-            for start in range(0, len(each), _BATCH):
-                found = run(each[start : start + _BATCH])
+            for start in range(0, len(each), BATCH):
+                batch = each[start : start + BATCH]
+                found = run(batch)
                 writer.append({block: found[pooled[tensor]] for block, tensor in blocks.items()})
-                if name == TEST:
-                    answers.append(found[OUTPUT_NAME].argmax(1))
-                done += len(each[start : start + _BATCH])
+                done += len(batch)
                 progress(done, total)
-    np.save(folder / ANSWERS_FILE, np.concatenate(answers))
-    return {"runs_in": runs_in.title, "blocks": widths, "note": note}
-
-
-def _changed_by_reading(
-    model: onnx.ModelProto,
-    pooling: onnx.ModelProto,
-    pooled: dict[str, str],
-    run: RunOutputs,
-    runs_in: RunsIn,
-    sets: Sequence[tuple[str, NDArray[np.uint8]]],
-) -> str:
-    """Says by how much the engine's blocks are off the exact arithmetic, where its answers are not; else empty."""
-    images = sets[0][1][:_BATCH]
-    exact = RunsIn(EXACT, None, "").open(pooling, list(pooled.values()))(images)
-    plain, found = runs_in.open(model)(images)[OUTPUT_NAME], run(images)
-    usual = spread_change(plain - exact[OUTPUT_NAME], exact[OUTPUT_NAME])
-    worst = max(spread_change(found[name] - exact[name], exact[name]) for name in pooled.values())
-    return (
-        f"a block's features by {100 * worst:.0f} % of their spread"
-        if worst > max(MAX_TAP_CHANGE, 3 * usual)
-        else ""
-    )
-
-
-_IMAGES = {TEST: TEST_IMAGES_FILE, TRAIN: TRAIN_IMAGES_FILE}
+    return {"runs_in": reading.runs_in.title, "blocks": widths, "note": reading.note}
 
 
 def describe_blocks(network: Path, images: Path, folder: Path, progress: Progress, *, seed: int) -> dict[str, Any]:
@@ -139,7 +122,7 @@ def compare_networks(first: Path, second: Path, progress: Progress, *, seed: int
     Args:
         first: The folder of `run_network`.
         second: The other's.
-        progress: Called with (batches done, batches in all).
+        progress: Called with (images done, images in all).
         seed: Decides the order of the images.
 
     Returns:

@@ -93,7 +93,10 @@ def fit_probe(
         DataError: The training images have fewer than two classes.
     """
     if len(np.unique(train_labels)) < 2:
-        raise DataError(f"probe: got {len(train)} training images of one class, expected at least two classes")
+        raise DataError(
+            f"probe: got {len(train)} training images of one class, expected at least two classes; take more "
+            "images, num_train of [explain]"
+        )
     mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     # What is constant, or differs by rounding alone, becomes 0.
     scale = 1 / np.where(deviation > _ROUNDING * np.abs(mean), deviation, np.inf)

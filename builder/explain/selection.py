@@ -18,11 +18,7 @@ from torch import nn
 from temper.builder.compress.head import fit_head
 from temper.builder.compress.importance import IMPORTANCES, HeadData, Importance, measure_importance
 from temper.builder.compress.methods import METHODS, Method
-from temper.builder.compress.subsets import (
-    describe_limits,
-    order_features,
-    stability_of,
-)
+from temper.builder.compress.subsets import describe_limits, order_features, stability_of
 from temper.builder.contract import TEST_LABELS_FILE
 from temper.builder.estimate import Estimate
 from temper.builder.explain.features import Features
@@ -35,7 +31,7 @@ if TYPE_CHECKING:
 
 CORRECT_FILE = "correct.npz"
 
-SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 _STABLE_SHARE = 1 / 4
 
 
@@ -71,7 +67,6 @@ def analyse_features(
     test_labels: NDArray[np.int64],
     *,
     methods: Sequence[Method] = METHODS,
-    shares: Sequence[float] = SHARES,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureAnalysis:
@@ -85,13 +80,11 @@ def analyse_features(
         test_features: [M, D].
         test_labels: [M].
         methods: How features are chosen.
-        shares: Shares of the features to keep, more than 0 to 1; at least one feature is kept, and the curve ends
-            with all.
         seed: Decides what is drawn.
         progress: Called with (done, total).
     """
     width = train.num_features
-    numbers = sorted({max(1, round(share * width)) for share in shares} | {width})
+    numbers = sorted({max(1, round(share * width)) for share in _SHARES})
     features, labels = torch.from_numpy(test_features), torch.from_numpy(test_labels)
 
     def right(kept: torch.Tensor) -> torch.Tensor:

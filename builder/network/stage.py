@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from temper.builder.contract import LABELS_FILE, NETWORK_FILE, SNAPSHOT_FILE, WEIGHTS_FILE
@@ -12,6 +12,8 @@ from temper.builder.network.files import load_network
 from temper.builder.network.resnet import build_model
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
     from torch import nn
 
@@ -53,11 +55,23 @@ def labels_of(data: Artifact) -> list[str]:
 
 def open_network(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:
     """Loads the network of the weights stage, or of a compression step."""
-    num_classes = len(labels_of(data))
     if (weights.path / NETWORK_FILE).exists():
-        return load_network(setting.model, num_classes, weights.path)
-    path = str(weights.path / WEIGHTS_FILE)
-    return build_model(dataclasses.replace(setting.model, weights=path, replace_head=False), num_classes)
+        return load_network(setting.model, len(labels_of(data)), weights.path)
+    return _load(setting, data, weights.path / WEIGHTS_FILE)
+
+
+def open_snapshot(setting: Setting, data: Artifact, weights: Artifact, epoch: int) -> nn.Module:
+    """Loads the network as it was after an epoch of the finetuning, one of the weights stage's `snapshots`.
+
+    Raises:
+        ModelError: There is no snapshot of it.
+    """
+    return _load(setting, data, weights.path / SNAPSHOT_FILE.format(epoch))
+
+
+def _load(setting: Setting, data: Artifact, path: Path) -> nn.Module:
+    model = dataclasses.replace(setting.model, weights=str(path), replace_head=False)
+    return build_model(model, len(labels_of(data)))
 
 
 def initial_network(setting: Setting, num_classes: int) -> nn.Module:
@@ -68,38 +82,6 @@ def initial_network(setting: Setting, num_classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setting.train.seed)
         return build_model(setting.model, num_classes)
-
-
-def open_snapshots(setting: Setting, data: Artifact, weights: Artifact) -> Mapping[int, nn.Module]:
-    """Returns the networks of the finetuning's snapshots by epoch, from 1; each is loaded when it is asked for.
-
-    Args:
-        setting: The recipe's.
-        data: The data stage.
-        weights: The weights stage.
-    """
-    return _Snapshots(setting, len(labels_of(data)), weights)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Snapshots(Mapping[int, "nn.Module"]):
-    setting: Setting
-    num_classes: int
-    weights: Artifact
-
-    def __getitem__(self, epoch: int) -> nn.Module:
-        if epoch not in self.weights.info["snapshots"]:
-            raise KeyError(epoch)
-        path = str(self.weights.path / SNAPSHOT_FILE.format(epoch))
-        return build_model(
-            dataclasses.replace(self.setting.model, weights=path, replace_head=False), self.num_classes
-        )
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.weights.info["snapshots"])
-
-    def __len__(self) -> int:
-        return len(self.weights.info["snapshots"])
 
 
 def served_module(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:

@@ -201,12 +201,12 @@ class Look:
 
         def make(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, Any]:
             from temper.builder.network.export import export_onnx
-            from temper.builder.network.stage import initial_network, labels_of, open_snapshots
+            from temper.builder.network.stage import initial_network, labels_of, open_snapshot
 
             if epoch is None:
                 network = initial_network(self.setting, len(labels_of(self.data)))
             else:
-                network = open_snapshots(self.setting, self.data, self.weights)[epoch]
+                network = open_snapshot(self.setting, self.data, self.weights, epoch)
             mean, std = self.setting.model.mean, self.setting.model.std
             size = self.setting.data.image_size
             export_onnx(network, folder / GRAPH_FILE, image_size=size, mean=mean, std=std)

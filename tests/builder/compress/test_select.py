@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,25 @@ def test_select_of_all_leaves_all(network: nn.Module, context: StepContext) -> N
     assert info["note"] == "features = 1 leaves all 512 as they are, 100 % of the FLOPs"
     assert (info["kept"], info["stability"], info["flops"]) == (list(range(512)), None, info["flops_before"])
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in same.state_dict().items())
+
+
+def test_select_ends_its_progress(network: nn.Module, context: StepContext) -> None:
+    seen: list[tuple[int, int]] = []
+    watched = replace(context, progress=lambda *call: seen.append(call))
+    run_select(network, SelectConfig(features=0.5, num_images=64, method="random"), watched)
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("num_train", [0, 1])
+def test_training_images_that_tell_nothing_are_refused(
+    network: nn.Module, sample: Sample, tmp_path: Path, num_train: int
+) -> None:
+    few = make_context(tmp_path, num_train=num_train, teacher=sample.model)
+    message = (
+        rf"training split: got {num_train} images to measure on, expected at least 2, .*; give it more images"
+    )
+    with pytest.raises(CompressError, match=message):
+        run_select(network, SelectConfig(features=0.5), few)
 
 
 def test_select_gives_the_same_twice_whatever_was_drawn_before(network: nn.Module, context: StepContext) -> None:

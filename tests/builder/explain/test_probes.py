@@ -75,5 +75,6 @@ def test_few_images_and_missing_classes_are_trained_on(digits: tuple[Split, Spli
 @pytest.mark.parametrize("count", [1, 5])
 def test_one_class_is_refused(digits: tuple[Split, Split], count: int) -> None:
     same: Any = np.zeros(count, int)
-    with pytest.raises(DataError, match=f"probe: got {count} training images of one class, expected at least two"):
+    message = f"probe: got {count} training images of one class, expected at least two classes; take more images"
+    with pytest.raises(DataError, match=message):
         fit_probe(digits[0][0][:count], same, *digits[1])

@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from temper.builder.data.config import DataConfig
 from temper.builder.data.prepare import load_train, prepare_data
-from temper.builder.errors import DataError, TrainError
+from temper.builder.errors import DataError, ModelError, TrainError
 from temper.builder.network.adversarial import AdversarialConfig
 from temper.builder.network.resnet import ModelConfig, build_model
 from temper.builder.network.served import Served
-from temper.builder.network.stage import Setting, initial_network, open_snapshots
+from temper.builder.network.stage import Setting, initial_network, open_snapshot
 from temper.builder.network.stage_weights import make_weights
 from temper.builder.network.train import TrainConfig, finetune, train_epochs
 from temper.builder.store.artifacts import Artifact
@@ -153,21 +153,21 @@ def test_networks_along_the_finetuning_are_opened(tmp_path: Path) -> None:
         return Artifact(tmp_path / name, "", info, reused=False)
 
     weights = make("weights", setting)
-    snapshots = open_snapshots(setting, data, weights)
-    assert (list(snapshots), len(snapshots)) == ([1, 2], 2)
-    for epoch, network in snapshots.items():
+    assert weights.info["snapshots"] == [1, 2]
+    for epoch in weights.info["snapshots"]:
+        network = open_snapshot(setting, data, weights, epoch)
         expected = load_file(weights.path / "snapshots" / f"epoch-00{epoch}.safetensors")
         assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
         assert not network.training
-    with pytest.raises(KeyError):
-        snapshots[3]
+    with pytest.raises(ModelError, match=r"epoch-003\.safetensors.*no such file"):
+        open_snapshot(setting, data, weights, 3)
     untrained = make("untrained", replace(setting, train=replace(config, epochs=0)))
     expected = load_file(untrained.path / "weights.safetensors")
     before = torch.random.get_rng_state()
     initial = initial_network(setting, 2).state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in initial.items())
-    assert len(open_snapshots(setting, data, untrained)) == 0
+    assert untrained.info["snapshots"] == []
 
 
 def files_in(folder: Path) -> list[str]:
