@@ -61,7 +61,7 @@ def networks(explanation: Explanation) -> str:
 def _block_table(shown: Sequence[NetworkView], blocks: Sequence[str]) -> str:
     head = ["block", *(view.name for view in shown)]
     ran = [html.with_note("network", "its own head")]
-    ran += [html.with_note(text.percent(view.accuracy.value), view.runs_in) for view in shown]
+    ran += [html.with_note(text.percent(view.accuracy.value), f"blocks from {view.runs_in}") for view in shown]
     return html.table(head, [ran, *([name, *(_block(block_of(view, name)) for view in shown)] for name in blocks)])
 
 

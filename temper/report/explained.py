@@ -149,9 +149,9 @@ class NetworkView(Record):
     epoch: int | None = None
     """Epochs that a snapshot had been trained for."""
     runs_in: str
-    """What ran it."""
+    """What gave out its blocks: the engine that serves, or what stands in for it."""
     accuracy: Share
-    """On the test images, in process."""
+    """Of its own answers to the test images, in process."""
     blocks: tuple[Block, ...]
     """From the stem to the last."""
 

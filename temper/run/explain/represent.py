@@ -49,7 +49,7 @@ def _describe(look: Look, network: Network) -> NetworkView:
         [network.run, look.images],
         make,
         code=("temper.builder.explain.networks",),
-        libraries=("torch", "scikit-learn"),
+        libraries=("torch", "scikit-learn", "scipy"),
     )
     if found.info["not_converged"]:
         late = ", ".join(found.info["not_converged"])
@@ -123,7 +123,7 @@ def select_features(look: Look, original: Network) -> Selection:
         [look.data, look.weights, original.run, look.images],
         make,
         code=("temper.builder.explain.selection",),
-        libraries=("torch", "scikit-learn"),
+        libraries=("torch", "scikit-learn", "scipy"),
     )
     curves = []
     with np.load(found.path / CORRECT_FILE) as correct:
