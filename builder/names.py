@@ -36,6 +36,25 @@ def is_printable(text: str) -> bool:
     )
 
 
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Layers as people call them: `/model/layer4/layer4.0/conv1/Conv` is `layer4.0.conv1`; each its own."""
+    short = [_short(name) for name in names]
+    return {name: each if short.count(each) == 1 else name for name, each in zip(names, short, strict=True)}
+
+
+def _short(name: str) -> str:
+    """An exported node's name repeats the outer module in the inner one's, and ends with the operator."""
+    parts = name.strip("/").split("/")
+    if len(parts) < 2:
+        return name
+    # An addition is no module: its operator is all that tells it from its block.
+    parts = [each for each in parts[:-1] if each != "model"] + (["add"] if parts[-1] == "Add" else []) or parts[
+        -1:
+    ]
+    kept = [each for each, inner in zip(parts, [*parts[1:], ""], strict=True) if not inner.startswith(f"{each}.")]
+    return ".".join(kept).replace("downsample.0", "downsample")
+
+
 def read_labels(path: Path) -> list[str]:
     """Reads a file of class names, one a line, each ended by a line feed and by nothing else."""
     return path.read_bytes().decode().removesuffix("\n").split("\n")

@@ -18,6 +18,7 @@ from temper.builder.compress.qdq import residual_adds, weighted_nodes
 from temper.builder.compress.saturation import reduce_weights
 from temper.builder.compress.step import GraphContext, GraphStep, Need
 from temper.builder.errors import QuantizeError
+from temper.builder.names import short_names
 from temper.builder.network.adversarial import AdversarialConfig
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class QuantizeConfig:
     adversarial: AdversarialConfig | None = None
     """`qat` learns on perturbed images what the teacher answers to the unperturbed ones."""
     keep_high: tuple[str, ...] = ()
-    """Layers and residual additions to leave unquantised: names of the ONNX graph's nodes, or patterns such as
-    `*/layer1.0/*`."""
+    """Layers and residual additions to leave unquantised: `layer1.0.conv1`, `layer1.0.add`, the names of the ONNX
+    graph's nodes, or patterns of those such as `*/layer1.0/*`."""
     max_loss: float | None = None
     """Leave the most sensitive layers unquantised until the loss of agreement with float32 is at most this, in
     percentage points on the calibration images."""
@@ -270,15 +271,18 @@ def find_nodes(src: Path, patterns: Sequence[str]) -> list[str]:
 
     graph = onnx.load(src, load_external_data=False).graph
     wanted = {node.name for node in (*weighted_nodes(graph), *residual_adds(graph))}
-    names = [node.name for node in graph.node if node.name in wanted]
+    short = short_names([node.name for node in graph.node if node.name in wanted])
+    found = set[str]()
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+        matching = {name for name in short if pattern == short[name] or fnmatch.fnmatchcase(name, pattern)}
+        if not matching:
+            near = difflib.get_close_matches(pattern, short if "/" in pattern else short.values(), n=3, cutoff=0.0)
             raise QuantizeError(
                 f"keep_high: no layer is called {pattern!r}; the nearest are {', '.join(near)}; "
-                "a pattern matches the whole name, as `*/layer1.0/*` does"
+                "a pattern matches the node's whole name, as `*/layer1.0/*` does"
             )
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        found |= matching
+    return [name for name in short if name in found]
 
 
 def _check_calibration(src: Path, images: NDArray[np.uint8]) -> None:

@@ -156,7 +156,10 @@ class Blame:
         names = [layer.name for layer in worst]
         changed = bool((self._expected.argmax(1) != logits.argmax(1)).any())
         if not changed and errors.mean() < _SMALL:
-            return [], f"None of {len(logits):,} training images gets another answer: nothing to choose layers by"
+            return [], (
+                f"None of {len(logits):,} training images gets another answer and the loss is small: no layer is "
+                "worth leaving unquantised"
+            )
 
         def recover(count: int) -> float:
             left = self._loss(self._logits(self.put_back(names[:count])))
@@ -177,8 +180,8 @@ class Blame:
             middle = (low + high) // 2
             low, high = (low, middle) if recover(middle) >= wanted else (middle, high)
         spread = (
-            f"The loss is spread: even the worst {most} layers together recover {100 * best:.0f} % of it; "
-            "training in int8 (qat) is for that"
+            f"The loss is spread: even the worst {most} layers together recover {100 * best:.0f} % of it on the "
+            "training images; where accuracy is lost, training in int8 (qat) is for that"
         )
         return names[:high], spread if best < _ENOUGH else ""
 

@@ -25,7 +25,8 @@ class ExplainConfig:
     num_train: int = 1000
     """Training images, at most: linear probes and the heads of selected features learn from them."""
     num_attributions: int = 6
-    """Images, at most, whose attributions are drawn: a variant answers them otherwise than its baseline."""
+    """Images of each variant, at most, whose attributions are drawn: it answers them otherwise than its
+    baseline."""
     seed: int = 0
     """Decides whatever is drawn."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from temper.builder.names import short_names
 from temper.report import text
 from temper.report.explained import (
     Blame,
     Block,
+    CurveOfFeatures,
     Explanation,
     LayerBlame,
     Mended,
@@ -18,6 +20,8 @@ from temper.report.measured import Estimate, Share
 
 NUM_NAMED = 3
 """Layers that a sentence names."""
+_TOLD = {"greedy": "chosen by greedy", "random": "at random"}
+"""Ways to choose features: that of `select` when it is not told another, and what it has to beat."""
 _ALIKE = 0.99
 """Blocks of a higher similarity are not told apart in words."""
 
@@ -49,7 +53,7 @@ def blamed(blame: Blame) -> list[str]:
 
 def where(blame: Blame) -> str:
     """What was run, and that it is not the engine where it is not."""
-    ran = f"{blame.precision}, {blame.num_images} test images, run in {blame.runs_in}."
+    ran = f"Run in {blame.precision} on {blame.num_images} test images, in {blame.runs_in}."
     if not blame.in_engine:
         ran += (
             " The engine's inner tensors cannot be read: this is the graph's exact arithmetic, not the engine's."
@@ -77,6 +81,9 @@ def _explained(blame: Blame, short: dict[str, str]) -> str:
         return "No layer takes part of the loss away for certain when it alone is put back to float."
     (name, share), *others = told
     more = "".join(f", {other} {part(found)}" for other, found in others)
+    least = told[-1][1].value
+    if any(layer.share and layer.share.low <= 0 and layer.share.value > least for layer in blame.layers):
+        more += "; layers whose interval reaches 0 are not named"
     return (
         f"Put back to float alone, {name} takes {text.percent(share.value)} of the loss away (95 % interval "
         f"{part_bounds(share)}){more}."
@@ -100,7 +107,8 @@ def _mended(mended: Mended, variant: str, short: dict[str, str]) -> str:
     said += "; quantised anew and measured on all test images"
     if mended.latency_ratio is not None:
         ratio = mended.latency_ratio
-        said += f", at {text.times(ratio.value)} the latency ({text.times(ratio.low)} to {text.times(ratio.high)})"
+        bounds = f"{text.times(ratio.low)} to {text.times(ratio.high)}"
+        said += f", at {text.times(ratio.value)} the latency of {variant} ({bounds})"
     return said + (f" and {text.size(mended.size_bytes)}." if mended.size_bytes is not None else ".")
 
 
@@ -133,6 +141,29 @@ def _known(view: NetworkView) -> str:
         f"{view.name}: a linear classifier reads {_share(low)} from {first} and {_share(high)} from "
         f"{last}{from_there} (95 % intervals); the last features' effective rank is {rank.value:.1f} of "
         f"{view.blocks[-1].num_features}."
+    )
+
+
+def kept(explanation: Explanation) -> list[str]:
+    """What a head on a quarter of the features costs, chosen as `select` does it and at random."""
+    curves = explanation.selection.curves if explanation.selection else ()
+    found = [sentence for curve in curves if curve.method in _TOLD and (sentence := _at_quarter(curve))]
+    return (
+        [f"A head that is trained anew on some of the features, against one on all: {'; '.join(found)}."]
+        if found
+        else []
+    )
+
+
+def _at_quarter(curve: CurveOfFeatures) -> str:
+    total = curve.num_features[-1]
+    place = min(range(len(curve.num_features)), key=lambda each: abs(curve.num_features[each] - total / 4))
+    change = curve.change[place]
+    words = text.points(change.difference, change.low, change.high)
+    return (
+        f"{curve.num_features[place]} of {total}, {_TOLD[curve.method]}, {words}"
+        if place + 1 < len(curve.num_features)
+        else ""
     )
 
 
@@ -181,22 +212,6 @@ def block_names(networks: Sequence[NetworkView]) -> list[str]:
 def block_of(view: NetworkView, name: str) -> Block | None:
     """The network's block of this name, if it has one."""
     return next((block for block in view.blocks if block.name == name), None)
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Layers as people call them: `/model/layer4/layer4.0/conv1/Conv` is `layer4.0.conv1`; each its own."""
-    short = [_short(name) for name in names]
-    return {name: each if short.count(each) == 1 else name for name, each in zip(names, short, strict=True)}
-
-
-def _short(name: str) -> str:
-    """An exported node's name repeats the outer module in the inner one's, and ends with the operator."""
-    parts = name.strip("/").split("/")
-    if len(parts) < 2:
-        return name
-    parts = [each for each in parts[:-1] if each != "model"] or parts[-1:]
-    kept = [each for each, inner in zip(parts, [*parts[1:], ""], strict=True) if not inner.startswith(f"{each}.")]
-    return ".".join(kept).replace("downsample.0", "downsample")
 
 
 def _share(share: Share) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
+from temper.builder.names import short_names
 from temper.report import explain_figures as figures, html, text
-from temper.report.explain_answer import part_bounds, short_names, where, worst
+from temper.report.explain_answer import part_bounds, where, worst
 from temper.report.explained import (
     Blame,
     Explanation,
@@ -75,7 +76,7 @@ def _layer(layer: LayerBlame, short: str) -> list[object]:
         _loss_share(found) if found else "–" if layer.quantized else "in float",
         "–" if snr is None else f"{text.plain(snr, 1)} dB",
         "–" if layer.cosine is None else text.plain(layer.cosine, 4),
-        "–" if layer.clipped is None else f"{100 * layer.clipped:.2f} %",
+        "–" if layer.clipped is None else text.fine_percent(layer.clipped),
         "–" if range_used is None else text.whole_percent(range_used),
         "–" if outlier is None else html.with_note(text.times(outlier), channel),
         f"{layer.num_dead} of {layer.num_channels}",

@@ -123,7 +123,7 @@ def _over_blocks(
 ) -> str:
     """A line with the band of its interval per network; `first` is the first one's place among the colours."""
     x = Axis(low=0, high=len(blocks), label="block")
-    plot = Plot(x, y, f"{y.label.capitalize()} by block, per network", x_names=_thinned(blocks))
+    plot = Plot(x, y, f"{y.label[0].upper()}{y.label[1:]} by block, per network", x_names=_thinned(blocks))
     known = [[(place + 0.5, one, place) for place, one in enumerate(each) if one is not None] for each in lines]
     for row, each in enumerate(known, first):
         plot.band([(place, one.low, one.high) for place, one, _ in each], style(row))

@@ -12,6 +12,7 @@ from temper.report.explain_answer import (
     block_of,
     cka,
     diagonal,
+    kept,
     knows,
     moved,
     views,
@@ -193,7 +194,10 @@ def selection(explanation: Explanation) -> str:
     )
     words = f"Chosen and trained on {found.num_train} training images, measured on {found.num_images} test images."
     return (
-        html.paragraphs([f"{words} {found.note}".rstrip()], "note") + html.figures(pictures) + _curve_table(found)
+        html.paragraphs(kept(explanation))
+        + html.paragraphs([f"{words} {found.note}".rstrip()], "note")
+        + html.figures(pictures)
+        + _curve_table(found)
     )
 
 
@@ -218,6 +222,8 @@ def _curve(curve: CurveOfFeatures, counts: Sequence[int]) -> list[object]:
         if count not in by_count:
             return "–"
         accuracy, change = by_count[count]
+        if count == counts[-1]:  # all of them
+            return text.percent(accuracy.value)
         bounds = text.bounds(change.low, change.high)
         return html.with_note(text.percent(accuracy.value), f"{text.signed(100 * change.difference)} ({bounds})")
 

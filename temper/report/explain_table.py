@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from temper.builder.names import short_names
 from temper.report import text
 from temper.report.explain_answer import (
     blamed,
     block_names,
     block_of,
+    kept,
     moved,
     part,
-    short_names,
     views,
     where,
     worst,
@@ -41,10 +42,10 @@ def _pieces(explanation: Explanation, color: bool) -> Iterator[str]:
         yield _lines([*blamed(blame), where(blame)])
         yield _layer_table(blame, color)
         if blame.snippet:
-            yield _lines([blame.snippet])
+            yield _lines(["As a line of the recipe:", blame.snippet])
     if shown := views(explanation):
         yield _block_table(shown, color)
-    if sentences := [*moved(explanation), *(note.words for note in explanation.notes)]:
+    if sentences := [*kept(explanation), *moved(explanation), *(note.words for note in explanation.notes)]:
         yield _lines(sentences)
 
 
@@ -65,7 +66,7 @@ def _layer(layer: LayerBlame, short: str) -> list[str]:
         part(layer.share) if layer.share else _NONE,
         _NONE if layer.signal_to_noise_db is None else text.plain(layer.signal_to_noise_db, 1),
         _NONE if layer.cosine is None else text.plain(layer.cosine, 4),
-        _NONE if layer.clipped is None else f"{100 * layer.clipped:.2f} %",
+        _NONE if layer.clipped is None else text.fine_percent(layer.clipped),
         _NONE if layer.outlier is None else text.times(layer.outlier),
         "; ".join(layer.findings),
     ]

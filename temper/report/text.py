@@ -13,6 +13,11 @@ def whole_percent(share: float) -> str:
     return f"{plain(100 * share, 0)} %"
 
 
+def fine_percent(share: float) -> str:
+    """A small share of 1 as `0.04 %`; what is not nothing never looks so."""
+    return "<0.01 %" if 0 < share < 0.00005 else f"{100 * share:.2f} %"
+
+
 def plain(value: float, digits: int = 2) -> str:
     """A figure that may be below 0, `0.98` or `−0.01`; what rounds to zero has no sign."""
     return signed(value, digits).removeprefix("+")

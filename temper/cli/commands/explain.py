@@ -71,7 +71,7 @@ def explain_command(
         echo(render_json(merged))
         return
     click.echo(render_explain(explanation, color=sys.stdout.isatty()))
-    echo(f"\n{folder / EXPLAIN_PAGE_FILE}\n{folder / EXPLAIN_FILE}")
+    echo(f"{folder / EXPLAIN_PAGE_FILE}\n{folder / EXPLAIN_FILE}")
 
 
 def _link(folder: Path) -> None:

@@ -26,6 +26,8 @@ def attribute_variants(look: Look, networks: Sequence[Network]) -> Iterator[Attr
         look: The look.
         networks: From `Look.networks`, the original first.
     """
+    if all(look.is_original(one.variant) for one in look.chosen):
+        look.note("no attributions: what was looked at is the network before any compression", "attributions")
     original, run = networks[0], {network.name: network for network in networks if network.kind == "variant"}
     for one in look.chosen:
         second = run.get(one.variant)

@@ -18,11 +18,11 @@ from temper.builder.compress.variant import ChosenStep, VariantConfig
 from temper.builder.contract import GRAPH_FILE
 from temper.builder.engines.kind import ENGINES
 from temper.builder.engines.latency import timing_engine
-from temper.builder.errors import QuantizeError
+from temper.builder.errors import BuilderError, QuantizeError
+from temper.builder.names import short_names
 from temper.builder.store.artifacts import Artifact
 from temper.errors import WorkflowError
 from temper.host.machine import machine_id
-from temper.report.explain_answer import short_names
 from temper.report.explained import Blame, LayerBlame, Mended
 from temper.run.explain.look import Look, Progress, interval, paired, share
 from temper.run.keys import default_of
@@ -148,23 +148,23 @@ def _blame(look: Look, variant: _Quantized, mend: bool, asked: Sequence[str]) ->
         right = {name: answers[name] == look.labels for name in answers.files}
         agree = {name: answers[name] == answers["float32"] for name in answers.files}
     info, suggestion, note, config = found.info, None, found.info["kept_note"], None
-    if asked:
-        config, note = variant.with_high(asked), "Not what was found, but what was asked for"
-        suggestion = _mend(look, variant, asked, config)
-    elif info["kept"]:
+    if info["kept"] and not asked:
         config = variant.with_high(info["kept"])
-        suggestion = (
-            _mend(look, variant, info["kept"], config)
-            if mend
-            else Mended(
-                keep_high=tuple(info["kept"]),
-                recovered=interval(info["recovered"]),
-                agreement=share(agree["kept"]),
-                accuracy=share(right["kept"]),
-                accuracy_change=paired(right["quantized"], right["kept"]),
-                tried=False,
-            )
+        suggestion = Mended(
+            keep_high=tuple(info["kept"]),
+            recovered=interval(info["recovered"]),
+            agreement=share(agree["kept"]),
+            accuracy=share(right["kept"]),
+            accuracy_change=paired(right["quantized"], right["kept"]),
+            tried=False,
         )
+    if asked:
+        config, note = variant.with_high(asked), "These layers were asked for, not found"
+        suggestion = _mend(look, variant, asked, config)
+    elif mend and config is not None:
+        suggestion = _mend(look, variant, info["kept"], config)
+    elif mend:
+        note += "; so nothing was tried"
     notes = [info["note"], f"looked at before {', '.join(variant.later)}" if variant.later else ""]
     return Blame(
         variant=variant.one.variant,
@@ -188,22 +188,31 @@ def _blame(look: Look, variant: _Quantized, mend: bool, asked: Sequence[str]) ->
 
 
 def _mend(look: Look, variant: _Quantized, names: Sequence[str], config: QuantizeConfig) -> Mended:
-    """Quantises anew with more layers left high, and measures what that gives on all test images."""
+    """Quantises anew with more layers left high, and measures what that gives on all test images.
+
+    Raises:
+        WorkflowError: These layers cannot be left high.
+    """
     from temper.builder.explain.mend import ANSWERS_FILE
 
     one, recipe, asked = variant.one, look.recipe, look.variant(variant.one)
     changed = ChosenStep(quantize=config)
     steps = tuple(changed if chosen.name == _QUANTIZE else chosen for chosen in asked.compress)
-    graph = compress_graph(
-        recipe.name,
-        data=recipe.data,
-        model=recipe.model,
-        train=recipe.train,
-        variant=replace(asked, name=f"{one.variant} mended", compress=steps),
-        engine=recipe.engine,
-        store=look.store,
-        progress_factory=look.display.stage,
-    )
+    try:
+        graph = compress_graph(
+            recipe.name,
+            data=recipe.data,
+            model=recipe.model,
+            train=recipe.train,
+            variant=replace(asked, name=f"{one.variant} mended", compress=steps),
+            engine=recipe.engine,
+            store=look.store,
+            progress_factory=look.display.stage,
+        )
+    except BuilderError as error:
+        raise WorkflowError(
+            f"explain: variant {one.variant!r}: {len(names)} layers cannot be left unquantised: {error}; try fewer"
+        ) from error
     timed, graphs = timing_engine(look.engine), [variant.before, one.snapshots[-1].graph, graph]
 
     def make(folder: Path, progress: Progress) -> Mapping[str, Any]:

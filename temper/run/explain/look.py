@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from temper.run.recipe import Recipe
 
 ORIGINAL, INITIAL = "float32", "before finetuning"
+_FEW = 64
+"""The fewest images that the intervals of similarities and ranks were tested with."""
 Kind = Literal["original", "initial", "variant", "snapshot"]
 Progress = Callable[[int, int], None]
 Make = Callable[[Path, Progress], Mapping[str, Any]]
@@ -97,6 +99,8 @@ class Look:
             self.note(self.runs_in.note)
         self.images = self._write_images()
         self.labels: NDArray[np.int64] = np.load(self.images.path / TEST_LABELS_FILE)
+        if (count := self.images.info["num_images"]) < _FEW:
+            self.note(f"{count} test images: intervals from fewer than {_FEW} are too narrow")
         if (missing := self.images.info["num_missing"]) > 0:
             self.note(
                 f"{missing} classes have none of the {self.images.info['num_train']} training images, so no probe "

@@ -238,7 +238,7 @@ def write_attributions(
 def _notes(names: Sequence[str], explained: Sequence[Explained]) -> Iterator[str]:
     for name, found in zip(names, explained, strict=True):
         side, error = found.side, found.completeness_error.max()
-        yield f"Grad-CAM is enlarged from {side}x{side} places"
+        yield f"{name}: Grad-CAM tells {side}x{side} places of an image apart, and is enlarged from them"
         if error > _MAX_ERROR:
             yield (
                 f"{name}: the sum of the integrated gradients is off by up to {text.percent(error)} of the range "

@@ -14,10 +14,11 @@ import pytest
 from click.testing import CliRunner
 from pydantic import TypeAdapter
 
+from temper.builder.names import short_names
 from temper.cli.main import cli
 from temper.errors import ReportError
 from temper.report import write_explanation, write_report
-from temper.report.explain_answer import blamed, knows, moved, short_names
+from temper.report.explain_answer import blamed, kept, knows, moved
 from temper.report.explain_table import render_explain
 from temper.report.explained import Explanation
 from temper.report.read import read_explanation, read_report
@@ -67,9 +68,9 @@ FOUND = {
     "finding": "layer4.1.conv2: 3.1 % of its input is clipped.",
     "suggestion": "With layer1.1.conv2 and layer4.1.conv2 kept in float, 93.0 % of the loss goes (90.0 to 96.0 "
     "%): accuracy +2.1 points (95 % interval +1.1 to +3.0) over int8, the answer from before on 99.6 % "
-    "(97.6–100.0) of 450 images; quantised anew and measured on all test images, at 1.08× the latency (1.05× to "
-    "1.11×) and 12.6 MB.",
-    "where": "int8, 450 test images, run in OpenVINO 2026.4.1 on the CPU.",
+    "(97.6–100.0) of 450 images; quantised anew and measured on all test images, at 1.08× the latency of int8 "
+    "(1.05× to 1.11×) and 12.6 MB.",
+    "where": "Run in int8 on 450 test images, in OpenVINO 2026.4.1 on the CPU.",
     "in float": ">in float<",
     "full name": 'title="/model/layer4/layer4.0/downsample/downsample.0/Conv"',
     "short name": ">layer4.0.downsample<",
@@ -138,6 +139,28 @@ def test_sentences_on_the_representation(explanation: Json) -> None:
     )
 
 
+def test_sentence_on_the_features(explanation: Json) -> None:
+    assert kept(typed(explanation)) == []  # neither of its methods is one that is told
+    greedy, random, _ = explanation["selection"]["curves"]
+    greedy["method"], random["method"] = "greedy", "random"
+    place = greedy["num_features"].index(128)
+    greedy["change"][place] |= {"difference": -0.004, "low": -0.011, "high": 0.002}
+    (sentence,) = kept(typed(explanation))
+    start = (
+        "A head that is trained anew on some of the features, against one on all: 128 of 512, chosen by greedy, "
+        "−0.4 points (95 % interval −1.1 to +0.2); 128 of 512, at random, "
+    )
+    assert sentence.startswith(start)
+
+
+def test_layers_that_a_sentence_skips_are_said(explanation: Json) -> None:
+    (blame,) = explanation["blames"]
+    assert "not named" not in blamed(typed(explanation).blames[0])[1]
+    first = max((layer for layer in blame["layers"] if layer["share"]), key=lambda layer: layer["share"]["value"])
+    first["share"]["low"] = -0.1
+    assert blamed(typed(explanation).blames[0])[1].endswith("; layers whose interval reaches 0 are not named.")
+
+
 def test_blocks_that_know_more_than_the_last_are_not_within_its_interval(explanation: Json) -> None:
     view = explanation["networks"][0]
     for block, value in zip(view["blocks"], (0.5, 0.8, 0.9, 0.96, 0.95, 0.9, 0.81, 0.79, 0.8), strict=True):
@@ -181,6 +204,7 @@ def test_terminal_gets_nothing_that_acts_on_it(explanation: Json) -> None:
         ("/model/layer4/layer4.0/conv2/Conv", "layer4.0.conv2"),
         ("/model/layer4/layer4.0/downsample/downsample.0/Conv", "layer4.0.downsample"),
         ("/model/layer2/layer2.1/conv2/conv2.1/Conv", "layer2.1.conv2.1"),
+        ("/model/layer2/layer2.1/Add", "layer2.1.add"),
         ("node_conv2d_7", "node_conv2d_7"),
         ("", ""),
     ],

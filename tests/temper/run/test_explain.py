@@ -148,7 +148,8 @@ def test_second_look_reuses_everything(explanation: Explanation, home: Path) -> 
 
 
 def test_layers_that_are_asked_for_are_tried(explanation: Explanation, home: Path) -> None:
-    one = explain(home, "--variant", "int8", "--part", "blame", "--keep-high", "*/layer1.0/*", "--json")
+    asked = "--variant int8 --part blame --keep-high layer1.0.add --keep-high */layer1.0/*"
+    one = explain(home, *asked.split(), "--json")
     assert one.exit_code == 0, one.output
     (blame,) = json.loads(one.stdout)["blames"]
     mended = blame["suggestion"]
@@ -232,8 +233,12 @@ def test_look_that_cannot_be_taken_is_noted(
             "error: explain: variant 'cut' is not quantised, so that no flo",
         ),
         (
-            ["--part", "blame", "--keep-high", "layer1.0.conv1"],
-            "error: explain: variant 'int8': keep_high: no layer is called 'layer1.0.conv1'; the nearest are ",
+            ["--part", "blame", "--keep-high", "layer1.0.conv9"],
+            "error: explain: variant 'int8': keep_high: no layer is called 'layer1.0.conv9'; the nearest are l",
+        ),
+        (
+            ["--part", "blame", "--keep-high", "*"],
+            "error: explain: variant 'int8': 29 layers cannot be left unquantised: ",
         ),
         (["--part", "features", "--try"], "error: explain: nothing to try without the part blame; add --part bl"),
         (["--variant", "cut", "--try"], "error: explain: nothing to try: none of these variants is quantised aft"),
