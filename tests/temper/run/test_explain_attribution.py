@@ -180,7 +180,7 @@ def test_attributions_are_written_side_by_side(sample: Sample, toy_onnx: Path, t
         assert pixels.shape == (160, 160, 3)
         assert (pixels.min(-1) != pixels.max(-1)).any(), "a map without a colour"
     coarse, inexact = (
-        "Grad-CAM is enlarged from 4x4 places",
+        "one: Grad-CAM tells 4x4 places of an image apart, and is enlarged from them",
         "one: the sum of the integrated gradients is off by",
     )
     assert notes[0] == coarse
