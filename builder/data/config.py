@@ -5,6 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+_PATHS = {
+    "folder": "the image folder",
+    "table": "the table",
+    "webdataset": "the folder or pattern of tar files",
+    "huggingface": "the folder",
+}
+# Which sources have which key.
+_FIELDS = {
+    "name": ("torchvision",),
+    "path": (*_PATHS, "torchvision"),
+    "image_column": ("table", "webdataset", "huggingface"),
+    "label_column": ("table", "webdataset", "huggingface"),
+    "split_column": ("table",),
+}
+_LIBRARIES = {
+    "digits": ("scikit-learn",),
+    "huggingface": ("datasets", "pyarrow"),
+    "table": ("pyarrow",),
+    "torchvision": ("torchvision",),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -12,14 +33,29 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    source: Literal["digits", "textures", "folder", "torchvision"] = "digits"
+    source: Literal["digits", "textures", "folder", "table", "webdataset", "huggingface", "torchvision"] = "digits"
     """scikit-learn's digits, 20 classes of generated colour textures with noise (4000 to train, 2000 to test), an
-    ImageFolder tree, or a torchvision data set by name."""
+    ImageFolder tree, a table of paths and labels, WebDataset shards, a Hugging Face data set on disk, or a
+    torchvision data set by name. [Which is what](data.md)."""
     path: str | None = None
     """`folder`: the tree, one folder per class, or `train/` beside `val/` or `test/` with such folders.
-    `torchvision`: its root."""
+    `table`: a .csv, .tsv or .parquet file, or a folder with one for each split. `webdataset`: a folder of .tar
+    files, or a pattern such as `train-{000..099}.tar`. `huggingface`: what `save_to_disk` wrote. `torchvision`:
+    its root."""
     name: str | None = None
     """`torchvision`: the class, for example `CIFAR10`."""
+    labels: str | None = None
+    """A file that lists the class names in the order of the network's outputs: .txt, one a line, or .json, a list,
+    `{"0": name}`, `{name: 0}` or Hugging Face's config.json. It may list more classes than there are images of.
+    Without it the classes are in the order of their names, or that of the data set's own list."""
+    image_column: str | None = None
+    """The column of images in a `table` (paths, taken from its own folder) or a `huggingface` data set; of
+    `webdataset` the ending of the images. Found by its usual names when not given."""
+    label_column: str | None = None
+    """The column of labels: names, or numbers, which are indices; of `webdataset` the ending of what holds
+    them, or a key of its .json. Found by its usual names when not given."""
+    split_column: str | None = None
+    """`table`: the column that says train, val or test. Found by its usual names when not given."""
     image_size: int = 224
     """Height and width in pixels; an image's shorter side is resized to it and the centre cropped."""
     num_calibration: int = 512
@@ -40,16 +76,7 @@ class DataConfig:
         Raises:
             ValueError: A field is out of its range, or missing for the source.
         """
-        if self.source == "folder" and not self.path:
-            raise ValueError("path: got nothing, expected the image folder of source 'folder'")
-        if self.source == "torchvision" and not self.name:
-            raise ValueError("name: got nothing, expected a class of torchvision.datasets such as 'CIFAR10'")
-        unused = {"folder": ("name",), "torchvision": ()}.get(self.source, ("name", "path"))
-        for field in unused:
-            if getattr(self, field) is not None:
-                raise ValueError(
-                    f"{field}: got {getattr(self, field)!r}, expected nothing for source {self.source!r}"
-                )
+        self._check_source()
         if not 32 <= self.image_size <= 1024:
             raise ValueError(f"image_size: got {self.image_size}, expected 32 to 1024 pixels")
         if self.num_calibration < 1:
@@ -61,6 +88,17 @@ class DataConfig:
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}, expected 0 or more")
 
+    def _check_source(self) -> None:
+        if self.source in _PATHS and not self.path:
+            raise ValueError(f"path: got nothing, expected {_PATHS[self.source]} of source {self.source!r}")
+        if self.source == "torchvision" and not self.name:
+            raise ValueError("name: got nothing, expected a class of torchvision.datasets such as 'CIFAR10'")
+        for field, sources in _FIELDS.items():
+            if self.source not in sources and getattr(self, field) is not None:
+                raise ValueError(
+                    f"{field}: got {getattr(self, field)!r}, expected nothing for source {self.source!r}"
+                )
+
     @property
     def augmentation(self) -> Literal["none", "shift", "crop-flip"]:
         """The augmentation that `auto` stands for."""
@@ -71,5 +109,4 @@ class DataConfig:
     @property
     def libraries(self) -> tuple[str, ...]:
         """The packages, as pip names them, whose versions decide the images."""
-        own = {"digits": "scikit-learn", "torchvision": "torchvision"}.get(self.source)
-        return ("numpy", "pillow", *([own] if own else []))
+        return ("numpy", "pillow", *_LIBRARIES.get(self.source, ()))

@@ -37,7 +37,8 @@ def prepare_data(config: DataConfig, folder: Path, progress: Progress | None = N
         progress: Called with (images done, images in all).
 
     Returns:
-        num_train, num_test, num_calibration, num_classes, image_size, source; of a folder also split and left_out.
+        num_train, num_test, num_calibration, num_classes, image_size, source; of a source on disk also split and
+        left_out; without_images where classes have none.
 
     Raises:
         DataError: The source is missing, empty, has one class only, or holds an image that cannot be read.
@@ -76,6 +77,8 @@ def describe_data(info: Mapping[str, Any]) -> str:
     parts += [f"{folder} not used: {why}" for folder, why in split.get("unused", {}).items()]
     if split.get("untested"):
         parts.append(f"no test images of {name_few([show(name) for name in split['untested']])}")
+    if without := info.get("without_images"):
+        parts.append(f"no images of {without['num']:,} of the {without['of']:,} classes")
     parts.append(say_left_out(info.get("left_out")))
     return "; ".join(part for part in parts if part)
 
@@ -118,18 +121,16 @@ def hold_out(
 
 
 def fingerprint_data(config: DataConfig) -> str | None:
-    """Returns a digest of the names, sizes and times of a folder's files, so that a changed folder is a new input.
+    """Returns a digest of the names, sizes and times of a source's files, so that what changed is a new input.
 
     None for a source whose content its name decides.
 
     Raises:
-        DataError: The folder is missing.
+        DataError: The source is missing.
     """
-    if config.source != "folder":
-        return None
-    from temper.builder.data.folder import fingerprint_folder
+    from temper.builder.data.find import fingerprint_images
 
-    return fingerprint_folder(Path(config.path or ""))
+    return fingerprint_images(config)
 
 
 def _draw(source: Source, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,11 +1,11 @@
-"""The sources of images: scikit-learn's digits, textures, a folder per class, torchvision's data sets."""
+"""The sources of images: digits, textures, torchvision's data sets, and what `find.py` finds on disk."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from temper.builder.data.folder import FolderImages, open_folder
+from temper.builder.data.encoded import EncodedImages
+from temper.builder.data.find import find_images
+from temper.builder.data.labels import map_labels, read_class_names
+from temper.builder.data.splits import draw_split
 from temper.builder.errors import DataError
 from temper.builder.names import is_printable
-from temper.imaging.folder import describe_left_out
+from temper.imaging.errors import show
 from temper.imaging.formats import max_pixels
 from temper.imaging.read import fit_image, to_rgb
 
@@ -50,6 +53,8 @@ class Source:
     """True when `open_image` decodes nothing, so that loading needs no process of its own."""
     info: dict[str, Any] = field(default_factory=dict)
     """What is to be known of how the images were found, as JSON."""
+    numbered: bool = False
+    """Whether the labels are numbers and `class_names` only repeats them."""
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Returns one image, uint8 [S, S, 3]: shorter side resized, centre cropped.
@@ -98,17 +103,26 @@ def open_source(config: DataConfig) -> Source:
     openers = {
         "digits": _open_digits,
         "textures": _open_textures,
-        "folder": _open_folder,
         "torchvision": _open_torchvision,
     }
-    source = openers[config.source](config)
-    where = config.name or config.path or config.source
+    source = openers.get(config.source, _open_encoded)(config)
+    where = show(config.name or config.path or config.source)
     if len(source.class_names) < 2:
         names = ", ".join(source.class_names) or "none"
         raise DataError(f"data {where}: got {len(source.class_names)} classes ({names}), expected at least two")
     odd = [name for name in source.class_names if not name.strip() or not is_printable(name)]
     if odd:
         raise DataError(f"data {where}: got the class {odd[0]!r}, expected one line of printable text; rename it")
+    if config.labels is not None:
+        source = _in_order(source, f"data {where}", Path(config.labels))
+    used = np.concatenate([source.train, source.test])
+    num_used = len(np.unique(source.labels[used]))
+    if num_used == 1:
+        name = show(source.class_names[source.labels[used][0]])
+        raise DataError(f"data {where}: got images of one class ({name}), expected at least two")
+    if num_used < len(source.class_names):
+        missing = {"num": len(source.class_names) - num_used, "of": len(source.class_names)}
+        source = replace(source, info={**source.info, "without_images": missing})
     for name, indices in (("training", source.train), ("test", source.test)):
         if len(indices) == 0:
             raise DataError(
@@ -125,7 +139,7 @@ def _open_digits(config: DataConfig) -> Source:
     # Resized once: every epoch reads them again.
     fitted = [_fit_array(pixels, config.image_size) for pixels in grey]
     labels = bunch.target.astype(np.int64)
-    train, test = _split(labels, config)
+    train, test = draw_split(labels, config.test_fraction, config.seed)
     names = [str(name) for name in bunch.target_names]
     return Source(names, labels, train, test, config.image_size, fitted.__getitem__, True)
 
@@ -148,18 +162,37 @@ def _fit_array(pixels: NDArray[np.uint8], size: int) -> Image.Image:
     return fit_image(to_rgb(Image.fromarray(pixels)), size, size)
 
 
-def _open_folder(config: DataConfig) -> Source:
-    root, size = Path(config.path or ""), config.image_size
-    found = open_folder(root)
-    files = found.train + (found.test or [])
-    labels = np.array([label for _, label in files], dtype=np.int64)
-    if found.test is None:
-        train, test = _split(labels, config)
+def _open_encoded(config: DataConfig) -> Source:
+    size = config.image_size
+    found = find_images(config)
+    train, test = found.split(config)
+    where = f"data {show(config.path or '')}"
+    images = EncodedImages(where, found.items, found.order, max_pixels(size, size))
+    return Source(
+        found.class_names,
+        found.labels,
+        train,
+        test,
+        size,
+        images,
+        info=found.info,
+        numbered=found.numbered,
+    )
+
+
+def _in_order(source: Source, where: str, path: Path) -> Source:
+    """A source whose labels are those of a list of names."""
+    names = read_class_names(path)
+    if not source.numbered:
+        labels = map_labels(where, source.class_names, names, source.labels)
+    elif len(source.labels) and source.labels.max() >= len(names):
+        raise DataError(
+            f"{where}: got the label {source.labels.max()}, expected 0 to {len(names) - 1}, as {show(path)} has "
+            f"{len(names):,} names"
+        )
     else:
-        train, test = np.arange(len(found.train)), np.arange(len(found.train), len(files))
-    images = FolderImages(root, [path for path, _ in files], max_pixels(size, size))
-    info = {"split": found.split, "left_out": describe_left_out(found.left_out, root)}
-    return Source(found.class_names, labels, train, test, size, images, info=info)
+        labels = source.labels
+    return replace(source, class_names=names, labels=labels, numbered=False)
 
 
 def _open_torchvision(config: DataConfig) -> Source:
@@ -175,8 +208,9 @@ def _open_torchvision(config: DataConfig) -> Source:
     if len(parts) == 2:
         train, test = np.arange(len(parts[0])), np.arange(len(parts[0]), len(labels))
     else:
-        train, test = _split(labels, config)
-    names = getattr(parts[0], "classes", None) or [str(label) for label in range(int(labels.max()) + 1)]
+        train, test = draw_split(labels, config.test_fraction, config.seed)
+    own = getattr(parts[0], "classes", None)
+    names = own or [str(label) for label in range(int(labels.max()) + 1)]
 
     def open_image(index: int) -> Image.Image:
         part, offset = (parts[0], 0) if index < len(parts[0]) else (parts[1], len(parts[0]))
@@ -188,7 +222,9 @@ def _open_torchvision(config: DataConfig) -> Source:
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"data {name}: image {index - offset} cannot be decoded ({error})") from error
 
-    return Source([str(each) for each in names], labels, train, test, config.image_size, open_image)
+    return Source(
+        [str(each) for each in names], labels, train, test, config.image_size, open_image, numbered=not own
+    )
 
 
 def _make_torchvision(kind: type[Any], root: Path) -> list[Any]:
@@ -226,18 +262,6 @@ def _labels_of(part: Any) -> NDArray[np.int64]:
         if isinstance(labels, Sequence | np.ndarray | torch.Tensor) and len(labels) == len(part):
             return np.asarray(labels, dtype=np.int64)
     return np.array([int(part[index][1]) for index in range(len(part))], dtype=np.int64)
-
-
-def _split(labels: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draws the same share of every class for testing: at least one image, and never the last one."""
-    rng = np.random.default_rng([config.seed, 0])
-    test: list[NDArray[np.int64]] = []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(len(members) * config.test_fraction)), len(members) - 1)
-        test.append(members[:count])
-    chosen = np.sort(np.concatenate(test)) if test else np.empty(0, np.int64)
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
 def _shift(pixels: torch.Tensor) -> torch.Tensor:
