@@ -11,11 +11,13 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from temper.imaging.content import name_content
 from temper.imaging.errors import ImageError
+from temper.imaging.fit import fit_image
 from temper.imaging.formats import EXPECTED, FORMATS, max_bytes, max_pixels, share_of
+from temper.imaging.preprocess import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -35,31 +37,32 @@ for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
-def read_image(path: Path | str, height: int, width: int) -> Pixels:
-    """Decodes an image file: RGB, upright, scaled until it covers height x width, cut in the centre.
+def read_image(path: Path | str, how: Preprocessing) -> Pixels:
+    """Decodes an image file and makes it what a model takes.
 
     Args:
         path: A file in one of `FORMATS`.
-        height: Height of the result in pixels.
-        width: Width of the result in pixels.
+        how: The geometry; scale, mean and std are computed in the engine.
 
     Returns:
-        uint8 [height, width, 3].
+        uint8 [height, width, 3], RGB.
 
     Raises:
         ImageError: As `decode_image`.
     """
-    return np.asarray(fit_image(decode_image(path, max_pixels(height, width)), height, width))
+    image = decode_image(path, max_pixels(how.height, how.width), upright=how.upright)
+    return np.asarray(fit_image(image, how))
 
 
-def decode_image(path: Path | str, limit: int) -> Image.Image:
-    """Decodes an image file at its own size, in RGB and upright; of several frames or pages the first.
+def decode_image(path: Path | str, limit: int, *, upright: bool = True) -> Image.Image:
+    """Decodes an image file at its own size, in RGB; of several frames or pages the first.
 
-    Grey, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, the EXIF rotation is applied.
+    Grey, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped.
 
     Args:
         path: A file in one of `FORMATS`.
         limit: The most pixels that it may have; checked before anything is decoded.
+        upright: Apply the EXIF rotation.
 
     Raises:
         ImageError: The file is missing, no regular file, no image, damaged, or too large.
@@ -71,7 +74,7 @@ def decode_image(path: Path | str, limit: int) -> Image.Image:
             with Image.open(file, formats=tuple(FORMATS)) as image:
                 _check_size(path, image, limit)
                 image.load()
-                return to_rgb(image)
+                return to_rgb(image, upright=upright)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -94,13 +97,14 @@ def decode_image(path: Path | str, limit: int) -> Image.Image:
         raise ImageError(path, f"cannot be decoded ({reason})", "a whole image file") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns an image upright and in 8-bit RGB; it may be the same object.
+def to_rgb(image: Image.Image, *, upright: bool = True) -> Image.Image:
+    """Returns an image in 8-bit RGB, by its EXIF upright if wanted; it may be the same object.
 
     Raises:
         ValueError: Its pixels have no known scale: floating-point, or integers of more than 16 bits.
     """
-    image = _upright(image)
+    if upright:
+        image = _upright(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose scale nobody knows")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's convert would clip rather than scale
@@ -110,16 +114,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((pixels >> 8).astype(np.uint8))
     image.info.pop("transparency", None)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def fit_image(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Returns an RGB image of height x width: scaled until it covers them, the centre cut out.
-
-    For a square this is the usual "resize the shorter side, centre crop".
-    """
-    if image.size == (width, height):
-        return image
-    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
 
 
 def _upright(image: Image.Image) -> Image.Image:

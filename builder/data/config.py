@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from temper.builder.data.pixels import PixelsConfig
+
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class SourceConfig:
     """Where the images come from and how they are split."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     source: Literal["digits", "textures", "folder", "torchvision"] = "digits"
     """scikit-learn's digits, 20 classes of generated colour textures with noise (4000 to train, 2000 to test), an
@@ -20,8 +20,6 @@ class DataConfig:
     `torchvision`: its root."""
     name: str | None = None
     """`torchvision`: the class, for example `CIFAR10`."""
-    image_size: int = 224
-    """Height and width in pixels; an image's shorter side is resized to it and the centre cropped."""
     num_calibration: int = 512
     """Training images that calibrate the quantisation; all when there are fewer."""
     num_test: int | None = None
@@ -50,8 +48,6 @@ class DataConfig:
                 raise ValueError(
                     f"{field}: got {getattr(self, field)!r}, expected nothing for source {self.source!r}"
                 )
-        if not 32 <= self.image_size <= 1024:
-            raise ValueError(f"image_size: got {self.image_size}, expected 32 to 1024 pixels")
         if self.num_calibration < 1:
             raise ValueError(f"num_calibration: got {self.num_calibration}, expected at least 1")
         if self.num_test is not None and self.num_test < 1:
@@ -73,3 +69,19 @@ class DataConfig:
         """The packages, as pip names them, whose versions decide the images."""
         own = {"digits": "scikit-learn", "torchvision": "torchvision"}.get(self.source)
         return ("numpy", "pillow", *([own] if own else []))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(PixelsConfig, SourceConfig):
+    """Where the images come from, how they are split, and what they are made into before the network."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            ValueError: A field is out of its range, or missing for the source.
+        """
+        SourceConfig.__post_init__(self)
+        PixelsConfig.__post_init__(self)

@@ -91,14 +91,15 @@ def fingerprint_folder(root: Path) -> str:
 class FolderImages:
     """Decodes the images of a folder by index; the first that fails makes it look for all that do."""
 
-    def __init__(self, root: Path, paths: list[Path], limit: int) -> None:
-        """Takes the folder, its images, and the most pixels that one may have."""
+    def __init__(self, root: Path, paths: list[Path], limit: int, *, upright: bool = True) -> None:
+        """Takes the folder, its images, the most pixels that one may have, and whether the EXIF is applied."""
         self.root = root
         self.paths = paths
         self.limit = limit
+        self.upright = upright
 
     def __call__(self, index: int) -> Image.Image:
-        """Returns an image in RGB, upright, at its own size.
+        """Returns an image in RGB, at its own size.
 
         Raises:
             DataError: It cannot be decoded; the message names the others that cannot either.
@@ -106,7 +107,7 @@ class FolderImages:
         from temper.imaging.read import decode_image
 
         try:
-            return decode_image(self.paths[index], self.limit)
+            return decode_image(self.paths[index], self.limit, upright=self.upright)
         except ImageError as error:
             raise DataError(self._describe_broken(error)) from error
 
