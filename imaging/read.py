@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -54,27 +56,41 @@ def read_image(path: Path | str, how: Preprocessing) -> Pixels:
     return np.asarray(fit_image(image, how))
 
 
-def decode_image(path: Path | str, limit: int, *, upright: bool = True) -> Image.Image:
+def decode_image(
+    source: Path | str | IO[bytes],
+    limit: int,
+    *,
+    upright: bool = True,
+    name: Path | str | None = None,
+    look: Callable[[Image.Image], None] | None = None,
+) -> Image.Image:
     """Decodes an image file at its own size, in RGB; of several frames or pages the first.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped.
 
     Args:
-        path: A file in one of `FORMATS`.
+        source: A file in one of `FORMATS`, or such a file opened for reading, whose position does not matter.
         limit: The most pixels that it may have; checked before anything is decoded.
         upright: Apply the EXIF rotation.
+        name: What messages call it; the path of one.
+        look: Is given the image as the file has it, decoded and not yet in RGB.
 
     Raises:
         ImageError: The file is missing, no regular file, no image, damaged, or too large.
     """
+    path = name if name is not None else source if isinstance(source, Path | str) else "image"
     try:
-        # A pipe must not be waited for; for regular files this changes nothing.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        with _open(source) as file:
             _check_file(path, file, limit)
-            with Image.open(file, formats=tuple(FORMATS)) as image:
-                _check_size(path, image, limit)
-                image.load()
-                return to_rgb(image, upright=upright)
+            try:
+                with Image.open(file, formats=tuple(FORMATS)) as image:
+                    _check_size(path, image, limit)
+                    image.load()
+                    if look is not None:
+                        look(image)
+                    return to_rgb(image, upright=upright)
+            except UnidentifiedImageError as error:
+                raise ImageError(path, _what_is(file), EXPECTED) from error
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -82,8 +98,6 @@ def decode_image(path: Path | str, limit: int, *, upright: bool = True) -> Image
         raise ImageError(path, what, "an image") from error
     except IsADirectoryError as error:
         raise ImageError(path, "is a folder", "an image") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(path, _what_is(path), EXPECTED) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         found = re.search(r"\d+", str(error))
         raise _too_large(path, f"{int(found[0]):,} pixels" if found else "more", limit) from error
@@ -125,12 +139,22 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
+def _open(source: Path | str | IO[bytes]) -> contextlib.AbstractContextManager[IO[bytes]]:
+    if not isinstance(source, Path | str):
+        return contextlib.nullcontext(source)
+    # A pipe must not be waited for; for regular files this changes nothing.
+    file = open(source, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ImageError(source, "is no regular file", "an image")
+    return file
+
+
 def _check_file(path: Path | str, file: IO[bytes], limit: int) -> None:
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(path, "is no regular file", "an image")
-    if status.st_size > max_bytes(limit):
-        raise _too_large(path, f"{status.st_size:,} bytes, more than any image", limit)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size > max_bytes(limit):
+        raise _too_large(path, f"{size:,} bytes, more than any image", limit)
 
 
 def _check_size(path: Path | str, image: Image.Image, limit: int) -> None:
@@ -150,7 +174,7 @@ def _too_large(path: Path | str, size: str, limit: int) -> ImageError:
     return ImageError(path, f"is too large: {size}, expected at most {limit:,} pixels; scale it down first")
 
 
-def _what_is(path: Path | str) -> str:
-    with open(path, "rb") as file:
-        what = name_content(file.read(1024))
+def _what_is(file: IO[bytes]) -> str:
+    file.seek(0)
+    what = name_content(file.read(1024))
     return f"is {what}" if what else "is no image that can be read"
