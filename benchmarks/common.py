@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
+
 if TYPE_CHECKING:
     from benchmarks.sample import Sample
 
@@ -48,7 +50,7 @@ def resnet50_repository() -> Path:
         fp32.parent.mkdir(parents=True, exist_ok=True)
         int8.parent.mkdir(parents=True, exist_ok=True)
         model = build_model(config, 1000).eval()
-        export_onnx(model, fp32, image_size=IMAGE_SIZE, mean=config.mean, std=config.std)
+        export_onnx(model, fp32, image_size=IMAGE_SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         quantize_onnx(fp32, int8, random_images(32), QuantizeConfig(method="max"))
     for name, (weights, hint, num_instances) in _MODELS.items():
         publish(

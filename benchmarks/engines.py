@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.common import IMAGE_SIZE, write_results
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +63,7 @@ def build_all(arch: str, precisions: tuple[str, ...]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         network = _calm(build_model(config, 1000))
-        export_onnx(network, folder / "fp32.onnx", image_size=IMAGE_SIZE, mean=config.mean, std=config.std)
+        export_onnx(network, folder / "fp32.onnx", image_size=IMAGE_SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         del network
         for precision in precisions:
             row: dict[str, Any] = {"arch": arch, "precision": precision, "error": None}

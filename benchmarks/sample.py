@@ -22,6 +22,7 @@ from temper.builder.network.export import export_onnx
 from temper.builder.network.resnet import ModelConfig, build_model, head_of
 from temper.builder.network.served import Served
 from temper.builder.network.train import TrainConfig
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,9 +37,9 @@ class Sample:
     """A model that reads digits, and images that it was not fitted to."""
 
     model: nn.Module
-    """Takes float32 [N, 3, S, S], normalised with `config`; in evaluation mode."""
+    """Takes float32 [N, 3, S, S], normalised as ImageNet; in evaluation mode."""
     config: ModelConfig
-    """Its architecture, mean and std."""
+    """Its architecture."""
     images: NDArray[np.uint8]
     """Test images, uint8 [N, S, S, 3]."""
     labels: NDArray[np.int64]
@@ -51,7 +52,7 @@ class Sample:
     def export(self, path: Path) -> None:
         """Writes the model as ONNX: `image` UINT8 [N, S, S, 3] to `logits` FP32 [N, 10]."""
         size = self.images.shape[1]
-        export_onnx(self.model, path, image_size=size, mean=self.config.mean, std=self.config.std)
+        export_onnx(self.model, path, image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def make_sample(*, image_size: int = 32, seed: int = 0) -> Sample:
@@ -71,7 +72,7 @@ def make_sample(*, image_size: int = 32, seed: int = 0) -> Sample:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config, len(source.class_names))
-    _fit_head(model, config, train, source.labels[source.train])
+    _fit_head(model, train, source.labels[source.train])
     return Sample(model, config, test, source.labels[source.test], train[:512], source.class_names)
 
 
@@ -84,7 +85,7 @@ def make_context(folder: Path, *, num_train: int = 64, **changes: Any) -> StepCo
         **changes: Other values of the context's fields; without one the teacher is `nn.Identity()`.
     """
     train = load_train(DataConfig(image_size=32, augment="none"))
-    source, config = train.source, ModelConfig()
+    source = train.source
     held_out, rest = source.train[:_HELD_OUT], source.train[_HELD_OUT : _HELD_OUT + num_train]
     train.source = replace(source, train=rest)
     folder.mkdir(exist_ok=True)
@@ -95,8 +96,8 @@ def make_context(folder: Path, *, num_train: int = 64, **changes: Any) -> StepCo
         folder=folder,
         progress=lambda done, total: None,
         image_size=32,
-        mean=config.mean,
-        std=config.std,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         num_classes=len(source.class_names),
         train_config=TrainConfig(batch_size=32, device="cpu"),
         seed=0,
@@ -104,11 +105,11 @@ def make_context(folder: Path, *, num_train: int = 64, **changes: Any) -> StepCo
     return replace(context, **changes)
 
 
-def _fit_head(model: nn.Module, config: ModelConfig, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+def _fit_head(model: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
     head = head_of(model)
     assert isinstance(head, nn.Linear)
     body = nn.Sequential(*list(model.children())[:-1], nn.Flatten())
-    served = Served(body, mean=config.mean, std=config.std).eval()
+    served = Served(body, mean=IMAGENET_MEAN, std=IMAGENET_STD).eval()
     with torch.inference_mode():
         features = torch.cat([served(batch) for batch in torch.split(torch.from_numpy(images), _BATCH)]).double()
     centre = features.mean(0)

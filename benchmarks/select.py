@@ -73,7 +73,7 @@ def _heads(recipe: Recipe, display: Display) -> list[dict[str, Any]]:
 
 def _served(recipe: Recipe, rounds: int, seconds: float, display: Display) -> dict[str, Any]:
     built = build_recipe(recipe, repository=REPOSITORY, runs=RUNS, display=display)
-    images = random_images(64, recipe.data.image_size)
+    images = random_images(64, recipe.data.preprocessing.height)
     results: dict[str, Any] = {}
     with TritonServer(REPOSITORY, models=[one.model for one in built]) as server:
         for concurrency in (1, 16):

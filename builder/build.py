@@ -294,7 +294,7 @@ class _Build:
         return self._stage(
             "export",
             label,
-            {"mean": self.model.mean, "std": self.model.std},
+            {"normalization": self.data.normalization},
             [data, weights],
             make,
             lambda info: f"{info['flops'] / 1e9:.2f} GFLOPs, within {info['max_abs_diff']:.1g} of PyTorch",
@@ -362,7 +362,7 @@ class _Build:
     def _compare_latency(self, engine: EngineConfig) -> CompareLatency:
         from temper.builder.engines.latency import compare_in_engine
 
-        size, mean, std = self.data.image_size, self.model.mean, self.model.std
+        size, (mean, std) = self.data.image_size, self.data.normalization
         return compare_in_engine(engine, image_size=size, mean=mean, std=std)
 
     def _build_engine(self, way: _Underway) -> _Done:
@@ -427,6 +427,7 @@ class _Build:
                 TritonConfig(
                     name=f"{self.recipe_name}_{way.variant.name}",
                     image_size=self.data.image_size,
+                    preprocessing=self.data.preprocessing,
                     num_classes=len(labels),
                     max_batch=config.max_batch,
                     backend=kind.backend(config, way.weight_bits),
@@ -479,6 +480,7 @@ class _Build:
                 TritonConfig(
                     name=f"{self.recipe_name}_{variant.name}",
                     image_size=self.data.image_size,
+                    preprocessing=self.data.preprocessing,
                     num_classes=len(labels),
                     max_batch=self.engine.max_batch,
                     backend=EnsembleBackend(members=tuple(one.model for one in members), defend=variant.defend),

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from temper.client.errors import ImageError
+from temper.client.errors import ImageError, InvalidRequest
+from temper.client.model import ModelInfo
 from temper.imaging import errors as imaging_errors
+from temper.imaging.preprocess import Preprocessing
 from temper.imaging.read import read_image
 
 
@@ -29,25 +31,46 @@ class Prediction:
     probability: float
 
 
-def load_image(path: Path | str, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Decode an image file: RGB, upright, scaled until it covers height x width, cut in the centre.
+def preprocessing_of(info: ModelInfo) -> Preprocessing:
+    """Return how an image is made into a model's input: as the server says, else by covering its size.
 
-    For a square this is the usual "resize the shorter side, centre crop". Exactly what the builder does with the
-    images that it trains and tests with: the two share `imaging`.
+    Raises:
+        InvalidRequest: The model takes something else than UINT8 [height, width, 3], or another size than it says.
+    """
+    shape = info.image_shape
+    if info.input_dtype != "UINT8" or len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
+        raise InvalidRequest(
+            f"model {info.name}: takes {info.input_dtype} {list(shape)}, expected UINT8 [height, width, 3] images"
+        )
+    height, width, _ = shape
+    how = info.preprocessing or Preprocessing(height=height, width=width)
+    if (how.height, how.width) != (height, width):
+        raise InvalidRequest(
+            f"model {info.name}: takes {height} x {width} pixels, but its config.pbtxt says that images are made "
+            f"{how.height} x {how.width}; publish it again"
+        )
+    return how
+
+
+def load_image(path: Path | str, info: ModelInfo) -> npt.NDArray[np.uint8]:
+    """Decode an image file and make it what a model takes, as its training did.
+
+    Exactly what the builder does with the images that it trains and tests with: the two share `imaging`, and the
+    server says how its model wants them.
 
     Args:
         path: A PNG, JPEG, BMP, WebP, TIFF, PPM or GIF file; of several frames or pages the first counts.
-        height: Height of the result in pixels.
-        width: Width of the result in pixels.
+        info: The model.
 
     Returns:
-        uint8 [height, width, 3].
+        uint8 [height, width, 3], RGB.
 
     Raises:
         ImageError: The file is missing, no such image, damaged, or larger than `formats.max_pixels`.
+        InvalidRequest: As `preprocessing_of`.
     """
     try:
-        return read_image(path, height, width)
+        return read_image(path, preprocessing_of(info))
     except imaging_errors.ImageError as error:
         raise ImageError(str(error)) from error
 

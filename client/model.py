@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from temper.imaging.preprocess import Preprocessing
+
 # Triton's data types that have a fixed size; BYTES has none.
 DTYPES: dict[str, np.dtype[np.generic]] = {
     "BOOL": np.dtype(np.bool_),
@@ -43,6 +45,7 @@ class ModelInfo:
         num_outputs: How many outputs the model has; only `output_name` is asked for.
         int8_weight_bits: Bits that the int8 weights of a Temper model use on CPUs: 8, which saturate without VNNI
             or AMX, or 7; None for any other model.
+        preprocessing: How an image is made into the input, as the server says; None where it says nothing.
     """
 
     name: str
@@ -58,6 +61,7 @@ class ModelInfo:
     output_shape: tuple[int, ...] = ()
     num_outputs: int = 1
     int8_weight_bits: int | None = None
+    preprocessing: Preprocessing | None = None
 
     @property
     def answers_classes(self) -> bool:

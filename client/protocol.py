@@ -25,6 +25,7 @@ from temper.client.errors import (
 )
 from temper.client.model import DTYPES, ModelInfo, ServerStatistics
 from temper.client.wire import pb
+from temper.imaging.preprocess import PREPROCESSING, Preprocessing, read_preprocessing
 
 # Times that a call is made when a promotion makes its answers useless.
 MAX_CALLS = 3
@@ -65,6 +66,7 @@ def model_info(name: str, version: str, metadata: Any, config: Any) -> ModelInfo
         output_shape=output_shape,
         num_outputs=len(metadata.outputs),
         int8_weight_bits=_weight_bits(config),
+        preprocessing=_preprocessing(name, config),
     )
 
 
@@ -79,8 +81,22 @@ def newest_version(metadata: Any) -> str:
 
 
 def _weight_bits(config: Any) -> int | None:
-    stated = config.parameters["int8_weight_bits"].string_value if "int8_weight_bits" in config.parameters else ""
+    stated = _parameter(config, "int8_weight_bits")
     return int(stated) if stated in ("7", "8") else None
+
+
+def _preprocessing(name: str, config: Any) -> Preprocessing | None:
+    stated = _parameter(config, PREPROCESSING)
+    if not stated:
+        return None
+    try:
+        return read_preprocessing(stated)
+    except ValueError as error:
+        raise InvalidRequest(f"model {name}: its config.pbtxt's {error}; publish it again") from error
+
+
+def _parameter(config: Any, name: str) -> str:
+    return str(config.parameters[name].string_value) if name in config.parameters else ""
 
 
 def check_images(info: ModelInfo, images: npt.NDArray[Any]) -> None:

@@ -13,11 +13,13 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from temper.imaging.content import name_content
 from temper.imaging.errors import ImageError
+from temper.imaging.fit import fit_image
 from temper.imaging.formats import EXPECTED, FORMATS, max_bytes, max_pixels, share_of
+from temper.imaging.preprocess import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -37,21 +39,21 @@ for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
-def read_image(path: Path | str, height: int, width: int) -> Pixels:
-    """Decodes an image file: RGB, upright, scaled until it covers height x width, cut in the centre.
+def read_image(path: Path | str, how: Preprocessing) -> Pixels:
+    """Decodes an image file and makes it what a model takes.
 
     Args:
         path: A file in one of `FORMATS`.
-        height: Height of the result in pixels.
-        width: Width of the result in pixels.
+        how: The geometry; scale, mean and std are computed in the engine.
 
     Returns:
-        uint8 [height, width, 3].
+        uint8 [height, width, 3], RGB.
 
     Raises:
         ImageError: As `decode_image`.
     """
-    return np.asarray(fit_image(decode_image(path, max_pixels(height, width)), height, width))
+    image = decode_image(path, max_pixels(how.height, how.width), upright=how.upright)
+    return np.asarray(fit_image(image, how))
 
 
 def decode_image(
@@ -128,16 +130,6 @@ def to_rgb(image: Image.Image, *, upright: bool = True) -> Image.Image:
         image = Image.fromarray((pixels >> 8).astype(np.uint8))
     image.info.pop("transparency", None)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def fit_image(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Returns an RGB image of height x width: scaled until it covers them, the centre cut out.
-
-    For a square this is the usual "resize the shorter side, centre crop".
-    """
-    if image.size == (width, height):
-        return image
-    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.gpu.context import IMAGE_SIZE
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,11 +81,9 @@ def build_network(arch: str) -> nn.Module:
 
 def serve(network: nn.Module) -> nn.Module:
     """Returns a network behind its preprocessing: uint8 [N, S, S, 3] to float32 logits [N, classes]."""
-    from temper.builder.network.resnet import ModelConfig
     from temper.builder.network.served import Served
 
-    config = ModelConfig()
-    return Served(network, mean=config.mean, std=config.std).eval()
+    return Served(network, mean=IMAGENET_MEAN, std=IMAGENET_STD).eval()
 
 
 def make_images(count: int, size: int = IMAGE_SIZE) -> npt.NDArray[np.uint8]:
@@ -110,15 +109,13 @@ def make_graph(arch: str, precision: str, folder: Path, size: int = IMAGE_SIZE) 
     from temper.builder.compress.cast import CastConfig, cast_onnx
     from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
     from temper.builder.network.export import export_onnx
-    from temper.builder.network.resnet import ModelConfig
 
     path, source = (folder / f"{arch}-{each}.onnx" for each in (precision, "fp32"))
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     if not source.exists():
-        config = ModelConfig()
-        export_onnx(build_network(arch), source, image_size=size, mean=config.mean, std=config.std)
+        export_onnx(build_network(arch), source, image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     images = make_images(_NUM_CALIBRATION, size)
     if precision in ("int8", "fp8"):
         quantized = quantized_graph(path)

@@ -27,6 +27,7 @@ from torch.nn.utils import parametrize
 
 from benchmarks.gpu.context import IMAGE_SIZE, Context, Results
 from benchmarks.gpu.networks import NUM_CLASSES, build_network, make_images, serve
+from temper.builder.data.config import DataConfig
 from temper.builder.data.folder import FolderImages
 from temper.builder.data.sources import Source, TrainImages
 from temper.builder.network import train
@@ -254,7 +255,8 @@ def _load(context: Context, batch: int) -> dict[str, Any]:
     config = train.TrainConfig(batch_size=max(2, batch))
     indices = np.arange(_NUM_BATCHES * config.batch_size)
     images = FolderImages(folder, [paths[index % _NUM_FILES] for index in indices], 500 * 375)
-    source = Source(["0", "1"], indices % 2, indices, indices[:0], context.image_size, images)
+    how = DataConfig(image_size=context.image_size).preprocessing
+    source = Source(["0", "1"], indices % 2, indices, indices[:0], how, images)
     loader = train._loader(
         TrainImages(source, "crop-flip"), config, torch.device(context.device.partition(":")[0]), 0
     )

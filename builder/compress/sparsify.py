@@ -6,6 +6,7 @@ ModelOpt chooses which: by magnitude, or by SparseGPT's estimate of what each we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from temper.builder.compress.step import NetworkStep, StepContext
 from temper.builder.errors import CompressError
+from temper.imaging.preprocess import sides
 
 if TYPE_CHECKING:
     import numpy as np
@@ -297,7 +299,8 @@ def _hessians(network: nn.Module, layers: dict[str, Any], context: StepContext) 
         with torch.inference_mode():
             for batch in training_batches(context, _NUM_IMAGES):
                 # Fewer at once when they are large: patches are nine times an activation.
-                for part in torch.split(batch, max(1, min(_BATCH, _BATCH * 64**2 // context.image_size**2))):
+                pixels = math.prod(sides(context.image_size))
+                for part in torch.split(batch, max(1, min(_BATCH, _BATCH * 64**2 // pixels))):
                     network.eval()(part)
     finally:
         for handle in handles:

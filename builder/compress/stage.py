@@ -81,6 +81,7 @@ def step_context(
     """Gathers what a step is given; a tenth of the training images is held out to score candidates with."""
     train, seed = load_train(setting.data), setting.train.seed
     train, held_out = hold_out(train, _HELD_OUT_SHARE, seed)
+    mean, std = setting.data.normalization
     return StepContext(
         train=train,
         held_out=held_out,
@@ -88,8 +89,8 @@ def step_context(
         folder=folder,
         progress=progress,
         image_size=setting.data.image_size,
-        mean=setting.model.mean,
-        std=setting.model.std,
+        mean=mean,
+        std=std,
         num_classes=len(train.source.class_names),
         train_config=setting.train,
         seed=seed,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from temper.builder.engines.kind import EngineKind
     from temper.builder.engines.latency import CompareLatency
     from temper.builder.network.train import TrainConfig
+    from temper.imaging.preprocess import Size
 
 Config = TypeVar("Config")
 Need = Literal["engine", "training"]
@@ -45,8 +46,8 @@ class StepContext:
     """The step's work folder; what a killed step left in it is still there."""
     progress: Callable[[int, int], None]
     """Called with (done, total)."""
-    image_size: int
-    """S, in pixels."""
+    image_size: Size
+    """H and W in pixels, or one number for both."""
     mean: tuple[float, float, float]
     """Mean per channel, RGB, on a scale of 0 to 1."""
     std: tuple[float, float, float]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from temper.builder.data.pixels import PixelsConfig
+
 _PATHS = {
     "folder": "the image folder",
     "table": "the table",
@@ -28,10 +30,8 @@ _LIBRARIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class SourceConfig:
     """Where the images come from and how they are split."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     source: Literal["digits", "textures", "folder", "table", "webdataset", "huggingface", "torchvision"] = "digits"
     """scikit-learn's digits, 20 classes of generated colour textures with noise (4000 to train, 2000 to test), an
@@ -56,8 +56,6 @@ class DataConfig:
     them, or a key of its .json. Found by its usual names when not given."""
     split_column: str | None = None
     """`table`: the column that says train, val or test. Found by its usual names when not given."""
-    image_size: int = 224
-    """Height and width in pixels; an image's shorter side is resized to it and the centre cropped."""
     num_calibration: int = 512
     """Training images that calibrate the quantisation; all when there are fewer."""
     num_test: int | None = None
@@ -77,8 +75,6 @@ class DataConfig:
             ValueError: A field is out of its range, or missing for the source.
         """
         self._check_source()
-        if not 32 <= self.image_size <= 1024:
-            raise ValueError(f"image_size: got {self.image_size}, expected 32 to 1024 pixels")
         if self.num_calibration < 1:
             raise ValueError(f"num_calibration: got {self.num_calibration}, expected at least 1")
         if self.num_test is not None and self.num_test < 1:
@@ -110,3 +106,19 @@ class DataConfig:
     def libraries(self) -> tuple[str, ...]:
         """The packages, as pip names them, whose versions decide the images."""
         return ("numpy", "pillow", *_LIBRARIES.get(self.source, ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(PixelsConfig, SourceConfig):
+    """Where the images come from, how they are split, and what they are made into before the network."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            ValueError: A field is out of its range, or missing for the source.
+        """
+        SourceConfig.__post_init__(self)
+        PixelsConfig.__post_init__(self)

@@ -31,8 +31,8 @@ def prepare_data(config: DataConfig, folder: Path, progress: Progress | None = N
 
     Args:
         config: The source and the split.
-        folder: Receives test_images.npy (uint8 [N, S, S, 3]), test_labels.npy (int64 [N]),
-            calibration_images.npy (uint8 [M, S, S, 3]) and labels.txt. Images are written one by one; memory
+        folder: Receives test_images.npy (uint8 [N, H, W, 3]), test_labels.npy (int64 [N]),
+            calibration_images.npy (uint8 [M, H, W, 3]) and labels.txt. Images are written one by one; memory
             does not grow with their number.
         progress: Called with (images done, images in all).
 
@@ -84,7 +84,7 @@ def describe_data(info: Mapping[str, Any]) -> str:
 
 
 def load_train(config: DataConfig) -> TrainImages:
-    """Returns the training split as a torch Dataset of (uint8 tensor [S, S, 3], label), augmented at every access.
+    """Returns the training split as a torch Dataset of (uint8 tensor [H, W, 3], label), augmented at every access.
 
     Raises:
         DataError: As `prepare_data`.
@@ -105,7 +105,7 @@ def hold_out(
         seed: Decides which.
 
     Returns:
-        The other images, augmented as before; those held out, uint8 [N, S, S, 3], not augmented; their labels.
+        The other images, augmented as before; those held out, uint8 [N, H, W, 3], not augmented; their labels.
     """
     import numpy as np
 
@@ -149,9 +149,8 @@ def _write_images(
 ) -> None:
     from temper.imaging.store import create_images
 
-    size = source.image_size
     try:
-        images = create_images(path, len(indices), size, size)
+        images = create_images(path, len(indices), source.how.height, source.how.width)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     for position, index in enumerate(indices):

@@ -21,8 +21,10 @@ from temper.builder.data.splits import draw_split
 from temper.builder.errors import DataError
 from temper.builder.names import is_printable
 from temper.imaging.errors import show
+from temper.imaging.fit import RESAMPLING, fit_image
 from temper.imaging.formats import max_pixels
-from temper.imaging.read import fit_image, to_rgb
+from temper.imaging.preprocess import Preprocessing
+from temper.imaging.read import to_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,10 +47,10 @@ class Source:
     """Indices of the training split."""
     test: NDArray[np.int64]
     """Indices of the test split; none is in `train`."""
-    image_size: int
-    """Height and width of what `read` returns, in pixels."""
+    how: Preprocessing
+    """What `read` makes of an image."""
     open_image: Callable[[int], Image.Image]
-    """Decodes the image of an index: RGB, upright; its size is its own."""
+    """Decodes the image of an index: RGB, its EXIF rotation applied if `how` says so; its size is its own."""
     in_memory: bool = False
     """True when `open_image` decodes nothing, so that loading needs no process of its own."""
     info: dict[str, Any] = field(default_factory=dict)
@@ -57,16 +59,16 @@ class Source:
     """Whether the labels are numbers and `class_names` only repeats them."""
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Returns one image, uint8 [S, S, 3]: shorter side resized, centre cropped.
+        """Returns one image, uint8 [H, W, 3].
 
         Raises:
             DataError: It cannot be decoded.
         """
-        return np.asarray(fit_image(self.open_image(index), self.image_size, self.image_size))
+        return np.asarray(fit_image(self.open_image(index), self.how))
 
 
 class TrainImages(Dataset[tuple[torch.Tensor, int]]):
-    """The training split: (uint8 tensor [S, S, 3], label), augmented with torch's random state."""
+    """The training split: (uint8 tensor [H, W, 3], label), augmented with torch's random state."""
 
     def __init__(self, source: Source, augmentation: str) -> None:
         """Takes the split of a source.
@@ -83,10 +85,10 @@ class TrainImages(Dataset[tuple[torch.Tensor, int]]):
         return len(self.source.train)
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        """Returns one image, uint8 [S, S, 3], and its label."""
+        """Returns one image, uint8 [H, W, 3], and its label."""
         index = int(self.source.train[position])
         if self.augmentation == "crop-flip":
-            pixels = torch.from_numpy(_crop_flip(self.source.open_image(index), self.source.image_size))
+            pixels = torch.from_numpy(_crop_flip(self.source.open_image(index), self.source.how))
         else:
             pixels = torch.from_numpy(self.source.read(index).copy())
         if self.augmentation == "shift":
@@ -136,12 +138,11 @@ def _open_digits(config: DataConfig) -> Source:
 
     bunch = load_digits()
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    # Resized once: every epoch reads them again.
-    fitted = [_fit_array(pixels, config.image_size) for pixels in grey]
+    images = [to_rgb(Image.fromarray(pixels)) for pixels in grey]
     labels = bunch.target.astype(np.int64)
     train, test = draw_split(labels, config.test_fraction, config.seed)
     names = [str(name) for name in bunch.target_names]
-    return Source(names, labels, train, test, config.image_size, fitted.__getitem__, True)
+    return Source(names, labels, train, test, config.preprocessing, images.__getitem__, True)
 
 
 def _open_textures(config: DataConfig) -> Source:
@@ -150,30 +151,26 @@ def _open_textures(config: DataConfig) -> Source:
     # Kept once drawn: every epoch reads them again.
     @functools.cache
     def open_image(index: int) -> Image.Image:
-        return _fit_array(make_texture(config.seed, index), config.image_size)
+        return to_rgb(Image.fromarray(make_texture(config.seed, index)))
 
     indices = np.arange(NUM_TRAIN + NUM_TEST)
     labels = indices % len(CLASS_NAMES)
     train, test = indices[:NUM_TRAIN], indices[NUM_TRAIN:]
-    return Source(list(CLASS_NAMES), labels, train, test, config.image_size, open_image, True)
-
-
-def _fit_array(pixels: NDArray[np.uint8], size: int) -> Image.Image:
-    return fit_image(to_rgb(Image.fromarray(pixels)), size, size)
+    return Source(list(CLASS_NAMES), labels, train, test, config.preprocessing, open_image, True)
 
 
 def _open_encoded(config: DataConfig) -> Source:
-    size = config.image_size
+    how = config.preprocessing
     found = find_images(config)
     train, test = found.split(config)
     where = f"data {show(config.path or '')}"
-    images = EncodedImages(where, found.items, found.order, max_pixels(size, size))
+    images = EncodedImages(where, found.items, found.order, max_pixels(how.height, how.width), upright=how.upright)
     return Source(
         found.class_names,
         found.labels,
         train,
         test,
-        size,
+        how,
         images,
         info=found.info,
         numbered=found.numbered,
@@ -218,12 +215,12 @@ def _open_torchvision(config: DataConfig) -> Source:
             image = part[index - offset][0]
             if not isinstance(image, Image.Image):
                 raise DataError(f"data {name}: gives {type(image).__name__}, expected images")
-            return to_rgb(image)
+            return to_rgb(image, upright=config.preprocessing.upright)
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"data {name}: image {index - offset} cannot be decoded ({error})") from error
 
     return Source(
-        [str(each) for each in names], labels, train, test, config.image_size, open_image, numbered=not own
+        [str(each) for each in names], labels, train, test, config.preprocessing, open_image, numbered=not own
     )
 
 
@@ -265,19 +262,22 @@ def _labels_of(part: Any) -> NDArray[np.int64]:
 
 
 def _shift(pixels: torch.Tensor) -> torch.Tensor:
-    """Moves an image [S, S, 3] by up to an eighth of its size each way; the edge pixels fill the gap."""
-    size = pixels.shape[0]
-    reach = size // 8
+    """Moves an image [H, W, 3] by up to an eighth of its shorter side each way; the edge pixels fill the gap."""
+    height, width, _ = pixels.shape
+    reach = min(height, width) // 8
     down, right = torch.randint(-reach, reach + 1, (2,)).tolist()
-    index = torch.arange(size)
-    return pixels[(index - down).clamp(0, size - 1)][:, (index - right).clamp(0, size - 1)]
+    rows, columns = (
+        (torch.arange(height) - down).clamp(0, height - 1),
+        (torch.arange(width) - right).clamp(0, width - 1),
+    )
+    return pixels[rows][:, columns]
 
 
-def _crop_flip(image: Image.Image, size: int) -> NDArray[np.uint8]:
+def _crop_flip(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
     """Cuts out 35 to 100 % of the area at an aspect of 3/4 to 4/3, and mirrors every second image."""
     from torchvision.transforms import RandomResizedCrop  # type: ignore[import-untyped]  # ships none
 
     top, left, height, width = RandomResizedCrop.get_params(image, [0.35, 1.0], [3 / 4, 4 / 3])
     box = (left, top, left + width, top + height)
-    pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    pixels = np.array(image.resize((how.width, how.height), RESAMPLING[how.interpolation], box=box))
     return np.ascontiguousarray(pixels[:, ::-1]) if torch.rand(()) < 0.5 else pixels

@@ -13,6 +13,7 @@ from temper.builder.contract import NUM_CHANNELS
 from temper.builder.engines.kind import ENGINES, EngineConfig, Run
 from temper.builder.errors import CompressError
 from temper.builder.estimate import Estimate
+from temper.imaging.preprocess import Size, sides
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,7 @@ def open_graph(path: Path, config: EngineConfig) -> Run:
 def compare_in_engine(
     config: EngineConfig,
     *,
-    image_size: int,
+    image_size: Size,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> CompareLatency:
@@ -65,7 +66,7 @@ def compare_in_engine(
 
     Args:
         config: Of that engine, from `pick_engine`.
-        image_size: Height and width, in pixels.
+        image_size: Height and width in pixels, or one number for both.
         mean: Mean per channel, RGB, on a scale of 0 to 1.
         std: Standard deviation per channel, RGB, on a scale of 0 to 1.
 
@@ -83,7 +84,7 @@ def compare_in_engine(
 
         from temper.builder.network.export import export_onnx
 
-        image = np.random.default_rng(0).integers(0, 256, (1, image_size, image_size, NUM_CHANNELS), np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (1, *sides(image_size), NUM_CHANNELS), np.uint8)
         with tempfile.TemporaryDirectory() as folder:
             runs = []
             for name, network in (("candidate", candidate), ("original", original)):

@@ -16,6 +16,7 @@ from torch import nn
 from temper.builder.contract import INPUT_NAME, NUM_CHANNELS, OUTPUT_NAME
 from temper.builder.errors import ExportError
 from temper.builder.network.served import Served, predict
+from temper.imaging.preprocess import Size, sides
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,16 +28,16 @@ _BATCH = 32
 
 
 def export_onnx(
-    model: nn.Module, path: Path, *, image_size: int, mean: Sequence[float], std: Sequence[float]
+    model: nn.Module, path: Path, *, image_size: Size, mean: Sequence[float], std: Sequence[float]
 ) -> None:
-    """Writes a model as ONNX: input `image` UINT8 [N, S, S, 3], output `logits` FP32 [N, classes], N free.
+    """Writes a model as ONNX: input `image` UINT8 [N, H, W, 3], output `logits` FP32 [N, classes], N free.
 
     Batch normalisation is folded into the convolutions.
 
     Args:
-        model: Takes float32 [N, 3, S, S], normalised.
+        model: Takes float32 [N, 3, H, W], normalised.
         path: The file to write.
-        image_size: S, in pixels.
+        image_size: H and W in pixels, or one number for both.
         mean: Mean per channel, RGB, on a scale of 0 to 1.
         std: Standard deviation per channel, RGB, on a scale of 0 to 1.
 
@@ -44,7 +45,7 @@ def export_onnx(
         ExportError: The model cannot be traced, or the graph is no valid ONNX.
     """
     served = Served(model, mean=mean, std=std).cpu().eval()
-    example = torch.zeros((2, image_size, image_size, NUM_CHANNELS), dtype=torch.uint8)
+    example = torch.zeros((2, *sides(image_size), NUM_CHANNELS), dtype=torch.uint8)
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
@@ -94,7 +95,7 @@ def run_onnx(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
     Args:
         path: The ONNX file.
-        images: uint8 [N, S, S, 3].
+        images: uint8 [N, H, W, 3].
 
     Returns:
         Logits, float32 [N, classes].
@@ -159,7 +160,7 @@ def verify_onnx(
     Args:
         path: What `export_onnx` wrote.
         model: The same model, with the same mean and std.
-        images: uint8 [N, S, S, 3], at least one.
+        images: uint8 [N, H, W, 3], at least one.
         mean: Mean per channel, RGB, on a scale of 0 to 1.
         std: Standard deviation per channel, RGB, on a scale of 0 to 1.
 

@@ -16,6 +16,7 @@ from temper.builder.contract import NETWORK_FILE, WEIGHTS_FILE
 from temper.builder.errors import ModelError
 from temper.builder.network.resnet import ModelConfig, build_model, save_weights
 from temper.builder.network.weights import load_checkpoint
+from temper.imaging.preprocess import Size, sides
 
 if TYPE_CHECKING:
     import torch
@@ -182,18 +183,18 @@ def load_network(model_config: ModelConfig, num_classes: int, folder: Path) -> n
     return network.eval()
 
 
-def count_network(network: nn.Module, image_size: int) -> NetworkSize:
+def count_network(network: nn.Module, image_size: Size) -> NetworkSize:
     """Counts the work and the weights of a network.
 
     Args:
-        network: Takes float32 [N, 3, S, S]; it is not run on data and stays as it is.
-        image_size: S, in pixels.
+        network: Takes float32 [N, 3, H, W]; it is not run on data and stays as it is.
+        image_size: H and W in pixels, or one number for both.
     """
     flops = sum(count_layers(network, image_size).values())
     return NetworkSize(flops=flops, num_parameters=sum(weight.numel() for weight in network.parameters()))
 
 
-def count_layers(network: nn.Module, image_size: int) -> dict[str, int]:
+def count_layers(network: nn.Module, image_size: Size) -> dict[str, int]:
     """Returns the FLOPs (2 x multiply-adds) of every Conv2d and Linear for one image, by the layer's name."""
     from torch import nn
 
@@ -222,7 +223,7 @@ def is_chain(module: nn.Module) -> bool:
     return type(module) is nn.Sequential and len(module) > 1 and all(type(each) is nn.Conv2d for each in module)
 
 
-def _run_on_meta(network: nn.Module, image_size: int) -> torch.Tensor:
+def _run_on_meta(network: nn.Module, image_size: Size) -> torch.Tensor:
     """Runs a network on tensors that have a shape and nothing else."""
     import torch
 
@@ -231,7 +232,7 @@ def _run_on_meta(network: nn.Module, image_size: int) -> torch.Tensor:
     network.eval()
     try:
         with torch.no_grad():
-            image = torch.zeros((1, 3, image_size, image_size), device="meta")
+            image = torch.zeros((1, 3, *sides(image_size)), device="meta")
             logits: torch.Tensor = torch.func.functional_call(network, on_meta, (image,))
     finally:
         for module in training:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,10 +43,6 @@ class ModelConfig:
     """`random`, `torchvision` (its best ImageNet weights, downloaded), or the path of a checkpoint."""
     replace_head: bool = False
     """Drop the checkpoint's head and start a new one; torchvision's head is replaced whenever it does not fit."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean per channel, RGB, on a scale of 0 to 1; the default is ImageNet's."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation per channel, RGB, on a scale of 0 to 1; the default is ImageNet's."""
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -62,10 +57,6 @@ class ModelConfig:
             raise ValueError(
                 f"weights: got {self.weights!r}, expected 'random', 'torchvision' or a file that ends in {allowed}"
             )
-        if not all(math.isfinite(value) for value in self.mean):
-            raise ValueError(f"mean: got {self.mean}, expected three finite numbers on a scale of 0 to 1")
-        if not all(0 < value < math.inf for value in self.std):
-            raise ValueError(f"std: got {self.std}, expected three positive numbers on a scale of 0 to 1")
 
     @property
     def checkpoint(self) -> Path | None:

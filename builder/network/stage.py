@@ -85,7 +85,8 @@ def initial_network(setting: Setting, num_classes: int) -> nn.Module:
 
 
 def served_module(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:
-    """Loads a network behind its preprocessing: uint8 [N, S, S, 3] to logits."""
+    """Loads a network behind its preprocessing: uint8 [N, H, W, 3] to logits."""
     from temper.builder.network.served import Served  # brings torch along
 
-    return Served(open_network(setting, data, weights), mean=setting.model.mean, std=setting.model.std)
+    mean, std = setting.data.normalization
+    return Served(open_network(setting, data, weights), mean=mean, std=std)

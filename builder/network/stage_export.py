@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def export_graph(setting: Setting, data: Artifact, weights: Artifact, folder: Path) -> dict[str, Any]:
     """Exports the network, compares the graph with PyTorch, and keeps PyTorch's logits for the engine's turn."""
     network = open_network(setting, data, weights)
-    size, mean, std = setting.data.image_size, setting.model.mean, setting.model.std
+    size, (mean, std) = setting.data.image_size, setting.data.normalization
     export_onnx(network, folder / GRAPH_FILE, image_size=size, mean=mean, std=std)
     images = images_of(data, TEST_IMAGES_FILE)[:NUM_VERIFY]
     figures = verify_onnx(folder / GRAPH_FILE, network, images, mean=mean, std=std)

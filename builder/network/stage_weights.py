@@ -21,7 +21,7 @@ def make_weights(setting: Setting, data: Artifact, folder: Path, progress: Progr
     """Builds the network and finetunes it."""
     network = initial_network(setting, len(labels_of(data)))
     evaluation = (images_of(data, TEST_IMAGES_FILE), images_of(data, TEST_LABELS_FILE))
-    mean, std = setting.model.mean, setting.model.std
+    mean, std = setting.data.normalization
     train = load_train(setting.data)
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         return finetune(network, train, evaluation, setting.train, folder, progress, mean=mean, std=std)

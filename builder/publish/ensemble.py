@@ -95,11 +95,10 @@ def _check_member(repository: Path, wanted: TritonConfig, member: str) -> str:
             f"{about} is not a model of {repository}; publish it first, or choose another"
         ) from error
     images, logits = ([size for tensor in each for size in tensor.dims] for each in (config.input, config.output))
-    found = (images[:1], logits)
-    if found != ([wanted.image_size], [wanted.num_classes]):
+    if (images, logits) != (wanted.image_dims, [wanted.num_classes]):
         raise PublishError(
-            f"{about} takes images of {found[0]} pixels and answers {found[1]} classes, expected "
-            f"[{wanted.image_size}] and [{wanted.num_classes}]; choose members of one recipe"
+            f"{about} takes images of {images[:2]} pixels and answers {logits} classes, expected "
+            f"{wanted.image_dims[:2]} and [{wanted.num_classes}]; choose members of one recipe"
         )
     if config.max_batch_size < wanted.max_batch:
         raise PublishError(

@@ -17,6 +17,7 @@ from temper.builder.contract import INPUT_NAME, NUM_CHANNELS, OUTPUT_NAME
 from temper.builder.errors import PublishError
 from temper.builder.publish.defence import Defence, render_defences
 from temper.builder.publish.serving import ServingConfig
+from temper.imaging.preprocess import PREPROCESSING, Preprocessing, Size, sides
 
 # The largest share of a graph's batch that is padding: padded images cost GPU time like any other. A choice, not a
 # measurement, and the plugin's as well (backends/temper/runners/tensorrt_runner.py).
@@ -31,8 +32,8 @@ class TritonConfig:
 
     name: str
     """The model's name."""
-    image_size: int
-    """Height and width of the input, in pixels."""
+    image_size: Size
+    """Height and width of the input in pixels, or one number for both."""
     num_classes: int
     """Length of the output."""
     max_batch: int
@@ -41,6 +42,8 @@ class TritonConfig:
     """What runs it."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Further string parameters; they win over the backend's own."""
+    preprocessing: Preprocessing | None = None
+    """How an image is made into the input; clients read it from here."""
     num_instances: int = 1
     """Model instances."""
     serving: ServingConfig = field(default_factory=ServingConfig)
@@ -53,7 +56,7 @@ class TritonConfig:
     @property
     def image_dims(self) -> list[int]:
         """The input's shape without the batch."""
-        return [self.image_size, self.image_size, NUM_CHANNELS]
+        return [*sides(self.image_size), NUM_CHANNELS]
 
 
 class Backend(ABC):
@@ -320,6 +323,8 @@ def render_config(config: TritonConfig, *, version: int, label_filename: str) ->
     for capability, name in config.cc_model_filenames.items():
         message.cc_model_filenames[capability] = name
     config.backend.fill(message, config, pb)
+    if config.preprocessing is not None:
+        _add_parameters(message, {PREPROCESSING: config.preprocessing.render()})
     _add_parameters(message, config.parameters)
     text: str = text_format.MessageToString(message)
     return text.encode()

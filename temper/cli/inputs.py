@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from temper.client.errors import InvalidRequest
+from temper.client.images import preprocessing_of
 from temper.client.model import ModelInfo
 from temper.errors import TemperError
 from temper.imaging.errors import FolderError, ImageError, show
 from temper.imaging.folder import Listing, describe_left_out, list_folders, list_images, name_few, say_left_out
 from temper.imaging.formats import SUFFIXES
+from temper.imaging.preprocess import Preprocessing
 from temper.imaging.read import read_image
 from temper.imaging.store import create_images
 
@@ -29,24 +32,22 @@ class InputError(TemperError):
     """The images or labels on the command line cannot be used."""
 
 
-def image_size(info: ModelInfo) -> tuple[int, int]:
-    """The height and width of a model's images in pixels.
+def preprocessing(info: ModelInfo) -> Preprocessing:
+    """How an image is made into what a model takes.
 
     Raises:
         InputError: The model takes something else than UINT8 [H, W, 3].
     """
-    shape = info.image_shape
-    if info.input_dtype != "UINT8" or len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
-        raise InputError(
-            f"model {info.name}: takes {info.input_dtype} {list(shape)}, expected UINT8 [height, width, 3] images"
-        )
-    return shape[0], shape[1]
+    try:
+        return preprocessing_of(info)
+    except InvalidRequest as error:
+        raise InputError(str(error)) from error
 
 
 def random_images(info: ModelInfo, count: int, seed: int = 0) -> Images:
     """Uniformly random pixels, uint8 [count, H, W, 3]."""
-    height, width = image_size(info)
-    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    how = preprocessing(info)
+    return np.random.default_rng(seed).integers(0, 256, (count, how.height, how.width, 3), dtype=np.uint8)
 
 
 def find_images(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]:
@@ -98,18 +99,18 @@ def load_images(paths: Sequence[Path], info: ModelInfo, limit: int, say: Callabl
     if len(paths) == 1 and paths[0].suffix == ".npy":
         return open_images(paths[0], info)[:limit]
     files = find_images(paths, say)[:limit]
-    images = np.empty((len(files), *image_size(info), 3), np.uint8)
-    _decode(files, images)
+    how = preprocessing(info)
+    images = np.empty((len(files), how.height, how.width, 3), np.uint8)
+    _decode(files, images, how)
     return images
 
 
-def _decode(files: Sequence[Path], images: Images, progress: Progress | None = None) -> None:
+def _decode(files: Sequence[Path], images: Images, how: Preprocessing, progress: Progress | None = None) -> None:
     """Decodes every file into its row; those that fail are named all at once."""
-    _, height, width, _ = images.shape
     failed: list[str] = []
     for index, path in enumerate(files):
         try:
-            images[index] = read_image(path, height, width)
+            images[index] = read_image(path, how)
         except ImageError as error:
             failed.append(f"{show(path)} {error.reason}")
         if progress is not None:
@@ -125,12 +126,11 @@ def open_images(path: Path, info: ModelInfo) -> Images:
     Raises:
         InputError: The file is missing, no .npy file, or not of the model's shape.
     """
-    height, width = image_size(info)
-    array = _open_npy(path)
-    if array.dtype != np.uint8 or array.shape[1:] != (height, width, 3) or len(array) == 0:
+    how, array = preprocessing(info), _open_npy(path)
+    if array.dtype != np.uint8 or array.shape[1:] != (how.height, how.width, 3) or len(array) == 0:
         raise InputError(
             f"{path}: got {array.dtype} {list(array.shape)}, "
-            f"expected uint8 [N, {height}, {width}, 3] for {info.name}"
+            f"expected uint8 [N, {how.height}, {how.width}, 3] for {info.name}"
         )
     return array
 
@@ -204,8 +204,9 @@ def load_tree(folder: Path, info: ModelInfo, work: Path, progress: Progress | No
         files += listing.paths
         labels += [index] * len(listing.paths)
         left_out += listing.left_out
-    images = create_images(work / "images.npy", len(files), *image_size(info))
-    _decode(files, images, progress)
+    how = preprocessing(info)
+    images = create_images(work / "images.npy", len(files), how.height, how.width)
+    _decode(files, images, how, progress)
     described = describe_left_out(left_out, folder)
     return Tree(images=images, labels=np.array(labels, dtype=np.int64), left_out=described)
 

@@ -36,7 +36,25 @@ _MAX_BITS = 128
 
 def format_errors(errors: Iterable[Mapping[str, Any]], root: type) -> list[str]:
     """One line per finding of pydantic (`ValidationError.errors()`), for a recipe read into `root`."""
-    return list(dict.fromkeys(_format(error, root) for error in errors))
+    return list(dict.fromkeys(_format(error, root) for error in _joined(errors, root)))
+
+
+def _joined(errors: Iterable[Mapping[str, Any]], root: type) -> Iterator[Mapping[str, Any]]:
+    """One finding for a key that may be one thing or another, where pydantic has one for each of them."""
+    told: set[Loc] = set()
+    for error in errors:
+        loc = tuple(error["loc"])
+        places = (loc[:length] for length in range(1, len(loc)))
+        key = next((place for place in places if _is_choice(type_at(root, place))), None)
+        if key is None:
+            yield error
+        elif key not in told and len(loc) == len(key) + 1:  # not of what is in it: of the key's whole value
+            told.add(key)
+            yield {**error, "loc": key, "type": "choice"}
+
+
+def _is_choice(kind: object) -> bool:
+    return typing.get_origin(_without_none(kind)) in (typing.Union, types.UnionType)
 
 
 def _format(error: Mapping[str, Any], root: type) -> str:
@@ -69,7 +87,9 @@ def _unknown_key(loc: Loc, root: type) -> str:
         return f"{show_path(_without_tags(root, loc))}: no such key with {elsewhere}"
     allowed = _keys(type_at(root, loc[:-1]))
     close = difflib.get_close_matches(key, allowed, n=1)
-    hint = f'did you mean "{close[0]}"? ' if close else ""
+    tables = [table for table, kind in typing.get_type_hints(root).items() if key in _keys(kind)]
+    meant = [f"{table}.{key}" for table in tables[:1]] or close
+    hint = f'did you mean "{meant[0]}"? ' if meant else ""
     return f"{show_path(_without_tags(root, loc))}: no such key, {hint}expected one of {', '.join(allowed)}"
 
 
@@ -150,6 +170,8 @@ def describe(kind: object, *, plural: bool = False) -> str:
     if origin is tuple:
         count = "" if args[-1] is Ellipsis else f"{len(args)} "
         return f"an array of {count}{describe(args[0], plural=True)}"
+    if _is_choice(kind):
+        return " or ".join(describe(each) for each in args if each is not type(None))
     if dataclasses.is_dataclass(kind):
         return f"{'tables' if plural else 'a table'} with the keys {', '.join(_keys(kind))}"
     return "another type"

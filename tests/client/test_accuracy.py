@@ -10,6 +10,7 @@ import pytest
 from temper.client.accuracy import evaluate, evaluate_accuracy
 from temper.client.errors import ModelNotFound, NonFiniteOutput, ServerUnavailable, ShortOutput
 from temper.client.stats import wilson_interval
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from benchmarks.sample import Sample
@@ -133,7 +134,7 @@ def test_accuracy_through_the_server_equals_the_model_in_process(server: TritonS
     images, labels = sample.images[:200], sample.labels[:200]
     result = evaluate_accuracy(server.grpc_url, "toy_fp32", images, labels, 16)
     with torch.inference_mode():
-        model = Served(sample.model, mean=sample.config.mean, std=sample.config.std).eval()
+        model = Served(sample.model, mean=IMAGENET_MEAN, std=IMAGENET_STD).eval()
         answers = model(torch.from_numpy(images)).argmax(1).numpy()
     assert np.array_equal(result.correct, answers == labels)
     assert result.value > 0.9 and result.num_images == 200

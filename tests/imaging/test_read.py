@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
+from torchvision.transforms import CenterCrop, Resize  # type: ignore[import-untyped]  # ships none
 
 from temper import client
 from temper.builder.data.config import DataConfig
 from temper.builder.data.prepare import load_train, prepare_data
 from temper.client.images import load_image
+from temper.client.model import ModelInfo
 from temper.imaging.errors import ImageError
+from temper.imaging.preprocess import Preprocessing
 from temper.imaging.read import read_image
 
 # As `temper.imaging.read` has it; pytest's own filters come before those of a module.
@@ -27,6 +30,20 @@ pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
 
 SIZE = (50, 44)
 """Width and height of the pictures, which is no model's size."""
+SMALL = Preprocessing(height=32, width=32)
+MODEL = ModelInfo(
+    name="model",
+    version="1",
+    input_name="image",
+    image_shape=(32, 32, 3),
+    output_name="logits",
+    num_classes=2,
+    max_batch_size=8,
+)
+READ = (
+    "from temper.imaging.preprocess import Preprocessing; from temper.imaging.read import read_image; "
+    "how = Preprocessing(height=32, width=32)"
+)
 
 
 def picture(seed: int = 5, size: tuple[int, int] = SIZE) -> Image.Image:
@@ -109,12 +126,12 @@ def reference(path: Path, size: int) -> npt.NDArray[Any]:
         if upright.mode.startswith("I"):
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         upright.info.pop("transparency", None)
-        return np.asarray(ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
+        return np.asarray(CenterCrop(size)(Resize(size)(upright.convert("RGB"))))
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_every_kind_is_read_as_pillow_does(image_files: Path, name: str) -> None:
-    np.testing.assert_array_equal(read_image(image_files / name, 32, 32), reference(image_files / name, 32))
+    np.testing.assert_array_equal(read_image(image_files / name, SMALL), reference(image_files / name, 32))
 
 
 @pytest.mark.parametrize("name", [name for name in IMAGES if name != "animated.png"])
@@ -126,7 +143,7 @@ def test_every_kind_shows_the_picture(image_files: Path, name: str) -> None:
     exif[0x0112] = turned
     first.getexif()[0x0112] = turned
     wanted = np.asarray(ImageOps.fit(ImageOps.exif_transpose(first), (32, 32), Image.Resampling.BILINEAR), float)
-    found = read_image(image_files / name, 32, 32).astype(float)
+    found = read_image(image_files / name, SMALL).astype(float)
     if "grey" in name or "la" in name or name == "bits.png":
         found, wanted = found.mean(-1), wanted @ [0.299, 0.587, 0.114]
     assert np.abs(found - wanted).mean() < (60 if name == "bits.png" else 25)
@@ -146,7 +163,7 @@ def test_builder_and_client_give_the_same_pixels(image_files: Path, tmp_path: Pa
     assert info["left_out"]["num"] == 0
     train = load_train(config)
     files = train.source.open_image.items.paths  # type: ignore[attr-defined]  # of a folder
-    sent = {index: load_image(path, 32, 32) for index, path in enumerate(files)}
+    sent = {index: load_image(path, MODEL) for index, path in enumerate(files)}
     tested = np.load(tmp_path / "test_images.npy")
     for position, index in enumerate(train.source.test):
         np.testing.assert_array_equal(tested[position], sent[index], err_msg=str(files[index]))
@@ -159,7 +176,7 @@ def test_builder_and_client_give_the_same_pixels(image_files: Path, tmp_path: Pa
 @pytest.mark.parametrize("size", [(32, 32), (7, 100), (500, 40), (1, 1), (1, 4000)])
 def test_any_size_becomes_the_size_asked_for(tmp_path: Path, size: tuple[int, int]) -> None:
     picture(size=size).save(tmp_path / "image.png")
-    assert read_image(tmp_path / "image.png", 32, 48).shape == (32, 48, 3)
+    assert read_image(tmp_path / "image.png", Preprocessing(height=32, width=48)).shape == (32, 48, 3)
 
 
 def _cut(path: Path) -> None:
@@ -218,9 +235,13 @@ BAD_FILES: list[tuple[str, Callable[[Path], object], str]] = [
 @pytest.mark.filterwarnings("ignore:unclosed file")
 def test_bad_file_is_one_line(tmp_path: Path, name: str, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path / name)
-    for read, error in ((read_image, ImageError), (load_image, client.ImageError)):
+    reads: list[tuple[Callable[[Path], object], type[Exception]]] = [
+        (lambda path: read_image(path, SMALL), ImageError),
+        (lambda path: load_image(path, MODEL), client.ImageError),
+    ]
+    for read, error in reads:
         with pytest.raises(error, match=rf"^{tmp_path}/.*{message}") as caught:
-            read(tmp_path / name, 32, 32)
+            read(tmp_path / name)
         assert str(caught.value).isprintable()
 
 
@@ -233,7 +254,7 @@ def test_bytes_of_chance_never_end_otherwise_than_as_an_image_error(image_files:
             changed[rng.integers(0, len(data), 8)] = rng.integers(0, 256, 8)
             (tmp_path / "changed").write_bytes(changed.tobytes())
             try:
-                assert read_image(tmp_path / "changed", 32, 32).shape == (32, 32, 3)
+                assert read_image(tmp_path / "changed", SMALL).shape == (32, 32, 3)
             except ImageError as error:
                 assert str(error).isprintable()
 
@@ -243,7 +264,7 @@ def test_no_other_program_is_looked_for(tmp_path: Path) -> None:
     picture().save(tmp_path / "image.png", "EPS")
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "gs").chmod(0o755)
-    program = "import sys; from temper.client.images import load_image; load_image(sys.argv[1], 32, 32)"
+    program = f"import sys; {READ}; read_image(sys.argv[1], how)"
     environment = {**os.environ, "PATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "image.png"], env=environment, capture_output=True, text=True
@@ -253,7 +274,7 @@ def test_no_other_program_is_looked_for(tmp_path: Path) -> None:
 
 
 def test_nothing_is_said_of_damaged_metadata(image_files: Path) -> None:
-    program = "import sys; from temper.imaging.read import read_image; read_image(sys.argv[1], 32, 32)"
+    program = f"import sys; {READ}; read_image(sys.argv[1], how)"
     for name in ("broken_exif.jpg", "alphas.png"):
         done = subprocess.run(
             [sys.executable, "-c", program, image_files / name], capture_output=True, text=True, check=True

@@ -15,6 +15,7 @@ from PIL import Image
 
 from temper.imaging.errors import ImageError
 from temper.imaging.formats import MAX_PIXELS, max_bytes, max_pixels
+from temper.imaging.preprocess import Preprocessing
 from temper.imaging.read import read_image
 
 # What is measured beside the pixels: the file, libraries' tables, the allocator's slack.
@@ -75,15 +76,17 @@ def read_elsewhere(*paths: Path) -> list[tuple[int, str]]:
     program = """
 import json, resource, sys
 from temper.imaging.errors import ImageError
+from temper.imaging.preprocess import Preprocessing
 from temper.imaging.read import read_image
 
+how = Preprocessing(height=32, width=32)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 warm, *paths = sys.argv[1:]
-read_image(warm, 32, 32)
+read_image(warm, how)
 for path in paths:
     before, error = peak(), ""
     try:
-        read_image(path, 32, 32)
+        read_image(path, how)
     except ImageError as raised:
         error = str(raised)
     print(json.dumps([peak() - before, error]))
@@ -104,7 +107,7 @@ def test_limit_is_a_64_megapixel_photo_or_four_times_a_large_model() -> None:
 
 def test_50_megapixel_photo_is_read(tmp_path: Path) -> None:
     Image.new("L", (8192, 6144), 77).save(tmp_path / "photo.jpg")
-    assert (read_image(tmp_path / "photo.jpg", 32, 32) == 77).all()
+    assert (read_image(tmp_path / "photo.jpg", Preprocessing(height=32, width=32)) == 77).all()
 
 
 def test_bombs_are_refused_without_memory(tmp_path: Path) -> None:
@@ -137,7 +140,7 @@ def test_file_that_is_longer_than_any_image_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "long.png").open("r+b") as file:
         file.truncate(max_bytes(MAX_PIXELS) + 1)  # sparse
     with pytest.raises(ImageError, match="is too large: 536,870,913 bytes, more than any image"):
-        read_image(tmp_path / "long.png", 32, 32)
+        read_image(tmp_path / "long.png", Preprocessing(height=32, width=32))
 
 
 SIDE = 2048

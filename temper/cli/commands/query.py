@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from temper.builder.engines.isa import UNKNOWN, instruction_set, why_inexact
-from temper.cli.inputs import Images, find_images, image_size
+from temper.cli.inputs import Images, find_images, preprocessing
 from temper.client.client import Client
 from temper.client.errors import ClientError, ImageError, NonFiniteOutput
 from temper.client.images import Prediction, load_image, top_k
+from temper.client.model import ModelInfo
 from temper.errors import TemperError
 from temper.imaging.errors import show
 from temper.imaging.folder import NUM_NAMED
@@ -53,7 +54,8 @@ def query_command(
                 if warning is not None:
                     echo(f"warning: {model}: {warning}", err=True)
                 sent: queue.SimpleQueue[list[Path]] = queue.SimpleQueue()
-                stream = client.stream(model, _batches(files, image_size(info), sent, failed))
+                preprocessing(info)  # refuses what takes no images
+                stream = client.stream(model, _batches(files, info, sent, failed))
                 rows = (
                     row
                     for logits in _answers(stream, sent)
@@ -96,13 +98,13 @@ def _answers(answers: Iterator[Logits], sent: queue.SimpleQueue[list[Path]]) -> 
 
 
 def _batches(
-    files: Sequence[Path], size: tuple[int, int], sent: queue.SimpleQueue[list[Path]], failed: list[str]
+    files: Sequence[Path], info: ModelInfo, sent: queue.SimpleQueue[list[Path]], failed: list[str]
 ) -> Iterator[Images]:
     """Decodes the files, a few at a time, while the server works; notes which went into each batch."""
     batch: list[tuple[Path, Images]] = []
     for number, path in enumerate(files, start=1):
         try:
-            batch.append((path, load_image(path, *size)))
+            batch.append((path, load_image(path, info)))
         except ImageError as error:
             failed.append(str(error))
         if batch and (len(batch) == _BATCH or number == len(files)):

@@ -211,7 +211,7 @@ class Look:
                 network = initial_network(self.setting, len(labels_of(self.data)))
             else:
                 network = open_snapshot(self.setting, self.data, self.weights, epoch)
-            mean, std = self.setting.model.mean, self.setting.model.std
+            mean, std = self.setting.data.normalization
             size = self.setting.data.image_size
             export_onnx(network, folder / GRAPH_FILE, image_size=size, mean=mean, std=std)
             return {}

@@ -17,13 +17,14 @@ from temper.builder.compress.distil import STEP, DistilConfig
 from temper.builder.compress.step import StepContext
 from temper.builder.errors import CompressError
 from temper.builder.network.resnet import ModelConfig, build_model
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 
 def calibrated(sample: Sample, train: Any) -> Any:
     """The sample, made from nothing but a head, with the statistics of batch norm that training would see."""
     network = copy.deepcopy(sample.model)
     pixels = torch.stack([train[index][0] for index in range(len(train))]).permute(0, 3, 1, 2) / 255
-    mean, std = (torch.tensor(each).reshape(1, 3, 1, 1) for each in (sample.config.mean, sample.config.std))
+    mean, std = (torch.tensor(each).reshape(1, 3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
     recalibrate(network, [(pixels - mean) / std])
     return network
 

@@ -30,6 +30,7 @@ from temper.builder.engines.tensorrt import TensorRtConfig
 from temper.builder.errors import CompressError
 from temper.builder.network.files import count_network, load_network, save_network
 from temper.builder.network.resnet import ModelConfig, build_model
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 _CONFIG = ModelConfig()
 # Few widths per layer, so that a search takes seconds.
@@ -115,8 +116,8 @@ def _check_plain(pruned: nn.Module, folder: Path) -> None:
     save_network(pruned, folder)
     loaded = load_network(_CONFIG, 10, folder)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    export_onnx(loaded, folder / "model.onnx", image_size=32, mean=_CONFIG.mean, std=_CONFIG.std)
-    verify_onnx(folder / "model.onnx", pruned, images, mean=_CONFIG.mean, std=_CONFIG.std)
+    export_onnx(loaded, folder / "model.onnx", image_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    verify_onnx(folder / "model.onnx", pruned, images, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 @pytest.mark.slow
@@ -155,7 +156,7 @@ def test_prune_by_latency_measures_candidates_in_the_engine(
     config = PruneConfig(latency=0.9, divisor=128, num_images=32)
     with pytest.raises(CompressError, match="prune: latency: there is no engine to measure it in; give flops or"):
         run_prune(network, config, context)
-    engine = compare_in_engine(OpenVinoConfig(), image_size=32, mean=_CONFIG.mean, std=_CONFIG.std)
+    engine = compare_in_engine(OpenVinoConfig(), image_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     tiny = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)).eval()
 
     def tells_them_apart() -> bool:
@@ -213,7 +214,7 @@ def test_latency_is_not_measured_in_an_engine_that_it_does_not_know() -> None:
     with pytest.raises(
         CompressError, match="latency: is measured in openvino only, not in tensorrt; give flops or"
     ):
-        compare_in_engine(TensorRtConfig(), image_size=32, mean=_CONFIG.mean, std=_CONFIG.std)
+        compare_in_engine(TensorRtConfig(), image_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def _budget(name: str, share: float) -> PruneConfig:

@@ -26,6 +26,7 @@ from temper.builder.network.resnet import ModelConfig, build_model
 from temper.builder.network.served import Served, predict
 from temper.builder.network.train import TrainConfig
 from temper.builder.store.files import sha256_file
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 
 def quantize(network: nn.Module, context: StepContext, **changes: Any) -> tuple[Path, dict[str, Any]]:
@@ -144,7 +145,7 @@ def test_bottleneck_keeps_the_rules(sample: Sample, tmp_path: Path) -> None:
 def test_folding_changes_no_answer(sample: Sample) -> None:
     folded = fold_batch_norms(sample.model)
     assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
-    settings: dict[str, Any] = {"mean": sample.config.mean, "std": sample.config.std}
+    settings: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     expected = predict(Served(sample.model, **settings), sample.images[:32])
     actual = predict(Served(folded, **settings), sample.images[:32])
     assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()

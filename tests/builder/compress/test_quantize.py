@@ -15,6 +15,7 @@ from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
 from temper.builder.errors import AuditError, QuantizeError
 from temper.builder.network.export import compare_logits, export_onnx, run_onnx
 from temper.builder.network.resnet import ModelConfig, build_model
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from benchmarks.sample import Sample
@@ -118,7 +119,7 @@ def test_unknown_layer_is_refused_with_the_nearest(sample: Sample, toy_onnx: Pat
 def test_every_family_passes_the_audit(sample: Sample, tmp_path: Path, arch: Any) -> None:
     config = ModelConfig(arch=arch)
     source = tmp_path / "source.onnx"
-    export_onnx(build_model(config, 10), source, image_size=32, mean=config.mean, std=config.std)
+    export_onnx(build_model(config, 10), source, image_size=32, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     quantize_onnx(source, tmp_path / "model.onnx", sample.calibration[:16], QuantizeConfig(method="max"))
     report = audit_qdq(tmp_path / "model.onnx").to_json()
     assert (report["num_conv"], report["num_gemm"], report["num_residual_adds"]) == (53, 1, 16)

@@ -99,7 +99,7 @@ def test_list_decides_the_order_and_may_be_longer(tmp_path: Path) -> None:
 def test_classes_that_the_list_lacks_are_named_with_what_is_like_them(tmp_path: Path) -> None:
     config = folder(tmp_path, "Cat", "dogs", "wombat")
     (tmp_path / "names.json").write_text(json.dumps(NAMES))
-    message = r"images: got 3 of 3 classes that `labels` does not list: Cat \(cat\?\), dogs \(dog\?\), wombat; rename them"
+    message = r"images: got 3 of 3 classes that `labels` does not list: Cat \(cat\?\), dogs \(dog\?\), wombat"
     with pytest.raises(DataError, match=message):
         open_source(config)
 

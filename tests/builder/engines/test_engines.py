@@ -27,6 +27,7 @@ from temper.builder.errors import EngineError
 from temper.builder.network.export import run_onnx
 from temper.builder.network.served import Served
 from temper.builder.publish.plans import Binding
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from benchmarks.sample import Sample
@@ -154,7 +155,7 @@ def test_library_under_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_torch_tensorrt_is_given_what_it_can_convert(sample: Sample) -> None:
     import torch
 
-    served = Served(sample.model, mean=sample.config.mean, std=sample.config.std).eval()
+    served = Served(sample.model, mean=IMAGENET_MEAN, std=IMAGENET_STD).eval()
     config = TensorRtRtxConfig(frontend="torch-tensorrt")
     program = export_module(served, config, image_shape=sample.images.shape[1:], precision="fp16")
     program = program.run_decompositions()
@@ -206,7 +207,7 @@ def test_torch_tensorrt_engine_agrees_with_pytorch_on_the_gpu(
         images,
         reference=run_onnx(toy_onnx, images),
         limits=AgreementLimits(min_agreement=1.0, max_logit_diff=0.5),
-        module=Served(sample.model, mean=sample.config.mean, std=sample.config.std),
+        module=Served(sample.model, mean=IMAGENET_MEAN, std=IMAGENET_STD),
     )
     assert info["engine_audit"]["status"] == "inspected"
 
@@ -433,6 +434,7 @@ def test_driver_that_is_too_old_is_told(driver: Driver | None, why: str | None) 
 
 SIGNALLED = """
 import gc, os, signal, sys
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from temper.builder.engines.openvino import open_core
 
 signal.signal(signal.SIGUSR1, lambda *_: print("handled"))

@@ -21,8 +21,10 @@ from temper.builder.network.perturb import Adversary, ascend
 from temper.builder.network.served import Served
 from temper.builder.network.train import TrainConfig, train_epochs
 from temper.builder.network.validate import Validation
+from temper.imaging.preprocess import Preprocessing
 
 SIZE = 8
+HOW = Preprocessing(height=SIZE, width=SIZE)
 CPU = torch.device("cpu")
 METHODS = ["fast", "pgd", "trades", "free"]
 
@@ -43,7 +45,7 @@ def make_train(num_images: int = 20) -> TrainImages:
     pixels = [rng.integers(30, 130, (SIZE, SIZE, 3)) + 90 * label for label in labels]
     images = [Image.fromarray(each.astype(np.uint8)) for each in pixels]
     every = np.arange(num_images)
-    return TrainImages(Source(["a", "b"], labels, every, every[:0], SIZE, images.__getitem__, True), "none")
+    return TrainImages(Source(["a", "b"], labels, every, every[:0], HOW, images.__getitem__, True), "none")
 
 
 def make_batch() -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from temper.builder.errors import ExportError
 from temper.builder.network.export import compare_logits, run_onnx, verify_onnx
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from benchmarks.sample import Sample
@@ -41,7 +42,7 @@ def test_graph_casts_first_and_folds_the_rest(toy_onnx: Path) -> None:
 
 
 def test_graph_agrees_with_pytorch(sample: Sample, toy_onnx: Path) -> None:
-    figures = verify_onnx(toy_onnx, sample.model, sample.images, mean=sample.config.mean, std=sample.config.std)
+    figures = verify_onnx(toy_onnx, sample.model, sample.images, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     assert figures["num_images"] == len(sample.images)
     assert figures["agreement"] == 1.0
     assert figures["max_abs_diff"] < 1e-3
@@ -56,12 +57,12 @@ def test_any_batch_runs(sample: Sample, toy_onnx: Path, num_images: int) -> None
 
 def test_other_preprocessing_is_caught(sample: Sample, toy_onnx: Path) -> None:
     with pytest.raises(ExportError, match=r"its logits differ from PyTorch's by .* on 8 images, expected at most"):
-        verify_onnx(toy_onnx, sample.model, sample.images[:8], mean=(0.5, 0.5, 0.5), std=sample.config.std)
+        verify_onnx(toy_onnx, sample.model, sample.images[:8], mean=(0.5, 0.5, 0.5), std=IMAGENET_STD)
 
 
 def test_no_images_to_verify_with_is_an_error(sample: Sample, toy_onnx: Path) -> None:
     with pytest.raises(ExportError, match="got no image to compare with PyTorch, expected at least one"):
-        verify_onnx(toy_onnx, sample.model, sample.images[:0], mean=sample.config.mean, std=sample.config.std)
+        verify_onnx(toy_onnx, sample.model, sample.images[:0], mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def test_compare_logits_counts_equal_answers() -> None:

@@ -25,6 +25,7 @@ from temper.builder.network.stage import Setting, initial_network, open_snapshot
 from temper.builder.network.stage_weights import make_weights
 from temper.builder.network.train import TrainConfig, finetune, train_epochs
 from temper.builder.store.artifacts import Artifact
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 MODEL = ModelConfig()
 
@@ -50,7 +51,7 @@ def train(data: DataConfig, folder: Path, progress: Any = None, **changes: Any) 
         images = np.stack([np.full((32, 32, 3), value, np.uint8) for value in (200, 50)])
         evaluation = (images, np.array([0, 1]))
         return finetune(
-            model, load_train(data), evaluation, config, folder, progress, mean=MODEL.mean, std=MODEL.std
+            model, load_train(data), evaluation, config, folder, progress, mean=IMAGENET_MEAN, std=IMAGENET_STD
         )
 
 
@@ -58,6 +59,7 @@ def train(data: DataConfig, folder: Path, progress: Any = None, **changes: Any) 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from temper.builder.data.prepare import DataConfig
 sys.path.insert(0, sys.argv[3])
 from tests_train import train
@@ -131,7 +133,7 @@ def test_snapshot_is_what_would_be_kept(tmp_path: Path, ema: float | None) -> No
 
 
 def test_only_a_finetuning_keeps_snapshots(tmp_path: Path) -> None:
-    served = Served(build_model(MODEL, 2), mean=MODEL.mean, std=MODEL.std)
+    served = Served(build_model(MODEL, 2), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     config = TrainConfig(epochs=2, batch_size=9, device="cpu", snapshots=1)
     (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "checkpoint.pt"

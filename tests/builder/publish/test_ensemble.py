@@ -173,8 +173,14 @@ def test_same_again_is_reused_and_other_members_are_a_new_version(repository: Pa
             {"members": ["toy_fp32", "gone"]},
             r"ensemble pair: its member gone is not a model of .*; publish it first",
         ),
-        ({"members": ["toy_fp32", "large"]}, r"its member large takes images of \[64\] pixels .* expected \[32\]"),
-        ({"members": ["toy_fp32", "few"]}, r"its member few .* answers \[3\] classes, expected \[32\] and \[10\]"),
+        (
+            {"members": ["toy_fp32", "large"]},
+            r"its member large takes images of \[64, 64\] .* expected \[32, 32\]",
+        ),
+        (
+            {"members": ["toy_fp32", "few"]},
+            r"its member few .* \[3\] classes, expected \[32, 32\] and \[10\]",
+        ),
         ({"max_batch": 32}, r"its member toy_fp32 takes batches of up to 16, expected 32; lower max_batch"),
         ({"members": ["toy_fp32", "alone"]}, r"its member alone bounds its queue by number, .* with in_ensemble"),
         ({"labels": LABELS[:2]}, r"model pair: got 2 labels, expected one for each of 10 classes"),

@@ -193,14 +193,14 @@ def test_run_without_recipe_file(tmp_path: Path) -> None:
 
 def test_run_recipe_mistakes_one_line_each(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
-    path.write_text('name = "x"\ncolour = 1\n[data]\nsource = "digit"\n[[variants]]\nname = "a"\n')
+    path.write_text('name = "x"\ncolumns = 1\n[data]\nsource = "digit"\n[[variants]]\nname = "a"\n')
     result = run_temper("run", path, folder=tmp_path)
     assert result.returncode == 1
     assert result.stdout == ""
     keys = "name, data, model, train, variants, engine, serving, load, attacks, corruptions, explain"
     assert result.stderr.splitlines() == [
         f'error: {path}: data.source: got "digit", expected one of "digits", "textures", "folder", "torchvision"',
-        f"error: {path}: colour: no such key, expected one of {keys}",
+        f"error: {path}: columns: no such key, expected one of {keys}",
     ]
     assert not (tmp_path / "runs").exists()
 

@@ -20,6 +20,7 @@ from temper.builder.network.resnet import ModelConfig, build_model
 from temper.builder.network.served import Served
 from temper.client.errors import ClientError
 from temper.client.robustness.surrogate import Surrogate
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from temper.report.gallery import heat_over, signed_heat
 from temper.run.explain.maps import (
     Explained,
@@ -115,8 +116,8 @@ def test_grad_cam_is_that_of_captum_on_the_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_model(ModelConfig(arch=arch), 3)
-    served = Served(network, mean=MODEL.mean, std=MODEL.std).eval()
-    export_onnx(network, tmp_path / "model.onnx", image_size=size, mean=MODEL.mean, std=MODEL.std)
+    served = Served(network, mean=IMAGENET_MEAN, std=IMAGENET_STD).eval()
+    export_onnx(network, tmp_path / "model.onnx", image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
     classes = np.arange(3)
     found, found_side = grad_cam(Surrogate([tmp_path / "model.onnx"], device="cpu"), images, classes)

@@ -410,15 +410,26 @@ MISTAKES = {
     "not finite": ("epsilon = 8", "epsilon = nan", "attacks[0].epsilon: got nan, expected a number"),
     "date": ('name = "x"', "name = 2026-11-23", "name: got 2026-11-23, expected a string"),
     "array too short": (
-        "[engine]",
-        "[model]\nmean = [0.5, 0.5]\n[engine]",
-        "model.mean: got [0.5, 0.5], expected an array of 3 numbers",
+        "image_size = 32",
+        "image_size = 32\nmean = [0.5, 0.5]",
+        "data.mean: got [0.5, 0.5], expected an array of 3 numbers",
     ),
     "array too long": (
-        "[engine]",
-        "[model]\nmean = [0.5, 0.5, 0.5, 0.5]\n[engine]",
-        "model.mean: got [0.5, 0.5, 0.5, 0.5], expected an array of 3 numbers",
+        "image_size = 32",
+        "image_size = 32\nmean = [0.5, 0.5, 0.5, 0.5]",
+        "data.mean: got [0.5, 0.5, 0.5, 0.5], expected an array of 3 numbers",
     ),
+    "key of another table": (
+        "[engine]",
+        "[model]\nmean = [0.5, 0.5, 0.5]\n[engine]",
+        'model.mean: no such key, did you mean "data.mean"? expected one of',
+    ),
+    "neither one nor the other": (
+        "image_size = 32",
+        'image_size = 32\nresize = [1, "a"]',
+        'data.resize: got [1, "a"], expected an integer or an array of 2 integers or "none"',
+    ),
+    "another word": ("image_size = 32", 'image_size = "x"', 'data.image_size: got "x", expected an integer or an'),
     "wrong type in an array": (
         "[engine]",
         '[load]\nconcurrencies = [1, "2"]\n[engine]',

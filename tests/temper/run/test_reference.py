@@ -89,10 +89,11 @@ def test_schema_takes_our_recipes(recipes: Draft202012Validator, path: Path) -> 
 WRONG = {
     "unknown table": (("colour",), {}, "'colour' was unexpected"),
     "unknown key": (("data", "sise"), 3, "'sise' was unexpected"),
-    "string for an integer": (("data", "image_size"), "32", "'32' is not of type 'integer'"),
+    "string for an integer": (("data", "num_calibration"), "32", "'32' is not of type 'integer'"),
+    "neither one nor the other": (("data", "resize"), "all", "'all' is not valid under any"),
     "unknown source": (("data", "source"), "digit", "'digit' is not one of ['digits', "),
     "unknown architecture": (("model", "arch"), "vgg16", "'vgg16' is not one of ['resnet18', "),
-    "two means": (("model", "mean"), [0.5, 0.5], "[0.5, 0.5] is too short"),
+    "two means": (("data", "mean"), [0.5, 0.5], "[0.5, 0.5] is too short"),
     "variants as a table": (("variants",), {}, "{} is not of type 'array'"),
     "no name": (("name",), None, "'name' is a required property"),
 }
