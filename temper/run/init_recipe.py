@@ -1,4 +1,4 @@
-"""A first recipe for a folder of images: what is looked at, what is chosen from it, and the text with the reasons.
+"""A first recipe for a user's images: what is looked at, what is chosen from it, and the text with the reasons.
 
 The folder is read as a build reads it, so what a build would refuse is refused here, in the same words.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from temper.builder.data.config import DataConfig
+from temper.builder.data.find import Kind, guess_kind
 from temper.builder.data.prepare import describe_data
 from temper.builder.names import MAX_NAME_LENGTH, is_printable, is_recipe_name
 from temper.builder.network.resnet import ModelConfig, find_arch
@@ -40,6 +41,8 @@ _WIDTH = 100
 class Found:
     """What was seen in the folder and in the checkpoint."""
 
+    source: Kind
+    """What the images lie in."""
     described: str
     """The folder in one line: its images, its split, and what is left out."""
     class_names: list[str]
@@ -67,7 +70,7 @@ def look(images: Path, weights: str) -> Found:
     """Looks at a folder of images and at a checkpoint.
 
     Args:
-        images: The folder, one folder per class, with or without a split.
+        images: A folder per class, with or without a split; a table, tar shards or a data set on disk.
         weights: A checkpoint's path, "torchvision" or "random".
 
     Raises:
@@ -78,12 +81,14 @@ def look(images: Path, weights: str) -> Found:
 
     checkpoint = ModelConfig(weights=weights).checkpoint
     arch, head_classes = (ModelConfig().arch, None) if checkpoint is None else find_arch(checkpoint)
-    source = open_source(DataConfig(source="folder", path=str(images)))
+    kind = guess_kind(images)
+    source = open_source(DataConfig(source=kind, path=str(images)))
     counts = {"num_train": len(source.train), "num_test": len(source.test)}
     num = len(source.labels)
     sampled = range(0, num, math.ceil(num / _SAMPLED))
     sides = sorted(min(source.open_image(index).size) for index in sampled)
     return Found(
+        source=kind,
         described=describe_data({**counts, **source.info}),
         class_names=source.class_names,
         num_sampled=len(sides),
@@ -106,7 +111,7 @@ def render_recipe(found: Found, *, name: str, images: Path, weights: str, folder
     Args:
         found: What `look` returned.
         name: The recipe's name.
-        images: The folder of images.
+        images: What the images lie in.
         weights: As for `look`.
         folder: Where the recipe will lie; what is below it is named from there.
 
@@ -161,7 +166,7 @@ def _data(found: Found, path: str, size: int, is_file: bool) -> list[str]:
     lines = [
         *_comment(f"{len(found.class_names)} classes; {found.described}."),
         "[data]",
-        'source = "folder"',
+        f"source = {_quote(found.source)}",
         f"path = {_quote(path)}",
         *_comment(f"{sizes} {size} is {why}.{trained}"),
         f"image_size = {size}",
@@ -190,15 +195,17 @@ def _reason(found: Found, weights: str, is_file: bool) -> str:
             'From nothing. On few images "torchvision", ImageNet\'s weights, is far better, but is downloaded; or '
             "give the path of a checkpoint, .safetensors, .pt or .pth."
         )
+    is_folder = found.source == "folder"
+    order = "the folders' names" if is_folder else "the data's own labels"
     layers = f"The checkpoint has the layers of {found.arch}"
     norm = "If its input was not normalised as ImageNet's, add `mean` and `std`."
     if found.head_fits:
         return (
-            f"{layers} and {num} classes, taken in the order of the folders' names, from {_quote(names[0])} to "
+            f"{layers} and {num} classes, taken in the order of {order}, from {_quote(names[0])} to "
             f"{_quote(names[-1])}: an accuracy near chance means that it was trained in another order. {norm}"
         )
     head = "no head" if found.head_classes is None else f"a head of {found.head_classes} classes"
-    return f"{layers} and {head}, the folder has {num} classes: a new head is trained. {norm}"
+    return f"{layers} and {head}, the {'folder' if is_folder else 'data'} has {num} classes: a new head is trained. {norm}"
 
 
 def _train(found: Found, weights: str, is_file: bool) -> list[str]:
