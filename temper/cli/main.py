@@ -61,8 +61,8 @@ def cli(debug: bool) -> None:
 def init(images: Path, **settings: Any) -> None:
     """Write a recipe for a folder of images.
 
-    Or for a CSV or Parquet table, WebDataset shards, or a Hugging Face data set on disk. Looks at the images, its split, the images' sizes and the checkpoint, chooses from them, and gives its reasons
-    in the recipe's comments.
+    Or for a CSV or Parquet table, WebDataset shards, or a Hugging Face data set on disk. Looks at the images,
+    their split and sizes, and the checkpoint, chooses from them, and gives its reasons in the recipe's comments.
     """
     from temper.cli.commands.init import init_command
 

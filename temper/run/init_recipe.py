@@ -205,7 +205,8 @@ def _reason(found: Found, weights: str, is_file: bool) -> str:
             f"{_quote(names[-1])}: an accuracy near chance means that it was trained in another order. {norm}"
         )
     head = "no head" if found.head_classes is None else f"a head of {found.head_classes} classes"
-    return f"{layers} and {head}, the {'folder' if is_folder else 'data'} has {num} classes: a new head is trained. {norm}"
+    has = f"the {'folder' if is_folder else 'data'} has {num} classes"
+    return f"{layers} and {head}, {has}: a new head is trained. {norm}"
 
 
 def _train(found: Found, weights: str, is_file: bool) -> list[str]:

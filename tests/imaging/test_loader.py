@@ -104,7 +104,7 @@ def test_opened_file_is_bounded_and_named() -> None:
     picture().save(buffer, "PNG")
     whole = buffer.getvalue()
     for data, limit, message in (
-        (whole, 100, r"^x.tar/0.png: is too large: 50 x 44 = 2,200 pixels, expected at most 100 pixels"),
+        (whole, 2000, r"^x.tar/0.png: is too large: 50 x 44 = 2,200 pixels, expected at most 2,000 pixels"),
         (whole + bytes(9000), 1000, r"^x.tar/0.png: is too large: [\d,]+ bytes, more than any image"),
         (whole[:60], LIMIT, r"^x.tar/0.png: cannot be decoded"),
         (b"", LIMIT, "^x.tar/0.png: is empty, expected PNG, JPEG"),

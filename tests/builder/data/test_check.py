@@ -121,13 +121,6 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str, str, str]] = {
         "val/bee/x.jpg is a web page",
     ),
     "too large": (large, "error", "broken", "1 image cannot", "train/ant/large.png is too large: 9000 x 9000"),
-    "pipe": (
-        lambda root: (root / "val/ant/x.png").symlink_to("/dev/zero"),
-        "error",
-        "broken",
-        "1 im",
-        "val/ant/x.png ",
-    ),
     "ending": (
         lambda root: (root / "train/ant/0.png").rename(root / "train/ant/0.jpg"),
         "warning",
@@ -243,13 +236,12 @@ def test_what_is_neither_is_a_note(root: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_all_that_is_wrong_is_found_at_once(root: Path) -> None:
-    for harm, *_ in (WRONG[name] for name in ("empty", "ending", "two labels", "leak", "near", "empty class")):
-        if harm is not WRONG["ending"][0]:
-            harm(root)
+    for name in ("two labels", "leak", "near", "empty", "empty class"):
+        WRONG[name][0](root)
     (root / "train/ant/1.png").rename(root / "train/ant/1.jpg")
-    kinds = {finding.kind for finding in check(root).findings}
-    assert kinds >= {"broken", "wrong ending", "layout"}
-    assert [finding.level for finding in check(root).findings] == sorted(f.level for f in check(root).findings)
+    found = check(root)
+    assert {one.kind for one in found.findings if one.level == "error"} == {"layout", "broken", "two labels"}
+    assert {one.kind for one in found.findings if one.level == "warning"} == {"wrong ending", "near-duplicate"}
 
 
 def test_drawn_split_says_so(tmp_path: Path) -> None:
@@ -316,7 +308,8 @@ def as_dataset(root: Path) -> Path:
 @pytest.mark.parametrize("write_as", [as_table, as_shards, as_dataset])
 def test_other_sources_are_looked_at_as_folders_are(root: Path, write_as: Callable[[Path], Path]) -> None:
     for name in ("two labels", "leak", "near", "empty"):
-        WRONG[name][0](root) if name != "empty" else write("val/bee/0.png", b"")(root)
+        harm = WRONG[name][0] if name != "empty" else write("val/bee/0.png", b"")
+        harm(root)
     (root / "train/ant/0.png").rename(root / "train/ant/00.png")
     copy("train/bee/1.png", "val/bee/y.png")(root)
     folder = check(root)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import tarfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import save_file
 
+from temper.builder.data.sources import open_source
 from temper.builder.network.resnet import ModelConfig, build_model
 from temper.cli.main import cli
 from temper.run.init_recipe import Found, name_for, render_recipe
@@ -70,6 +73,50 @@ def test_written_recipe_builds(tmp_path: Path, weights: dict[str, torch.Tensor],
     assert labels.read_text().splitlines() == list(CLASSES)
 
 
+def as_csv(images: Path) -> Path:
+    rows = [f'"{path.relative_to(images.parent)}","{path.parent.name}"' for path in sorted(images.glob("*/*"))]
+    (images.parent / "list.csv").write_text("\n".join(["file,label", *rows]))
+    return images.parent / "list.csv"
+
+
+def as_shard(images: Path) -> Path:
+    (images.parent / "shards").mkdir()
+    with tarfile.open(images.parent / "shards" / "0.tar", "w") as archive:
+        for number, path in enumerate(sorted(images.glob("*/*"))):
+            for ending, data in (("png", path.read_bytes()), ("cls", path.parent.name.encode())):
+                member = tarfile.TarInfo(f"{number:04}.{ending}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return images.parent / "shards"
+
+
+def as_dataset(images: Path) -> Path:
+    import datasets  # type: ignore[import-untyped]  # ships none
+
+    files = sorted(images.glob("*/*"))
+    columns = {"image": list(map(str, files)), "label": [path.parent.name for path in files]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(images.parent / "set"))
+    return images.parent / "set"
+
+
+@pytest.mark.parametrize(
+    ("write", "source"), [(as_csv, "table"), (as_shard, "webdataset"), (as_dataset, "huggingface")]
+)
+def test_other_sources_get_a_recipe_that_loads(
+    tmp_path: Path, weights: dict[str, torch.Tensor], write: Callable[[Path], Path], source: str
+) -> None:
+    path = write(make_images(tmp_path / "images"))
+    save_file(weights, tmp_path / "w.safetensors")
+    recipe = load_recipe(init(path, "--weights", tmp_path / "w.safetensors"))
+    assert (recipe.data.source, recipe.data.path) == (source, str(path))
+    opened = open_source(recipe.data)
+    assert (opened.class_names, len(opened.train), len(opened.test)) == (list(CLASSES), 9, 3)
+    text = (tmp_path / "recipe.toml").read_text().replace("\n# ", " ")
+    assert "3 classes, taken in the order of the data's own labels, from" in text
+
+
 def test_paths_are_quoted_and_relative_to_the_recipe(tmp_path: Path) -> None:
     out = init(make_images(tmp_path / "below" / ODD))
     assert tomllib.loads(out.read_text())["data"]["path"] == ODD
@@ -121,6 +168,7 @@ def test_checkpoint_decides_the_training(
 
 def found(**changes: Any) -> Found:
     seen: dict[str, Any] = {
+        "source": "folder",
         "described": "900 train, 300 test images",
         "class_names": ["a", "b"],
         "num_train": 900,
