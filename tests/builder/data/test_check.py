@@ -292,7 +292,7 @@ def as_shards(root: Path) -> Path:
 
 
 def as_dataset(root: Path) -> Path:
-    import datasets
+    import datasets  # type: ignore[import-untyped]  # ships none
 
     datasets.disable_progress_bars()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
