@@ -39,11 +39,11 @@ for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
-def read_image(path: Path | str, how: Preprocessing) -> Pixels:
+def read_image(source: Path | str | IO[bytes], how: Preprocessing) -> Pixels:
     """Decodes an image file and makes it what a model takes.
 
     Args:
-        path: A file in one of `FORMATS`.
+        source: As of `decode_image`.
         how: The geometry; scale, mean and std are computed in the engine.
 
     Returns:
@@ -52,7 +52,7 @@ def read_image(path: Path | str, how: Preprocessing) -> Pixels:
     Raises:
         ImageError: As `decode_image`.
     """
-    image = decode_image(path, max_pixels(how.height, how.width), upright=how.upright)
+    image = decode_image(source, max_pixels(how.height, how.width), upright=how.upright)
     return np.asarray(fit_image(image, how))
 
 

@@ -136,11 +136,27 @@ class EncodedImages:
         except ImageError as error:
             raise DataError(self._describe_broken(int(self.order[index]), error)) from error
 
-    def _decode(self, item: int) -> Image.Image:
+    def open(self, index: int) -> Path | IO[bytes]:
+        """Returns an image's file as it is.
+
+        Raises:
+            DataError: It cannot be read, or is longer than any image.
+        """
+        item = int(self.order[index])
+        try:
+            return self._open(item)
+        except ImageError as error:
+            raise DataError(f"{self.where}: {self.items.name(item)} {error.reason}") from error
+
+    def _open(self, item: int) -> Path | IO[bytes]:
         from temper.imaging.formats import max_bytes
+
+        return self.items.open(item, max_bytes(self.limit))
+
+    def _decode(self, item: int) -> Image.Image:
         from temper.imaging.read import decode_image
 
-        source = self.items.open(item, max_bytes(self.limit))
+        source = self._open(item)
         return decode_image(source, self.limit, upright=self.upright, name=self.items.name(item))
 
     def _describe_broken(self, first: int, first_error: ImageError) -> str:

@@ -6,10 +6,10 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from temper.builder.contract import CALIBRATION_IMAGES_FILE, LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.data.config import DataConfig
@@ -19,6 +19,7 @@ from temper.builder.names import render_labels
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
     from temper.builder.data.sources import Source, TrainImages
 
@@ -118,6 +119,19 @@ def hold_out(
     images = np.stack([source.read(int(index)) for index in held_out])
     rest = replace(source, train=np.sort(order[num_held_out:]))
     return TrainImages(rest, train.augmentation), (images, source.labels[held_out])
+
+
+def open_tests(config: DataConfig, num: int) -> Iterator[Image.Image | Path | IO[bytes]]:
+    """Yields the first test images as they are, before anything is made of them: files, or what has no file.
+
+    Raises:
+        DataError: As `prepare_data`.
+    """
+    from temper.builder.data.sources import open_source
+
+    source = open_source(config)
+    for index in _draw(source, config)[0][:num]:
+        yield source.open_image(int(index)) if source.open_file is None else source.open_file(int(index))
 
 
 def fingerprint_data(config: DataConfig) -> str | None:

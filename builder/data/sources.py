@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -57,6 +57,8 @@ class Source:
     """What is to be known of how the images were found, as JSON."""
     numbered: bool = False
     """Whether the labels are numbers and `class_names` only repeats them."""
+    open_file: Callable[[int], Path | IO[bytes]] | None = None
+    """Opens the file of an index, which nothing has decoded; None of what has no files."""
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Returns one image, uint8 [H, W, 3].
@@ -174,6 +176,7 @@ def _open_encoded(config: DataConfig) -> Source:
         images,
         info=found.info,
         numbered=found.numbered,
+        open_file=images.open,
     )
 
 
