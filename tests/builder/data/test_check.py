@@ -72,8 +72,8 @@ def write(name: str, data: bytes) -> Callable[[Path], object]:
 
 
 def smaller(target: str) -> Callable[[Path], object]:
-    """The first training image, half as large and a JPEG of bad quality."""
-    return lambda root: Image.open(root / "train/ant/0.png").resize((40, 35)).save(root / target, quality=50)
+    """The first training image, smaller and as a JPEG."""
+    return lambda root: Image.open(root / "train/ant/0.png").resize((60, 52)).save(root / target, quality=75)
 
 
 def plain(root: Path) -> None:
