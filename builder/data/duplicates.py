@@ -43,6 +43,8 @@ def find_near(hashes: NDArray[np.uint64], among: NDArray[np.uint64]) -> Iterator
         The index of a hash and those of some that are near it, the nearest first.
     """
     found: dict[int, dict[int, int]] = {}
+    places = _thin_out(among)
+    among = among[places]
     for start, length in _BANDS:
         mask = np.uint64((1 << length) - 1)
         keys = (among >> np.uint64(start)) & mask
@@ -60,7 +62,15 @@ def find_near(hashes: NDArray[np.uint64], among: NDArray[np.uint64]) -> Iterator
                 entry.update(zip(bucket[near].tolist(), distances[near].tolist(), strict=True))
     for index in sorted(found):
         nearest = sorted(found[index].items(), key=lambda pair: (pair[1], pair[0]))[:_MAX_CANDIDATES]
-        yield index, np.array([other for other, _ in nearest], dtype=np.int64)
+        yield index, places[[other for other, _ in nearest]]
+
+
+def _thin_out(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Returns the indices of a few of every hash: of plain images thousands may have the same one."""
+    order = np.argsort(hashes, kind="stable")
+    starts = np.flatnonzero(np.diff(hashes[order], prepend=~hashes[order[:1]]) != 0)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return np.sort(order[rank < _MAX_CANDIDATES])
 
 
 def _distances(hashes: NDArray[np.uint64], other: np.uint64) -> NDArray[np.int64]:

@@ -72,8 +72,8 @@ def write(name: str, data: bytes) -> Callable[[Path], object]:
 
 
 def smaller(target: str) -> Callable[[Path], object]:
-    """The first training image, half as large and a JPEG of bad quality."""
-    return lambda root: Image.open(root / "train/ant/0.png").resize((40, 35)).save(root / target, quality=50)
+    """The first training image, smaller and as a JPEG."""
+    return lambda root: Image.open(root / "train/ant/0.png").resize((60, 52)).save(root / target, quality=75)
 
 
 def plain(root: Path) -> None:
@@ -224,11 +224,13 @@ def test_what_only_seems_wrong_is_no_finding(root: Path, harm: Callable[[Path], 
 
 def test_what_is_neither_is_a_note(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turned(root)
+    (root / "train/ant/.DS_Store").touch()
     picture(501, (50, 70)).save(root / "val/ant/small.png")
     monkeypatch.setitem(sys.modules, "imagehash", None)
     found = check(root)
     assert found.findings == []
     assert found.notes == [
+        "1 file left by a system or hidden left out",
         "1 image turned by the EXIF; `upright` in [data] says whether that is applied",
         "1 image with a side below 64 pixels, which are enlarged",
         'near-duplicates were not looked for: that needs ImageHash; run `pip install "temper[data]"`',
