@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from temper.builder.contract import LABELS_FILE, NETWORK_FILE, SNAPSHOT_FILE, WEIGHTS_FILE
 from temper.builder.names import read_labels
 from temper.builder.network.files import load_network
-from temper.builder.network.resnet import build_model
+from temper.builder.network.resnet import build_model, load_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,18 +70,23 @@ def open_snapshot(setting: Setting, data: Artifact, weights: Artifact, epoch: in
 
 
 def _load(setting: Setting, data: Artifact, path: Path) -> nn.Module:
-    model = dataclasses.replace(setting.model, weights=str(path), replace_head=False)
+    model = dataclasses.replace(setting.model, weights=str(path), replace_head=False, averaged=None)
     return build_model(model, len(labels_of(data)))
 
 
-def initial_network(setting: Setting, num_classes: int) -> nn.Module:
-    """Builds the network as it was before the finetuning; the caller's random state stays as it was."""
+def initial_network(setting: Setting, num_classes: int) -> tuple[nn.Module, str]:
+    """Builds the network as it was before the finetuning; the caller's random state stays as it was.
+
+    Returns:
+        The network, and what its checkpoint is in one line; empty without one.
+    """
     import torch  # who reads a `Setting` can do without
 
     # The seed decides a random network and a new head.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setting.train.seed)
-        return build_model(setting.model, num_classes)
+        network, checkpoint = load_model(setting.model, num_classes)
+    return network, "" if checkpoint is None else checkpoint.description
 
 
 def served_module(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:

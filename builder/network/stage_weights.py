@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 def make_weights(setting: Setting, data: Artifact, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Builds the network and finetunes it."""
-    network = initial_network(setting, len(labels_of(data)))
+    """Builds the network and finetunes it; the figures say what its checkpoint is."""
+    network, checkpoint = initial_network(setting, len(labels_of(data)))
     evaluation = (images_of(data, TEST_IMAGES_FILE), images_of(data, TEST_LABELS_FILE))
     mean, std = setting.model.mean, setting.model.std
     train = load_train(setting.data)
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-        return finetune(network, train, evaluation, setting.train, folder, progress, mean=mean, std=std)
+        figures = finetune(network, train, evaluation, setting.train, folder, progress, mean=mean, std=std)
+    return {**figures, **({"checkpoint": checkpoint} if checkpoint else {})}
