@@ -265,7 +265,6 @@ class _Build:
 
     def _make_weights(self, data: Artifact) -> _Done:
         from temper.builder.network.adversarial import describe_training
-
         from temper.builder.network.weights import sha256_checkpoint
 
         checkpoint = self.model.checkpoint

@@ -94,10 +94,11 @@ class Design:
     def __str__(self) -> str:
         """Returns it in words."""
         kernel = "7x7" if len(self.stem) == 1 else "3x3"
+        blocks, stem = ", ".join(map(str, self.blocks)), " + ".join(map(str, self.stem))
+        shortcut = "pooled" if self.pools_shortcut else "strided"
         return (
-            f"{', '.join(map(str, self.blocks))} {self.block} blocks of {self.groups} x {self.base_width} channels, "
-            f"a stem of {' + '.join(map(str, self.stem))} ({kernel}) and "
-            f"{'pooled' if self.pools_shortcut else 'strided'} shortcuts"
+            f"{blocks} {self.block} blocks of {self.groups} x {self.base_width} channels, a stem of {stem} "
+            f"({kernel}) and {shortcut} shortcuts"
         )
 
 
@@ -160,7 +161,7 @@ def shapes_of(design: Design) -> dict[str, tuple[int, ...]]:
 
 
 def new_resnet(design: Design, num_classes: int) -> nn.Module:
-    """Builds torchvision's ResNet with random weights, and gives it another stem and shortcuts where the design does."""
+    """Builds torchvision's ResNet with random weights, and the stem and shortcuts that the design has."""
     from torchvision.models.resnet import (  # type: ignore[import-untyped]  # ships none
         BasicBlock,
         Bottleneck,

@@ -17,7 +17,7 @@ _EXPECTED = (
 )
 
 
-class HeadFault(Exception):
+class HeadError(Exception):
     """A head that is none of those that are built here; its text says what it is."""
 
 
@@ -44,30 +44,32 @@ def new_head(num_features: int, hidden: int | None, num_classes: int) -> nn.Modu
     return nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, num_classes))
 
 
-def read_head(entries: Mapping[str, torch.Tensor], num_features: int) -> Head:
+def read_head(entries: Mapping[str, torch.Tensor], num_features: int, where: str = HEAD) -> Head:
     """Reads a head from its weights.
 
     Args:
         entries: By their names below the head: `weight`, `bias`, `1.weight`, ...
         num_features: What the body gives it.
+        where: What the head is called.
 
     Raises:
-        HeadFault: It is no head that can be built.
+        HeadError: It is no head that can be built.
     """
     layers = _layers(entries)
     widths = [num_features, *(weight.shape[0] for weight, _ in layers.values())]
     read = [weight.shape[1] for weight, _ in layers.values()]
     if read != widths[:-1]:
         found = " and ".join(f"{inputs} to {outputs}" for inputs, outputs in zip(read, widths[1:], strict=True))
-        raise HeadFault(f"its head takes {found} features, the layers before it give {num_features}")
+        raise HeadError(f"its head takes {found} features, the layers before it give {num_features}")
     names = list(layers)
+    place = _join(where, names[0]) if names[0] else where
     if len(layers) == 1:
         weights = _named(HEAD, *layers[names[0]])
-        return Head(weights, widths[1], None, f"head `{HEAD}.{names[0]}`" if names[0] else "")
+        return Head(weights, widths[1], None, "" if place == HEAD else f"head `{place}`")
     if len(layers) > 2:
-        raise HeadFault(f"its head has {len(layers)} layers, {_EXPECTED}model.replace_head = true")
+        raise HeadError(f"its head has {len(layers)} layers, {_EXPECTED}model.replace_head = true")
     if all(name.isdigit() for name in names) and int(names[1]) == int(names[0]) + 1:
-        raise HeadFault("its head has two linear layers and nothing between them, expected a ReLU")
+        raise HeadError("its head has two linear layers and nothing between them, expected a ReLU")
     first, last = layers.values()
     weights = {**_named(f"{HEAD}.0", *first), **_named(f"{HEAD}.2", *last)}
     return Head(
@@ -86,10 +88,10 @@ def _layers(entries: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor
         own = [name for name in entries if name.rpartition(".")[0] == module]
         weight, bias = inner.get("weight"), inner.get("bias")
         if _join(module, "running_mean") in entries:
-            raise HeadFault(f"its head has a batch normalisation, {_EXPECTED}model.replace_head = true")
+            raise HeadError(f"its head has a batch normalisation, {_EXPECTED}model.replace_head = true")
         if weight is None or weight.ndim != 2 or len(own) != len(inner):
             odd = next((name for name in own if name.rpartition(".")[2] not in inner), own[0])
-            raise HeadFault(
+            raise HeadError(
                 f"its head has {odd} of shape {list(entries[odd].shape)}, {_EXPECTED}model.replace_head = true"
             )
         layers[module] = (weight, bias)

@@ -1,4 +1,4 @@
-"""What a model hub's files say beside the weights: the architecture, the classes' names; timm's and Hugging Face's.
+"""What a model hub's files say beside the weights, timm's and Hugging Face's: architecture, names of the classes.
 
 Weights do not show everything. What a config.json says that torchvision's ResNet does not do is refused.
 """
@@ -83,8 +83,8 @@ class HubConfig:
         if wrong is not None:
             key, value, allowed = wrong
             raise ModelError(
-                f"{show(self.path)}: {key} is {show(json.dumps(value))[:80]}, expected {_plain(allowed)}: torchvision's "
-                "ResNet does nothing else; export the model to ONNX and give that file as weights"
+                f"{show(self.path)}: {key} is {show(json.dumps(value))[:80]}, expected {_plain(allowed)}: "
+                "torchvision's ResNet does nothing else; give the model as ONNX"
             )
 
 
@@ -96,8 +96,8 @@ def check_name(path: Path, name: object) -> None:
     """
     if isinstance(name, str) and _HIDDEN.search(name):
         raise ModelError(
-            f"{show(path)}: the network is called {show(name[:60])}, whose weights are named like a ResNet's, but which has "
-            "layers that torchvision's lacks; export the model to ONNX and give that file as weights"
+            f"{show(path)}: the network is called {show(name[:60])}: its weights are named like a ResNet's, but "
+            "it has layers that torchvision's lacks; give the model as ONNX"
         )
 
 
@@ -123,7 +123,7 @@ def read_hub_config(path: Path) -> HubConfig | None:
 
 
 def read_json_beside(path: Path, name: str) -> dict[str, Any] | None:
-    """Reads a JSON object that lies beside weights; None where it does not, or where they are not named as on a hub.
+    """Reads a JSON object beside weights; None where there is none, or where they are not named as on a hub.
 
     Raises:
         ModelError: It is there and is none.
@@ -153,7 +153,7 @@ def hub_folder(path: Path) -> Path:
 
 
 def as_class_names(value: object) -> list[str] | None:
-    """Returns the names in a list, in `{"0": name}` or in `{name: 0}`, in the order of their numbers; else None."""
+    """Returns the names in a list, `{"0": name}` or `{name: 0}`, in the order of their numbers; else None."""
     if isinstance(value, list | tuple):
         return list(value) if value and all(isinstance(name, str) for name in value) else None
     if not isinstance(value, dict) or not value:

@@ -1,4 +1,4 @@
-"""A checkpoint as somebody else's training wrote it: its weights under our names, and one line about what it is."""
+"""A checkpoint as somebody else's training wrote it: its weights under our names, and what it is in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from temper.builder.network.design import ARCHITECTURES, Architecture, Design, a
 from temper.builder.network.head import Head
 from temper.builder.network.hub import HubConfig, arch_called, as_class_names, check_name, read_hub_config
 from temper.builder.network.pickled import Inert
-from temper.builder.network.unwrap import Found, Network, Unclear, choose, find_networks, read_network
+from temper.builder.network.unwrap import Found, Network, UnclearError, choose, find_networks, read_network
 from temper.builder.network.weights import check_tensor, read_content, state_dict_in
 from temper.imaging.errors import show
 
@@ -41,7 +41,7 @@ class Checkpoint:
     """The network of a checkpoint."""
 
     weights: dict[str, torch.Tensor]
-    """float32, under the names of the network that `resnet.build_model` builds; the head's are missing without one."""
+    """float32, under the names of the network that `resnet.build_model` builds; without a head no head's."""
     arch: Architecture
     """Whose layers they are."""
     num_classes: int | None
@@ -80,7 +80,7 @@ def open_checkpoint(path: Path, averaged: bool | None = None) -> Checkpoint:
     _check_evidence(path, content, hub)
     try:
         found = choose(networks, averaged)
-    except Unclear as unclear:
+    except UnclearError as unclear:
         raise ModelError(f"checkpoint {show(path)}: {unclear}") from None
     network = read_network(found, networks)
     weights = {**network.body, **(network.head.weights if network.head else {})}
@@ -167,8 +167,8 @@ def _odd_stem(shapes: Mapping[str, tuple[int, ...]]) -> str:
     stem = shapes.get("conv1.weight") or shapes.get("conv1.0.weight")
     if stem is not None and tuple(stem[2:]) != (7, 7):
         return (
-            f"its first convolution is {'x'.join(map(str, stem[2:]))}, as in ResNets for CIFAR, whose stride and pooling "
-            "the weights do not tell; expected 7x7, or three of 3x3; export the model to ONNX and give that file"
+            f"its first convolution is {'x'.join(map(str, stem[2:]))}, as in ResNets for CIFAR, and its stride "
+            "and the pooling behind it are not in the weights; expected 7x7, or three of 3x3; give the model as ONNX"
         )
     return "lacks layers of a ResNet's four stages, expected those of torchvision's; give another network as ONNX"
 
@@ -184,13 +184,13 @@ def _misfit(
         name = wrong[0]
         return f"{name} is {list(shapes[name])}, expected {list(own[name])} beside its other layers"
     found = [
-        f"{what} {', '.join(show(name[:80]) for name in names[:_MAX_NAMED])}{' ...' if len(names) > _MAX_NAMED else ''}"
-        for what, names in (("has the unknown", unknown), ("lacks", missing))
-        if names
+        f"{what} {_listed(names)}" for what, names in (("has the unknown", unknown), ("lacks", missing)) if names
     ]
-    return (
-        f"is no ResNet as torchvision builds it: {'; '.join(found)}; export the model to ONNX and give that file"
-    )
+    return f"is no ResNet as torchvision builds it: {'; '.join(found)}; give the model as ONNX"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(show(name[:80]) for name in names[:_MAX_NAMED]) + (" ..." if len(names) > _MAX_NAMED else "")
 
 
 def _arch(path: Path, design: Design) -> Architecture:
@@ -198,7 +198,7 @@ def _arch(path: Path, design: Design) -> Architecture:
     if arch is None:
         raise ModelError(
             f"checkpoint {show(path)}: is a ResNet of {design}, which has no name, expected one of "
-            f"{', '.join(ARCHITECTURES)}; export the model to ONNX and give that file"
+            f"{', '.join(ARCHITECTURES)}; give the model as ONNX"
         )
     return arch
 
@@ -215,8 +215,8 @@ def _as_float(path: Path, weights: dict[str, torch.Tensor]) -> tuple[dict[str, t
         name = whole[0]
         kind = str(weights[name].dtype).removeprefix("torch.")
         raise ModelError(
-            f"checkpoint {show(path)}: {name} holds {kind} values, expected floating-point ones; save the network from "
-            "before it was quantised"
+            f"checkpoint {show(path)}: {name} holds {kind} values, expected floating-point ones; save the network "
+            "as it was before it was quantised"
         )
     if kinds != {torch.float32}:
         names = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})

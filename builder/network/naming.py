@@ -1,7 +1,7 @@
 """Other libraries' names of a ResNet's weights, and where among them the network begins.
 
-Hugging Face's transformers call a block's parts by their kind and number; `nn.Sequential(*resnet.children())`, as in
-many an encoder, leaves numbers in the place of names.
+Hugging Face's transformers call a block's parts by their kind and number; `nn.Sequential(*resnet.children())`, as
+in many an encoder, leaves numbers in the place of names.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Reading what torch.save wrote without running code that it may carry.
 
 torch reads tensors and plain containers by itself. What training scripts like to keep beside them, as their
-arguments or a numpy number, is harmless, and is given a class of ours in its place that does nothing: the object that
-the file asks for is never made. Everything else is refused by its name, with the line that frees the weights where the
-file is trusted.
+arguments or a numpy number, is harmless, and a class of ours that does nothing stands in its place: the object
+that the file asks for is never made. Everything else is refused by its name, with the line that frees the weights
+where the file is trusted.
 """
 
 from __future__ import annotations

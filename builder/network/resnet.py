@@ -31,11 +31,11 @@ class ModelConfig:
     """The network, under torchvision's or timm's name."""
     weights: str = "random"
     """`random`, `torchvision` (its best ImageNet weights, downloaded), or the path of a checkpoint: a file as
-    torch.save, Lightning, timm or safetensors write it, whatever the network is called in it, or a folder of a model
-    hub with its config.json (written with a `/`: `./resnet-50`)."""
+    torch.save, Lightning, timm or safetensors write it, whatever the network is called in it, or a folder of a
+    model hub with its config.json (written with a `/`: `./resnet-50`)."""
     averaged: bool | None = None
-    """Of a checkpoint with averaged weights (EMA, SWA) beside those as trained, take the averaged ones, or not; where
-    there is one kind only, it is taken and this is not needed."""
+    """Of a checkpoint with averaged weights (EMA, SWA) beside those as trained: take the averaged ones, or not.
+    Where there is one kind only, it is taken and this is not needed."""
     replace_head: bool = False
     """Drop the checkpoint's head and start a new one; torchvision's head is replaced whenever it does not fit."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -60,8 +60,8 @@ class ModelConfig:
         if self.checkpoint is not None and self.checkpoint.suffix not in CHECKPOINT_SUFFIXES and not is_folder:
             allowed = ", ".join(CHECKPOINT_SUFFIXES)
             raise ValueError(
-                f"weights: got {self.weights!r}, expected 'random', 'torchvision', a file that ends in {allowed}, or "
-                f"a folder, written as './{self.weights}'"
+                f"weights: got {self.weights!r}, expected 'random', 'torchvision', a file that ends in {allowed}, "
+                f"or a folder, written as './{self.weights}'"
             )
         if not all(math.isfinite(value) for value in self.mean):
             raise ValueError(f"mean: got {self.mean}, expected three finite numbers on a scale of 0 to 1")
@@ -118,7 +118,7 @@ def find_arch(path: Path) -> tuple[Architecture, int | None]:
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """Returns the head, which depends on the number of classes: a linear layer, or two with a ReLU between them."""
+    """Returns the head, which depends on the number of classes: one linear layer, or two and a ReLU between."""
     head: nn.Module = model.get_submodule(HEAD)
     return head
 

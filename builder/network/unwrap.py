@@ -1,4 +1,4 @@
-"""The network inside a checkpoint: which of its dicts, below which prefix, averaged or as trained, and what stays out."""
+"""The network inside a checkpoint: in which of its dicts, below which prefix, averaged or as trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from temper.builder.network.head import HEAD, Head, HeadFault, read_head
+from temper.builder.network.head import HEAD, Head, HeadError, read_head
 from temper.builder.network.naming import Naming, find_roots, is_head, plain_name
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _COUNTERS = ("n_averaged", "initted", "step")
 """What keeps averages counts beside them."""
 
 
-class Unclear(Exception):
+class UnclearError(Exception):
     """A checkpoint of which it cannot be told what its network is; the text says why, and what to do."""
 
 
@@ -112,11 +112,11 @@ def choose(networks: Sequence[Found], averaged: bool | None) -> Found:
         averaged: Whether averaged weights are wanted; None takes what there is.
 
     Raises:
-        Unclear: There are several and nothing says which, or not the wanted one.
+        UnclearError: There are several and nothing says which, or not the wanted one.
     """
     kinds = {kind: _distinct([each for each in networks if each.is_averaged is kind]) for kind in (False, True)}
     if all(kinds.values()) and averaged is None:
-        raise Unclear(
+        raise UnclearError(
             f"holds weights as trained ({_where(kinds[False][0])}) and averaged ones ({_where(kinds[True][0])}); "
             "write averaged = true in [model] for the averaged, or averaged = false"
         )
@@ -124,10 +124,10 @@ def choose(networks: Sequence[Found], averaged: bool | None) -> Found:
     left = kinds[wanted]
     if not left:
         here, there = ("averaged weights", "as trained") if wanted else ("weights as trained", "averaged")
-        raise Unclear(f"holds no {here}, only those {there}; take averaged out of [model]")
+        raise UnclearError(f"holds no {here}, only those {there}; take averaged out of [model]")
     if len(left) > 1:
         places = " and ".join(_where(each) for each in left[:_MAX_NAMED])
-        raise Unclear(f"holds {len(left)} networks, in {places}; save the one to be served alone")
+        raise UnclearError(f"holds {len(left)} networks, in {places}; save the one to be served alone")
     return left[0]
 
 
@@ -179,9 +179,10 @@ def read_network(found: Found, others: Sequence[Found]) -> Network:
     read, fault = None, ""
     try:
         read = _take_head(head, rest, _num_features(body))
-    except HeadFault as error:
+    except HeadError as error:
         fault = str(error)
-    unknown = [name for name in rest if name.startswith(found.prefix)]
+    # Of a head that cannot be taken no other name is known.
+    unknown = [name for name in rest if name.startswith(found.prefix)] if head or not fault else []
     return Network(body, unknown, read, fault, [name for name in rest if name not in unknown])
 
 
@@ -211,8 +212,8 @@ def _refuse_behind(head: Head, rest: Mapping[str, torch.Tensor]) -> None:
     """A head of another task, as an embedding, behind which stands the one that answers."""
     for name, value in rest.items():
         if name.endswith(".weight") and value.ndim == 2 and value.shape[1] == head.num_classes:
-            raise HeadFault(
-                f"its head gives {head.num_classes} values, which {name} may read; save the network with both as its fc"
+            raise HeadError(
+                f"its head gives {head.num_classes} values, which {name} may read; save the network with both as fc"
             )
 
 
@@ -222,24 +223,26 @@ def _head_beside(rest: dict[str, torch.Tensor], num_features: int) -> Head | Non
     matrices = [name for name, value in rest.items() if value.ndim > 1]
     if not fits:
         if matrices:
-            raise HeadFault(
-                f"has no head, and {matrices[0]} of shape {list(rest[matrices[0]].shape)} beside; give the network "
-                "its head as fc, or set model.replace_head = true and train a new one"
+            raise HeadError(
+                f"has no head, and {matrices[0]} of shape {list(rest[matrices[0]].shape)} beside; give the "
+                "network its head as fc, or set model.replace_head = true and train a new one"
             )
         return None
     if len(fits) > 1:
-        raise HeadFault(
+        raise HeadError(
             f"has {len(fits)} layers that may be its head ({', '.join(fits[:_MAX_NAMED])}); name one fc"
         )
     module = fits[0].rpartition(".")[0]
     top = module.rpartition(".")[0] if module.rpartition(".")[2].isdigit() else module
     entries = {name: rest[name] for name in list(rest) if name.startswith(f"{top}.")} if top else {}
-    read = read_head({name.removeprefix(f"{top}."): value for name, value in entries.items()}, num_features)
-    left = [name for name in matrices if name not in entries]
+    inner = {name.removeprefix(f"{top}."): value for name, value in entries.items()}
+    read = read_head(inner, num_features, top)
+    left = [name for name in rest if name in matrices or name.endswith("running_mean")]
+    left = [name for name in left if name not in entries]
     if left:
-        raise HeadFault(
+        raise HeadError(
             f"has a head in {top} and layers beside it ({', '.join(left[:_MAX_NAMED])}), which may read it"
         )
     for name in entries:
         del rest[name]
-    return Head(read.weights, read.num_classes, read.hidden, ", ".join(filter(None, (f"head `{top}`", read.note))))
+    return read
