@@ -72,9 +72,7 @@ def read_head(entries: Mapping[str, torch.Tensor], num_features: int, where: str
         raise HeadError("its head has two linear layers and nothing between them, expected a ReLU")
     first, last = layers.values()
     weights = {**_named(f"{HEAD}.0", *first), **_named(f"{HEAD}.2", *last)}
-    return Head(
-        weights, widths[2], widths[1], f"head of two layers ({widths[1]} wide), taken to have a ReLU between"
-    )
+    return Head(weights, widths[2], widths[1], f"head `{where}` of two layers, taken to have a ReLU between")
 
 
 def _layers(entries: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:

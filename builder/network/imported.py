@@ -12,7 +12,15 @@ from temper.builder.network.design import ARCHITECTURES, Architecture, Design, a
 from temper.builder.network.head import Head
 from temper.builder.network.hub import HubConfig, arch_called, as_class_names, check_name, read_hub_config
 from temper.builder.network.pickled import Inert
-from temper.builder.network.unwrap import Found, Network, UnclearError, choose, find_networks, read_network
+from temper.builder.network.unwrap import (
+    Found,
+    Network,
+    UnclearError,
+    choose,
+    find_networks,
+    read_network,
+    tensor_names,
+)
 from temper.builder.network.weights import check_tensor, read_content, state_dict_in
 from temper.imaging.errors import show
 
@@ -75,7 +83,7 @@ def open_checkpoint(path: Path, averaged: bool | None = None) -> Checkpoint:
     content = read_content(path)
     networks = find_networks(content)
     if not networks:
-        raise _no_network(path, state_dict_in(path, content))
+        raise _no_network(path, tensor_names(content) or list(state_dict_in(path, content)))
     hub = read_hub_config(path)
     _check_evidence(path, content, hub)
     try:
@@ -109,10 +117,10 @@ def open_checkpoint(path: Path, averaged: bool | None = None) -> Checkpoint:
     )
 
 
-def _no_network(path: Path, weights: Mapping[str, torch.Tensor]) -> ModelError:
+def _no_network(path: Path, names: list[str]) -> ModelError:
     return ModelError(
-        f"checkpoint {show(path)}: holds the layers of none of {', '.join(ARCHITECTURES[:4])} ...: {len(weights)} "
-        f"weights, {', '.join(show(name[:80]) for name in list(weights)[:2])} ...; expected those of a ResNet; "
+        f"checkpoint {show(path)}: holds the layers of none of {', '.join(ARCHITECTURES[:4])} ...: {len(names)} "
+        f"weights, {_listed(names)}; expected those of a ResNet; "
         "another network can be given as ONNX"
     )
 
@@ -168,7 +176,7 @@ def _odd_stem(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if stem is not None and tuple(stem[2:]) != (7, 7):
         return (
             f"its first convolution is {'x'.join(map(str, stem[2:]))}, as in ResNets for CIFAR, and its stride "
-            "and the pooling behind it are not in the weights; expected 7x7, or three of 3x3; give the model as ONNX"
+            "and the pooling behind it are not in the weights; expected 7x7, or three 3x3; give the model as ONNX"
         )
     return "lacks layers of a ResNet's four stages, expected those of torchvision's; give another network as ONNX"
 
@@ -252,7 +260,7 @@ def _describe(
         "averaged ones beside not used"
         if not found.is_averaged and any(each.is_averaged for each in networks)
         else "",
-        head.note if head is not None else network.head_fault or "no head",
+        head.note if head is not None else network.head_fault or "has no head",
         *notes,
         f"names of {len(class_names)} classes" if class_names else "",
         f"left out: {', '.join(show(name[:40]) for name in left[:_MAX_NAMED])}" if left else "",

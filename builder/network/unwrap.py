@@ -86,6 +86,11 @@ def find_networks(content: object) -> list[Found]:
     return networks
 
 
+def tensor_names(content: object) -> list[str]:
+    """Returns the names of all tensors in the dicts of a file."""
+    return [name for _, held in _dicts(content, (), set()) for name in _tensors(held)]
+
+
 def _dicts(
     content: object, where: tuple[str, ...], above: set[int]
 ) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
@@ -212,9 +217,7 @@ def _refuse_behind(head: Head, rest: Mapping[str, torch.Tensor]) -> None:
     """A head of another task, as an embedding, behind which stands the one that answers."""
     for name, value in rest.items():
         if name.endswith(".weight") and value.ndim == 2 and value.shape[1] == head.num_classes:
-            raise HeadError(
-                f"its head gives {head.num_classes} values, which {name} may read; save the network with both as fc"
-            )
+            raise HeadError(f"its head gives {head.num_classes} values, which {name} may read; give it both as fc")
 
 
 def _head_beside(rest: dict[str, torch.Tensor], num_features: int) -> Head | None:
