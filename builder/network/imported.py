@@ -70,12 +70,13 @@ class Checkpoint:
     """Whether there are others beside: as trained beside averaged, or the other way round."""
 
 
-def open_checkpoint(path: Path, averaged: bool | None = None) -> Checkpoint:
+def open_checkpoint(path: Path, averaged: bool | None = None, *, prefer_averaged: bool = False) -> Checkpoint:
     """Reads a checkpoint and finds the ResNet in it.
 
     Args:
         path: A file or a hub's folder.
         averaged: Whether averaged weights are wanted where there are others beside; None where there are not.
+        prefer_averaged: Take the averaged ones instead of refusing where nothing is wanted; `has_both` says so.
 
     Raises:
         ModelError: It cannot be read, holds no ResNet of those that are built here, or more than one.
@@ -87,7 +88,8 @@ def open_checkpoint(path: Path, averaged: bool | None = None) -> Checkpoint:
     hub = read_hub_config(path)
     _check_evidence(path, content, hub)
     try:
-        found = choose(networks, averaged)
+        both = len({each.is_averaged for each in networks}) == 2
+        found = choose(networks, True if both and averaged is None and prefer_averaged else averaged)
     except UnclearError as unclear:
         raise ModelError(f"checkpoint {show(path)}: {unclear}") from None
     network = read_network(found, networks)
@@ -113,7 +115,7 @@ def open_checkpoint(path: Path, averaged: bool | None = None) -> Checkpoint:
         class_names=class_names,
         is_averaged=found.is_averaged,
         is_grey=is_grey,
-        has_both=len({each.is_averaged for each in networks}) == 2,
+        has_both=both,
     )
 
 

@@ -113,7 +113,7 @@ def find_arch(path: Path) -> tuple[Architecture, int | None]:
     Raises:
         ModelError: It cannot be read, or no architecture has these layers.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, prefer_averaged=True)
     return checkpoint.arch, checkpoint.num_classes
 
 
