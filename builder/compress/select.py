@@ -117,8 +117,8 @@ def run_select(network: nn.Module, config: SelectConfig, context: StepContext) -
     started = time.monotonic()
     if not isinstance(head := head_of(network), nn.Linear):
         raise CompressError(
-            "select: the head has two layers, expected a linear one to fit anew; take select out, or give the network "
-            "a new head with model.replace_head = true"
+            "select: the head has two layers, expected a linear one to fit anew; take select out, or give the "
+            "network a new head with model.replace_head = true"
         )
     num_features = head.in_features
     num_kept = config.num_kept(num_features)
@@ -258,7 +258,7 @@ def _narrow(network: nn.Module, kept: torch.Tensor, inputs: dict[str, torch.Tens
         last = _last_conv(block)
         _keep_outputs(block, last, f"bn{last[-1]}", kept)
         if shortcut := _shortcut(block):
-            _keep_outputs(block, *shortcut, kept)
+            _keep_outputs(block, shortcut[0], shortcut[1], kept)
         if number > 0:
             explained[f"{name}.conv1"] = _fold_inputs(block, "conv1", kept, inputs[f"{name}.conv1"])
     return explained

@@ -58,8 +58,8 @@ def preprocessing_source(path: Path) -> str:
         kind = content.get("image_processor_type") or content.get("feature_extractor_type") or "its processor"
         return f"{PREPROCESSOR_FILE} of Hugging Face ({show(str(kind)[:60])})"
     larger = content.get("test_input_size")
-    also = f"; timm also states {larger[1]} x {larger[2]} to test with" if _is_size(larger) else ""
-    return f"pretrained_cfg in timm's {file.name}{also}"
+    also = f"; timm also states {'x'.join(map(str, larger))} to test with" if isinstance(larger, list) else ""
+    return show(f"pretrained_cfg in timm's {file.name}{also}"[:200])
 
 
 def _stated(path: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -69,10 +69,6 @@ def _stated(path: Path) -> tuple[Path, dict[str, Any]] | None:
         return hub.path, own
     content = read_json_beside(path, PREPROCESSOR_FILE)
     return None if content is None else (hub_folder(path) / PREPROCESSOR_FILE, content)
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(type(each) is int for each in value)
 
 
 def _from_timm(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from temper.builder.data.config import DataConfig
+    from temper.builder.network.imported import Checkpoint
     from temper.builder.network.resnet import ModelConfig
     from temper.builder.network.train import TrainConfig
     from temper.builder.store.artifacts import Artifact
@@ -74,19 +75,19 @@ def _load(setting: Setting, data: Artifact, path: Path) -> nn.Module:
     return build_model(model, len(labels_of(data)))
 
 
-def initial_network(setting: Setting, num_classes: int) -> tuple[nn.Module, str]:
-    """Builds the network as it was before the finetuning; the caller's random state stays as it was.
+def initial_network(setting: Setting, num_classes: int) -> nn.Module:
+    """Builds the network as it was before the finetuning; the caller's random state stays as it was."""
+    return open_initial(setting, num_classes)[0]
 
-    Returns:
-        The network, and what its checkpoint is in one line; empty without one.
-    """
+
+def open_initial(setting: Setting, num_classes: int) -> tuple[nn.Module, Checkpoint | None]:
+    """Does what `initial_network` does, and returns the checkpoint as well, None where there is none."""
     import torch  # who reads a `Setting` can do without
 
     # The seed decides a random network and a new head.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setting.train.seed)
-        network, checkpoint = load_model(setting.model, num_classes)
-    return network, "" if checkpoint is None else checkpoint.description
+        return load_model(setting.model, num_classes)
 
 
 def served_module(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:

@@ -208,7 +208,7 @@ class Look:
             from temper.builder.network.stage import initial_network, labels_of, open_snapshot
 
             if epoch is None:
-                network, _ = initial_network(self.setting, len(labels_of(self.data)))
+                network = initial_network(self.setting, len(labels_of(self.data)))
             else:
                 network = open_snapshot(self.setting, self.data, self.weights, epoch)
             mean, std = self.setting.model.mean, self.setting.model.std
