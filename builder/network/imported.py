@@ -258,6 +258,7 @@ def _describe(
     parts = [
         maker,
         found.place,
+        *(f"`{wrapper}.` left out" for wrapper in found.wrappers),
         "averaged (EMA) weights used" if found.is_averaged else "",
         "averaged ones beside not used"
         if not found.is_averaged and any(each.is_averaged for each in networks)

@@ -80,6 +80,12 @@ def plain_name(name: str) -> str | None:
     return None if parts[-1] in _COUNTS else ".".join(parts)
 
 
+def wrappers_in(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns which wrappers' names are among those of weights."""
+    parts = {part for name in names for part in name.split(".")}
+    return tuple(wrapper for wrapper in _WRAPPERS if wrapper in parts)
+
+
 def is_head(name: str) -> bool:
     """Whether a name below the network is of torchvision's head."""
     return name.startswith(f"{HEAD}.")

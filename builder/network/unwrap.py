@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from temper.builder.network.head import HEAD, Head, HeadError, read_head
-from temper.builder.network.naming import Naming, find_roots, is_head, plain_name
+from temper.builder.network.naming import Naming, find_roots, is_head, plain_name, wrappers_in
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,8 @@ class Found:
     """What stands before its own names there."""
     naming: Naming
     is_averaged: bool
+    wrappers: tuple[str, ...]
+    """The names of modules around others that were left out of its names."""
 
     @property
     def place(self) -> str:
@@ -44,13 +46,6 @@ class Found:
         keys = f"`{'.'.join(self.where)}`" if self.where else ""
         prefix = f"prefix `{reprlib.repr(self.prefix)[1:-1]}`" if self.prefix else ""
         return ", ".join(filter(None, (keys, prefix)))
-
-    def expression(self) -> str:
-        """Returns it in Python, where `c` is what torch.load returned."""
-        held = "c" + "".join(f"[{key!r}]" for key in self.where)
-        if not self.prefix:
-            return held
-        return f"{{k: v for k, v in {held}.items() if k.startswith({self.prefix!r})}}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,7 @@ def find_networks(content: object) -> list[Found]:
     averaged = isinstance(content, dict) and {"averaging_state", "current_model_state"} <= content.keys()
     for where, held in _dicts(content, (), set()):
         entries = _tensors(held)
+        wrappers = wrappers_in(name for name in held if isinstance(name, str))
         for prefix, naming in find_roots(entries):
             named = ".".join((*where, prefix.removesuffix(".")))
             is_averaged = (
@@ -82,7 +78,7 @@ def find_networks(content: object) -> list[Found]:
                 # Source: Lightning's WeightAveraging, which moves the raw weights elsewhere.
                 or (averaged and where == ("state_dict",))
             )
-            networks.append(Found(where, entries, prefix, naming, is_averaged))
+            networks.append(Found(where, entries, prefix, naming, is_averaged, wrappers))
     return networks
 
 

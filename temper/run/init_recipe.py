@@ -124,11 +124,14 @@ def render_recipe(found: Found, *, name: str, images: Path, weights: str, folder
         raise RecipeError(f"--name: got {show(name)}, expected up to {MAX_NAME_LENGTH} of a-z, 0-9, _ and -")
     size = min(_USUAL_SIZE, max(_STRIDE, found.shorter_sides[1] // _STRIDE * _STRIDE))
     is_file = ModelConfig(weights=weights).checkpoint is not None
+    named = _path_from(folder, Path(weights)) if is_file else weights
+    if Path(weights).is_dir() and "/" not in named:
+        named = f"./{named}"  # as a recipe names a folder
     parts = [
         *_comment(_HEAD),
         f"\nname = {_quote(name)}\n",
         *_data(found, _path_from(folder, images), size, is_file),
-        *_model(found, _path_from(folder, Path(weights)) if is_file else weights, is_file),
+        *_model(found, named, is_file),
         *_train(found, weights, is_file),
         _VARIANTS,
         *_attack(found, size),

@@ -103,6 +103,10 @@ def distributed(folder: Path) -> Made:
     return "ddp.pt", own()
 
 
+def compiled() -> Any:
+    return torch.compile(copy.deepcopy(own()))
+
+
 def both_wrappers(folder: Path) -> Made:
     distributed(folder)
     return "both.pt", own()
@@ -213,9 +217,7 @@ def timm_saver(averaged: bool) -> Callable[[Path], Made]:
         settle(ema.module, 1)
         optimizer = torch.optim.SGD(network.parameters(), 0.1)
         args = argparse.Namespace(model="resnet18", lr=0.1)
-        saver: Any = CheckpointSaver(  # type: ignore[no-untyped-call]  # its own is not
-            network, optimizer, args=args, model_ema=ema, checkpoint_dir=str(folder)
-        )
+        saver: Any = CheckpointSaver(network, optimizer, args=args, model_ema=ema, checkpoint_dir=str(folder))
         saver.save_checkpoint(0, metric=0.5)
         return "last.pth.tar", ema.module if averaged else network
 
@@ -333,7 +335,7 @@ LOADS: dict[str, Loads] = {
     "of before zip": Loads(saved(state, _use_new_zipfile_serialization=False), "torch.save file"),
     "safetensors": Loads(safetensors, "safetensors file"),
     "DDP": Loads(distributed, "prefix `module.`"),
-    "compiled": Loads(saved(lambda: state(torch.compile(own()))), "torch.save file"),
+    "compiled": Loads(saved(lambda: state(compiled())), "torch.save file, `_orig_mod.` left out"),
     "DDP of compiled": Loads(both_wrappers, "`model`, prefix `module.`"),
     "a compiled layer": Loads(
         saved({k.replace("layer1.", "layer1._orig_mod."): v for k, v in state().items()}), ""

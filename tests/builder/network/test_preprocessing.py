@@ -58,7 +58,8 @@ def test_timm_makes_the_same_pixels(tmp_path: Path, image: Image.Image, pretrain
     write_timm(tmp_path, **pretrained)
     keys = preprocessing_of(tmp_path)
     assert keys is not None and keys["preset"] == "timm"
-    transform: Any = create_transform(**resolve_data_config(pretrained_cfg=pretrained))
+    resolve: Any = resolve_data_config
+    transform: Any = create_transform(**resolve(pretrained_cfg=pretrained))
     assert torch.allclose(apply(keys, image), transform(image), atol=1e-6)
 
 
