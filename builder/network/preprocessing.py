@@ -44,7 +44,7 @@ def preprocessing_of(path: Path) -> dict[str, Any] | None:
         return _from_timm(content) if file.name != PREPROCESSOR_FILE else _from_huggingface(content)
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
         raise ModelError(
-            f"{show(file)}: states a preprocessing that [data] cannot: {error}; write [data] by hand"
+            f"{show(file)}: states a preprocessing that [data] cannot: {show(str(error)[:200])}; write [data] by hand"
         ) from error
 
 

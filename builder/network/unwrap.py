@@ -6,10 +6,11 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from temper.builder.network.head import HEAD, Head, HeadError, read_head
 from temper.builder.network.naming import Naming, find_roots, is_head, plain_name, wrappers_in
+from temper.builder.network.weights import fault_of
 
 if TYPE_CHECKING:
     import torch
@@ -88,21 +89,27 @@ def tensor_names(content: object) -> list[str]:
 
 
 def _dicts(
-    content: object, where: tuple[str, ...], above: set[int]
+    content: object, where: tuple[str, ...], seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    if not isinstance(content, dict) or id(content) in above or len(where) > _MAX_DEPTH:
+    """All dicts of a file, each once however often it is in it, and the keys that lead to it."""
+    if not isinstance(content, dict) or id(content) in seen or len(where) > _MAX_DEPTH:
         return
+    seen.add(id(content))
     yield where, content
     for key, value in content.items():
         if isinstance(key, str):
-            yield from _dicts(value, (*where, key), above | {id(content)})
+            yield from _dicts(value, (*where, key), seen)
 
 
 def _tensors(held: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    named = ((plain_name(name), value) for name, value in held.items() if isinstance(name, str))
+    return {name: value for name, value in named if name is not None and _has_shape(value)}
+
+
+def _has_shape(value: object) -> TypeGuard[torch.Tensor]:
     import torch
 
-    named = ((plain_name(name), value) for name, value in held.items() if isinstance(name, str))
-    return {name: value for name, value in named if name is not None and isinstance(value, torch.Tensor)}
+    return isinstance(value, torch.Tensor) and not value.is_nested
 
 
 def choose(networks: Sequence[Found], averaged: bool | None) -> Found:
@@ -156,7 +163,10 @@ def _is_same(one: Found, other: Found) -> bool:
         }
         for each in (one, other)
     )
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return ours.keys() == theirs.keys() and all(
+        fault_of(ours[name]) is None and fault_of(theirs[name]) is None and torch.equal(ours[name], theirs[name])
+        for name in ours
+    )
 
 
 def read_network(found: Found, others: Sequence[Found]) -> Network:

@@ -194,12 +194,12 @@ def check_tensor(path: Path, name: str, value: object) -> None:
     Raises:
         ModelError: It is such a thing; names it.
     """
-    fault = _fault(value)
+    fault = fault_of(value)
     if fault is not None:
         raise _wrong(path, f"{reprlib.repr(name)} {fault}")
 
 
-def _fault(value: object) -> str | None:
+def fault_of(value: object) -> str | None:
     """Returns why a value is no weight; None when it is one."""
     import torch
 
