@@ -43,8 +43,9 @@ def preprocessing_of(path: Path) -> dict[str, Any] | None:
     try:
         return _from_timm(content) if file.name != PREPROCESSOR_FILE else _from_huggingface(content)
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        reason = show(str(error)[:200])
         raise ModelError(
-            f"{show(file)}: states a preprocessing that [data] cannot: {show(str(error)[:200])}; write [data] by hand"
+            f"{show(file)}: states a preprocessing that [data] cannot: {reason}; write [data] by hand"
         ) from error
 
 
