@@ -20,6 +20,7 @@ from temper.builder.network import onnx_rewrite as rewrite
 from temper.builder.network.export import OPSET, compare_logits, run_graph
 from temper.builder.network.onnx_original import Original
 from temper.builder.network.onnx_read import Classifier, read_classifier, reason_of, wrong
+from temper.builder.quiet import quiet_native
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,7 +78,8 @@ class Imported:
         allowed = self.tolerance * max(1.0, float(np.abs(expected).max(initial=0.0)))
         for at_once in (1, _ODD_BATCH, len(images)):
             try:
-                found = run_graph(content, images[:at_once])
+                with quiet_native():
+                    found = run_graph(content, images[:at_once])
             except Exception as error:  # ONNX Runtime's own, without a common base
                 raise wrong(path, f"{_fixed(self.original.batch)}: {reason_of(error)}") from error
             if found.shape != expected[:at_once].shape:
@@ -109,6 +111,7 @@ def import_onnx(path: Path, pixels: Pixels) -> Imported:
     model.CopyFrom(found.model)
     before = _count(model, "BatchNormalization")
     try:
+        rewrite.forget(model)
         rewrite.inline_constants(model)
         rewrite.to_float32(model)
         rewrite.cut(model, original.logits_name)

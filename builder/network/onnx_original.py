@@ -13,6 +13,7 @@ import onnx
 
 from temper.builder.network.export import open_session
 from temper.builder.network.onnx_read import Classifier, reason_of, wrong
+from temper.builder.quiet import quiet_native
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +68,8 @@ class Original:
         del model.graph.output[1:]
         model.graph.output.extend(onnx.ValueInfoProto(name=node.input[0]) for node in ends)
         try:
-            self._session = open_session(model.SerializeToString())
+            with quiet_native():
+                self._session = open_session(model.SerializeToString())
         except Exception as error:  # ONNX Runtime's own, without a common base
             raise wrong(classifier.path, f"ONNX Runtime does not run it: {reason_of(error)}") from error
         self.logits_name = classifier.output_name
@@ -95,7 +97,7 @@ class Original:
             )
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns the logits, float32 [N, classes], of uint8 images [N, H, W, 3], in batches as the file takes them."""
+        """Returns the logits, float32 [N, classes], of uint8 images [N, H, W, 3]; in batches as the file has them."""
         (found,) = self._ask(images, [self.logits_name])
         return found.reshape(len(found), -1).astype(np.float32)
 
@@ -108,7 +110,8 @@ class Original:
             if missing > 0:  # it takes no fewer
                 batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
             try:
-                found = self._session.run(names, {self._of.input_name: self._prepare(batch)})
+                with quiet_native():
+                    found = self._session.run(names, {self._of.input_name: self._prepare(batch)})
             except Exception as error:  # ONNX Runtime's own, without a common base
                 raise wrong(self._of.path, f"ONNX Runtime does not run it: {reason_of(error)}") from error
             if any(each.ndim < 2 or len(each) != len(batch) for each in found):

@@ -90,8 +90,8 @@ def read_classifier(path: Path) -> Classifier:
     """Reads an ONNX file that takes an image and answers with a score for every class.
 
     Args:
-        path: A `.onnx` file; external data must lie in its folder. One input of rank 4 with three channels first or
-            last, float32, float16, float64 or uint8; one output. Only ONNX's own operators, from opset 7 on.
+        path: A `.onnx` file; external data must lie in its folder. One input of rank 4 with three channels first
+            or last, float32, float16, float64 or uint8; one output. Only ONNX's own operators, from opset 7 on.
 
     Raises:
         ModelError: It is missing, damaged or something else; one line that says what.

@@ -1,4 +1,4 @@
-"""Turns another's ONNX graph into the project's own form, one pass after the other; each changes the model in place.
+"""Turns another's ONNX graph into the project's own form, one pass after the other, each in place.
 
 What a pass cannot know, such as whether a number is a batch size, is proven afterwards: `onnx_import.py` compares
 the result with the original.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 _FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_MIN_IR = 8  # since its fourth version initializers are no inputs
 _BATCH = "batch"
 FRONT = "/front/"
 """Before the names of what is put before a graph."""
@@ -32,6 +33,7 @@ FRONT = "/front/"
 
 def inline_constants(model: ModelProto) -> None:
     """Makes every constant an initializer, and no initializer an input, so that the passes see one kind alone."""
+    model.ir_version = max(model.ir_version, _MIN_IR)
     graph, known = model.graph, {tensor.name for tensor in model.graph.initializer}
     inputs = [one for one in graph.input if one.name not in known]
     del graph.input[:]
@@ -49,7 +51,7 @@ def inline_constants(model: ModelProto) -> None:
 
 
 def forget(model: ModelProto) -> None:
-    """Drops what describes a graph and does not decide it: shapes that no longer hold, and paths of its exporter."""
+    """Drops what describes a graph and does not decide it: shapes that may no longer hold, and paths."""
     graph = model.graph
     del graph.value_info[:], graph.quantization_annotation[:], graph.metadata_props[:], model.metadata_props[:]
     graph.doc_string = model.doc_string = ""
@@ -137,10 +139,11 @@ def _free_node(
         return False
     if node.op_type == "Expand":
         shape[0] = 1
-    elif attribute(node, "allowzero"):
+    elif attribute(node, "allowzero") and 0 in shape:
         return False
     else:
         shape[0] = 0  # as the input has it
+        del node.attribute[:]
     node.input[1] = _add_constant(graph, f"{FRONT}shape_{index}", shape)
     return True
 
@@ -198,8 +201,8 @@ def put_front(
 ) -> None:
     """Puts the preprocessing before a graph: `image` UINT8 [N, H, W, 3], cast, transposed, scaled, shifted.
 
-    A graph that takes uint8 gets the pixels as they are. The channels of one trained on BGR are turned round, in its
-    first convolution where that is what reads the image.
+    A graph that takes uint8 gets the pixels as they are. The channels of one trained on BGR are turned round, in
+    its first convolution where that is what reads the image.
 
     Args:
         model: Its input is free in the batch, and a float32 or uint8.
@@ -274,7 +277,7 @@ def _takes_float(model: ModelProto, entry: str) -> bool:
 
 
 def _turn_weights(graph: GraphProto, entry: str, layout: Layout) -> bool:
-    """Turns the channels in the weights of the one convolution that reads the image; tells whether there is one."""
+    """Turns the channels in the weights of the convolution that alone reads the image; tells whether one does."""
     readers = [node for node in graph.node if entry in node.input]
     weight = next((one for one in graph.initializer if readers and one.name in readers[0].input[1:2]), None)
     if layout != "NCHW" or len(readers) != 1 or readers[0].op_type != "Conv" or weight is None:
