@@ -97,7 +97,7 @@ class Original:
             )
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns the logits, float32 [N, classes], of uint8 images [N, H, W, 3]; in batches as the file has them."""
+        """Returns the logits, float32 [N, classes], of uint8 images [N, H, W, 3]."""
         (found,) = self._ask(images, [self.logits_name])
         return found.reshape(len(found), -1).astype(np.float32)
 

@@ -30,6 +30,7 @@ Architecture = Literal[
 ]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 _HEAD = "fc"
+_GRAPH_SUFFIX = ".onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,11 @@ class ModelConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     arch: Architecture = "resnet18"
-    """The network, under torchvision's name."""
+    """The network, under torchvision's name. Not used with an ONNX file, which holds its own."""
     weights: str = "random"
-    """`random`, `torchvision` (its best ImageNet weights, downloaded), or the path of a checkpoint."""
+    """`random`, `torchvision` (its best ImageNet weights, downloaded), the path of a checkpoint, or that of an
+    ONNX classifier, `model.onnx`, which is taken as a graph: served as it is, quantised or cast, but not trained
+    (`train.epochs = 0`), pruned or given another head."""
     replace_head: bool = False
     """Drop the checkpoint's head and start a new one; torchvision's head is replaced whenever it does not fit."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -57,10 +60,15 @@ class ModelConfig:
         """
         if self.arch not in ARCHITECTURES:
             raise ValueError(f"arch: got {self.arch!r}, expected one of {', '.join(ARCHITECTURES)}")
-        if self.checkpoint is not None and self.checkpoint.suffix not in CHECKPOINT_SUFFIXES:
-            allowed = ", ".join(CHECKPOINT_SUFFIXES)
+        allowed_suffixes = (*CHECKPOINT_SUFFIXES, _GRAPH_SUFFIX)
+        if self.checkpoint is not None and self.checkpoint.suffix not in allowed_suffixes:
+            allowed = ", ".join(allowed_suffixes)
             raise ValueError(
                 f"weights: got {self.weights!r}, expected 'random', 'torchvision' or a file that ends in {allowed}"
+            )
+        if self.graph is not None and self.replace_head:
+            raise ValueError(
+                "replace_head: got true with an ONNX file, expected false: its head cannot be trained"
             )
         if not all(math.isfinite(value) for value in self.mean):
             raise ValueError(f"mean: got {self.mean}, expected three finite numbers on a scale of 0 to 1")
@@ -71,6 +79,12 @@ class ModelConfig:
     def checkpoint(self) -> Path | None:
         """The checkpoint's path, or None when the weights do not come from a file."""
         return None if self.weights in ("random", "torchvision") else Path(self.weights)
+
+    @property
+    def graph(self) -> Path | None:
+        """The checkpoint's path when it is an ONNX file, else None."""
+        path = self.checkpoint
+        return path if path is not None and path.suffix == _GRAPH_SUFFIX else None
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
