@@ -136,6 +136,36 @@ def import_onnx(path: Path, pixels: Pixels) -> Imported:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What an ONNX file is."""
+
+    note: str
+    """In one line."""
+    num_classes: int
+    """Length of its answer."""
+    size: tuple[int, int] | None
+    """Height and width that it is fixed to, in pixels."""
+
+
+def describe_onnx(path: Path, usual_size: int) -> Described:
+    """Says what an ONNX classifier is, without importing it; where it takes any size it is asked at the usual one.
+
+    Raises:
+        ModelError: As `import_onnx`.
+    """
+    found = read_classifier(path)
+    height, width = found.size
+    size = (height or usual_size, width or usual_size)
+    original = Original(found, size, mean=(0.5,) * 3, std=(0.5,) * 3, bgr=False)
+    num_norms = _count(found.model, "BatchNormalization")
+    return Described(
+        note=_note(found, original, num_norms, num_norms),
+        num_classes=original.num_classes,
+        size=None if found.size == (None, None) else size,
+    )
+
+
 def check_size(found: Classifier, size: tuple[int, int]) -> None:
     """Refuses images of another size than a file is fixed to.
 

@@ -50,6 +50,15 @@ def pixels_of(setting: Setting) -> Pixels:
     return Pixels(size=(size, size), mean=setting.model.mean, std=setting.model.std)
 
 
+def operators_of(setting: Setting) -> set[str]:
+    """Returns the operators of the imported graph.
+
+    Raises:
+        ModelError: It cannot be imported.
+    """
+    return {node.op_type for node in import_onnx(_path(setting), pixels_of(setting)).model.graph.node}
+
+
 def import_weights(setting: Setting, data: Artifact, folder: Path, progress: Progress) -> dict[str, Any]:
     """Imports the ONNX file, compares it with itself as its owner runs it, and measures it.
 

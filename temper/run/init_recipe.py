@@ -12,11 +12,14 @@ import re
 import statistics
 import textwrap
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from temper.builder.data.config import DataConfig
 from temper.builder.data.prepare import describe_data
+from temper.builder.errors import ModelError
 from temper.builder.names import MAX_NAME_LENGTH, is_printable, is_recipe_name
 from temper.builder.network.resnet import ModelConfig, find_arch
 from temper.builder.network.train import TrainConfig
@@ -53,9 +56,13 @@ class Found:
     shorter_sides: tuple[int, int, int]
     """The smallest, the median and the largest shorter side among them, in pixels."""
     arch: str
-    """The checkpoint's architecture; without a checkpoint the one to start with."""
+    """The checkpoint's architecture, `ONNX` of a graph; without a checkpoint the one to start with."""
     head_classes: int | None
     """Length of the checkpoint's output; None without a checkpoint or a head in it."""
+    graph: str | None = None
+    """What an ONNX file is, in one line; None of any other weights."""
+    graph_size: tuple[int, int] | None = None
+    """Height and width that an ONNX file is fixed to, in pixels."""
 
     @property
     def head_fits(self) -> bool:
@@ -77,21 +84,37 @@ def look(images: Path, weights: str) -> Found:
     from temper.builder.data.sources import open_source
 
     checkpoint = ModelConfig(weights=weights).checkpoint
-    arch, head_classes = (ModelConfig().arch, None) if checkpoint is None else find_arch(checkpoint)
+    of_weights: dict[str, Any] = {"arch": ModelConfig().arch, "head_classes": None}
+    if ModelConfig(weights=weights).graph is not None:
+        from temper.builder.network.onnx_import import describe_onnx
+
+        known = describe_onnx(Path(weights), usual_size=_USUAL_SIZE)
+        of_weights = {"arch": "ONNX", "head_classes": known.num_classes}
+        of_weights |= {"graph": known.note, "graph_size": known.size}
+    elif checkpoint is not None:
+        of_weights["arch"], of_weights["head_classes"] = find_arch(checkpoint)
     source = open_source(DataConfig(source="folder", path=str(images)))
     counts = {"num_train": len(source.train), "num_test": len(source.test)}
     num = len(source.labels)
     sampled = range(0, num, math.ceil(num / _SAMPLED))
+    _check_graph(of_weights, Path(weights), len(source.class_names))
     sides = sorted(min(source.open_image(index).size) for index in sampled)
     return Found(
         described=describe_data({**counts, **source.info}),
         class_names=source.class_names,
         num_sampled=len(sides),
         shorter_sides=(sides[0], statistics.median_low(sides), sides[-1]),
-        arch=arch,
-        head_classes=head_classes,
+        **of_weights,
         **counts,
     )
+
+
+def _check_graph(of_weights: Mapping[str, Any], path: Path, num_classes: int) -> None:
+    if "graph" in of_weights and of_weights["head_classes"] != num_classes:
+        raise ModelError(
+            f"ONNX file {show(path)}: its head has {of_weights['head_classes']} classes, the folder has "
+            f"{num_classes}; use the classes that it was trained on, as an ONNX file's head cannot be replaced"
+        )
 
 
 def name_for(images: Path) -> str:
@@ -115,7 +138,8 @@ def render_recipe(found: Found, *, name: str, images: Path, weights: str, folder
     """
     if not is_recipe_name(name):
         raise RecipeError(f"--name: got {show(name)}, expected up to {MAX_NAME_LENGTH} of a-z, 0-9, _ and -")
-    size = min(_USUAL_SIZE, max(_STRIDE, found.shorter_sides[1] // _STRIDE * _STRIDE))
+    fitting = min(_USUAL_SIZE, max(_STRIDE, found.shorter_sides[1] // _STRIDE * _STRIDE))
+    size = found.graph_size or (fitting, fitting)
     is_file = ModelConfig(weights=weights).checkpoint is not None
     parts = [
         *_comment(_HEAD),
@@ -124,7 +148,7 @@ def render_recipe(found: Found, *, name: str, images: Path, weights: str, folder
         *_model(found, _path_from(folder, Path(weights)) if is_file else weights, is_file),
         *_train(found, weights, is_file),
         _VARIANTS,
-        *_attack(found, size),
+        *_attack(found, min(size)),
     ]
     return "\n".join(parts)
 
@@ -153,18 +177,22 @@ duration_s = 3.0
 """
 
 
-def _data(found: Found, path: str, size: int, is_file: bool) -> list[str]:
+def _data(found: Found, path: str, size: tuple[int, int], is_file: bool) -> list[str]:
     low, median, high = found.shorter_sides
+    height, width = size
+    wanted = str(height) if height == width else f"[{height}, {width}]"
     sizes = f"Shorter sides are {median} pixels as a rule ({low} to {high} in {found.num_sampled} images)."
-    why = "the usual size" if size == _USUAL_SIZE else "what few must be enlarged to"
+    why = "the usual size" if height == _USUAL_SIZE else "what few must be enlarged to"
     trained = " If the checkpoint was trained at another size, take that one." if is_file else ""
+    if found.graph_size is not None:
+        why, trained = "what the ONNX file takes", ""
     lines = [
         *_comment(f"{len(found.class_names)} classes; {found.described}."),
         "[data]",
         'source = "folder"',
         f"path = {_quote(path)}",
-        *_comment(f"{sizes} {size} is {why}.{trained}"),
-        f"image_size = {size}",
+        *_comment(f"{sizes} {wanted} is {why}.{trained}"),
+        f"image_size = {wanted}",
     ]
     if found.num_test > _MAX_TEST:
         lines += [
@@ -175,7 +203,8 @@ def _data(found: Found, path: str, size: int, is_file: bool) -> list[str]:
 
 
 def _model(found: Found, weights: str, is_file: bool) -> list[str]:
-    keys = ["[model]", f"arch = {_quote(found.arch)}", f"weights = {_quote(weights)}"]
+    arch = [f"arch = {_quote(found.arch)}"] if found.graph is None else []
+    keys = ["[model]", *arch, f"weights = {_quote(weights)}"]
     if is_file and not found.head_fits:
         keys.append("replace_head = true")
     return ["", *_comment(_reason(found, weights, is_file)), *keys]
@@ -190,7 +219,7 @@ def _reason(found: Found, weights: str, is_file: bool) -> str:
             'From nothing. On few images "torchvision", ImageNet\'s weights, is far better, but is downloaded; or '
             "give the path of a checkpoint, .safetensors, .pt or .pth."
         )
-    layers = f"The checkpoint has the layers of {found.arch}"
+    layers = f"The checkpoint has the layers of {found.arch}" if found.graph is None else f"{found.graph},"
     norm = "If its input was not normalised as ImageNet's, add `mean` and `std`."
     if found.head_fits:
         return (

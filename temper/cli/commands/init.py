@@ -51,7 +51,7 @@ def init_command(images: Path, *, weights: str, out: Path, name: str | None, for
     epochs = recipe.train.head_epochs + recipe.train.epochs
     trained = f"trained for {epochs} epochs" if epochs else "taken as they are"
     echo(f"{len(found.class_names)} classes; {found.described}")
-    echo(f"{recipe.model.arch} at {recipe.data.image_size} pixels; weights: {recipe.model.weights}, {trained}")
+    echo(f"{found.arch} at {recipe.data.image_size} pixels; weights: {recipe.model.weights}, {trained}")
     echo(f"wrote {out}; it says why, and what else there is. Next:\n\n    {command}")
 
 
