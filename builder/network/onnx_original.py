@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 _BATCH = 32
-# They change an answer's shape or type, and not what it says.
-_PASSING = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
+# They change the shape or the type of an answer, and not what it says: what is beside the classes is 1.
+_PASSING = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Cast")
 _ENDS = {"Softmax": "softmax", "LogSoftmax": "log softmax", "Sigmoid": "sigmoid"}
 _ANSWER_TYPES = ("float16", "float32", "float64")
 

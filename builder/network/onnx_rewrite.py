@@ -107,6 +107,7 @@ def free_batch(model: ModelProto, batch: int | None, size: tuple[int, int], layo
     if batch is not None:
         shapes = shapes_of(model)
         constants = {tensor.name: tensor for tensor in graph.initializer}
+        _undo_strides(graph, shapes, constants)
         for index, node in enumerate(graph.node):
             given = shapes.get(node.input[0]) if node.input else None
             if given and given[0] == batch:
@@ -118,6 +119,25 @@ def free_batch(model: ModelProto, batch: int | None, size: tuple[int, int], layo
     graph.output[0].type.tensor_type.ClearField("shape")
     forget(model)
     return rewritten
+
+
+def _undo_strides(
+    graph: GraphProto, shapes: dict[str, list[int | None]], constants: dict[str, TensorProto]
+) -> None:
+    """Makes a Reshape of what flattens a tensor to gather all of it in order: torch's `as_strided`, exported."""
+    producers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        flat = producers.get(node.input[0]) if node.op_type == "Gather" else None
+        if flat is None or flat.op_type != "Reshape" or node.input[1] not in constants or attribute(node, "axis"):
+            continue
+        indices = numpy_helper.to_array(constants[node.input[1]])
+        if shapes.get(flat.output[0]) == [indices.size] and np.array_equal(
+            indices.reshape(-1), np.arange(indices.size)
+        ):
+            name = _add_constant(graph, f"{node.output[0]}_shape", np.array(indices.shape, np.int64))
+            constants[name] = graph.initializer[-1]
+            changed = onnx.helper.make_node("Reshape", [flat.input[0], name], list(node.output), node.name)
+            node.CopyFrom(changed)
 
 
 def _free_node(
