@@ -114,7 +114,7 @@ def import_onnx(path: Path, pixels: Pixels) -> Imported:
         rewrite.forget(model)
         rewrite.inline_constants(model)
         rewrite.to_float32(model)
-        rewrite.cut(model, original.logits_name)
+        rewrite.cut(model, rewrite.renamed(original.logits_name))
         rewrite.free_batch(model, found.batch, pixels.size, found.layout)
         model = rewrite.raise_opset(model, OPSET)
         if not found.is_quantized:  # constants of Q/DQ pairs would be worked out as well
@@ -158,9 +158,8 @@ def describe_onnx(path: Path, usual_size: int) -> Described:
     height, width = found.size
     size = (height or usual_size, width or usual_size)
     original = Original(found, size, mean=(0.5,) * 3, std=(0.5,) * 3, bgr=False)
-    num_norms = _count(found.model, "BatchNormalization")
     return Described(
-        note=_note(found, original, num_norms, num_norms),
+        note=_note(found, original, 0, 0),
         num_classes=original.num_classes,
         size=None if found.size == (None, None) else size,
     )

@@ -29,11 +29,13 @@ _MIN_IR = 8  # since its fourth version initializers are no inputs
 _BATCH = "batch"
 FRONT = "/front/"
 """Before the names of what is put before a graph."""
+_OTHER = "/other"
 
 
 def inline_constants(model: ModelProto) -> None:
     """Makes every constant an initializer, and no initializer an input, so that the passes see one kind alone."""
     model.ir_version = max(model.ir_version, _MIN_IR)
+    _make_room(model.graph)
     graph, known = model.graph, {tensor.name for tensor in model.graph.initializer}
     inputs = [one for one in graph.input if one.name not in known]
     del graph.input[:]
@@ -48,6 +50,21 @@ def inline_constants(model: ModelProto) -> None:
         copy.CopyFrom(tensor)  # type: ignore[arg-type]  # an attribute's value has no one type
         copy.name = node.output[0]
         graph.node.remove(node)
+
+
+def _make_room(graph: GraphProto) -> None:
+    """Gives up the names that a front needs: a graph may have one already, from an import before."""
+    for node in graph.node:
+        node.name = renamed(node.name)
+        for names in (node.input, node.output):
+            names[:] = [renamed(name) for name in names]
+    for value in (*graph.initializer, *graph.input, *graph.output):
+        value.name = renamed(value.name)
+
+
+def renamed(name: str) -> str:
+    """Returns what `inline_constants` calls a tensor of the file."""
+    return f"{_OTHER}{name}" if name.startswith((FRONT, _OTHER)) else name
 
 
 def forget(model: ModelProto) -> None:
