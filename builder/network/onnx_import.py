@@ -19,7 +19,7 @@ from onnx import TensorProto
 from temper.builder.network import onnx_rewrite as rewrite
 from temper.builder.network.export import OPSET, compare_logits, run_graph
 from temper.builder.network.onnx_original import Original
-from temper.builder.network.onnx_read import Classifier, read_classifier, reason_of, wrong
+from temper.builder.network.onnx_read import Classifier, attribute, read_classifier, reason_of, wrong
 from temper.builder.quiet import quiet_native
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def count_graph(model: ModelProto) -> dict[str, int]:
 
 def _inner(node: onnx.NodeProto, weight: Sequence[int | None]) -> Sequence[int | None]:
     """The dimension of a linear layer that is summed over."""
-    transposed = bool(rewrite.attribute(node, "transB"))
+    transposed = bool(attribute(node, "transB"))
     return weight[-1:] if transposed else weight[-2:-1]
 
 

@@ -145,10 +145,10 @@ def _applied(op: str, logits: NDArray[Any]) -> NDArray[np.float64]:
     """What an operator over all classes makes of logits; its axis is not asked for, as opsets differ in it."""
     values = logits.reshape(len(logits), -1).astype(np.float64)
     if op == "Sigmoid":
-        return 1 / (1 + np.exp(-values))
+        return np.asarray(1 / (1 + np.exp(-values)))
     shifted = values - values.max(1, keepdims=True)
     log = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return log if op == "LogSoftmax" else np.exp(log)
+    return np.asarray(log if op == "LogSoftmax" else np.exp(log))
 
 
 def _is_same(expected: NDArray[np.float64], answer: NDArray[Any]) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import onnx
+import onnx.inliner
 from onnx import TensorProto
 
 from temper.builder.contract import NUM_CHANNELS
@@ -261,7 +262,7 @@ def _find_layout(path: Path, graph: GraphProto, image: onnx.ValueInfoProto) -> L
         node = _first_telling(graph, image.name)
         if node is not None and node.op_type == "Conv":
             return "NCHW"
-        if node is not None and list(attribute(node, "perm") or ()) == _TO_NCHW:
+        if node is not None and attribute(node, "perm") == _TO_NCHW:
             return "NHWC"
         if first and last:
             return "NCHW"
@@ -272,7 +273,8 @@ def _find_layout(path: Path, graph: GraphProto, image: onnx.ValueInfoProto) -> L
 
 def _first_telling(graph: GraphProto, name: str) -> NodeProto | None:
     """Returns what an image goes into first, beside operators that keep its layout."""
-    for node in graph.node:  # in the order of their dependence
+    nodes: Sequence[NodeProto] = graph.node
+    for node in nodes:  # in the order of their dependence
         if name in node.input:
             if node.op_type not in _ELEMENTWISE:
                 return node

@@ -47,7 +47,7 @@ def inline_constants(model: ModelProto) -> None:
             kind = np.float32 if given.name.startswith("value_float") else np.int64
             tensor = numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(given), kind))
         copy = graph.initializer.add()
-        copy.CopyFrom(tensor)  # type: ignore[arg-type]  # an attribute's value has no one type
+        copy.CopyFrom(tensor)
         copy.name = node.output[0]
         graph.node.remove(node)
 
@@ -267,9 +267,9 @@ def put_front(
         front.add("Transpose", perm=[0, 3, 1, 2])
     shape = (1, NUM_CHANNELS, 1, 1) if layout == "NCHW" else (1, 1, 1, NUM_CHANNELS)
     if is_float:
-        mean, std = np.array(mean, np.float32), np.array(std, np.float32)
-        front.add("Mul", constant=(1 / (255 * std)).reshape(shape))
-        front.add("Add", constant=(-mean / std).reshape(shape))
+        means, stds = np.array(mean, np.float32), np.array(std, np.float32)
+        front.add("Mul", constant=(1 / (255 * stds)).reshape(shape))
+        front.add("Add", constant=(-means / stds).reshape(shape))
     if bgr and not (is_float and _turn_weights(graph, entry, layout)):
         front.add("Gather", constant=np.array([2, 1, 0], np.int64), axis=shape.index(NUM_CHANNELS))
     front.put_before(entry)
@@ -301,7 +301,7 @@ class _Front:
 def _only_transposed(graph: GraphProto, name: str) -> str | None:
     """Drops the Transpose to NCHW that alone reads a tensor; returns what it gave."""
     readers = [node for node in graph.node if name in node.input]
-    if len(readers) != 1 or list(attribute(readers[0], "perm") or ()) != [0, 3, 1, 2]:  # type: ignore[call-overload]  # an attribute's value has no one type
+    if len(readers) != 1 or attribute(readers[0], "perm") != [0, 3, 1, 2]:
         return None
     graph.node.remove(readers[0])
     return str(readers[0].output[0])

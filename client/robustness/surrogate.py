@@ -418,7 +418,8 @@ def _gather(x: Tensor, indices: Tensor, **given: Any) -> Tensor:
 
 
 def _hard_sigmoid(x: Tensor, **given: Any) -> Tensor:
-    return (given.get("alpha", 0.2) * x + given.get("beta", 0.5)).clamp(0, 1)
+    line: Tensor = given.get("alpha", 0.2) * x + given.get("beta", 0.5)
+    return line.clamp(0, 1)
 
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {

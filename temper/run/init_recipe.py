@@ -94,7 +94,7 @@ def look(images: Path, weights: str) -> Found:
     elif checkpoint is not None:
         of_weights["arch"], of_weights["head_classes"] = find_arch(checkpoint)
     source = open_source(DataConfig(source="folder", path=str(images)))
-    counts = {"num_train": len(source.train), "num_test": len(source.test)}
+    counts: dict[str, Any] = {"num_train": len(source.train), "num_test": len(source.test)}
     num = len(source.labels)
     sampled = range(0, num, math.ceil(num / _SAMPLED))
     _check_graph(of_weights, Path(weights), len(source.class_names))

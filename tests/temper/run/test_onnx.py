@@ -295,7 +295,7 @@ def test_file_of_others_is_quantised_and_served(tmp_path: Path) -> None:
     files = sorted(images.rglob("*.png"))[:5]
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    (expected,) = session.run(None, {session.get_inputs()[0].name: pixels - np.float32(SHIFT)})
+    (expected,) = session.run(None, {session.get_inputs()[0].name: pixels - np.array(SHIFT, np.float32)})
     with (
         TritonServer(tmp_path / "models", log_file=tmp_path / "log") as server,
         Client(server.grpc_url) as client,
