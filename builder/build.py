@@ -549,13 +549,14 @@ class _Build:
         )
 
     def _card(self, way: _Underway) -> Card:
+        unused = ("arch",) if self.model.graph is not None else ()
         # The measurements' keys hold its digest, so that an engine by another version is measured again.
         versions = library_versions(["temper", *(name for each in way.done for name in each.libraries)])
         return Card(
             recipe=CardRecipe(
                 name=self.recipe_name,
                 data=asdict(self.data),
-                model=asdict(self.model),
+                model={name: value for name, value in asdict(self.model).items() if name not in unused},
                 train=asdict(self.train),
                 variant=way.variant.to_json(),
                 engine=asdict(self.engine),

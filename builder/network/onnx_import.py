@@ -115,6 +115,11 @@ def import_onnx(path: Path, pixels: Pixels) -> Imported:
         rewrite.inline_constants(model)
         rewrite.to_float32(model)
         rewrite.cut(model, rewrite.renamed(original.logits_name))
+        if (
+            found.batch is not None and not found.is_quantized
+        ):  # a batch that is worked out becomes a number to free
+            model = rewrite.fold(model)
+            rewrite.inline_constants(model)
         rewrite.free_batch(model, found.batch, pixels.size, found.layout)
         model = rewrite.raise_opset(model, OPSET)
         if not found.is_quantized:  # constants of Q/DQ pairs would be worked out as well
@@ -159,7 +164,7 @@ def describe_onnx(path: Path, usual_size: int) -> Described:
     size = (height or usual_size, width or usual_size)
     original = Original(found, size, mean=(0.5,) * 3, std=(0.5,) * 3, bgr=False)
     return Described(
-        note=_note(found, original, 0, 0),
+        note=_note(found, original, 0, 0),  # folding is the import's
         num_classes=original.num_classes,
         size=None if found.size == (None, None) else size,
     )
@@ -222,14 +227,18 @@ def _note(found: Classifier, original: Original, before: int, after: int) -> str
     if found.batch is not None:
         parts.append(f"batch of {found.batch} made free")
     if found.num_training:
-        parts.append(f"{found.num_training} BatchNorms taken out of training mode")
+        parts.append(f"{_norms(found.num_training)} taken out of training mode")
     if before - after:
-        parts.append(f"{before - after} BatchNorms folded")
+        parts.append(f"{_norms(before - after)} folded")
     if after:
-        parts.append(f"{after} BatchNorms kept")
+        parts.append(f"{_norms(after)} kept")
     if found.is_quantized:
         parts.append("quantised already")
     return ", ".join(parts)
+
+
+def _norms(count: int) -> str:
+    return f"{count} BatchNorm{'' if count == 1 else 's'}"
 
 
 def _by(size: Sequence[int | None]) -> str:

@@ -163,7 +163,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder)
     result = build(folder)
     assert result.exit_code == 0, result.output
-    assert "ONNX, NCHW float input 32 x 32, softmax removed, batch of 1 made free, 1 BatchNorms folded; " in (
+    assert "ONNX, NCHW float input 32 x 32, softmax removed, batch of 1 made free, 1 BatchNorm folded; " in (
         result.stderr
     )
     return folder
