@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ARCHITECTURES", "Architecture", "ModelConfig", "build_model", "find_arch", "head_of", "load_model"]
 
+_GRAPH_SUFFIX = ".onnx"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -27,11 +29,13 @@ class ModelConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     arch: Architecture = "resnet18"
-    """The network, under torchvision's or timm's name."""
+    """The network, under torchvision's or timm's name. Not used with an ONNX file, which holds its own."""
     weights: str = "random"
     """`random`, `torchvision` (its best ImageNet weights, downloaded), or the path of a checkpoint: a file as
     torch.save, Lightning, timm or safetensors write it, whatever the network is called in it, or a folder of a
-    model hub with its config.json (written with a `/`: `./resnet-50`)."""
+    model hub with its config.json (written with a `/`: `./resnet-50`). Or that of an ONNX classifier,
+    `model.onnx`, which is taken as a graph: served as it is, quantised or cast, but not trained
+    (`train.epochs = 0`), pruned or given another head."""
     averaged: bool | None = None
     """Of a checkpoint with averaged weights (EMA, SWA) beside those as trained: take the averaged ones, or not.
     Where there is one kind only, it is taken and this is not needed."""
@@ -52,17 +56,28 @@ class ModelConfig:
             )
         # A relative path is not yet one from where this runs, so a folder is known by the way it is written.
         is_folder = "/" in self.weights or Path(self.weights).is_dir()
-        if self.checkpoint is not None and self.checkpoint.suffix not in CHECKPOINT_SUFFIXES and not is_folder:
-            allowed = ", ".join(CHECKPOINT_SUFFIXES)
+        suffixes = (*CHECKPOINT_SUFFIXES, _GRAPH_SUFFIX)
+        if self.checkpoint is not None and self.checkpoint.suffix not in suffixes and not is_folder:
+            allowed = ", ".join(suffixes)
             raise ValueError(
                 f"weights: got {self.weights!r}, expected 'random', 'torchvision', a file that ends in {allowed}, "
                 f"or a folder, written as './{self.weights}'"
+            )
+        if self.graph is not None and self.replace_head:
+            raise ValueError(
+                "replace_head: got true with an ONNX file, expected false: its head cannot be trained"
             )
 
     @property
     def checkpoint(self) -> Path | None:
         """The checkpoint's path, or None when the weights do not come from a file."""
         return None if self.weights in ("random", "torchvision") else Path(self.weights)
+
+    @property
+    def graph(self) -> Path | None:
+        """The checkpoint's path when it is an ONNX file, else None."""
+        path = self.checkpoint
+        return path if path is not None and path.suffix == _GRAPH_SUFFIX else None
 
 
 def build_model(config: ModelConfig, num_classes: int, *, bgr: bool = False) -> nn.Module:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from temper.builder.contract import LABELS_FILE, NETWORK_FILE, SNAPSHOT_FILE, WEIGHTS_FILE
+from temper.builder.errors import ModelError
 from temper.builder.names import read_labels
 from temper.builder.network.files import load_network
 from temper.builder.network.resnet import build_model, load_model
+from temper.imaging.errors import show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +57,13 @@ def labels_of(data: Artifact) -> list[str]:
 
 
 def open_network(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:
-    """Loads the network of the weights stage, or of a compression step."""
+    """Loads the network of the weights stage, or of a compression step.
+
+    Raises:
+        ModelError: It came as an ONNX file, of which there is none.
+    """
+    if setting.model.graph is not None:
+        raise ModelError(f"ONNX file {show(setting.model.graph)}: a graph, of which there is no PyTorch network")
     if (weights.path / NETWORK_FILE).exists():
         return load_network(setting.model, len(labels_of(data)), weights.path)
     return _load(setting, data, weights.path / WEIGHTS_FILE)

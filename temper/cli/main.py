@@ -52,7 +52,10 @@ def cli(debug: bool) -> None:
     default="random",
     show_default=True,
     metavar="FILE",
-    help="The finetuned network's checkpoint, or `torchvision`, or `random`.",
+    help="The finetuned network's checkpoint or ONNX file, or `torchvision`, or `random`.",
+)
+@click.option(
+    "--labels", type=path_type, metavar="FILE", help="The class names in the order of the checkpoint's outputs."
 )
 @click.option("--out", type=path_type, default=Path("recipe.toml"), show_default=True, help="The recipe to write.")
 @click.option("--name", metavar="NAME", help="The recipe's name.  [like the folder's]")

@@ -196,7 +196,7 @@ def ema_pytorch(folder: Path) -> Made:
 
 
 def ema_pytorch_both(folder: Path) -> Made:
-    from ema_pytorch import EMA  # type: ignore[import-untyped]  # ships none
+    from ema_pytorch import EMA
 
     ema = EMA(copy.deepcopy(own()), update_after_step=0, update_every=1)
     for _ in range(2):
@@ -217,7 +217,7 @@ def timm_saver(averaged: bool) -> Callable[[Path], Made]:
         settle(ema.module, 1)
         optimizer = torch.optim.SGD(network.parameters(), 0.1)
         args = argparse.Namespace(model="resnet18", lr=0.1)
-        saver: Any = CheckpointSaver(network, optimizer, args=args, model_ema=ema, checkpoint_dir=str(folder))
+        saver: Any = CheckpointSaver(network, optimizer, args=args, model_ema=ema, checkpoint_dir=str(folder))  # type: ignore[no-untyped-call]  # timm types some of it
         saver.save_checkpoint(0, metric=0.5)
         return "last.pth.tar", ema.module if averaged else network
 

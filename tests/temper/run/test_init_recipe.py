@@ -22,6 +22,7 @@ from temper.builder.data.sources import open_source
 from temper.builder.network.resnet import ModelConfig, build_model
 from temper.cli.main import cli
 from temper.run.init_recipe import Found, name_for, render_recipe
+from temper.run.init_weights import Weights
 from temper.run.recipe import load_recipe
 
 ODD = 'my "best"  Blümen \\ 花 #1'
@@ -191,8 +192,7 @@ def found(**changes: Any) -> Found:
         "num_test": 300,
         "num_sampled": 48,
         "shorter_sides": (200, 500, 900),
-        "arch": "resnet18",
-        "head_classes": None,
+        "weights": Weights(given="random", arch="resnet18"),
     }
     return Found(**{**seen, **changes})
 
@@ -200,7 +200,11 @@ def found(**changes: Any) -> Found:
 # What was seen, and what the recipe then says.
 CHOICES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "photos": ({}, "random", {"image_size": 224, "num_test": None, "epochs": 22, "num_images": 100}),
-    "torchvision": ({}, "torchvision", {"head_epochs": 2, "epochs": 5, "learning_rate": 3e-4}),
+    "torchvision": (
+        {},
+        "torchvision",
+        {"preset": "torchvision", "head_epochs": 2, "epochs": 5, "learning_rate": 3e-4},
+    ),
     "tiny": ({"shorter_sides": (20, 28, 30)}, "random", {"image_size": 32, "num_images": 200}),
     "small": ({"shorter_sides": (90, 100, 110)}, "random", {"image_size": 96, "num_images": 100}),
     "few": ({"num_train": 20, "num_test": 6}, "random", {"epochs": 60, "num_images": 6}),
@@ -210,7 +214,8 @@ CHOICES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("changes", "weights", "expected"), CHOICES.values(), ids=CHOICES.keys())
 def test_what_is_chosen(changes: dict[str, Any], weights: str, expected: dict[str, Any], tmp_path: Path) -> None:
-    text = render_recipe(found(**changes), name="x", images=tmp_path / "d", weights=weights, folder=tmp_path)
+    seen = found(weights=Weights(given=weights, arch="resnet18"), **changes)
+    text = render_recipe(seen, name="x", images=tmp_path / "d", folder=tmp_path)
     (tmp_path / "recipe.toml").write_text(text)
     recipe = load_recipe(tmp_path / "recipe.toml")
     said = {**vars(recipe.train), **vars(recipe.attacks[0]), **vars(recipe.data), **vars(recipe.model)}
@@ -219,9 +224,8 @@ def test_what_is_chosen(changes: dict[str, Any], weights: str, expected: dict[st
 
 
 def test_comments_hold_no_control_characters(tmp_path: Path) -> None:
-    text = render_recipe(
-        found(described="1 left out: a\x1b\nb"), name="x", images=tmp_path, weights="random", folder=tmp_path
-    )
+    seen = found(described="1 left out: a\x1b\nb")
+    text = render_recipe(seen, name="x", images=tmp_path, folder=tmp_path)
     assert tomllib.loads(text)["name"] == "x"
     assert "a\\u001b\\u000ab" in text
 
