@@ -265,9 +265,10 @@ class _Build:
 
     def _make_weights(self, data: Artifact) -> _Done:
         from temper.builder.network.adversarial import describe_training
+        from temper.builder.network.weights import sha256_checkpoint
 
         checkpoint = self.model.checkpoint
-        content = sha256_file(checkpoint) if checkpoint is not None else None
+        content = sha256_checkpoint(checkpoint) if checkpoint is not None else None
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from temper.builder.network.stage_weights import make_weights

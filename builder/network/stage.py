@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from temper.builder.contract import LABELS_FILE, NETWORK_FILE, SNAPSHOT_FILE, WEIGHTS_FILE
 from temper.builder.names import read_labels
 from temper.builder.network.files import load_network
-from temper.builder.network.resnet import build_model
+from temper.builder.network.resnet import build_model, load_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from temper.builder.data.config import DataConfig
+    from temper.builder.network.imported import Checkpoint
     from temper.builder.network.resnet import ModelConfig
     from temper.builder.network.train import TrainConfig
     from temper.builder.store.artifacts import Artifact
@@ -70,18 +71,23 @@ def open_snapshot(setting: Setting, data: Artifact, weights: Artifact, epoch: in
 
 
 def _load(setting: Setting, data: Artifact, path: Path) -> nn.Module:
-    model = dataclasses.replace(setting.model, weights=str(path), replace_head=False)
+    model = dataclasses.replace(setting.model, weights=str(path), replace_head=False, averaged=None)
     return build_model(model, len(labels_of(data)))
 
 
 def initial_network(setting: Setting, num_classes: int) -> nn.Module:
     """Builds the network as it was before the finetuning; the caller's random state stays as it was."""
+    return open_initial(setting, num_classes)[0]
+
+
+def open_initial(setting: Setting, num_classes: int) -> tuple[nn.Module, Checkpoint | None]:
+    """Does what `initial_network` does, and returns the checkpoint as well, None where there is none."""
     import torch  # who reads a `Setting` can do without
 
     # The seed decides a random network and a new head.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setting.train.seed)
-        return build_model(setting.model, num_classes)
+        return load_model(setting.model, num_classes, bgr=setting.data.colour == "bgr")
 
 
 def served_module(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:

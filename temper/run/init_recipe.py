@@ -19,7 +19,8 @@ from temper.builder.data.config import DataConfig
 from temper.builder.data.find import Kind, guess_kind
 from temper.builder.data.prepare import describe_data
 from temper.builder.names import MAX_NAME_LENGTH, is_printable, is_recipe_name
-from temper.builder.network.resnet import ModelConfig, find_arch
+from temper.builder.network.imported import open_checkpoint
+from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.train import TrainConfig
 from temper.errors import RecipeError
 from temper.imaging.errors import show
@@ -59,6 +60,10 @@ class Found:
     """The checkpoint's architecture; without a checkpoint the one to start with."""
     head_classes: int | None
     """Length of the checkpoint's output; None without a checkpoint or a head in it."""
+    checkpoint: str = ""
+    """What the checkpoint is, in one line."""
+    has_averaged: bool = False
+    """Whether the checkpoint has averaged weights beside those as trained."""
 
     @property
     def head_fits(self) -> bool:
@@ -79,8 +84,8 @@ def look(images: Path, weights: str) -> Found:
     """
     from temper.builder.data.sources import open_source
 
-    checkpoint = ModelConfig(weights=weights).checkpoint
-    arch, head_classes = (ModelConfig().arch, None) if checkpoint is None else find_arch(checkpoint)
+    path = ModelConfig(weights=weights).checkpoint
+    checkpoint = None if path is None else open_checkpoint(path, prefer_averaged=True)
     kind = guess_kind(images)
     source = open_source(DataConfig(source=kind, path=str(images)))
     counts = {"num_train": len(source.train), "num_test": len(source.test)}
@@ -93,8 +98,10 @@ def look(images: Path, weights: str) -> Found:
         class_names=source.class_names,
         num_sampled=len(sides),
         shorter_sides=(sides[0], statistics.median_low(sides), sides[-1]),
-        arch=arch,
-        head_classes=head_classes,
+        arch=ModelConfig().arch if checkpoint is None else checkpoint.arch,
+        head_classes=None if checkpoint is None else checkpoint.num_classes,
+        checkpoint="" if checkpoint is None else checkpoint.description,
+        has_averaged=checkpoint is not None and checkpoint.has_both,
         **counts,
     )
 
@@ -122,11 +129,14 @@ def render_recipe(found: Found, *, name: str, images: Path, weights: str, folder
         raise RecipeError(f"--name: got {show(name)}, expected up to {MAX_NAME_LENGTH} of a-z, 0-9, _ and -")
     size = min(_USUAL_SIZE, max(_STRIDE, found.shorter_sides[1] // _STRIDE * _STRIDE))
     is_file = ModelConfig(weights=weights).checkpoint is not None
+    named = _path_from(folder, Path(weights)) if is_file else weights
+    if Path(weights).is_dir() and "/" not in named:
+        named = f"./{named}"  # as a recipe names a folder
     parts = [
         *_comment(_HEAD),
         f"\nname = {_quote(name)}\n",
         *_data(found, _path_from(folder, images), size, is_file),
-        *_model(found, _path_from(folder, Path(weights)) if is_file else weights, is_file),
+        *_model(found, named, is_file),
         *_train(found, weights, is_file),
         _VARIANTS,
         *_attack(found, size),
@@ -181,9 +191,15 @@ def _data(found: Found, path: str, size: int, is_file: bool) -> list[str]:
 
 def _model(found: Found, weights: str, is_file: bool) -> list[str]:
     keys = ["[model]", f"arch = {_quote(found.arch)}", f"weights = {_quote(weights)}"]
+    if found.has_averaged:
+        keys += [
+            *_comment("It has averaged weights beside those as trained; false takes the latter."),
+            "averaged = true",
+        ]
     if is_file and not found.head_fits:
         keys.append("replace_head = true")
-    return ["", *_comment(_reason(found, weights, is_file)), *keys]
+    about = _comment(f"{found.checkpoint}.") if found.checkpoint else []
+    return ["", *about, *_comment(_reason(found, weights, is_file)), *keys]
 
 
 def _reason(found: Found, weights: str, is_file: bool) -> str:
@@ -193,7 +209,7 @@ def _reason(found: Found, weights: str, is_file: bool) -> str:
     if not is_file:
         return (
             'From nothing. On few images "torchvision", ImageNet\'s weights, is far better, but is downloaded; or '
-            "give the path of a checkpoint, .safetensors, .pt or .pth."
+            "give the path of a checkpoint."
         )
     is_folder = found.source == "folder"
     order = "the folders' names" if is_folder else "the data's own labels"

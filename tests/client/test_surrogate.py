@@ -146,6 +146,23 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Served, Path]:
     return Served(net, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.1)).eval(), path
 
 
+@pytest.mark.parametrize("size", [32, 37])
+def test_graph_of_pooled_shortcuts_and_a_head_of_two_layers_is_the_networks(tmp_path: Path, size: int) -> None:
+    from temper.builder.network.resnet import ModelConfig, build_model, set_head
+
+    torch.manual_seed(0)
+    network, norm = build_model(ModelConfig(arch="resnet10t"), CLASSES), {"mean": (0.5,) * 3, "std": (0.2,) * 3}
+    set_head(network, 16, CLASSES)
+    path = tmp_path / "net.onnx"
+    export_onnx(network.eval(), path, image_size=size, **norm)
+    pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = Served(network, **norm).eval()(pixels)
+    np.testing.assert_allclose(run_onnx(path, pixels.numpy()), expected.numpy(), rtol=1e-4, atol=1e-5)
+    found = Surrogate([path], device="cpu").logits(pixels.float())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def gradient(logits: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
     point = pixels.clone().requires_grad_()
     labels = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)

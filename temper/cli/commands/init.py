@@ -51,6 +51,8 @@ def init_command(images: Path, *, weights: str, out: Path, name: str | None, for
     epochs = recipe.train.head_epochs + recipe.train.epochs
     trained = f"trained for {epochs} epochs" if epochs else "taken as they are"
     echo(f"{len(found.class_names)} classes; {found.described}")
+    if found.checkpoint:
+        echo(f"checkpoint: {found.checkpoint}")
     echo(f"{recipe.model.arch} at {recipe.data.image_size} pixels; weights: {recipe.model.weights}, {trained}")
     echo(f"wrote {out}; it says why, and what else there is. Next:\n\n    {command}")
 

@@ -166,6 +166,22 @@ def test_checkpoint_decides_the_training(
     build_model(recipe.model, len(CLASSES))
 
 
+def test_averaged_weights_of_a_folder_are_written_down(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    other = {name: tensor.clone() for name, tensor in weights.items()}
+    (tmp_path / "hub").mkdir()
+    torch.save(
+        {"model": weights, "model_ema": {**other, "fc.bias": torch.ones(3)}},
+        tmp_path / "hub" / "pytorch_model.bin",
+    )
+    out = tmp_path / "recipe.toml"
+    said = run("init", "--images", make_images(tmp_path / "images"), "--weights", tmp_path / "hub", "--out", out)
+    assert "checkpoint: torch.save file, `model_ema`, averaged (EMA) weights used" in said.stdout
+    assert 'weights = "./hub"' in out.read_text()
+    recipe = load_recipe(out)
+    assert (recipe.model.averaged, recipe.train.epochs) == (True, 0)
+    assert torch.equal(build_model(recipe.model, 3).get_parameter("fc.bias"), torch.ones(3))
+
+
 def found(**changes: Any) -> Found:
     seen: dict[str, Any] = {
         "source": "folder",
