@@ -34,8 +34,8 @@ _IMBALANCE = 10
 _FEW_IMAGES = 10
 # A photo set may hold some grey images; what is grey as a whole is no finding.
 _MOSTLY = 0.5
-# Mean difference of two thumbnails, as a share of the contrast. Photos of scikit-image at a third of their size,
-# as JPEGs of quality 40, differ by 0.03 to 0.05; the nearest two of a class of scikit-learn's digits by 0.1 up.
+# Mean difference of two thumbnails, as a share of the contrast. Photos of scikit-image at a third of their size
+# and as JPEGs of quality 40 differ by 0.03 to 0.05; two digits of scikit-learn's of one class by at least 0.1.
 _NEAR_DIFFERENCE = 0.1
 _LEAST_CONTRAST = 20.0
 

@@ -104,8 +104,8 @@ def order_of(weights: Weights, found: Sequence[str]) -> tuple[str, ...] | None:
         return None  # another task: a new head is trained
     raise DataError(
         f"checkpoint {show(weights.given)}: knows the classes {_few(names)}, the data has {_few(unknown)} "
-        "instead; rename them, or list the data's names in the order of the checkpoint's outputs in a file, one a line, "
-        "and give it with --labels"
+        "instead; rename them, or list the data's names in the order of the checkpoint's outputs in a file, one a "
+        "line, and give it with --labels"
     )
 
 
