@@ -27,10 +27,10 @@ source = "folder"
 path = "images"
 image_size = {size}
 num_calibration = 12
-[model]
-weights = "model.onnx"
 mean = [0.4, 0.5, 0.6]
 std = [0.25, 0.25, 0.25]
+[model]
+weights = "model.onnx"
 [train]
 epochs = 0
 [[variants]]
