@@ -12,12 +12,12 @@ from temper.builder.data.pixels import PixelsConfig
 class SourceConfig:
     """Where the images come from and how they are split."""
 
-    source: Literal["digits", "textures", "folder", "torchvision"] = "digits"
-    """scikit-learn's digits, 20 classes of generated colour textures with noise (4000 to train, 2000 to test), an
-    ImageFolder tree, or a torchvision data set by name."""
+    source: Literal["digits", "textures", "photos", "folder", "torchvision"] = "digits"
+    """scikit-learn's digits, 20 classes of generated colour textures with noise (4000 to train, 2000 to test),
+    [patches of 16 photographs](photos.md), an ImageFolder tree, or a torchvision data set by name."""
     path: str | None = None
     """`folder`: the tree, one folder per class, or `train/` beside `val/` or `test/` with such folders.
-    `torchvision`: its root."""
+    `photos`: a folder of further photographs, each a class of its own. `torchvision`: its root."""
     name: str | None = None
     """`torchvision`: the class, for example `CIFAR10`."""
     num_calibration: int = 512
@@ -42,7 +42,7 @@ class SourceConfig:
             raise ValueError("path: got nothing, expected the image folder of source 'folder'")
         if self.source == "torchvision" and not self.name:
             raise ValueError("name: got nothing, expected a class of torchvision.datasets such as 'CIFAR10'")
-        unused = {"folder": ("name",), "torchvision": ()}.get(self.source, ("name", "path"))
+        unused = {"folder": ("name",), "photos": ("name",), "torchvision": ()}.get(self.source, ("name", "path"))
         for field in unused:
             if getattr(self, field) is not None:
                 raise ValueError(
@@ -67,8 +67,12 @@ class SourceConfig:
     @property
     def libraries(self) -> tuple[str, ...]:
         """The packages, as pip names them, whose versions decide the images."""
-        own = {"digits": "scikit-learn", "torchvision": "torchvision"}.get(self.source)
-        return ("numpy", "pillow", *([own] if own else []))
+        own = {
+            "digits": ("scikit-learn",),
+            "photos": ("scikit-image", "scikit-learn"),
+            "torchvision": ("torchvision",),
+        }
+        return ("numpy", "pillow", *own.get(self.source, ()))
 
 
 @dataclass(frozen=True, kw_only=True)

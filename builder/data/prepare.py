@@ -125,6 +125,10 @@ def fingerprint_data(config: DataConfig) -> str | None:
     Raises:
         DataError: The folder is missing.
     """
+    if config.source == "photos" and config.path:
+        from temper.builder.data.photos import fingerprint_photos
+
+        return fingerprint_photos(Path(config.path))
     if config.source != "folder":
         return None
     from temper.builder.data.folder import fingerprint_folder

@@ -100,6 +100,7 @@ def open_source(config: DataConfig) -> Source:
     openers = {
         "digits": _open_digits,
         "textures": _open_textures,
+        "photos": _open_photos,
         "folder": _open_folder,
         "torchvision": _open_torchvision,
     }
@@ -143,6 +144,15 @@ def _open_textures(config: DataConfig) -> Source:
     labels = indices % len(CLASS_NAMES)
     train, test = indices[:NUM_TRAIN], indices[NUM_TRAIN:]
     return Source(list(CLASS_NAMES), labels, train, test, config.preprocessing, open_image, True)
+
+
+def _open_photos(config: DataConfig) -> Source:
+    from temper.builder.data.photos import cut_photos
+
+    folder = Path(config.path) if config.path else None
+    cut = cut_photos(folder, config.seed)
+    info = {"left_out": describe_left_out(cut.left_out, folder)} if folder else {}
+    return Source(cut.class_names, cut.labels, cut.train, cut.test, config.preprocessing, cut, True, info)
 
 
 def _open_folder(config: DataConfig) -> Source:
