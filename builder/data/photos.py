@@ -1,7 +1,7 @@
 """Patches of photographs: which photograph is this a patch of? A data set of real pixels that needs no download.
 
-The photographs are those in the wheels of scikit-image and scikit-learn, and those in a folder, if one is given. Each
-is a class. Its longer side is cut into five bands with gaps between them; patches of the first, third and fifth
+The photographs are those in the wheels of scikit-image and scikit-learn, and those in a folder, if one is given.
+Each is a class. Its longer side is cut into five bands with gaps between them; patches of the first, third and fifth
 train, patches of the second and fourth test. So no pixel of a test patch was ever in a training patch, but what is
 learned is these photographs alone: nothing follows from it for others.
 """
@@ -34,7 +34,7 @@ NUM_TEST = 80
 """Test patches of each photograph."""
 NUM_BANDS = 5
 MIN_CONTRAST = 4.0
-"""The least standard deviation of a patch's grey values, 0 to 255: a patch of the sky alone is of no photograph."""
+"""The least standard deviation of a patch's grey values, 0 to 255: a patch of the sky alone may be of any."""
 
 # Of those in the wheels the ones that a camera made, large enough, and textured nearly everywhere.
 _WHEELS = {
@@ -65,6 +65,7 @@ _GAP_SHARE = 1 / 50
 _SMALLEST = 0.75
 _ASPECT = 4 / 3
 _MAX_DRAWS = 50
+_MAX_FOUND = 250  # 3 MB of memory each
 _SAME = 2.0  # of 255: the mean difference of two thumbnails of one picture in two sizes is below 1
 _THUMBNAIL = 16
 
@@ -104,12 +105,10 @@ def cut_photos(folder: Path | None, seed: int) -> Patches:
     Raises:
         DataError: A photograph cannot be read, a wheel is not installed, or the folder holds none.
     """
-    paths = {Path(name).stem: path for name, path in _installed().items()}
-    left_out: list[LeftOut] = []
-    if folder is not None:
-        found = list_photographs(folder)
-        paths |= {show(path.relative_to(folder)): path for path in found.paths}
-        left_out += found.left_out
+    installed = _find_installed()
+    found = Listing([], []) if folder is None else _list(folder)
+    paths = installed | {show(path.relative_to(folder or "")): path for path in found.paths}
+    left_out = list(found.left_out)
     photographs: dict[str, Image.Image] = {}
     boxes: list[Boxes] = []
     seen: list[NDArray[np.float32]] = []
@@ -121,9 +120,9 @@ def cut_photos(folder: Path | None, seed: int) -> Patches:
             continue
         photographs[name] = image
         boxes.append(drawn)
-    if folder is not None and len(photographs) == len(_installed()):
-        why = f"; the first, {show(left_out[0].path)}, is left out: {left_out[0].reason}" if left_out else ""
-        raise DataError(f"data {show(folder)}: no photograph of it can be used, expected at least one{why}")
+    if folder is not None and len(photographs) == len(installed):
+        why = f" ({show(left_out[-1].path.name)} is left out: {left_out[-1].reason})" if left_out else ""
+        raise DataError(f"data {show(folder)}: got no photograph that can be cut up, expected at least one{why}")
     each = NUM_TRAIN + NUM_TEST
     place = np.arange(each * len(photographs))
     return Patches(
@@ -144,7 +143,7 @@ def fingerprint_photos(folder: Path) -> str:
         DataError: The folder cannot be read.
     """
     digest = hashlib.sha256()
-    for path in list_photographs(folder).paths:
+    for path in _list(folder).paths:
         try:
             status = path.stat()
             state = f"{status.st_size}\0{status.st_mtime_ns}"
@@ -165,25 +164,32 @@ def list_bands(length: int) -> list[tuple[int, int]]:
     ]
 
 
-def _installed() -> dict[str, Path]:
-    """The photographs in the wheels, by their files' names."""
+def _find_installed() -> dict[str, Path]:
+    """Finds the photographs in the wheels, by their names."""
     found: dict[str, Path] = {}
-    for (module, package, folder), names in _WHEELS.items():
+    for (module, package, folder), files in _WHEELS.items():
         spec = find_spec(module)
         if spec is None or not spec.submodule_search_locations:
             raise DataError(
                 f"data photos: {package} is not installed, in whose wheel the photographs are; "
                 "install it with: pip install 'temper[data]'"
             )
-        found |= {name: Path(spec.submodule_search_locations[0], folder, name) for name in names}
+        place = Path(spec.submodule_search_locations[0], folder)
+        found |= {Path(file).stem: place / file for file in files}
     return found
 
 
-def list_photographs(folder: Path) -> Listing:
+def _list(folder: Path) -> Listing:
     try:
-        return list_images(folder)
+        found = list_images(folder)
     except FolderError as error:
         raise DataError(f"data {error}; expected a folder of photographs, each a class of its own") from error
+    if len(found.paths) > _MAX_FOUND:
+        raise DataError(
+            f"data {show(folder)}: got {len(found.paths):,} images, expected at most {_MAX_FOUND} photographs, each "
+            "a class of its own; source 'folder' has classes of many images"
+        )
+    return found
 
 
 def _open(path: Path) -> Image.Image:
