@@ -1,8 +1,8 @@
 """Patches of photographs: which photograph is this a patch of? A data set of real pixels that needs no download.
 
 The photographs are those in the wheels of scikit-image and scikit-learn, and those in a folder, if one is given.
-Each is a class. Its longer side is cut into five bands with gaps between them; patches of the first, third and fifth
-train, patches of the second and fourth test. So no pixel of a test patch was ever in a training patch, but what is
+Each is a class. Its longer side is cut into five bands with gaps between them; patches of the first, third and
+fifth train, patches of the second and fourth test. So no pixel of a test patch was ever in a training patch, but what is
 learned is these photographs alone: nothing follows from it for others.
 """
 
@@ -186,8 +186,8 @@ def _list(folder: Path) -> Listing:
         raise DataError(f"data {error}; expected a folder of photographs, each a class of its own") from error
     if len(found.paths) > _MAX_FOUND:
         raise DataError(
-            f"data {show(folder)}: got {len(found.paths):,} images, expected at most {_MAX_FOUND} photographs, each "
-            "a class of its own; source 'folder' has classes of many images"
+            f"data {show(folder)}: got {len(found.paths):,} images, expected at most {_MAX_FOUND} photographs, "
+            "each a class of its own; classes of many images are for source 'folder'"
         )
     return found
 
