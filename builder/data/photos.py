@@ -2,8 +2,8 @@
 
 The photographs are those in the wheels of scikit-image and scikit-learn, and those in a folder, if one is given.
 Each is a class. Its longer side is cut into five bands with gaps between them; patches of the first, third and
-fifth train, patches of the second and fourth test. So no pixel of a test patch was ever in a training patch, but what is
-learned is these photographs alone: nothing follows from it for others.
+fifth train, patches of the second and fourth test. So no pixel of a test patch was ever in a training patch, but
+what is learned is these photographs alone: nothing follows from it for others.
 """
 
 from __future__ import annotations
