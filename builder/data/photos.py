@@ -92,7 +92,7 @@ class Patches:
     def __call__(self, index: int) -> Image.Image:
         """Returns one patch in RGB, at its own size."""
         left, top, right, bottom = self.boxes[index].tolist()
-        return self.photographs[self.labels[index]].crop((left, top, right, bottom))
+        return self.photographs[int(self.labels[index])].crop((left, top, right, bottom))
 
 
 def cut_photos(folder: Path | None, seed: int) -> Patches:

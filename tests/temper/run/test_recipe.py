@@ -75,7 +75,7 @@ def test_load_recipe_of_ours(name: str) -> None:
 @pytest.mark.parametrize("name", ["Imagenette", "Flowers102", "OxfordIIITPet", "Food101", "DTD"])
 def test_load_recipe_of_the_page_on_photographs(tmp_path: Path, name: str) -> None:
     """And what it names is in torchvision: a data set that it downloads, weights tested at that resize."""
-    import torchvision
+    import torchvision  # type: ignore[import-untyped]  # ships none
 
     text = (ROOT / "docs" / "photos.md").read_text()
     (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
