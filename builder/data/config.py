@@ -16,7 +16,7 @@ _PATHS = {
 # Which sources have which key.
 _FIELDS = {
     "name": ("torchvision",),
-    "path": (*_PATHS, "torchvision"),
+    "path": (*_PATHS, "photos", "torchvision"),
     "image_column": ("table", "webdataset", "huggingface"),
     "label_column": ("table", "webdataset", "huggingface"),
     "split_column": ("table",),
@@ -24,6 +24,7 @@ _FIELDS = {
 _LIBRARIES = {
     "digits": ("scikit-learn",),
     "huggingface": ("datasets", "pyarrow"),
+    "photos": ("scikit-image", "scikit-learn"),
     "table": ("pyarrow",),
     "torchvision": ("torchvision",),
 }
@@ -33,15 +34,17 @@ _LIBRARIES = {
 class SourceConfig:
     """Where the images come from and how they are split."""
 
-    source: Literal["digits", "textures", "folder", "table", "webdataset", "huggingface", "torchvision"] = "digits"
-    """scikit-learn's digits, 20 classes of generated colour textures with noise (4000 to train, 2000 to test), an
-    ImageFolder tree, a table of paths and labels, WebDataset shards, a Hugging Face data set on disk, or a
-    torchvision data set by name. [Which is what](data.md)."""
+    source: Literal[
+        "digits", "textures", "photos", "folder", "table", "webdataset", "huggingface", "torchvision"
+    ] = "digits"
+    """scikit-learn's digits, 20 classes of generated colour textures with noise (4000 to train, 2000 to test),
+    [patches of 16 photographs](photos.md), an ImageFolder tree, a table of paths and labels, WebDataset shards, a
+    Hugging Face data set on disk, or a torchvision data set by name. [Which is what](data.md)."""
     path: str | None = None
     """`folder`: the tree, one folder per class, or `train/` beside `val/` or `test/` with such folders.
     `table`: a .csv, .tsv or .parquet file, or a folder with one for each split. `webdataset`: a folder of .tar
-    files, or a pattern such as `train-{000..099}.tar`. `huggingface`: what `save_to_disk` wrote. `torchvision`:
-    its root."""
+    files, or a pattern such as `train-{000..099}.tar`. `huggingface`: what `save_to_disk` wrote. `photos`: a
+    folder of further photographs, each a class of its own. `torchvision`: its root."""
     name: str | None = None
     """`torchvision`: the class, for example `CIFAR10`."""
     labels: str | None = None

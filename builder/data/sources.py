@@ -22,6 +22,7 @@ from temper.builder.errors import DataError
 from temper.builder.names import is_printable
 from temper.imaging.errors import show
 from temper.imaging.fit import RESAMPLING, fit_image
+from temper.imaging.folder import describe_left_out
 from temper.imaging.formats import max_pixels
 from temper.imaging.preprocess import Preprocessing
 from temper.imaging.read import to_rgb
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
     from temper.builder.data.config import DataConfig
 
-# What torchvision's data sets call the argument that picks a split, and its values, best first.
+# What torchvision's data sets call their splits, best first.
+_TRAIN_SPLITS = ("train", "trainval")
 _TEST_SPLITS = ("test", "val", "valid", "validation")
 
 
@@ -107,6 +109,7 @@ def open_source(config: DataConfig) -> Source:
     openers = {
         "digits": _open_digits,
         "textures": _open_textures,
+        "photos": _open_photos,
         "torchvision": _open_torchvision,
     }
     source = openers.get(config.source, _open_encoded)(config)
@@ -159,6 +162,15 @@ def _open_textures(config: DataConfig) -> Source:
     labels = indices % len(CLASS_NAMES)
     train, test = indices[:NUM_TRAIN], indices[NUM_TRAIN:]
     return Source(list(CLASS_NAMES), labels, train, test, config.preprocessing, open_image, True)
+
+
+def _open_photos(config: DataConfig) -> Source:
+    from temper.builder.data.photos import cut_photos
+
+    folder = Path(config.path) if config.path else None
+    cut = cut_photos(folder, config.seed)
+    info = {"left_out": describe_left_out(cut.left_out, folder)} if folder else {}
+    return Source(cut.class_names, cut.labels, cut.train, cut.test, config.preprocessing, cut, True, info)
 
 
 def _open_encoded(config: DataConfig) -> Source:
@@ -222,9 +234,9 @@ def _open_torchvision(config: DataConfig) -> Source:
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"data {name}: image {index - offset} cannot be decoded ({error})") from error
 
-    return Source(
-        [str(each) for each in names], labels, train, test, config.preprocessing, open_image, numbered=not own
-    )
+    # Imagenette has a tuple of synonyms for each class.
+    names = [str(each[0] if isinstance(each, tuple) else each) for each in names]
+    return Source(names, labels, train, test, config.preprocessing, open_image, numbered=not own)
 
 
 def _make_torchvision(kind: type[Any], root: Path) -> list[Any]:
@@ -240,20 +252,20 @@ def _make_torchvision(kind: type[Any], root: Path) -> list[Any]:
         if "train" in arguments:
             return [kind(train=True, **fixed), kind(train=False, **fixed)]
         if "split" in arguments:
-            return [kind(split="train", **fixed), _first_split(kind, fixed)]
+            return [_first_split(kind, fixed, splits) for splits in (_TRAIN_SPLITS, _TEST_SPLITS)]
         return [kind(**fixed)]
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"data {kind.__name__}: torchvision cannot open it in {root}: {reason}") from error
 
 
-def _first_split(kind: type[Any], fixed: dict[str, Any]) -> Any:
-    for split in _TEST_SPLITS:
+def _first_split(kind: type[Any], fixed: dict[str, Any], splits: tuple[str, ...]) -> Any:
+    for split in splits:
         try:
             return kind(split=split, **fixed)
         except ValueError:
             continue
-    raise ValueError(f"none of its splits is called {', '.join(_TEST_SPLITS)}")
+    raise ValueError(f"none of its splits is called {', '.join(splits)}")
 
 
 def _labels_of(part: Any) -> NDArray[np.int64]:
@@ -261,6 +273,9 @@ def _labels_of(part: Any) -> NDArray[np.int64]:
         labels = getattr(part, attribute, None)
         if isinstance(labels, Sequence | np.ndarray | torch.Tensor) and len(labels) == len(part):
             return np.asarray(labels, dtype=np.int64)
+    samples = getattr(part, "_samples", None)  # (path, label) of each; the last way decodes every image
+    if isinstance(samples, Sequence) and len(samples) == len(part):
+        return np.array([int(sample[1]) for sample in samples], dtype=np.int64)
     return np.array([int(part[index][1]) for index in range(len(part))], dtype=np.int64)
 
 
