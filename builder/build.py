@@ -516,7 +516,12 @@ class _Build:
 
         if self.serving.jpeg:
             card = Card(
-                recipe=CardRecipe(name=self.recipe_name, data=asdict(self.data), variant=variant.to_json()),
+                recipe=CardRecipe(
+                    name=self.recipe_name,
+                    data=asdict(self.data),
+                    variant=variant.to_json(),
+                    engine=asdict(self.engine),
+                ),
                 data_digest=data.digest,
             )
             assert self.repository is not None, "given to whoever runs"

@@ -1,8 +1,8 @@
 """Many encoded images at once, as a server gets them: in threads, and within bounds that no request can move.
 
-`Decoder.decode` is the seam between the server and what decodes for it: from encoded images to uint8 pixels, an error
-for each that is none. A decoder on a GPU (nvImageCodec, DALI) would be another class with that method. Its pixels
-would be others than Pillow's by a few levels, so it would be a contract of its own.
+`Decoder.decode` is the seam between the server and what decodes for it: from encoded images to uint8 pixels, an
+error for each that is none. A decoder on a GPU (nvImageCodec, DALI) would be another class with that method; its
+pixels would be others than Pillow's by a few levels, so it would be a contract of its own.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .read import Pixels, read_image
 
 _MAX_THREADS = 16
 _JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"
-# A progressive JPEG is gone through once for every scan, and a scan of all its pixels may be 30 bytes long. A camera
-# writes 10; a video behind the image, as some phones put it there, holds the mark by chance.
+# A progressive JPEG is gone through once for every scan, and a scan of all its pixels may be 30 bytes long. Cameras
+# write 10; a video behind the image, as some phones put it there, holds the mark by chance.
 _MAX_SCANS = 64
 
 
@@ -55,8 +55,8 @@ class Decoder:
         """Decodes images; what is wrong with one is its own.
 
         Args:
-            files: Each a whole file in one of `formats.FORMATS`, of at most `served_pixels`. Of all that are decoded
-                at a time the pixels together are no more than those of one so large.
+            files: Each a whole file in one of `formats.FORMATS`, of at most `served_pixels`; several that are
+                decoded at a time have no more together, with what resizing them takes.
 
         Returns:
             uint8 [N, height, width, 3], RGB, and the errors by index; the pixels of such an image mean nothing.

@@ -3,8 +3,8 @@
 An ensemble is several entries of the repository. `<model>` is a Triton *ensemble*: it has no engine, only steps,
 and takes and answers what any of its members does. `<model>_mean` is its last step, run by the backend
 `temper_mean`, where it has several members; `<model>_defence` its first, run by `temper_defence`, where it has a
-defence. `<model>_jpeg` is an ensemble of one model, and `<model>_jpeg_decode` its first step, run by `temper_decode`.
-Members are served as they are, in whatever version their own config.pbtxt names.
+defence. `<model>_jpeg` is an ensemble of one model, and `<model>_jpeg_decode` its first step, run by
+`temper_decode`. Members are served as they are, in whatever version their own config.pbtxt names.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def publish_ensemble(
         The ensemble's version served from now on.
 
     Raises:
-        PublishError: There are fewer than two members, or none behind what stands before, a member is missing, takes other
-            images, answers other classes, takes smaller batches or was not published with `in_ensemble`, or the
-            repository cannot be written.
+        PublishError: There are fewer than two members, or none behind a decoder or a defence, a member is missing,
+            takes other images, answers other classes, takes smaller batches or was not published with
+            `in_ensemble`, or the repository cannot be written.
     """
     assert isinstance(config.backend, EnsembleBackend), "nothing else is an ensemble"
     members, defend, decode = config.backend.members, config.backend.defend, config.backend.decode

@@ -182,7 +182,7 @@ class NativeBackend(Backend):
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleBackend(Backend):
-    """Triton's ensemble scheduler: the decoder or the defence if there is one, every member, the mean of several."""
+    """Triton's ensemble scheduler: a decoder or a defence if wanted, every member, then the mean of several."""
 
     name = "ensemble"
 

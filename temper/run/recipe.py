@@ -96,6 +96,10 @@ class Recipe:
                     f"variants[{index}].against: got {show(variant.against)}, expected a variant above it: {known}"
                 )
             seen[variant.name] = index
+        self._check_steps(seen)
+
+    def _check_steps(self, seen: Mapping[str, int]) -> None:
+        """Refuses a variant that is called as what is published beside another one."""
         for index, variant in enumerate(self.variants):
             steps = {mean_name(variant.name): "last"} if len(variant.ensemble) > 1 else {}
             if variant.defend:
