@@ -24,7 +24,7 @@ from .read import Pixels, read_image
 
 _MAX_THREADS = 16
 _JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"
-# A progressive JPEG is gone through once for every scan, and a scan of all its pixels may be 30 bytes long. Cameras
+# A progressive JPEG is gone through once for every scan, and a scan of all pixels may be 30 bytes long. Cameras
 # write 10; a video behind the image, as some phones put it there, holds the mark by chance.
 _MAX_SCANS = 64
 

@@ -2,7 +2,7 @@
 
 A *python-based backend* of Temper (`backend: "temper_decode"`), as `temper_defence` is: config.pbtxt names its one
 input and its one output, and the parameter `preprocessing` says what the pixels are to be. What makes them is the
-repository's `imaging/`, which lies here by a link: the code that the client and the training use, so the same pixels.
+repository's `imaging/`, which lies here by a link: the code that client and training use, so the same pixels.
 """
 
 from __future__ import annotations
