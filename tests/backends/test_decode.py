@@ -1,4 +1,4 @@
-"""Encoded images at a real tritonserver: the client's pixels to the bit, and what is no image fails itself alone."""
+"""Encoded images at a real tritonserver: the client's pixels to the bit; what is no image fails alone."""
 
 from __future__ import annotations
 
@@ -229,10 +229,13 @@ def test_requests_of_other_shapes_are_refused(served: TritonServer) -> None:
     with pytest.raises(InferenceServerException, match="batch-size must be <= 8"):
         decode(served, "covers", [write(GOOD)] * 9)
     with triton.InferenceServerClient(served.grpc_url) as raw:
-        for shape in ([0, 1], [1, 2]):
+        for shape, message in (
+            ([0, 1], "expected 1 string elements"),
+            ([1, 2], r"Expected \[-1,1\], got \[1,2\]"),
+        ):
             tensor = triton.InferInput("encoded", shape, "BYTES")
             tensor.set_data_from_numpy(np.full(shape, write(GOOD), dtype=object))
-            with pytest.raises(InferenceServerException):
+            with pytest.raises(InferenceServerException, match=message):
                 raw.infer("toy_jpeg", [tensor])
         assert raw.is_server_ready()
 
@@ -242,7 +245,9 @@ def test_calls_that_do_not_fit_are_refused_before_anything_is_sent(served: Trito
     with Client(served.grpc_url) as client:
         with pytest.raises(InvalidRequest, match="model toy takes UINT8 .*, expected one that takes image files"):
             client.infer_encoded("toy", [write(GOOD)])
-        with pytest.raises(InvalidRequest, match="got pixels, model toy_jpeg takes image files; use infer_encoded"):
+        with pytest.raises(
+            InvalidRequest, match="got pixels, model toy_jpeg takes image files; use infer_encoded"
+        ):
             client.infer("toy_jpeg", sample.images[:1])
         with pytest.raises(InvalidRequest, match="files: got none, expected at least one"):
             client.infer_encoded("toy_jpeg", [])
@@ -287,9 +292,15 @@ def test_commands_send_files_to_what_takes_them(served: TritonServer, tmp_path: 
         assert (code, "closed, 2 in flight" in output) == (0, True), output
     code, output = run("load", "--model", "toy", "--encoded", *short)
     assert (code, "toy_jpeg: takes image files, expected --images with some" in output) == (1, True)
-    for command in ("attack", "corrupt"):
-        code, output = run(command, "--model", "toy_jpeg", "--images", images)
-        assert (code, len(output.splitlines()[-1:])) == (1, 1)
+    (tmp_path / "classes" / LABELS[0]).mkdir(parents=True)
+    (tmp_path / "classes" / LABELS[0] / "good.jpg").write_bytes(write(GOOD))
+    classes = str(tmp_path / "classes")
+    for words in (("attack", "--images", classes), ("corrupt", classes)):
+        code, output = run(*words, "--model", "toy_jpeg")
+        assert code == 1
+        assert output.splitlines()[-1].startswith(
+            "error: model toy_jpeg: takes image files as they are, expected "
+        )
 
 
 def test_everything_that_was_published_is_verified(repository: Path) -> None:

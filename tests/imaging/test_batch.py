@@ -1,4 +1,4 @@
-"""Many encoded images at once: the pixels of `read_image`, an error of its own for each, and what is held is bounded."""
+"""Many encoded images at once: the pixels of `read_image`, each an error of its own, and bounds on what is held."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "text": (lambda: b"some text", "image: is text, expected PNG, "),
     "web page": (lambda: b"<!doctype html>", "image: is a web page, perhaps what a download got"),
     "cut off": (lambda: encode("JPEG")[:900], r"image: cannot be decoded \(.*\), expected a whole image file"),
-    "bomb": (lambda: claim(60_000, 60_000), "image: is too large: 3,600,000,000 pixels, expected at most 33,554,432 pixels; "),
+    "bomb": (
+        lambda: claim(60_000, 60_000),
+        "image: is too large: 3,600,000,000 pixels, expected at most 33,554,432 pixels; ",
+    ),
     "large": (lambda: claim(5800, 5800), "33,640,000 pixels, expected at most 33,554,432 pixels; scale it down"),
     "scans": (lambda: progressive(500_000), "image: is a JPEG of 500,0.. scans, expected at most "),
 }
