@@ -29,6 +29,10 @@ class ServingConfig:
     watch_queries: int | None = None
     """Count, in Triton's metrics, images in a run of at least so many near-identical ones from one client, as an
     attack by queries sends them; 25 is a start. Not given: nothing is watched. Only the plugin can."""
+    jpeg: bool = False
+    """Publish `<recipe>_<variant>_jpeg` beside every variant: it takes image files as they are and decodes them on
+    the server, to the pixels that `temper query` would send. All queues are bounded by time alone then, as those
+    of members of an ensemble."""
 
     def __post_init__(self) -> None:
         """Checks every field.
