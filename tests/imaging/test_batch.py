@@ -1,4 +1,4 @@
-"""Many encoded images at once: the pixels of `read_image`, each an error of its own, and bounds on what is held."""
+"""Many encoded images at once: `read_image`'s pixels, each an error of its own, and bounds on what is held."""
 
 from __future__ import annotations
 
