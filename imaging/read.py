@@ -126,7 +126,9 @@ def decode_image(
     except ImageError:
         raise
     except FileNotFoundError as error:
-        what = "is a link to nothing" if os.path.islink(path) else "no such file"
+        what = (
+            "is a link to nothing" if isinstance(source, Path | str) and os.path.islink(source) else "no such file"
+        )
         raise ImageError(path, what, "an image") from error
     except IsADirectoryError as error:
         raise ImageError(path, "is a folder", "an image") from error

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from temper.builder.compress.imported import check_imported
 from temper.builder.compress.variant import VariantConfig
 from temper.builder.data.config import DataConfig
 from temper.builder.engines.kind import AutoConfig, EngineConfig
-from temper.builder.explain.config import ExplainConfig
+from temper.builder.explain.config import PARTS, ExplainConfig
 from temper.builder.names import MAX_NAME_LENGTH, is_recipe_name
 from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.train import TrainConfig
@@ -70,6 +71,9 @@ class Recipe:
         if not self.variants:
             raise ValueError('variants: got none, expected at least one [[variants]] table with a "name"')
         self._check_variants()
+        if self.model.graph is not None:
+            check_imported(self.train, self.variants)
+            self._check_look()
         self._check_attacks()
         if self.load.batch_size > self.engine.max_batch:
             raise ValueError(
@@ -114,6 +118,14 @@ class Recipe:
                         f'variants[{seen[name]}].name: got "{name}", expected another name: it is that of '
                         f"{what} variants[{index}]"
                     )
+
+    def _check_look(self) -> None:
+        if self.explain is not None and "features" in self.explain.parts:
+            kept = ", ".join(f'"{part}"' for part in PARTS if part != "features")
+            raise ValueError(
+                "explain.parts: got features, which needs the PyTorch network's head, expected some of "
+                f"{kept}: model.weights is an ONNX file"
+            )
 
     def _check_member(self, path: str, name: str, earlier: Mapping[str, int]) -> None:
         members = [other for other, index in earlier.items() if not self.variants[index].ensemble]
@@ -188,7 +200,7 @@ class Recipe:
 def load_recipe(path: Path) -> Recipe:
     """Reads and checks a recipe.
 
-    Paths in it (`data.path`, `model.weights`) are relative to the recipe's own folder.
+    Paths in it (`data.path`, `data.labels`, `model.weights`) are relative to the recipe's own folder.
 
     Raises:
         RecipeError: The file cannot be read, is not TOML, or holds an unknown key, a wrong type or an impossible
@@ -233,6 +245,8 @@ def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
     base = folder.resolve()
     if recipe.data.path is not None:
         recipe = replace(recipe, data=replace(recipe.data, path=str(base / recipe.data.path)))
+    if recipe.data.labels is not None:
+        recipe = replace(recipe, data=replace(recipe.data, labels=str(base / recipe.data.labels)))
     if recipe.model.checkpoint is not None:
         weights = str(base / recipe.model.checkpoint)
         recipe = replace(recipe, model=replace(recipe.model, weights=weights))

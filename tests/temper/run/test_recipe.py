@@ -5,6 +5,8 @@ Long because it is one table of mistakes, which is easier to read in one place.
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +19,8 @@ from temper.errors import RecipeError
 from temper.plugins import PluginError
 from temper.run.recipe import Recipe, load_recipe
 
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
 OURS = ", ".join(f'"{name}"' for name in ATTACKS.names())
 GOOD = """
 name = "x"
@@ -61,9 +65,32 @@ def test_load_recipe_good(tmp_path: Path) -> None:
     assert recipe.train.epochs > 0
 
 
-def test_load_recipe_demo() -> None:
-    recipe = load_recipe(Path(__file__).parents[3] / "recipes" / "digits.toml")
-    assert recipe.name == "digits"
+@pytest.mark.parametrize("name", RECIPES)
+def test_load_recipe_of_ours(name: str) -> None:
+    assert {"digits", "photos"} <= set(RECIPES)
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
+    assert recipe.name == name
+
+
+@pytest.mark.parametrize("name", ["Imagenette", "Flowers102", "OxfordIIITPet", "Food101", "DTD"])
+def test_load_recipe_of_the_page_on_photographs(tmp_path: Path, name: str) -> None:
+    """And what it names is in torchvision: a data set that it downloads, weights tested at that resize."""
+    import torchvision  # type: ignore[import-untyped]  # ships none
+
+    text = (ROOT / "docs" / "photos.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert f'"{name}"' in block
+    recipe = load_recipe(write(tmp_path, block.replace('name = "Imagenette"', f'name = "{name}"')))
+    assert recipe.data.name == name
+    arguments = inspect.signature(getattr(torchvision.datasets, name)).parameters
+    assert {"root", "split", "download"} <= set(arguments)
+    assert recipe.model.weights == "torchvision"
+    tested = torchvision.models.get_model_weights(recipe.model.arch)["DEFAULT"].transforms()
+    how = recipe.data.preprocessing
+    assert [how.resize] == tested.resize_size
+    assert [how.height] == [how.width] == tested.crop_size
+    assert (how.interpolation, how.antialias) == (tested.interpolation.value, tested.antialias)
+    assert (list(how.mean), list(how.std)) == (tested.mean, tested.std)
 
 
 def test_load_recipe_imports_nothing_heavy() -> None:
