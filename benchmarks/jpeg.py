@@ -1,9 +1,9 @@
-"""What decoding on the server costs: ResNet-50 int8 at 224x224 asked with JPEG files, against it asked with pixels.
+"""What decoding on the server costs: ResNet-50 int8 at 224x224 with JPEG files, against pixels.
 
 One server, the same cores: the model itself, and its twin `_jpeg`, in turn. Files of two sizes: 256 pixels on the
-shorter side, which the contract (torchvision's: resize 256, crop 224) only cuts, and 500x375, as most of ImageNet is,
-which it resizes. They are pieces of scikit-learn's two photographs. Beside the throughputs stands what a file costs
-in process, by part, and what Triton says of the decoder.
+shorter side, which the contract (torchvision's: resize 256, crop 224) only cuts, and 500x375, as most of ImageNet
+is, which it resizes. They are pieces of scikit-learn's two photographs. Beside the throughputs stands what a file
+costs in process, by part, and what Triton says of the decoder.
 """
 
 from __future__ import annotations

@@ -42,6 +42,11 @@ class ServingConfig:
         """
         if self.max_queue is not None and not 1 <= self.max_queue <= _LARGEST_QUEUE:
             raise ValueError(f"max_queue: got {self.max_queue}, expected 1 to {_LARGEST_QUEUE} requests")
+        if self.max_queue is not None and self.jpeg:
+            raise ValueError(
+                f"max_queue: got {self.max_queue} with jpeg = true, which bounds queues by time alone; leave it "
+                "out and set queue_timeout_ms"
+            )
         if not 1 <= self.queue_timeout_ms <= 3_600_000:
             raise ValueError(f"queue_timeout_ms: got {self.queue_timeout_ms}, expected 1 to 3600000 (an hour)")
         if self.keep_versions < 1:

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from benchmarks.sample import Sample
 
 LABELS = [f"digit {digit}" for digit in range(10)]
-SIZE = {"height": 32, "width": 32}
+COVERS = Preprocessing(height=32, width=32)
 CONTRACTS = {
-    "covers": Preprocessing(**SIZE),
-    "torchvision": Preprocessing(**SIZE, resize=36),
-    "timm": Preprocessing(**SIZE, resize=36, interpolation="bicubic"),
+    "covers": COVERS,
+    "torchvision": replace(COVERS, resize=36),
+    "timm": replace(COVERS, resize=36, interpolation="bicubic"),
     "squashes": Preprocessing(height=24, width=40, resize=(24, 40), upright=False),
-    "opencv": Preprocessing(**SIZE, resize=(32, 32), antialias=False),
+    "opencv": replace(COVERS, resize=(32, 32), antialias=False),
 }
 CONFIG = TritonConfig(
     name="toy",

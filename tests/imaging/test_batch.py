@@ -1,4 +1,4 @@
-"""Many encoded images at once: the pixels of `read_image`, each an error of its own, and bounds on what is held."""
+"""Many encoded images at once: `read_image`'s pixels, each an error of its own, and bounds on what is held."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from temper.imaging import batch
 from temper.imaging.batch import Decoder
+from temper.imaging.formats import served_pixels
 from temper.imaging.preprocess import Preprocessing
 from temper.imaging.read import read_image
 
@@ -53,7 +54,7 @@ def test_each_image_is_read_as_alone(num_threads: int) -> None:
     decoder = Decoder(SMALL, num_threads)
     pixels, errors = decoder.decode(files)
     decoder.close()
-    assert (pixels.shape, pixels.dtype) == ((6, 32, 32, 3), np.uint8)
+    assert (pixels.shape, str(pixels.dtype)) == ((6, 32, 32, 3), "uint8")
     assert sorted(errors) == [1, 3, 5]
     for index in (0, 2, 4):
         np.testing.assert_array_equal(pixels[index], read_image(io.BytesIO(files[index]), SMALL))
@@ -77,7 +78,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_what_is_no_image_is_said_in_a_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, message = BAD[name]
     if name == "scans":  # those of an image of 33 million pixels, for one that is written in no time
-        monkeypatch.setattr(batch, "_MAX_SCANS", 5 * 50 * 44 / batch.served_pixels(32, 32))
+        monkeypatch.setattr(batch, "_MAX_SCANS", 5 * 50 * 44 / served_pixels(32, 32))
     _, errors = Decoder(SMALL).decode([make()])
     text = str(errors[0])
     assert "\n" not in text
