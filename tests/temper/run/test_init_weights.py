@@ -61,7 +61,7 @@ def write_huggingface(folder: Path) -> Path:
 
 
 def write_timm(folder: Path) -> Path:
-    import timm  # type: ignore[import-untyped]  # ships none
+    import timm
     from timm.models import save_for_hf
 
     own = {"input_size": [3, 64, 64], "crop_pct": 0.95, "mean": [0.5] * 3, "std": [0.5] * 3}
