@@ -1,4 +1,4 @@
-"""`temper init` with a network of somebody else's: its own preprocessing and order of classes stand in the recipe."""
+"""`temper init` with somebody else's network: its own preprocessing and order of classes stand in the recipe."""
 
 from __future__ import annotations
 
