@@ -19,6 +19,8 @@ WEIGHTS_FILE = "weights.safetensors"
 NETWORK_FILE = "network.json"
 GRAPH_FILE = "model.onnx"
 REFERENCE_FILE = "reference_logits.npy"
+OWNER_LOGITS_FILE = "owner_logits.npy"
+"""What the network answers to the raw files, read and transformed by torchvision."""
 SNAPSHOT_FILE = "snapshots/epoch-{:03d}.safetensors"
 """The weights after an epoch of the finetuning, counted from 1."""
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from temper.client.errors import ImageError, InvalidRequest
 from temper.client.model import ModelInfo
 from temper.imaging import errors as imaging_errors
+from temper.imaging.fit import fit_image
 from temper.imaging.preprocess import Preprocessing
 from temper.imaging.read import read_image
 
@@ -69,8 +71,22 @@ def load_image(path: Path | str, info: ModelInfo) -> npt.NDArray[np.uint8]:
         ImageError: The file is missing, no such image, damaged, or larger than `formats.max_pixels`.
         InvalidRequest: As `preprocessing_of`.
     """
+    return take_image(Path(path), preprocessing_of(info))
+
+
+def take_image(source: Image.Image | Path | IO[bytes], how: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Make what a model takes of an image that is open already, or of a file.
+
+    Returns:
+        uint8 [height, width, 3], RGB.
+
+    Raises:
+        ImageError: As `load_image`.
+    """
+    if isinstance(source, Image.Image):
+        return np.asarray(fit_image(source, how))
     try:
-        return read_image(path, preprocessing_of(info))
+        return read_image(source, how)
     except imaging_errors.ImageError as error:
         raise ImageError(str(error)) from error
 

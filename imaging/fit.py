@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from temper.imaging.formats import MAX_PIXELS
-from temper.imaging.preprocess import INTERPOLATIONS, Preprocessing
+from temper.imaging.preprocess import INTERPOLATIONS, Preprocessing, covering
 
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 """Pillow's filters, by our names."""
@@ -39,13 +39,10 @@ def _resized(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
     if isinstance(how.resize, tuple):
         return how.resize[::-1]
     if how.resize is None:
-        by_height = how.height * width >= how.width * height  # the height is what falls short
-        wanted = how.height if by_height else how.width
-    else:
-        by_height, wanted = height <= width, how.resize
-    if by_height:
-        return int(wanted * width / height), wanted
-    return wanted, int(wanted * height / width)
+        return covering(size, how)
+    if height <= width:
+        return int(how.resize * width / height), how.resize
+    return how.resize, int(how.resize * height / width)
 
 
 def _centre(width: int, height: int, how: Preprocessing) -> tuple[int, int, int, int]:

@@ -123,3 +123,11 @@ def read_preprocessing(text: str) -> Preprocessing:
 def sides(size: Size) -> tuple[int, int]:
     """Returns height and width."""
     return (size, size) if isinstance(size, int) else size
+
+
+def covering(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
+    """Returns the smallest width and height of the same aspect that cover what the model takes."""
+    width, height = size
+    if how.height * width >= how.width * height:  # the height is what falls short
+        return int(how.height * width / height), how.height
+    return how.width, int(how.width * height / width)

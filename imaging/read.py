@@ -39,11 +39,11 @@ for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
-def read_image(path: Path | str, how: Preprocessing) -> Pixels:
+def read_image(source: Path | str | IO[bytes], how: Preprocessing) -> Pixels:
     """Decodes an image file and makes it what a model takes.
 
     Args:
-        path: A file in one of `FORMATS`.
+        source: As of `decode_image`.
         how: The geometry; scale, mean and std are computed in the engine.
 
     Returns:
@@ -52,7 +52,7 @@ def read_image(path: Path | str, how: Preprocessing) -> Pixels:
     Raises:
         ImageError: As `decode_image`.
     """
-    image = decode_image(path, max_pixels(how.height, how.width), upright=how.upright)
+    image = decode_image(source, max_pixels(how.height, how.width), upright=how.upright)
     return np.asarray(fit_image(image, how))
 
 
@@ -94,7 +94,9 @@ def decode_image(
     except ImageError:
         raise
     except FileNotFoundError as error:
-        what = "is a link to nothing" if os.path.islink(path) else "no such file"
+        what = (
+            "is a link to nothing" if isinstance(source, Path | str) and os.path.islink(source) else "no such file"
+        )
         raise ImageError(path, what, "an image") from error
     except IsADirectoryError as error:
         raise ImageError(path, "is a folder", "an image") from error

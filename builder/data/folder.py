@@ -9,34 +9,22 @@ drawn from `train/`. A split among the class folders, by its name or by the fold
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import numpy as np
+
+from temper.builder.data.encoded import DRAWN, Files, Found, state_of
+from temper.builder.data.splits import Role, role_of
 from temper.builder.errors import DataError
-from temper.imaging.errors import FolderError, ImageError, show
-from temper.imaging.folder import LeftOut, list_folders, list_images, name_few
+from temper.imaging.errors import FolderError, show
+from temper.imaging.folder import LeftOut, describe_left_out, list_folders, list_images, name_few
 from temper.imaging.formats import SUFFIXES
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-Role = Literal["train", "test", "val"]
-
-_ROLES: dict[str, Role] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
-}
-# `training_set`, `test-images`, `val2017` and the like.
-_SUFFIX = re.compile(r"([ _-]?(set|split|data|images))?[ _-]?\d*$")
 _EXPECTED = "expected a sub-folder of images per class, or train/ beside val/ or test/ with such folders"
-# What is decoded at most to name the broken images all at once; a folder of millions would take hours.
-_MAX_CHECKED = 20_000
 
 
 @dataclass(kw_only=True)
@@ -79,63 +67,32 @@ def fingerprint_folder(root: Path) -> str:
     roles = [found.split["train"], found.split["test"]]
     digest = hashlib.sha256(repr([found.class_names, roles, len(found.train)]).encode())
     for path, _ in found.train + (found.test or []):
-        try:
-            status = path.stat()
-            state = f"{status.st_size}\0{status.st_mtime_ns}"
-        except OSError as error:
-            state = str(error.errno)
-        digest.update(os.fsencode(path.relative_to(root)) + f"\0{state}\n".encode())
+        digest.update(state_of(path, root))
     return digest.hexdigest()
 
 
-class FolderImages:
-    """Decodes the images of a folder by index; the first that fails makes it look for all that do."""
+def find_folder(root: Path) -> Found:
+    """Finds the images of a folder.
 
-    def __init__(self, root: Path, paths: list[Path], limit: int, *, upright: bool = True) -> None:
-        """Takes the folder, its images, the most pixels that one may have, and whether the EXIF is applied."""
-        self.root = root
-        self.paths = paths
-        self.limit = limit
-        self.upright = upright
-
-    def __call__(self, index: int) -> Image.Image:
-        """Returns an image in RGB, at its own size.
-
-        Raises:
-            DataError: It cannot be decoded; the message names the others that cannot either.
-        """
-        from temper.imaging.read import decode_image
-
-        try:
-            return decode_image(self.paths[index], self.limit, upright=self.upright)
-        except ImageError as error:
-            raise DataError(self._describe_broken(error)) from error
-
-    def _describe_broken(self, first: ImageError) -> str:
-        from temper.imaging.read import decode_image
-
-        def reason(path: Path) -> str | None:
-            try:
-                decode_image(path, self.limit)
-            except ImageError as error:
-                return error.reason
-            return None
-
-        checked = self.paths[:_MAX_CHECKED]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            reasons = dict(zip(checked, pool.map(reason, checked), strict=True))
-        reasons.setdefault(Path(first.path), first.reason)
-        broken = [f"{_name(path, self.root)} {why}" for path, why in reasons.items() if why is not None]
-        looked = "images" if len(checked) == len(self.paths) else "images looked at"
-        return (
-            f"data {show(self.root)}: {len(broken):,} of {len(checked):,} {looked} cannot be used: "
-            f"{name_few(broken)}; repair or remove them"
-        )
+    Raises:
+        DataError: As `open_folder`.
+    """
+    folder = open_folder(root)
+    files = folder.train + (folder.test or [])
+    return Found(
+        items=Files(root, [path for path, _ in files]),
+        order=np.arange(len(files)),
+        labels=np.array([label for _, label in files], dtype=np.int64),
+        num_train=None if folder.test is None else len(folder.train),
+        class_names=folder.class_names,
+        info={"split": folder.split, "left_out": describe_left_out(folder.left_out, root)},
+        left_out=folder.left_out,
+    )
 
 
 def _open(root: Path) -> Folder:
     top = list_folders(root)
-    roles = {folder: role for folder in top.paths if (role := _role(folder.name))}
+    roles = {folder: role for folder in top.paths if (role := role_of(folder.name))}
     splits = {folder: role for folder, role in roles.items() if list_folders(folder).paths}
     training = [folder for folder, role in splits.items() if role == "train"]
     if len(training) > 1:
@@ -146,7 +103,7 @@ def _open(root: Path) -> Folder:
     if splits and len(roles) == len(top.paths):
         raise _unclear(root, f"{_names(list(splits))} hold class folders, but there is no train/")
     names, files, left_out = _list_classes(root)
-    split = {"train": ".", "test": "drawn from every class", "unused": {}}
+    split = {"train": ".", "test": DRAWN, "unused": {}}
     return Folder(class_names=names, train=files, test=None, split=split, left_out=left_out)
 
 
@@ -171,15 +128,15 @@ def _open_split(
             unused[f"{folder.name}/"] = f"{chosen.name}/ tests"
     for folder in others:
         if folder not in splits:
-            if chosen is None and _role(folder.name) is None and list_images(folder).paths:
+            if chosen is None and role_of(folder.name) is None and list_images(folder).paths:
                 raise _unclear(
                     root, f"{training.name}/ holds class folders as a split does, {folder.name}/ is none"
                 )
-            unused[f"{folder.name}/"] = "holds no class folders" if _role(folder.name) else "no split's name"
+            unused[f"{folder.name}/"] = "holds no class folders" if role_of(folder.name) else "no split's name"
     if chosen is not None:
         _, found.test, left_test = _list_classes(chosen, names)
         found.left_out += left_test
-    tests = f"{chosen.name}/" if chosen is not None else f"drawn from every class of {training.name}/"
+    tests = f"{chosen.name}/" if chosen is not None else f"{DRAWN} of {training.name}/"
     found.split = {"train": f"{training.name}/", "test": tests, "unused": unused}
     if found.test is not None:
         tested = {label for _, label in found.test}
@@ -237,19 +194,15 @@ def _too_few(folder: Path, classes: list[Path]) -> DataError:
     return DataError(f"data {show(folder)}: got {len(classes)} classes ({found}), {_EXPECTED}{deeper}")
 
 
-def _role(name: str) -> Role | None:
-    return _ROLES.get(_SUFFIX.sub("", name.lower()))
-
-
 def _check_names(folder: Path, classes: list[Path]) -> None:
     """Refuses folders named like splits among the classes, as valid, or seg_train beside seg_test."""
-    found = [path for path in classes if _role(path.name)]
+    found = [path for path in classes if role_of(path.name)]
     if [path.name.lower() for path in found] == ["train"]:  # a vehicle
         found = []
     # By the rest of the name: test_tube and train_station are of no one data set.
     stems: dict[tuple[str, ...], dict[Path, set[Role]]] = defaultdict(dict)
     for path in classes:
-        words = {word: _role(word) for word in re.findall(r"[^\W\d_]+", path.name.lower())}
+        words = {word: role_of(word) for word in re.findall(r"[^\W\d_]+", path.name.lower())}
         if roles := {role for role in words.values() if role}:
             stems[tuple(word for word, role in words.items() if not role)][path] = roles
     for told in stems.values():
@@ -275,7 +228,3 @@ def _unclear(root: Path, what: str, hint: str = "") -> DataError:
 
 def _names(folders: list[Path]) -> str:
     return name_few([f"{show(folder.name)}/" for folder in folders])
-
-
-def _name(path: Path, root: Path) -> str:
-    return show(path.relative_to(root) if path.is_relative_to(root) else path)

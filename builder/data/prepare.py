@@ -6,10 +6,10 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from temper.builder.contract import CALIBRATION_IMAGES_FILE, LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.data.config import DataConfig
@@ -19,6 +19,7 @@ from temper.builder.names import render_labels
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
     from temper.builder.data.sources import Source, TrainImages
 
@@ -37,7 +38,8 @@ def prepare_data(config: DataConfig, folder: Path, progress: Progress | None = N
         progress: Called with (images done, images in all).
 
     Returns:
-        num_train, num_test, num_calibration, num_classes, image_size, source; of a folder also split and left_out.
+        num_train, num_test, num_calibration, num_classes, image_size, source; of a source on disk also split and
+        left_out; without_images where classes have none.
 
     Raises:
         DataError: The source is missing, empty, has one class only, or holds an image that cannot be read.
@@ -76,6 +78,8 @@ def describe_data(info: Mapping[str, Any]) -> str:
     parts += [f"{folder} not used: {why}" for folder, why in split.get("unused", {}).items()]
     if split.get("untested"):
         parts.append(f"no test images of {name_few([show(name) for name in split['untested']])}")
+    if without := info.get("without_images"):
+        parts.append(f"no images of {without['num']:,} of the {without['of']:,} classes")
     parts.append(say_left_out(info.get("left_out")))
     return "; ".join(part for part in parts if part)
 
@@ -117,23 +121,30 @@ def hold_out(
     return TrainImages(rest, train.augmentation), (images, source.labels[held_out])
 
 
+def open_tests(config: DataConfig, num: int) -> Iterator[Image.Image | Path | IO[bytes]]:
+    """Yields the first test images as they are, before anything is made of them: files, or what has no file.
+
+    Raises:
+        DataError: As `prepare_data`.
+    """
+    from temper.builder.data.sources import open_source
+
+    source = open_source(config)
+    for index in _draw(source, config)[0][:num]:
+        yield source.open_image(int(index)) if source.open_file is None else source.open_file(int(index))
+
+
 def fingerprint_data(config: DataConfig) -> str | None:
-    """Returns a digest of the names, sizes and times of a folder's files, so that a changed folder is a new input.
+    """Returns a digest of the names, sizes and times of a source's files, so that what changed is a new input.
 
     None for a source whose content its name decides.
 
     Raises:
-        DataError: The folder is missing.
+        DataError: The source is missing.
     """
-    if config.source == "photos" and config.path:
-        from temper.builder.data.photos import fingerprint_photos
+    from temper.builder.data.find import fingerprint_images
 
-        return fingerprint_photos(Path(config.path))
-    if config.source != "folder":
-        return None
-    from temper.builder.data.folder import fingerprint_folder
-
-    return fingerprint_folder(Path(config.path or ""))
+    return fingerprint_images(config)
 
 
 def _draw(source: Source, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,22 +1,26 @@
-"""The sources of images: digits, textures, patches of photographs, a folder per class, torchvision's data sets."""
+"""The sources of images: digits, textures, photographs, torchvision's data sets, and what `find.py` finds."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from temper.builder.data.folder import FolderImages, open_folder
+from temper.builder.data.encoded import EncodedImages
+from temper.builder.data.find import find_images
+from temper.builder.data.labels import map_labels, read_class_names
+from temper.builder.data.splits import draw_split
 from temper.builder.errors import DataError
 from temper.builder.names import is_printable
+from temper.imaging.errors import show
 from temper.imaging.fit import RESAMPLING, fit_image
 from temper.imaging.folder import describe_left_out
 from temper.imaging.formats import max_pixels
@@ -53,6 +57,10 @@ class Source:
     """True when `open_image` decodes nothing, so that loading needs no process of its own."""
     info: dict[str, Any] = field(default_factory=dict)
     """What is to be known of how the images were found, as JSON."""
+    numbered: bool = False
+    """Whether the labels are numbers and `class_names` only repeats them."""
+    open_file: Callable[[int], Path | IO[bytes]] | None = None
+    """Opens the file of an index, which nothing has decoded; None of what has no files."""
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Returns one image, uint8 [H, W, 3].
@@ -102,17 +110,26 @@ def open_source(config: DataConfig) -> Source:
         "digits": _open_digits,
         "textures": _open_textures,
         "photos": _open_photos,
-        "folder": _open_folder,
         "torchvision": _open_torchvision,
     }
-    source = openers[config.source](config)
-    where = config.name or config.path or config.source
+    source = openers.get(config.source, _open_encoded)(config)
+    where = show(config.name or config.path or config.source)
     if len(source.class_names) < 2:
         names = ", ".join(source.class_names) or "none"
         raise DataError(f"data {where}: got {len(source.class_names)} classes ({names}), expected at least two")
     odd = [name for name in source.class_names if not name.strip() or not is_printable(name)]
     if odd:
         raise DataError(f"data {where}: got the class {odd[0]!r}, expected one line of printable text; rename it")
+    if config.labels is not None:
+        source = _in_order(source, f"data {where}", Path(config.labels))
+    used = np.concatenate([source.train, source.test])
+    num_used = len(np.unique(source.labels[used]))
+    if num_used == 1:
+        name = show(source.class_names[source.labels[used][0]])
+        raise DataError(f"data {where}: got images of one class ({name}), expected at least two")
+    if num_used < len(source.class_names):
+        missing = {"num": len(source.class_names) - num_used, "of": len(source.class_names)}
+        source = replace(source, info={**source.info, "without_images": missing})
     for name, indices in (("training", source.train), ("test", source.test)):
         if len(indices) == 0:
             raise DataError(
@@ -128,7 +145,7 @@ def _open_digits(config: DataConfig) -> Source:
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     images = [to_rgb(Image.fromarray(pixels)) for pixels in grey]
     labels = bunch.target.astype(np.int64)
-    train, test = _split(labels, config)
+    train, test = draw_split(labels, config.test_fraction, config.seed)
     names = [str(name) for name in bunch.target_names]
     return Source(names, labels, train, test, config.preprocessing, images.__getitem__, True)
 
@@ -156,20 +173,38 @@ def _open_photos(config: DataConfig) -> Source:
     return Source(cut.class_names, cut.labels, cut.train, cut.test, config.preprocessing, cut, True, info)
 
 
-def _open_folder(config: DataConfig) -> Source:
-    root, how = Path(config.path or ""), config.preprocessing
-    found = open_folder(root)
-    files = found.train + (found.test or [])
-    labels = np.array([label for _, label in files], dtype=np.int64)
-    if found.test is None:
-        train, test = _split(labels, config)
-    else:
-        train, test = np.arange(len(found.train)), np.arange(len(found.train), len(files))
-    images = FolderImages(
-        root, [path for path, _ in files], max_pixels(how.height, how.width), upright=how.upright
+def _open_encoded(config: DataConfig) -> Source:
+    how = config.preprocessing
+    found = find_images(config)
+    train, test = found.split(config)
+    where = f"data {show(config.path or '')}"
+    images = EncodedImages(where, found.items, found.order, max_pixels(how.height, how.width), upright=how.upright)
+    return Source(
+        found.class_names,
+        found.labels,
+        train,
+        test,
+        how,
+        images,
+        info=found.info,
+        numbered=found.numbered,
+        open_file=images.open,
     )
-    info = {"split": found.split, "left_out": describe_left_out(found.left_out, root)}
-    return Source(found.class_names, labels, train, test, how, images, info=info)
+
+
+def _in_order(source: Source, where: str, path: Path) -> Source:
+    """A source whose labels are those of a list of names."""
+    names = read_class_names(path)
+    if not source.numbered:
+        labels = map_labels(where, source.class_names, names, source.labels)
+    elif len(source.labels) and source.labels.max() >= len(names):
+        raise DataError(
+            f"{where}: got the label {source.labels.max()}, expected 0 to {len(names) - 1}, as {show(path)} has "
+            f"{len(names):,} names"
+        )
+    else:
+        labels = source.labels
+    return replace(source, class_names=names, labels=labels, numbered=False)
 
 
 def _open_torchvision(config: DataConfig) -> Source:
@@ -185,8 +220,9 @@ def _open_torchvision(config: DataConfig) -> Source:
     if len(parts) == 2:
         train, test = np.arange(len(parts[0])), np.arange(len(parts[0]), len(labels))
     else:
-        train, test = _split(labels, config)
-    names = getattr(parts[0], "classes", None) or [str(label) for label in range(int(labels.max()) + 1)]
+        train, test = draw_split(labels, config.test_fraction, config.seed)
+    own = getattr(parts[0], "classes", None)
+    names = own or [str(label) for label in range(int(labels.max()) + 1)]
 
     def open_image(index: int) -> Image.Image:
         part, offset = (parts[0], 0) if index < len(parts[0]) else (parts[1], len(parts[0]))
@@ -200,7 +236,7 @@ def _open_torchvision(config: DataConfig) -> Source:
 
     # Imagenette has a tuple of synonyms for each class.
     names = [str(each[0] if isinstance(each, tuple) else each) for each in names]
-    return Source(names, labels, train, test, config.preprocessing, open_image)
+    return Source(names, labels, train, test, config.preprocessing, open_image, numbered=not own)
 
 
 def _make_torchvision(kind: type[Any], root: Path) -> list[Any]:
@@ -241,18 +277,6 @@ def _labels_of(part: Any) -> NDArray[np.int64]:
     if isinstance(samples, Sequence) and len(samples) == len(part):
         return np.array([int(sample[1]) for sample in samples], dtype=np.int64)
     return np.array([int(part[index][1]) for index in range(len(part))], dtype=np.int64)
-
-
-def _split(labels: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draws the same share of every class for testing: at least one image, and never the last one."""
-    rng = np.random.default_rng([config.seed, 0])
-    test: list[NDArray[np.int64]] = []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(len(members) * config.test_fraction)), len(members) - 1)
-        test.append(members[:count])
-    chosen = np.sort(np.concatenate(test)) if test else np.empty(0, np.int64)
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
 def _shift(pixels: torch.Tensor) -> torch.Tensor:

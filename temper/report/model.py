@@ -114,6 +114,28 @@ class Exactness(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parity(Record):
+    """The served answers against the network as its owner evaluates it, before any compression, on raw files."""
+
+    num_images: int
+    """Test images compared."""
+    num_same_pixels: int
+    """Of how many torchvision's own reading and transforms give the very pixels that are tested."""
+    max_pixel_diff: float
+    """The largest difference of a pixel, 0 to 255."""
+    agreement: float
+    """Share of the images with the same answer, 0 to 1."""
+    relative_rms: float
+    """Of the logits' differences, as a share of their standard deviation."""
+    max_abs_diff: float
+    """The largest difference of a logit."""
+    max_abs_logit: float
+    """The owner's largest logit."""
+    retries: dict[str, int]
+    """Requests that were sent again, by the kind of error that made it necessary."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Int8(Record):
     """What decides whether int8 answers depend on the CPU."""
 
@@ -179,6 +201,8 @@ class Variant(Record):
     """On all test images; null when it was not measured."""
     per_class: tuple[ClassShare, ...] = ()
     """The same by class."""
+    parity: Parity | None = None
+    """Against its owner's evaluation; null when it was not compared."""
     throughput_ips: float | None = None
     """Best closed-loop throughput in images per second."""
     latency_ms: Latency | None = None

@@ -174,6 +174,33 @@ def _int8(int8: Int8 | None) -> Iterator[str]:
         )
 
 
+def parity(report: Report) -> str:
+    """The served answers against the network as its owner evaluates it; empty when it was not compared."""
+    found = {variant.name: variant.parity for variant in report.variants if variant.parity is not None}
+    if not found:
+        return ""
+    first = next(iter(found.values()))
+    pixels = f"{first.num_same_pixels} of {first.num_images} test images have the very pixels of torchvision"
+    if first.num_same_pixels < first.num_images:
+        pixels += f", the others differ by up to {text.number(first.max_pixel_diff)} of 255"
+    note = (
+        "Raw files by torchvision's own reading and transforms and PyTorch before any compression, against the "
+        f"files as a client sends them and the server's answer. {pixels}. What a compressed variant differs by is the "
+        "compression; what an uncompressed one differs by is how it is served."
+    )
+    rows = (
+        [
+            name,
+            text.percent(one.agreement),
+            text.fine_percent(one.relative_rms),
+            html.with_note(f"{one.max_abs_diff:.1g}", f"largest logit {one.max_abs_logit:.3g}"),
+        ]
+        for name, one in found.items()
+    )
+    head = ["variant", "same answer", "logits apart, of their spread (rms)", "largest difference of a logit"]
+    return html.table(head, rows) + f'<p class="note">{escape(note)}</p>'
+
+
 def steps(report: Report) -> str:
     """What each step of a variant's compression did, in process."""
     return "".join(

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from temper.builder.contract import GRAPH_FILE, LABELS_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
+from temper.builder.contract import (
+    GRAPH_FILE,
+    LABELS_FILE,
+    OWNER_LOGITS_FILE,
+    TEST_IMAGES_FILE,
+    TEST_LABELS_FILE,
+)
 from temper.builder.names import read_labels
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.code import tree_digest
@@ -26,6 +32,7 @@ from temper.serve.endpoint import Endpoint
 from temper.serve.runtime import BACKENDS
 
 if TYPE_CHECKING:
+    from temper.builder.network.stage import Setting
     from temper.client.accuracy import AccuracyResult
     from temper.client.corruptions import CorruptionResult, CorruptionsConfig
     from temper.client.load import LoadConfig
@@ -35,6 +42,7 @@ CORRECT_FILE = "correct.npy"
 _CHECKPOINT = "finished.jsonl"
 _GALLERY_SIZE = 8
 _MAX_EXACT = 500
+_MAX_PARITY = 64
 _EXACT_LIMIT_S = 600.0
 """For one request: only a hang takes so long."""
 
@@ -130,6 +138,55 @@ class Measurements:
         code = ("temper.client.accuracy", "temper.builder.network.export")
         libraries = ("onnxruntime-gpu",)
         return self._run("agreement", target, config, make, _note_agreement, code=code, libraries=libraries)
+
+    def parity(self, target: Subject, setting: Setting, weights: Artifact) -> Artifact:
+        """How far the served answers are from the network as its owner evaluates it, on the first test images.
+
+        The owner's: the raw files by torchvision's reading and transforms, then PyTorch, before any compression.
+        The served ones: the files as a client sends them, with the preprocessing that the server says.
+        """
+        num_images = min(_MAX_PARITY, len(self.test_images()[0]))
+        owner = self._answer_files(setting, weights, num_images)
+
+        def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
+            del folder
+            from temper.builder.data.prepare import open_tests
+            from temper.builder.network.export import compare_logits
+            from temper.client.accuracy import read_scores
+            from temper.client.client import Client
+            from temper.client.images import preprocessing_of, take_image
+
+            with Client(url) as client:
+                how = preprocessing_of(client.model_info(target.model, str(target.version)))
+            images = np.stack([take_image(image, how) for image in open_tests(setting.data, num_images)])
+            served, retries = read_scores(url, target.model, images, version=str(target.version))
+            served = np.nan_to_num(served, nan=0.0, posinf=0.0, neginf=0.0)
+            compared = compare_logits(np.load(owner.path / OWNER_LOGITS_FILE), served)
+            pixels = {name: owner.info[name] for name in ("num_same_pixels", "max_pixel_diff")}
+            return {**compared, **pixels, "retries": retries}
+
+        code = ("temper.client.accuracy", "temper.client.images", "temper.builder.network.export")
+        return self._run("parity", target, {"owner": owner.digest}, make, _note_parity, code=code)
+
+    def _answer_files(self, setting: Setting, weights: Artifact, num_images: int) -> Artifact:
+        with self.display.stage("the owner's evaluation") as shown:
+
+            def make(folder: Path) -> dict[str, Any]:
+                from temper.builder.network.parity import answer_files
+
+                return answer_files(setting, self.data, weights, num_images, folder, shown)
+
+            artifact = self.store.run(
+                "owner",
+                {"num_images": num_images, "data": setting.data},
+                [self.data, weights],
+                make,
+                code=("temper.builder.network.parity",),
+                libraries=("torch", "torchvision", "pillow"),
+            )
+            shown.reused = artifact.reused
+            shown.note = f"{num_images} files by torchvision and PyTorch"
+        return artifact
 
     def load(self, target: Subject, config: LoadConfig) -> Artifact:
         """The load tests, one after the other; `info["runs"]` holds their figures.
@@ -321,6 +378,11 @@ def _note_accuracy(info: dict[str, Any]) -> str:
 def _note_agreement(info: dict[str, Any]) -> str:
     rms = text.percent(info["relative_rms"])
     return f"{text.percent(info['agreement'])} as in exact arithmetic, logits {rms} of their spread apart"
+
+
+def _note_parity(info: dict[str, Any]) -> str:
+    rms = text.fine_percent(info["relative_rms"])
+    return f"{text.percent(info['agreement'])} as its owner evaluates it, logits {rms} of their spread apart"
 
 
 def _note_load(info: dict[str, Any]) -> str:

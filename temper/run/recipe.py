@@ -180,7 +180,7 @@ class Recipe:
 def load_recipe(path: Path) -> Recipe:
     """Reads and checks a recipe.
 
-    Paths in it (`data.path`, `model.weights`) are relative to the recipe's own folder.
+    Paths in it (`data.path`, `data.labels`, `model.weights`) are relative to the recipe's own folder.
 
     Raises:
         RecipeError: The file cannot be read, is not TOML, or holds an unknown key, a wrong type or an impossible
@@ -225,6 +225,8 @@ def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
     base = folder.resolve()
     if recipe.data.path is not None:
         recipe = replace(recipe, data=replace(recipe.data, path=str(base / recipe.data.path)))
+    if recipe.data.labels is not None:
+        recipe = replace(recipe, data=replace(recipe.data, labels=str(base / recipe.data.labels)))
     if recipe.model.checkpoint is not None:
         weights = str(base / recipe.model.checkpoint)
         recipe = replace(recipe, model=replace(recipe.model, weights=weights))

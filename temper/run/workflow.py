@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from temper.builder.engines.isa import UNKNOWN, instruction_set, why_inexact
 from temper.builder.engines.kind import ENGINES, AutoConfig
 from temper.builder.engines.latency import timing_engine
 from temper.builder.errors import BuilderError
+from temper.builder.network.stage import Setting
 from temper.builder.publish.defence import render_defences
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.files import describe_os_error, locked
@@ -41,6 +42,7 @@ from temper.report.model import (
     Gpu,
     Int8,
     Machine,
+    Parity,
     RangeLoss,
     ReduceRange,
     Report,
@@ -253,6 +255,7 @@ class _Run:
             self.variants[target.name] = with_accuracy(self.variants[target.name], measured, names)
         for target, one in zip(targets, self.built, strict=True):
             self._measure_exactness(target, one)
+        self._measure_parity(targets)
         for target in targets:
             self._load(target)
         self._say_images()
@@ -330,6 +333,13 @@ class _Run:
         if variant.int8 is not None and one.snapshots:  # an ensemble has no graph
             exact = Exactness.of(self.measurements.agreement(target, one.snapshots[-1].graph).info)
             self.variants[target.name] = replace(variant, int8=replace(variant.int8, exact=exact))
+
+    def _measure_parity(self, targets: Sequence[Subject]) -> None:
+        setting = Setting(data=self.recipe.data, model=self.recipe.model, train=self.recipe.train)
+        weights = next(one.weights for one in self.built if one.weights is not None)
+        for target in targets:
+            parity = Parity.of(self.measurements.parity(target, setting, weights).info)
+            self.variants[target.name] = replace(self.variants[target.name], parity=parity)
 
     def _load(self, target: Subject) -> None:
         variant = self.variants[target.name]

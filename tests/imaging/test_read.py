@@ -162,7 +162,7 @@ def test_builder_and_client_give_the_same_pixels(image_files: Path, tmp_path: Pa
     assert info["num_train"] + info["num_test"] == 2 * len(IMAGES)
     assert info["left_out"]["num"] == 0
     train = load_train(config)
-    files = train.source.open_image.paths  # type: ignore[attr-defined]  # of a folder
+    files = train.source.open_image.items.paths  # type: ignore[attr-defined]  # of a folder
     sent = {index: load_image(path, MODEL) for index, path in enumerate(files)}
     tested = np.load(tmp_path / "test_images.npy")
     for position, index in enumerate(train.source.test):

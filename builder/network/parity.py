@@ -1,0 +1,93 @@
+"""The network as its owner evaluates it: the raw files, torchvision's own reading and transforms, PyTorch.
+
+What is served has a decoder, a resize and an arithmetic of its own. None of that is used here, so that a served
+answer that is the same proves all of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from temper.builder.contract import OWNER_LOGITS_FILE, TEST_IMAGES_FILE
+from temper.builder.data.prepare import open_tests
+from temper.builder.network.stage import Progress, Setting, images_of, open_network
+from temper.imaging.preprocess import Preprocessing, covering
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from temper.builder.store.artifacts import Artifact
+
+_BATCH = 16
+
+
+def answer_files(
+    setting: Setting, data: Artifact, weights: Artifact, num_images: int, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Writes the logits, float32 [N, classes], of the first test images.
+
+    Args:
+        setting: The recipe's.
+        data: The images.
+        weights: The network before any compression.
+        num_images: N.
+        folder: Receives owner_logits.npy.
+        progress: Called with (images done, images in all).
+
+    Returns:
+        num_images; num_same_pixels: of how many every pixel is that of the builder's own test image;
+        max_pixel_diff: the largest difference of one, 0 to 255.
+    """
+    how, network = setting.data.preprocessing, open_network(setting, data, weights)
+    mean, std = (torch.tensor(each).reshape(3, 1, 1) for each in how.normalization)
+    tests = images_of(data, TEST_IMAGES_FILE)
+    differences: list[float] = []
+    logits: list[NDArray[np.float32]] = []
+    batch: list[torch.Tensor] = []
+    for position, image in enumerate(open_tests(setting.data, num_images)):
+        pixels = transform(load(image, upright=how.upright), how)
+        differences.append(float(np.abs(pixels.numpy() * 255 - tests[position].transpose(2, 0, 1)).max()))
+        batch.append((pixels - mean) / std)
+        if len(batch) == _BATCH or position + 1 == num_images:
+            with torch.inference_mode():
+                logits.append(network(torch.stack(batch)).numpy())
+            batch = []
+        progress(position + 1, num_images)
+    np.save(folder / OWNER_LOGITS_FILE, np.concatenate(logits))
+    return {
+        "num_images": num_images,
+        "num_same_pixels": sum(difference < 1e-3 for difference in differences),
+        "max_pixel_diff": max(differences),
+    }
+
+
+def load(image: Image.Image | Path | IO[bytes], *, upright: bool) -> Image.Image:
+    """Opens an image as torchvision's `default_loader` does; with `upright` as Hugging Face's `load_image`."""
+    if isinstance(image, Image.Image):
+        return image
+    with Image.open(image) as opened:
+        return (ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
+
+
+def transform(image: Image.Image, how: Preprocessing) -> torch.Tensor:
+    """Returns an image as torchvision's own transforms make it: float32 [3, H, W], on a scale of 0 to 1."""
+    from torchvision.transforms import v2  # type: ignore[import-untyped]  # ships none
+
+    size: list[int] | None = None
+    if how.resize is None:
+        size = list(covering(image.size, how))[::-1]
+    elif how.resize != "none":
+        size = [how.resize] if isinstance(how.resize, int) else list(how.resize)
+    mode = v2.InterpolationMode(how.interpolation)
+    scaled = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    resize = [] if size is None else [v2.Resize(size, mode, antialias=how.antialias)]
+    crop = [v2.CenterCrop((how.height, how.width))]
+    # Without antialias a network was fed by PyTorch's tensors, as Pillow has no such filter.
+    steps = [*resize, *crop, *scaled] if how.antialias else [*scaled, *resize, *crop]
+    made: torch.Tensor = v2.Compose(steps)(image).as_subclass(torch.Tensor)
+    return made
