@@ -198,7 +198,7 @@ def test_run_recipe_mistakes_one_line_each(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stdout == ""
     keys = "name, data, model, train, variants, engine, serving, load, attacks, corruptions, explain"
-    sources = '"digits", "textures", "photos", "folder", "torchvision"'
+    sources = '"digits", "textures", "photos", "folder", "table", "webdataset", "huggingface", "torchvision"'
     assert result.stderr.splitlines() == [
         f'error: {path}: data.source: got "digit", expected one of {sources}',
         f"error: {path}: columns: no such key, expected one of {keys}",
