@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,7 +27,7 @@ _FINDERS = {
     "webdataset": open_shards,
     "huggingface": open_dataset,
 }
-_FINGERPRINTS = {
+_FINGERPRINTS: dict[str, Callable[[DataConfig], str | None]] = {
     "folder": lambda config: fingerprint_folder(Path(config.path or "")),
     "table": fingerprint_table,
     "webdataset": fingerprint_shards,
