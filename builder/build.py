@@ -198,7 +198,7 @@ class _Build:
         engine = pick_engine(self.engine)
         check_watch(self.serving, engine.kind.backend(engine.config, None))
         self.members = {name for variant in variants for name in variant.ensemble}
-        shared = self._make_shared()
+        shared = self._make_shared(variants)
         built: dict[str, Built] = {}
         for variant in variants:
             if variant.ensemble:
@@ -211,19 +211,27 @@ class _Build:
     def compress(self, variant: VariantConfig) -> Artifact:
         from temper.builder.engines.build import pick_engine
 
-        return self._compress(variant, pick_engine(self.engine), self._make_shared()).graph
+        return self._compress(variant, pick_engine(self.engine), self._make_shared([variant])).graph
 
-    def _make_shared(self) -> tuple[_Done, _Done, _Done]:
+    def _make_shared(self, variants: Sequence[VariantConfig]) -> tuple[_Done, _Done, _Done]:
         """What all variants begin with: the images, the finetuned network and its graph."""
-        from temper.builder.network.weights import check_weights_file
-
-        if self.model.checkpoint is not None:  # before the minutes that the images may take
-            check_weights_file(self.model.checkpoint)
+        self._check_weights(variants)  # before the minutes that the images may take
         data = self._prepare_data()
         if self.check_data is not None:
             self.check_data(data.report.figures)
         weights = self._make_weights(data.artifact)
         return data, weights, self._export(data.artifact, weights.artifact, "export to ONNX")
+
+    def _check_weights(self, variants: Sequence[VariantConfig]) -> None:
+        if self.model.graph is not None:
+            from temper.builder.network.stage_import import check_graph
+
+            quantizes = any(variant.precision in ("int8", "fp8") for variant in variants)
+            check_graph(self._setting(), quantizes=quantizes)
+        elif self.model.checkpoint is not None:
+            from temper.builder.network.weights import check_weights_file
+
+            check_weights_file(self.model.checkpoint)
 
     def _stage(
         self,
@@ -265,9 +273,12 @@ class _Build:
 
     def _make_weights(self, data: Artifact) -> _Done:
         from temper.builder.network.adversarial import describe_training
+        from temper.builder.network.weights import sha256_checkpoint
 
+        if self.model.graph is not None:
+            return self._import_graph(self.model.graph, data)
         checkpoint = self.model.checkpoint
-        content = sha256_file(checkpoint) if checkpoint is not None else None
+        content = sha256_checkpoint(checkpoint) if checkpoint is not None else None
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
             from temper.builder.network.stage_weights import make_weights
@@ -285,20 +296,51 @@ class _Build:
             libraries=("torch", "torchvision"),
         )
 
-    def _export(self, data: Artifact, weights: Artifact, label: str) -> _Done:
+    def _import_graph(self, path: Path, data: Artifact) -> _Done:
+        from temper.builder.network.adversarial import describe_training
+        from temper.builder.network.onnx_read import fingerprint_onnx
+        from temper.builder.network.stage_import import pixels_of
+
         def make(folder: Path, view: StageView) -> dict[str, Any]:
+            from temper.builder.compress.saturation import weight_bits
+            from temper.builder.network.stage_import import import_weights
+
+            info = import_weights(self._setting(), data, folder, view)
+            bits = weight_bits(folder / GRAPH_FILE)  # of a file that was quantised elsewhere
+            return info if bits is None else {**info, "weight_bits": bits}
+
+        return self._stage(
+            "weights",
+            "import",
+            {"model": self.model, "content": fingerprint_onnx(path), "pixels": pixels_of(self._setting())},
+            [data],
+            make,
+            lambda info: f"{info['imported']}; {describe_training(info)}",
+            code=("temper.builder.network.stage_import", "temper.builder.compress.saturation"),
+            libraries=("onnx", "onnxruntime-gpu", "onnxslim"),
+        )
+
+    def _export(self, data: Artifact, weights: Artifact, label: str) -> _Done:
+        is_imported = self.model.graph is not None
+        origin = "its own file" if is_imported else "PyTorch"
+
+        def make(folder: Path, view: StageView) -> dict[str, Any]:
+            if is_imported:
+                from temper.builder.network.stage_import import export_imported
+
+                return export_imported(weights, folder)
             from temper.builder.network.stage_export import export_graph
 
             return export_graph(self._setting(), data, weights, folder)
 
         return self._stage(
             "export",
-            label,
+            "graph" if is_imported else label,
             {"normalization": self.data.normalization},
             [data, weights],
             make,
-            lambda info: f"{info['flops'] / 1e9:.2f} GFLOPs, within {info['max_abs_diff']:.1g} of PyTorch",
-            code=("temper.builder.network.stage_export",),
+            lambda info: f"{info['flops'] / 1e9:.2f} GFLOPs, within {info['max_abs_diff']:.1g} of {origin}",
+            code=(f"temper.builder.network.{'stage_import' if is_imported else 'stage_export'}",),
             libraries=("torch", "torchvision", "onnx", "onnxruntime-gpu"),
         )
 
@@ -370,6 +412,7 @@ class _Build:
         graph, exported, network = way.graph, way.exported, way.network
         # The other road starts from PyTorch, which post-training quantisation leaves for the graph.
         from_torch = engine.kind.wants_module(engine.config) and variant.precision not in ("int8", "fp8")
+        from_torch = from_torch and self.model.graph is None
         limits = {"min_agreement": variant.min_agreement, "max_logit_diff": variant.max_logit_diff}
 
         def make(folder: Path, view: StageView) -> dict[str, Any]:
@@ -509,13 +552,14 @@ class _Build:
         )
 
     def _card(self, way: _Underway) -> Card:
+        unused = ("arch",) if self.model.graph is not None else ()
         # The measurements' keys hold its digest, so that an engine by another version is measured again.
         versions = library_versions(["temper", *(name for each in way.done for name in each.libraries)])
         return Card(
             recipe=CardRecipe(
                 name=self.recipe_name,
                 data=asdict(self.data),
-                model=asdict(self.model),
+                model={name: value for name, value in asdict(self.model).items() if name not in unused},
                 train=asdict(self.train),
                 variant=way.variant.to_json(),
                 engine=asdict(self.engine),

@@ -14,7 +14,8 @@ from temper.imaging.formats import SUFFIXES
 NUM_NAMED = 10
 """How many files a message names; the rest is counted."""
 
-_RUBBISH = "left by a system or hidden"
+RUBBISH = "left by a system or hidden"
+"""Why a file is left out that nobody misses."""
 _NO_IMAGE = "no image by its name"
 _NO_FILE = "no regular file"
 _LOOP = "leads back to a folder above it"
@@ -67,7 +68,7 @@ def list_images(folder: Path) -> Listing:
         for entry in entries:
             path = place / entry.name
             if _is_rubbish(entry.name):
-                left_out.append(LeftOut(path, _RUBBISH))
+                left_out.append(LeftOut(path, RUBBISH))
             elif _is_folder(entry):
                 if _identity(path) in above | {identity}:
                     left_out.append(LeftOut(path, _LOOP))
@@ -93,7 +94,7 @@ def list_folders(folder: Path) -> Listing:
     for entry in _read(folder)[0]:
         path = folder / entry.name
         if _is_rubbish(entry.name):
-            left_out.append(LeftOut(path, _RUBBISH))
+            left_out.append(LeftOut(path, RUBBISH))
         elif _is_folder(entry):
             folders.append(path)
         else:

@@ -28,7 +28,7 @@ from torch.nn.utils import parametrize
 from benchmarks.gpu.context import IMAGE_SIZE, Context, Results
 from benchmarks.gpu.networks import NUM_CLASSES, build_network, make_images, serve
 from temper.builder.data.config import DataConfig
-from temper.builder.data.folder import FolderImages
+from temper.builder.data.encoded import EncodedImages, Files
 from temper.builder.data.sources import Source, TrainImages
 from temper.builder.network import train
 from temper.builder.network.adversarial import AdversarialConfig, Method
@@ -254,7 +254,7 @@ def _load(context: Context, batch: int) -> dict[str, Any]:
     paths = [_write_photo(folder / f"{number}.jpg", number) for number in range(_NUM_FILES)]
     config = train.TrainConfig(batch_size=max(2, batch))
     indices = np.arange(_NUM_BATCHES * config.batch_size)
-    images = FolderImages(folder, [paths[index % _NUM_FILES] for index in indices], 500 * 375)
+    images = EncodedImages(f"data {folder}", Files(folder, paths), indices % _NUM_FILES, 500 * 375)
     how = DataConfig(image_size=context.image_size).preprocessing
     source = Source(["0", "1"], indices % 2, indices, indices[:0], how, images)
     loader = train._loader(

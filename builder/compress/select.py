@@ -106,13 +106,21 @@ def run_select(network: nn.Module, config: SelectConfig, context: StepContext) -
         seconds, note; `warning` where images are too few.
 
     Raises:
-        CompressError: A layer of the last stage is no plain convolution, or there is one training image.
+        CompressError: A layer of the last stage is no plain convolution, the head has two layers, or there is one
+            training image.
     """
+    from torch import nn
+
     from temper.builder.compress.calibrate import change_figures
     from temper.builder.network.resnet import head_of
 
     started = time.monotonic()
-    num_features = int(head_of(network).in_features)  # type: ignore[arg-type]
+    if not isinstance(head := head_of(network), nn.Linear):
+        raise CompressError(
+            "select: the head has two layers, expected a linear one to fit anew; take select out, or give the "
+            "network a new head with model.replace_head = true"
+        )
+    num_features = head.in_features
     num_kept = config.num_kept(num_features)
     cut: dict[str, Any] = {"kept": list(range(num_features)), "stability": None, "explained": {}}
     if num_kept == num_features:
@@ -185,12 +193,18 @@ def _last_conv(block: nn.Module) -> str:
     return "conv3" if hasattr(block, "conv3") else "conv2"
 
 
+def _shortcut(block: nn.Module) -> list[str]:
+    """The names of the convolution and the normalisation that end the shortcut, if it projects."""
+    downsample = getattr(block, "downsample", None)
+    return [] if downsample is None else [f"downsample.{name}" for name, _ in downsample.named_children()][-2:]
+
+
 def _check(network: nn.Module) -> None:
     """Refuses a stage whose channels are not those of plain convolutions."""
     from torch import nn
 
     for name, block in _blocks(network):
-        inner = ["conv1", _last_conv(block), *(["downsample.0"] if getattr(block, "downsample", None) else [])]
+        inner = ["conv1", _last_conv(block), *_shortcut(block)[:1]]
         for layer in inner:
             if type(found := block.get_submodule(layer)) is not nn.Conv2d:
                 raise CompressError(
@@ -243,8 +257,8 @@ def _narrow(network: nn.Module, kept: torch.Tensor, inputs: dict[str, torch.Tens
     for number, (name, block) in enumerate(_blocks(network)):
         last = _last_conv(block)
         _keep_outputs(block, last, f"bn{last[-1]}", kept)
-        if getattr(block, "downsample", None) is not None:
-            _keep_outputs(block, "downsample.0", "downsample.1", kept)
+        if shortcut := _shortcut(block):
+            _keep_outputs(block, shortcut[0], shortcut[1], kept)
         if number > 0:
             explained[f"{name}.conv1"] = _fold_inputs(block, "conv1", kept, inputs[f"{name}.conv1"])
     return explained

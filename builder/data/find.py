@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from temper.builder.data.encoded import Found
 from temper.builder.data.folder import find_folder, fingerprint_folder, open_folder
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from temper.builder.data.config import DataConfig
 
 Kind = Literal["folder", "table", "webdataset", "huggingface"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _FINDERS = {
     "folder": lambda config: find_folder(Path(config.path or "")),

@@ -29,7 +29,7 @@ class Rows:
 
     def __init__(self, parts: dict[str, Any], columns: dict[str, str]) -> None:
         """Takes the data sets, and the name of each one's column of images."""
-        import datasets
+        import datasets  # type: ignore[import-untyped]  # ships none
 
         plain = datasets.Image(decode=False)
         self._names = list(parts)

@@ -257,7 +257,7 @@ def _samples(archive: tarfile.TarFile, found: _Shard) -> Iterator[_Sample]:
     """The members that follow one another and have one name up to its first dot."""
     sample = _Sample("")
     for member in archive:
-        archive.members = []  # it keeps them all otherwise
+        archive.members = []  # type: ignore[attr-defined]  # it keeps them all otherwise
         folder, _, name = member.name.rpartition("/")
         stem, _, ending = name.partition(".")
         if not member.isreg() or not stem or not ending or stem.startswith("__"):

@@ -81,12 +81,10 @@ def open_table(config: DataConfig) -> Found:
     if told is not None:
         parts, split = told, _split_by(where, told, config)
     numbers = [to_number(label) for label in labels]
-    if all(number is not None for number in numbers):
-        labels = numbers
-    else:
-        labels = [str(label) for label in labels]
+    named = [str(label) for label in labels]
+    known: Sequence[int | str] = [number for number in numbers if number is not None]
     folder = path if path.is_dir() else path.parent
-    return arrange(where, Files(folder, paths), labels, parts, split=split)
+    return arrange(where, Files(folder, paths), known if len(known) == len(named) else named, parts, split=split)
 
 
 def fingerprint_table(config: DataConfig) -> str:

@@ -131,10 +131,8 @@ def run_selection(
         num_train, importance (values by method), curves (method, num_features, stability), note.
     """
     train, test = (Features(features / name) for name in (TRAIN, TEST))
-    last, head = list(test.blocks)[-1], head_of(network)
-    assert isinstance(head, nn.Linear), "a ResNet's"
-    weight, bias = (each.detach().numpy() for each in (head.weight, head.bias))
-    data = HeadData.from_arrays(train.block(last), np.load(images / TRAIN_LABELS_FILE), weight, bias)
+    last = list(test.blocks)[-1]
+    data, limit = _read_head(head_of(network), train.block(last), np.load(images / TRAIN_LABELS_FILE))
     found = analyse_features(
         data, test.block(last), np.load(images / TEST_LABELS_FILE), seed=seed, progress=progress
     )
@@ -150,5 +148,19 @@ def run_selection(
             }
             for curve in found.curves
         ],
-        "note": found.note,
+        "note": "; ".join(filter(None, (found.note, limit))),
     }
+
+
+def _read_head(head: nn.Module, features: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[HeadData, str]:
+    """Returns the head with what it reads, and what has to be said of it."""
+    if isinstance(head, nn.Linear):
+        weight, bias = (each.detach().numpy() for each in (head.weight, head.bias))
+        return HeadData.from_arrays(features, labels, weight, bias), ""
+    with torch.no_grad():
+        taught = head(torch.tensor(features))
+    fitted = (each.numpy() for each in fit_head(torch.tensor(features), torch.from_numpy(labels), taught))
+    return (
+        HeadData.from_arrays(features, labels, *fitted),
+        "the head has two layers: a linear one that was taught its answers stands for it",
+    )

@@ -83,13 +83,15 @@ class AdversarialConfig:
 
 
 def describe_training(info: Mapping[str, Any]) -> str:
-    """Returns what `train.finetune` gave as one line: the accuracies, and a warning if there is one."""
+    """Returns what `train.finetune` gave as one line: the accuracies, what the checkpoint is, a warning."""
     parts = [f"{100 * info['accuracy']:.2f} % of {info['num_images']} test images"]
     if "history" in info:
         best = info["history"][info["best_epoch"] - 1]
         robust = f", {percent(best['robust_accuracy'])} under attack" if "robust_accuracy" in best else ""
         held_out = f"{percent(best['accuracy'])} of {info['num_validation']} held out{robust}"
         parts.append(f"epoch {info['best_epoch']} kept ({held_out})")
+    if "checkpoint" in info:
+        parts.append(info["checkpoint"])
     return "; ".join([*parts, *([f"warning: {info['warning']}"] if "warning" in info else [])])
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from temper.builder.contract import NETWORK_FILE, WEIGHTS_FILE
 from temper.builder.errors import ModelError
-from temper.builder.network.resnet import ModelConfig, build_model, save_weights
+from temper.builder.network.head import HEAD
+from temper.builder.network.resnet import ModelConfig, build_model, save_weights, set_head
 from temper.builder.network.weights import load_checkpoint
 from temper.imaging.preprocess import Size, sides
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _FORBID: dict[str, str] = {"extra": "forbid"}
 # Modules without weights that torchvision's ResNets have; they stay where they are.
-_WITHOUT_WEIGHTS = ("ReLU", "MaxPool2d", "AdaptiveAvgPool2d")
+_WITHOUT_WEIGHTS = ("ReLU", "MaxPool2d", "AdaptiveAvgPool2d", "AvgPool2d", "Identity")
 _CONTAINERS = ("ResNet", "BasicBlock", "Bottleneck", "Sequential")
 _PROBE_SIZE = 32
 
@@ -177,6 +178,9 @@ def load_network(model_config: ModelConfig, num_classes: int, folder: Path) -> n
     # Without memory, and without drawing weights that would be thrown away.
     with torch.device("meta"):
         network = build_model(replace(model_config, weights="random", replace_head=False), num_classes)
+        inner = layers.get(f"{HEAD}.0")
+        if isinstance(inner, _Linear):
+            set_head(network, inner.out_features, num_classes)
         _apply(network, layers, model_config.arch, path)
     _check_flow(network, num_classes, path)
     _load_weights(network, load_checkpoint(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)

@@ -6,6 +6,7 @@ answer that is the same proves all of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -43,8 +44,7 @@ def answer_files(
         num_images; num_same_pixels: of how many every pixel is that of the builder's own test image;
         max_pixel_diff: the largest difference of one, 0 to 255.
     """
-    how, network = setting.data.preprocessing, open_network(setting, data, weights)
-    mean, std = (torch.tensor(each).reshape(3, 1, 1) for each in how.normalization)
+    how, answer = setting.data.preprocessing, _owner(setting, data, weights)
     tests = images_of(data, TEST_IMAGES_FILE)
     differences: list[float] = []
     logits: list[NDArray[np.float32]] = []
@@ -52,10 +52,9 @@ def answer_files(
     for position, image in enumerate(open_tests(setting.data, num_images)):
         pixels = transform(load(image, upright=how.upright), how)
         differences.append(float(np.abs(pixels.numpy() * 255 - tests[position].transpose(2, 0, 1)).max()))
-        batch.append((pixels - mean) / std)
+        batch.append(pixels)
         if len(batch) == _BATCH or position + 1 == num_images:
-            with torch.inference_mode():
-                logits.append(network(torch.stack(batch)).numpy())
+            logits.append(answer(torch.stack(batch)))
             batch = []
         progress(position + 1, num_images)
     np.save(folder / OWNER_LOGITS_FILE, np.concatenate(logits))
@@ -64,6 +63,24 @@ def answer_files(
         "num_same_pixels": sum(difference < 1e-3 for difference in differences),
         "max_pixel_diff": max(differences),
     }
+
+
+def _owner(setting: Setting, data: Artifact, weights: Artifact) -> Callable[[torch.Tensor], NDArray[np.float32]]:
+    """The network, PyTorch's or the user's own ONNX file: float32 [N, 3, H, W] of 0 to 1 to logits."""
+    if setting.model.graph is not None:
+        from temper.builder.network.stage_import import open_original
+
+        original = open_original(setting)
+        return lambda pixels: original.logits((pixels * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    network = open_network(setting, data, weights)
+    mean, std = (torch.tensor(each).reshape(3, 1, 1) for each in setting.data.normalization)
+
+    def answer(pixels: torch.Tensor) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = network((pixels - mean) / std).numpy()
+        return logits
+
+    return answer
 
 
 def load(image: Image.Image | Path | IO[bytes], *, upright: bool) -> Image.Image:

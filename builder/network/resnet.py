@@ -1,34 +1,25 @@
-"""Torchvision's ResNets, with weights from torchvision, from a checkpoint, or random."""
+"""Torchvision's ResNets, and timm's kin of them, with weights from torchvision, from a checkpoint, or random."""
 
 from __future__ import annotations
 
 import urllib.error
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from temper.builder.errors import ModelError
-from temper.builder.network.weights import CHECKPOINT_SUFFIXES, load_checkpoint
+from temper.builder.network.design import ARCHITECTURES, TORCHVISION, Architecture, design_of, new_resnet
+from temper.builder.network.head import HEAD, new_head
+from temper.builder.network.imported import Checkpoint, open_checkpoint
+from temper.builder.network.weights import CHECKPOINT_SUFFIXES
+from temper.imaging.errors import show
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-Architecture = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-]
-ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
-_HEAD = "fc"
+__all__ = ["ARCHITECTURES", "Architecture", "ModelConfig", "build_model", "find_arch", "head_of", "load_model"]
+
+_GRAPH_SUFFIX = ".onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +29,16 @@ class ModelConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     arch: Architecture = "resnet18"
-    """The network, under torchvision's name."""
+    """The network, under torchvision's or timm's name. Not used with an ONNX file, which holds its own."""
     weights: str = "random"
-    """`random`, `torchvision` (its best ImageNet weights, downloaded), or the path of a checkpoint."""
+    """`random`, `torchvision` (its best ImageNet weights, downloaded), or the path of a checkpoint: a file as
+    torch.save, Lightning, timm or safetensors write it, whatever the network is called in it, or a folder of a
+    model hub with its config.json (written with a `/`: `./resnet-50`). Or that of an ONNX classifier,
+    `model.onnx`, which is taken as a graph: served as it is, quantised or cast, but not trained
+    (`train.epochs = 0`), pruned or given another head."""
+    averaged: bool | None = None
+    """Of a checkpoint with averaged weights (EMA, SWA) beside those as trained: take the averaged ones, or not.
+    Where there is one kind only, it is taken and this is not needed."""
     replace_head: bool = False
     """Drop the checkpoint's head and start a new one; torchvision's head is replaced whenever it does not fit."""
 
@@ -52,10 +50,22 @@ class ModelConfig:
         """
         if self.arch not in ARCHITECTURES:
             raise ValueError(f"arch: got {self.arch!r}, expected one of {', '.join(ARCHITECTURES)}")
-        if self.checkpoint is not None and self.checkpoint.suffix not in CHECKPOINT_SUFFIXES:
-            allowed = ", ".join(CHECKPOINT_SUFFIXES)
+        if self.weights == "torchvision" and self.arch not in TORCHVISION:
             raise ValueError(
-                f"weights: got {self.weights!r}, expected 'random', 'torchvision' or a file that ends in {allowed}"
+                f"weights: torchvision has none of {self.arch}, expected one of {', '.join(TORCHVISION)}"
+            )
+        # A relative path is not yet one from where this runs, so a folder is known by the way it is written.
+        is_folder = "/" in self.weights or Path(self.weights).is_dir()
+        suffixes = (*CHECKPOINT_SUFFIXES, _GRAPH_SUFFIX)
+        if self.checkpoint is not None and self.checkpoint.suffix not in suffixes and not is_folder:
+            allowed = ", ".join(suffixes)
+            raise ValueError(
+                f"weights: got {self.weights!r}, expected 'random', 'torchvision', a file that ends in {allowed}, "
+                f"or a folder, written as './{self.weights}'"
+            )
+        if self.graph is not None and self.replace_head:
+            raise ValueError(
+                "replace_head: got true with an ONNX file, expected false: its head cannot be trained"
             )
 
     @property
@@ -63,13 +73,20 @@ class ModelConfig:
         """The checkpoint's path, or None when the weights do not come from a file."""
         return None if self.weights in ("random", "torchvision") else Path(self.weights)
 
+    @property
+    def graph(self) -> Path | None:
+        """The checkpoint's path when it is an ONNX file, else None."""
+        path = self.checkpoint
+        return path if path is not None and path.suffix == _GRAPH_SUFFIX else None
 
-def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+
+def build_model(config: ModelConfig, num_classes: int, *, bgr: bool = False) -> nn.Module:
     """Builds a ResNet.
 
     Args:
         config: The architecture and its weights.
         num_classes: Length of the output.
+        bgr: Whether a checkpoint's network was trained on BGR; the one returned takes RGB all the same.
 
     Returns:
         A module on the CPU in evaluation mode: float32 [N, 3, H, W], normalised, to logits [N, num_classes].
@@ -77,18 +94,24 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     Raises:
         ModelError: The checkpoint cannot be read or does not fit, or the weights cannot be downloaded.
     """
+    return load_model(config, num_classes, bgr=bgr)[0]
+
+
+def load_model(config: ModelConfig, num_classes: int, *, bgr: bool = False) -> tuple[nn.Module, Checkpoint | None]:
+    """Does what `build_model` does, and returns the checkpoint as well, None where there is none."""
+    checkpoint = None
     if config.checkpoint is not None:
-        model = _new_resnet(config.arch, num_classes)
-        _load_into(model, config, load_checkpoint(config.checkpoint))
+        checkpoint = open_checkpoint(config.checkpoint, config.averaged)
+        model = _from_checkpoint(config, checkpoint, num_classes, bgr)
     elif config.weights == "torchvision":
         model = _pretrained_resnet(config.arch, num_classes)
     else:
-        model = _new_resnet(config.arch, num_classes)
-    return model.eval()
+        model = new_resnet(design_of(config.arch), num_classes)
+    return model.eval(), checkpoint
 
 
 def find_arch(path: Path) -> tuple[Architecture, int | None]:
-    """Finds the architecture whose layers a checkpoint holds.
+    """Finds the architecture whose layers a checkpoint holds; `open_checkpoint` says more about it.
 
     Returns:
         The architecture, and the classes of its head; None when it has none, so that `replace_head` must be set.
@@ -96,35 +119,20 @@ def find_arch(path: Path) -> tuple[Architecture, int | None]:
     Raises:
         ModelError: It cannot be read, or no architecture has these layers.
     """
-    import torch
-
-    weights = load_checkpoint(path)
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
-    for arch in ARCHITECTURES:
-        with torch.device("meta"):
-            own = {name: tensor.shape for name, tensor in _new_resnet(arch, 1).state_dict().items()}
-        if _without_head(own) == _without_head(shapes) and (not _head(shapes) or _head(shapes) == _head(own)):
-            head = shapes.get(f"{_HEAD}.weight")
-            return arch, None if head is None else head[0]
-    raise ModelError(
-        f"checkpoint {path}: holds the layers of none of {', '.join(ARCHITECTURES)}: {len(shapes)} weights, "
-        f"{', '.join(list(shapes)[:2])} ...; expected those of one of torchvision's ResNets"
-    )
-
-
-def _without_head(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
-    return {name: shape for name, shape in shapes.items() if not name.startswith(f"{_HEAD}.")}
-
-
-def _head(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
-    """The head's weights; of their shapes only what does not depend on the number of classes."""
-    return {name: shape[1:] for name, shape in shapes.items() if name.startswith(f"{_HEAD}.")}
+    checkpoint = open_checkpoint(path, prefer_averaged=True)
+    return checkpoint.arch, checkpoint.num_classes
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """Returns the last layer, the one that depends on the number of classes."""
-    head: nn.Module = model.get_submodule(_HEAD)
+    """Returns the head, which depends on the number of classes: one linear layer, or two and a ReLU between."""
+    head: nn.Module = model.get_submodule(HEAD)
     return head
+
+
+def set_head(model: nn.Module, hidden: int, num_classes: int) -> None:
+    """Gives a network with a linear head one of two layers, with random weights."""
+    num_features: Any = head_of(model).in_features
+    model.set_submodule(HEAD, new_head(num_features, hidden, num_classes))
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -136,15 +144,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
     path.write_bytes(save(weights))
 
 
-def _new_resnet(arch: str, num_classes: int) -> nn.Module:
-    import torchvision.models  # type: ignore[import-untyped]  # ships none
-
-    model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
-    return model
-
-
 def _pretrained_resnet(arch: str, num_classes: int) -> nn.Module:
-    import torchvision.models
+    import torchvision.models  # type: ignore[import-untyped]  # ships none
     from torch import nn
 
     try:
@@ -153,35 +154,37 @@ def _pretrained_resnet(arch: str, num_classes: int) -> nn.Module:
         raise ModelError(
             f"weights of {arch}: cannot be downloaded ({error}); give a checkpoint's path in model.weights"
         ) from error
-    head = model.get_submodule(_HEAD)
+    head = model.get_submodule(HEAD)
     if head.out_features != num_classes:
-        model.set_submodule(_HEAD, nn.Linear(head.in_features, num_classes))  # type: ignore[arg-type]  # of a Linear
+        model.set_submodule(HEAD, nn.Linear(head.in_features, num_classes))  # type: ignore[arg-type]  # of a Linear
     return model
 
 
-def _load_into(model: nn.Module, config: ModelConfig, weights: dict[str, torch.Tensor]) -> None:
-    own = model.state_dict()
-    if config.replace_head:
-        weights = {**weights, **{name: own[name] for name in own if name.startswith(f"{_HEAD}.")}}
-    where = f"checkpoint {config.weights}"
-    head = f"{_HEAD}.weight"
-    missing = sorted(own.keys() - weights.keys())
-    unknown = sorted(weights.keys() - own.keys())
-    if missing or unknown:
-        found = f"{len(missing)} weights missing" + (f" ({missing[0]} ...)" if missing else "")
-        found += f", {len(unknown)} unknown" + (f" ({unknown[0]} ...)" if unknown else "")
-        raise ModelError(f"{where}: is no {config.arch}: {found}; set model.arch to the checkpoint's architecture")
-    wrong = [name for name in own if own[name].shape != weights[name].shape]
-    if wrong and all(name.startswith(f"{_HEAD}.") for name in wrong):
+def _from_checkpoint(config: ModelConfig, checkpoint: Checkpoint, num_classes: int, bgr: bool) -> nn.Module:
+    where = f"checkpoint {show(config.weights)}"
+    if checkpoint.arch != config.arch:
         raise ModelError(
-            f"{where}: its head has {weights[head].shape[0]} classes, the data has {own[head].shape[0]}; "
+            f'{where}: is a {checkpoint.arch}, not a {config.arch}; set model.arch = "{checkpoint.arch}"'
+        )
+    if not config.replace_head and checkpoint.num_classes is None:
+        raise ModelError(
+            f"{where}: {checkpoint.head_fault}; to keep the other layers and train a new head set "
+            "model.replace_head = true"
+        )
+    if not config.replace_head and checkpoint.num_classes != num_classes:
+        raise ModelError(
+            f"{where}: its head has {checkpoint.num_classes} classes, the data has {num_classes}; "
             "use the checkpoint's own classes, or set model.replace_head = true and train the new head"
         )
-    if wrong:
-        name = wrong[0]
-        raise ModelError(
-            f"{where}: is no {config.arch}: {name} is {list(weights[name].shape)}, "
-            f"expected {list(own[name].shape)}; "
-            "set model.arch to the checkpoint's architecture"
-        )
+    model = new_resnet(design_of(config.arch), num_classes)
+    weights = dict(checkpoint.weights)
+    if config.replace_head:
+        own = model.state_dict()
+        weights = {name: own[name] if name.startswith(f"{HEAD}.") else weights[name] for name in own}
+    elif checkpoint.hidden is not None:
+        set_head(model, checkpoint.hidden, num_classes)
+    if bgr and not checkpoint.is_grey:
+        first = next(name for name in ("conv1.weight", "conv1.0.weight") if name in weights)
+        weights[first] = weights[first].flip(1)
     model.load_state_dict(weights)
+    return model

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from temper.builder.contract import LABELS_FILE, NETWORK_FILE, SNAPSHOT_FILE, WEIGHTS_FILE
+from temper.builder.errors import ModelError
 from temper.builder.names import read_labels
 from temper.builder.network.files import load_network
-from temper.builder.network.resnet import build_model
+from temper.builder.network.resnet import build_model, load_model
+from temper.imaging.errors import show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from temper.builder.data.config import DataConfig
+    from temper.builder.network.imported import Checkpoint
     from temper.builder.network.resnet import ModelConfig
     from temper.builder.network.train import TrainConfig
     from temper.builder.store.artifacts import Artifact
@@ -54,7 +57,13 @@ def labels_of(data: Artifact) -> list[str]:
 
 
 def open_network(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:
-    """Loads the network of the weights stage, or of a compression step."""
+    """Loads the network of the weights stage, or of a compression step.
+
+    Raises:
+        ModelError: It came as an ONNX file, of which there is none.
+    """
+    if setting.model.graph is not None:
+        raise ModelError(f"ONNX file {show(setting.model.graph)}: a graph, of which there is no PyTorch network")
     if (weights.path / NETWORK_FILE).exists():
         return load_network(setting.model, len(labels_of(data)), weights.path)
     return _load(setting, data, weights.path / WEIGHTS_FILE)
@@ -70,18 +79,23 @@ def open_snapshot(setting: Setting, data: Artifact, weights: Artifact, epoch: in
 
 
 def _load(setting: Setting, data: Artifact, path: Path) -> nn.Module:
-    model = dataclasses.replace(setting.model, weights=str(path), replace_head=False)
+    model = dataclasses.replace(setting.model, weights=str(path), replace_head=False, averaged=None)
     return build_model(model, len(labels_of(data)))
 
 
 def initial_network(setting: Setting, num_classes: int) -> nn.Module:
     """Builds the network as it was before the finetuning; the caller's random state stays as it was."""
+    return open_initial(setting, num_classes)[0]
+
+
+def open_initial(setting: Setting, num_classes: int) -> tuple[nn.Module, Checkpoint | None]:
+    """Does what `initial_network` does, and returns the checkpoint as well, None where there is none."""
     import torch  # who reads a `Setting` can do without
 
     # The seed decides a random network and a new head.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setting.train.seed)
-        return build_model(setting.model, num_classes)
+        return load_model(setting.model, num_classes, bgr=setting.data.colour == "bgr")
 
 
 def served_module(setting: Setting, data: Artifact, weights: Artifact) -> nn.Module:

@@ -8,8 +8,11 @@ import torch
 
 from temper.builder.contract import TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.data.prepare import load_train
-from temper.builder.network.stage import Progress, Setting, images_of, initial_network, labels_of
+from temper.builder.errors import ModelError
+from temper.builder.network.stage import Progress, Setting, images_of, labels_of, open_initial
 from temper.builder.network.train import finetune
+from temper.imaging.errors import show
+from temper.imaging.folder import name_few
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,10 +21,31 @@ if TYPE_CHECKING:
 
 
 def make_weights(setting: Setting, data: Artifact, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Builds the network and finetunes it."""
-    network = initial_network(setting, len(labels_of(data)))
+    """Builds the network and finetunes it; the figures say what its checkpoint is."""
+    names = labels_of(data)
+    network, checkpoint = open_initial(setting, len(names))
+    if checkpoint is not None and setting.data.labels is None and not setting.model.replace_head:
+        _check_order(setting, names, checkpoint.class_names)
     evaluation = (images_of(data, TEST_IMAGES_FILE), images_of(data, TEST_LABELS_FILE))
     mean, std = setting.data.normalization
     train = load_train(setting.data)
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-        return finetune(network, train, evaluation, setting.train, folder, progress, mean=mean, std=std)
+        figures = finetune(network, train, evaluation, setting.train, folder, progress, mean=mean, std=std)
+    return {**figures, **({"checkpoint": checkpoint.description} if checkpoint else {})}
+
+
+def _check_order(setting: Setting, names: list[str], own: list[str] | None) -> None:
+    """Refuses classes that a checkpoint's outputs have in another order, as it says itself."""
+    if own is None or own == names:
+        return
+    where = f"checkpoint {show(setting.model.weights)}"
+    shown = name_few([show(name) for name in own])
+    if sorted(own) == sorted(names):
+        raise ModelError(
+            f"{where}: lists its classes in another order than the data: {shown}; write them into a file, one a "
+            'line, and set data.labels = "classes.txt", or let `temper init` do so'
+        )
+    raise ModelError(
+        f"{where}: lists the classes {shown}, the data has {name_few([show(name) for name in names])}; set "
+        "data.labels to a file of the data's names in the order of the checkpoint's outputs, one a line"
+    )

@@ -1,9 +1,9 @@
-"""Reading the weights of a checkpoint: no code that the file may carry is run, and what it is instead is said."""
+"""Files of weights: what they are by their first bytes, and their tensors; no code that they may carry is run."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import pickle
 import reprlib
 import stat
 import zipfile
@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from temper.builder.errors import ModelError
+from temper.builder.network.hub import CONFIG_FILE, WEIGHT_FILES, hub_folder, read_json_beside
+from temper.builder.network.pickled import freeing_line, read_torch, reason_of
+from temper.builder.store.files import sha256_file
 from temper.imaging.content import is_safetensors, name_content
 from temper.imaging.errors import show
 
 if TYPE_CHECKING:
     import torch
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
+"""`.ckpt` is Lightning's, `.bin` Hugging Face's, and `.pth.tar` many a training script's; all are torch.save's."""
 
-# Where a training loop usually puts the weights inside its checkpoint.
+# Where a network that this builder keeps has its weights.
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model")
 # How torch.save began its files before it wrote zip archives: a number as pickle's second protocol writes it.
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -30,11 +34,10 @@ _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16
 
 
 def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Reads the weights of a checkpoint; never runs code that the file may carry.
+    """Reads a state dict as it is, as this builder keeps them; see `imported.py` for what others write.
 
     Args:
-        path: A `.safetensors` file, or a `.pt`/`.pth` file with a state dict, alone or under `state_dict`,
-            `model_state_dict` or `model`. A `module.` before every name (DistributedDataParallel) is dropped.
+        path: A file, with a state dict alone or under `state_dict`, `model_state_dict` or `model`.
 
     Returns:
         The tensors by name, on the CPU: plain, finite, of floating-point or integer types.
@@ -42,17 +45,68 @@ def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ModelError: The file is missing, is no such file, or holds anything but such tensors.
     """
+    return state_dict_in(path, read_content(path))
+
+
+def read_content(path: Path) -> Any:
+    """Reads all that a file or a hub's folder of weights holds.
+
+    Returns:
+        Of a safetensors file and of a folder a dict of tensors, else whatever was given to torch.save: tensors on
+        the CPU, plain containers, and `pickled.Inert` in the place of other objects.
+
+    Raises:
+        ModelError: It is missing, is something else, is damaged, or asks for code to be run.
+    """
     check_weights_file(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return _state_dict(path, content)
+    parts = [
+        _read_safetensors(each) if each.suffix == ".safetensors" else read_torch(each) for each in _files(path)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return {name: value for part in parts if isinstance(part, dict) for name, value in part.items()}
+
+
+def sha256_checkpoint(path: Path) -> str:
+    """Returns the digest of all that decides which weights are read: of a folder its weights and config.json."""
+    files = [
+        *_files(path),
+        *([hub_folder(path) / CONFIG_FILE] if path.is_dir() or path.name in WEIGHT_FILES else []),
+    ]
+    digests = [sha256_file(file) for file in files if file.exists()]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def check_weights_file(path: Path) -> None:
-    """Checks by its first bytes that a file is what its name says, without loading it.
+    """Checks by its first bytes that a file is what its name says, without loading it; of a folder every file.
 
     Raises:
         ModelError: It is missing or something else; the message says what.
     """
+    for file in _files(path):
+        _check_file(file)
+
+
+def _files(path: Path) -> list[Path]:
+    """The files that hold the weights: of a folder those that its index lists, if there is one."""
+    if not path.is_dir():
+        return [path]
+    name = next((name for name in WEIGHT_FILES if (path / name).exists()), None)
+    if name is None:
+        raise _wrong(
+            path, f"is a folder without {WEIGHT_FILES[0]} or {WEIGHT_FILES[2]}, expected a file of weights"
+        )
+    if not name.endswith(".json"):
+        return [path / name]
+    index = read_json_beside(path, name) or {}
+    weight_map = index.get("weight_map")
+    shards = sorted({str(shard) for shard in weight_map.values()}) if isinstance(weight_map, dict) else []
+    if not shards or any(Path(shard).name != shard for shard in shards):
+        raise _wrong(path / name, "lists no files of this folder, expected the hub's index; download it again")
+    return [path / shard for shard in shards]
+
+
+def _check_file(path: Path) -> None:
     try:
         # A pipe must not be waited for; for regular files this changes nothing.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -95,7 +149,8 @@ def _check_archive(path: Path, size_bytes: int) -> None:
         ) from error
     names = [entry.filename.rpartition("/")[2] for entry in entries]
     if "constants.pkl" in names:
-        raise _wrong(path, "is a TorchScript program; save the state_dict() of the model that it was made from")
+        line = freeing_line(path, "c.state_dict()", load="torch.jit.load({}, 'cpu')")
+        raise _wrong(path, f'is a TorchScript program, and was not run; where you trust it: python -c "{line}"')
     if "data.pkl" not in names:
         inside = next((name for name in names if Path(name).suffix in CHECKPOINT_SUFFIXES), None)
         hint = f"; unpack it, it holds {show(inside)}" if inside else ""
@@ -112,26 +167,15 @@ def _read_safetensors(path: Path) -> object:
         return load_file(path)
     # The library's own error, or KeyError, RuntimeError and others from torch for a type or shape that it lacks.
     except Exception as error:
-        raise _wrong(path, f"is not a whole safetensors file ({_reason(error)})") from error
+        raise _wrong(path, f"is not a whole safetensors file ({reason_of(error)})") from error
 
 
-def _read_torch(path: Path) -> object:
-    import torch
+def state_dict_in(path: Path, content: Any) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a state dict, alone or under one of the usual keys.
 
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _wrong(
-            path,
-            "holds more than weights and was not opened, since that could run any code; "
-            "save model.state_dict() alone, best as .safetensors",
-        ) from error
-    # Of a damaged or hostile pickle nearly anything: RuntimeError, KeyError, TypeError, RecursionError.
-    except Exception as error:
-        raise _wrong(path, f"is not a file that torch.save wrote ({_reason(error)})") from error
-
-
-def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
+    Raises:
+        ModelError: It holds anything but tensors.
+    """
     for key in _NESTED_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -140,15 +184,22 @@ def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
     for name, value in content.items():
         if not isinstance(name, str):
             raise _wrong(path, f"got a key that is {type(name).__name__}, expected the names of tensors")
-        fault = _fault(value)
-        if fault is not None:
-            raise _wrong(path, f"{reprlib.repr(name)} {fault}")
-    if all(name.startswith("module.") for name in content):
-        return {name.removeprefix("module."): value for name, value in content.items()}
+        check_tensor(path, name, value)
     return dict(content)
 
 
-def _fault(value: object) -> str | None:
+def check_tensor(path: Path, name: str, value: object) -> None:
+    """Refuses what is no weight: no tensor that holds its values, of another type, or not finite.
+
+    Raises:
+        ModelError: It is such a thing; names it.
+    """
+    fault = fault_of(value)
+    if fault is not None:
+        raise _wrong(path, f"{reprlib.repr(name)} {fault}")
+
+
+def fault_of(value: object) -> str | None:
     """Returns why a value is no weight; None when it is one."""
     import torch
 
@@ -168,11 +219,6 @@ def _fault(value: object) -> str | None:
     if not bool(torch.isfinite(value).all()):
         return "holds NaN or infinity; take an earlier checkpoint"
     return None
-
-
-def _reason(error: Exception) -> str:
-    text = (str(error).splitlines() or [""])[0][:200]
-    return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
 
 
 def _wrong(path: Path, what: str) -> ModelError:

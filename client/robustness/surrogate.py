@@ -9,7 +9,7 @@ attacks as a white box too. All arithmetic is float32. The only file of the clie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,11 @@ def _load(networks: tuple[Network, ...], num_draws: int, stats: tuple[tuple[int,
     """Load files as they are now: by `stats` another file of the same name is another network."""
     del stats
     return Surrogate(networks, num_draws=num_draws)
+
+
+def unknown_operators(names: Iterable[str]) -> list[str]:
+    """Return those of a graph's operators that no surrogate can have."""
+    return sorted(set(names) - _OPERATORS.keys() - {"Constant"})
 
 
 class _Graph:
@@ -384,6 +389,39 @@ def _flatten(x: Tensor, **given: Any) -> Tensor:
     return x.reshape(math.prod(x.shape[:axis]), -1)
 
 
+def _pad(
+    x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, *axes: Tensor, **given: Any
+) -> Tensor:
+    if axes or given.get("mode", b"constant") != b"constant":
+        raise TypeError("Pad of some axes, or with values that are no constant")
+    ends = pads.tolist() if pads is not None else given["pads"]
+    around = [end for axis in reversed(range(x.ndim)) for end in (ends[axis], ends[axis + x.ndim])]
+    return functional.pad(x, [int(end) for end in around], value=0.0 if value is None else float(value))
+
+
+def _squeeze(x: Tensor, axes: Tensor | None = None, **given: Any) -> Tensor:
+    over = axes.tolist() if axes is not None else given.get("axes")
+    return x.squeeze() if over is None else x.squeeze(tuple(over))
+
+
+def _unsqueeze(x: Tensor, axes: Tensor | None = None, **given: Any) -> Tensor:
+    over = axes.tolist() if axes is not None else given["axes"]
+    for axis in sorted(one % (x.ndim + len(over)) for one in over):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _gather(x: Tensor, indices: Tensor, **given: Any) -> Tensor:
+    axis = given.get("axis", 0) % x.ndim
+    taken = x.index_select(axis, (indices.reshape(-1) % x.shape[axis]).to(x.device))
+    return taken.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
+
+
+def _hard_sigmoid(x: Tensor, **given: Any) -> Tensor:
+    line: Tensor = given.get("alpha", 0.2) * x + given.get("beta", 0.5)
+    return line.clamp(0, 1)
+
+
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Add": lambda a, b: a + b,
     "AveragePool": _average_pool,
@@ -391,17 +429,26 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     # Every value is float32 here; what half precision rounds activations to is left out.
     "Cast": lambda x, **given: x,
     "Clip": _clip,
+    "Concat": lambda *parts, **given: torch.cat(parts, given["axis"]),
     "Conv": _conv,
     "DequantizeLinear": _dequantize,
     "Div": lambda a, b: a / b,
     "Dropout": lambda x, *rest, **given: x,
+    "Elu": lambda x, **given: functional.elu(x, given.get("alpha", 1.0)),
     "Flatten": _flatten,
+    "Gather": _gather,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
+    "GlobalMaxPool": lambda x: x.amax((2, 3), keepdim=True),
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": lambda x: x * _hard_sigmoid(x, alpha=1 / 6),
     "Identity": lambda x: x,
+    "LeakyRelu": lambda x, **given: functional.leaky_relu(x, given.get("alpha", 0.01)),
     "MatMul": lambda a, b: a @ b,
     "MaxPool": _max_pool,
     "Mul": lambda a, b: a * b,
+    "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
+    "Pad": _pad,
     "QuantizeLinear": _quantize,
     "ReduceMean": _reduce_mean,
     "Relu": torch.relu,
@@ -409,6 +456,8 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Round": _straight_round,
     "Sigmoid": torch.sigmoid,
     "Softmax": lambda x, **given: torch.softmax(x, given.get("axis", -1)),
+    "Squeeze": _squeeze,
     "Sub": lambda a, b: a - b,
     "Transpose": lambda x, **given: x.permute(given["perm"]),
+    "Unsqueeze": _unsqueeze,
 }

@@ -41,13 +41,21 @@ def cli(debug: bool) -> None:
 
 
 @cli.command()
-@click.option("--images", type=path_type, required=True, help="Folder of images per class, split or not.")
+@click.option(
+    "--images",
+    type=path_type,
+    required=True,
+    help="A folder of images per class, a table of paths, tar shards, or a data set on disk.",
+)
 @click.option(
     "--weights",
     default="random",
     show_default=True,
     metavar="FILE",
-    help="The finetuned network's checkpoint, or `torchvision`, or `random`.",
+    help="The finetuned network's checkpoint or ONNX file, or `torchvision`, or `random`.",
+)
+@click.option(
+    "--labels", type=path_type, metavar="FILE", help="The class names in the order of the checkpoint's outputs."
 )
 @click.option("--out", type=path_type, default=Path("recipe.toml"), show_default=True, help="The recipe to write.")
 @click.option("--name", metavar="NAME", help="The recipe's name.  [like the folder's]")
@@ -56,12 +64,31 @@ def cli(debug: bool) -> None:
 def init(images: Path, **settings: Any) -> None:
     """Write a recipe for a folder of images.
 
-    Looks at the folder, its split, the images' sizes and the checkpoint, chooses from them, and gives its reasons
-    in the recipe's comments.
+    Or for a CSV or Parquet table, WebDataset shards, or a Hugging Face data set on disk. Looks at the images,
+    their split and sizes, and the checkpoint, chooses from them, and gives its reasons in the recipe's comments.
     """
     from temper.cli.commands.init import init_command
 
     init_command(images, **settings)
+
+
+@cli.group()
+def data() -> None:
+    """Look at images before anything is built of them."""
+
+
+@data.command("check")
+@click.argument("path", type=path_type, metavar="DIR|TABLE|RECIPE")
+@json_option
+def check_data(path: Path, as_json: bool) -> None:
+    """List all that is wrong with the images of a folder, a table, tar shards, a data set on disk, or a recipe.
+
+    Broken and misnamed files, classes without images, the same or nearly the same image in training and test, and
+    more. Exits 0 when there are no errors, though there may be warnings, and 1 when there are.
+    """
+    from temper.cli.commands.data import check_data_command
+
+    check_data_command(path, as_json=as_json)
 
 
 @cli.command()

@@ -185,8 +185,8 @@ def parity(report: Report) -> str:
         pixels += f", the others differ by up to {text.number(first.max_pixel_diff)} of 255"
     note = (
         "Raw files by torchvision's own reading and transforms and PyTorch before any compression, against the "
-        f"files as a client sends them and the server's answer. {pixels}. What a compressed variant differs by is the "
-        "compression; what an uncompressed one differs by is how it is served."
+        f"files as a client sends them and the server's answer. {pixels}. What a compressed variant differs by is "
+        "the compression; what an uncompressed one differs by is how it is served."
     )
     rows = (
         [

@@ -1,4 +1,4 @@
-"""A first recipe for a folder of images: what is looked at, what is chosen from it, and the text with the reasons.
+"""A first recipe for a user's images: what is looked at, what is chosen from it, and the text with the reasons.
 
 The folder is read as a build reads it, so what a build would refuse is refused here, in the same words.
 """
@@ -12,22 +12,25 @@ import re
 import statistics
 import textwrap
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from temper.builder.data.config import DataConfig
+from temper.builder.data.find import Kind, guess_kind
 from temper.builder.data.prepare import describe_data
 from temper.builder.names import MAX_NAME_LENGTH, is_printable, is_recipe_name
-from temper.builder.network.resnet import ModelConfig, find_arch
 from temper.builder.network.train import TrainConfig
 from temper.errors import RecipeError
 from temper.imaging.errors import show
+from temper.imaging.preprocess import Size, sides
+from temper.run.init_weights import USUAL_SIZE, Weights, look_at_weights, order_of
 from temper.terminal import escape_line
 
 _SAMPLED = 48
 _STRIDE = 32
 """How much a ResNet narrows an image: sizes are multiples of it."""
-_USUAL_SIZE = 224
 _MAX_TEST = 2000
 # Of a network that starts from nothing: enough steps to learn something, on few images not too many of the same.
 _STEPS = 300
@@ -40,6 +43,8 @@ _WIDTH = 100
 class Found:
     """What was seen in the folder and in the checkpoint."""
 
+    source: Kind
+    """What the images lie in."""
     described: str
     """The folder in one line: its images, its split, and what is left out."""
     class_names: list[str]
@@ -52,44 +57,55 @@ class Found:
     """Images that were decoded to see their sizes."""
     shorter_sides: tuple[int, int, int]
     """The smallest, the median and the largest shorter side among them, in pixels."""
-    arch: str
-    """The checkpoint's architecture; without a checkpoint the one to start with."""
-    head_classes: int | None
-    """Length of the checkpoint's output; None without a checkpoint or a head in it."""
+    weights: Weights
+    """What the network starts from."""
+    labels: str | None = None
+    """A file that lists the classes in the order of the network's outputs; None where it is the images' own."""
+    new_list: bool = False
+    """Whether that file is still to be written."""
 
     @property
     def head_fits(self) -> bool:
-        """Whether the checkpoint's head has as many classes as the folder."""
-        return self.head_classes == len(self.class_names)
+        """Whether a file's head has as many classes as the images."""
+        return self.weights.num_classes == len(self.class_names)
 
 
-def look(images: Path, weights: str) -> Found:
+def look(images: Path, weights: str, labels: Path | None = None, new_list: Path | None = None) -> Found:
     """Looks at a folder of images and at a checkpoint.
 
     Args:
-        images: The folder, one folder per class, with or without a split.
+        images: A folder per class, with or without a split; a table, tar shards or a data set on disk.
         weights: A checkpoint's path, "torchvision" or "random".
+        labels: A file that lists the classes in the order of the network's outputs.
+        new_list: Where to write such a list when the checkpoint carries one that no file has.
 
     Raises:
-        DataError: A build would refuse the folder, or one of the sampled images.
+        DataError: A build would refuse the folder, or one of the sampled images, or its classes are not those of
+            the checkpoint.
         ModelError: A build would refuse the checkpoint, or it is of another family of networks.
     """
     from temper.builder.data.sources import open_source
 
-    checkpoint = ModelConfig(weights=weights).checkpoint
-    arch, head_classes = (ModelConfig().arch, None) if checkpoint is None else find_arch(checkpoint)
-    source = open_source(DataConfig(source="folder", path=str(images)))
+    seen = look_at_weights(weights)
+    kind = guess_kind(images)
+    source = open_source(DataConfig(source=kind, path=str(images), labels=None if labels is None else str(labels)))
+    listed = None if labels is None else str(labels)
+    order = None if labels is not None else order_of(seen, source.class_names)
+    if order is not None:
+        listed = seen.list_file or str(new_list)
     counts = {"num_train": len(source.train), "num_test": len(source.test)}
     num = len(source.labels)
     sampled = range(0, num, math.ceil(num / _SAMPLED))
-    sides = sorted(min(source.open_image(index).size) for index in sampled)
+    shorter = sorted(min(source.open_image(index).size) for index in sampled)
     return Found(
+        source=kind,
         described=describe_data({**counts, **source.info}),
-        class_names=source.class_names,
-        num_sampled=len(sides),
-        shorter_sides=(sides[0], statistics.median_low(sides), sides[-1]),
-        arch=arch,
-        head_classes=head_classes,
+        class_names=list(order or source.class_names),
+        num_sampled=len(shorter),
+        shorter_sides=(shorter[0], statistics.median_low(shorter), shorter[-1]),
+        weights=seen,
+        labels=listed,
+        new_list=order is not None and seen.list_file is None,
         **counts,
     )
 
@@ -100,14 +116,13 @@ def name_for(images: Path) -> str:
     return re.sub(r"[^a-z0-9_-]+", "_", folder.lower()).strip("_-")[:MAX_NAME_LENGTH] or "recipe"
 
 
-def render_recipe(found: Found, *, name: str, images: Path, weights: str, folder: Path) -> str:
+def render_recipe(found: Found, *, name: str, images: Path, folder: Path) -> str:
     """Writes the recipe's text: what was found and why it was chosen stands in its comments.
 
     Args:
         found: What `look` returned.
         name: The recipe's name.
-        images: The folder of images.
-        weights: As for `look`.
+        images: What the images lie in.
         folder: Where the recipe will lie; what is below it is named from there.
 
     Raises:
@@ -115,16 +130,15 @@ def render_recipe(found: Found, *, name: str, images: Path, weights: str, folder
     """
     if not is_recipe_name(name):
         raise RecipeError(f"--name: got {show(name)}, expected up to {MAX_NAME_LENGTH} of a-z, 0-9, _ and -")
-    size = min(_USUAL_SIZE, max(_STRIDE, found.shorter_sides[1] // _STRIDE * _STRIDE))
-    is_file = ModelConfig(weights=weights).checkpoint is not None
+    pixels, why = _pixels(found)
     parts = [
         *_comment(_HEAD),
         f"\nname = {_quote(name)}\n",
-        *_data(found, _path_from(folder, images), size, is_file),
-        *_model(found, _path_from(folder, Path(weights)) if is_file else weights, is_file),
-        *_train(found, weights, is_file),
+        *_data(found, images, folder, pixels, why),
+        *_model(found, folder),
+        *_train(found),
         _VARIANTS,
-        *_attack(found, size),
+        *_attack(found, min(sides(pixels["image_size"]))),
     ]
     return "\n".join(parts)
 
@@ -153,19 +167,51 @@ duration_s = 3.0
 """
 
 
-def _data(found: Found, path: str, size: int, is_file: bool) -> list[str]:
+def _pixels(found: Found) -> tuple[dict[str, Any], str]:
+    """What an image is made into, as keys of `[data]`, the fewest that say it; and why."""
     low, median, high = found.shorter_sides
-    sizes = f"Shorter sides are {median} pixels as a rule ({low} to {high} in {found.num_sampled} images)."
-    why = "the usual size" if size == _USUAL_SIZE else "what few must be enlarged to"
-    trained = " If the checkpoint was trained at another size, take that one." if is_file else ""
+    seen = f"Shorter sides are {median} pixels as a rule ({low} to {high} in {found.num_sampled} images)."
+    if stated := found.weights.pixels:
+        return _fewest(stated), f"{seen} They are made what {found.weights.pixels_from} says."
+    size = min(USUAL_SIZE, max(_STRIDE, median // _STRIDE * _STRIDE))
+    why = f"{seen} {size} is {'the usual size' if size == USUAL_SIZE else 'what few must be enlarged to'}"
+    wanted: Size = size
+    if fixed := found.weights.size:
+        wanted = fixed[0] if fixed[0] == fixed[1] else fixed
+        why = f"{seen} The ONNX file takes {fixed[0]} x {fixed[1]}"
+    if found.weights.given == "random" or low == high == size:
+        return {"image_size": wanted}, f"{why}."
+    trained = " If the network was evaluated in another way, say so here." if found.weights.is_file else ""
+    why += f". Images are made what torchvision's evaluation makes of them.{trained}"
+    return {"preset": "torchvision", "image_size": wanted}, why
+
+
+def _fewest(pixels: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out the keys that say what would be so without them."""
+    left: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in pixels.items()
+    }
+    whole = DataConfig(**left).preprocessing
+    for key in [key for key in left if key not in ("preset", "image_size")]:
+        fewer: dict[str, Any] = {other: value for other, value in left.items() if other != key}
+        if DataConfig(**fewer).preprocessing == whole:
+            left = fewer
+    return left
+
+
+def _data(found: Found, images: Path, folder: Path, pixels: Mapping[str, Any], why: str) -> list[str]:
     lines = [
         *_comment(f"{len(found.class_names)} classes; {found.described}."),
         "[data]",
-        'source = "folder"',
-        f"path = {_quote(path)}",
-        *_comment(f"{sizes} {size} is {why}.{trained}"),
-        f"image_size = {size}",
+        f"source = {_quote(found.source)}",
+        f"path = {_quote(_path_from(folder, images))}",
     ]
+    if found.labels is not None:
+        lines += [
+            *_comment("The classes in the order of the network's outputs, which is not that of their names."),
+            f"labels = {_quote(_path_from(folder, Path(found.labels)))}",
+        ]
+    lines += [*_comment(why), *(f"{key} = {_value(value)}" for key, value in pixels.items())]
     if found.num_test > _MAX_TEST:
         lines += [
             *_comment(f"Of {found.num_test:,}, drawn by the seed: every variant answers each of them."),
@@ -174,37 +220,55 @@ def _data(found: Found, path: str, size: int, is_file: bool) -> list[str]:
     return lines
 
 
-def _model(found: Found, weights: str, is_file: bool) -> list[str]:
-    keys = ["[model]", f"arch = {_quote(found.arch)}", f"weights = {_quote(weights)}"]
-    if is_file and not found.head_fits:
+def _model(found: Found, folder: Path) -> list[str]:
+    weights = found.weights
+    named = _path_from(folder, Path(weights.given)) if weights.is_file else weights.given
+    if Path(weights.given).is_dir() and "/" not in named:
+        named = f"./{named}"  # as a recipe names a folder
+    arch = [] if weights.arch is None else [f"arch = {_quote(weights.arch)}"]
+    keys = ["[model]", *arch, f"weights = {_quote(named)}"]
+    if weights.has_averaged:
+        keys += [
+            *_comment("It has averaged weights beside those as trained; false takes the latter."),
+            "averaged = true",
+        ]
+    if weights.is_file and not found.head_fits:
         keys.append("replace_head = true")
-    return ["", *_comment(_reason(found, weights, is_file)), *keys]
+    about = _comment(f"{weights.described}.") if weights.described else []
+    return ["", *about, *_comment(_reason(found)), *keys]
 
 
-def _reason(found: Found, weights: str, is_file: bool) -> str:
-    names, num = found.class_names, len(found.class_names)
-    if weights == "torchvision":
+def _reason(found: Found) -> str:
+    weights, names, num = found.weights, found.class_names, len(found.class_names)
+    if weights.given == "torchvision":
         return 'ImageNet\'s weights, downloaded once; "random" starts from nothing and needs no download.'
-    if not is_file:
+    if not weights.is_file:
         return (
             'From nothing. On few images "torchvision", ImageNet\'s weights, is far better, but is downloaded; or '
-            "give the path of a checkpoint, .safetensors, .pt or .pth."
+            "give the path of a checkpoint."
         )
-    layers = f"The checkpoint has the layers of {found.arch}"
-    norm = "If its input was not normalised as ImageNet's, add `mean` and `std`."
+    is_folder = found.source == "folder"
+    order = "the folders' names" if is_folder else "the data's own labels"
+    layers = "It has" if weights.arch is None else f"The checkpoint has the layers of {weights.arch} and"
+    norm = (
+        "" if weights.pixels else " If its input was not normalised as ImageNet's, add `mean` and `std` to [data]."
+    )
+    if found.head_fits and (found.labels is not None or weights.class_names is not None):
+        return f"{layers} {num} classes, from {_quote(names[0])} to {_quote(names[-1])}.{norm}"
     if found.head_fits:
         return (
-            f"{layers} and {num} classes, taken in the order of the folders' names, from {_quote(names[0])} to "
-            f"{_quote(names[-1])}: an accuracy near chance means that it was trained in another order. {norm}"
+            f"{layers} {num} classes, taken in the order of {order}, from {_quote(names[0])} to "
+            f"{_quote(names[-1])}: an accuracy near chance means that it was trained in another order.{norm}"
         )
-    head = "no head" if found.head_classes is None else f"a head of {found.head_classes} classes"
-    return f"{layers} and {head}, the folder has {num} classes: a new head is trained. {norm}"
+    head = "no head" if weights.num_classes is None else f"a head of {weights.num_classes} classes"
+    has = f"the {'folder' if is_folder else 'data'} has {num} classes"
+    return f"{layers} {head}, {has}: a new head is trained.{norm}"
 
 
-def _train(found: Found, weights: str, is_file: bool) -> list[str]:
-    if is_file and found.head_fits:
+def _train(found: Found) -> list[str]:
+    if found.weights.is_file and found.head_fits:
         return ["", *_comment("The checkpoint is taken as it is."), "[train]", "epochs = 0"]
-    if weights != "random":
+    if found.weights.given != "random":
         return [
             "",
             *_comment("The new head alone first, then all layers, with a smaller rate than from nothing."),
@@ -256,6 +320,10 @@ def _path_from(folder: Path, path: Path) -> str:
 def _quote(text: str) -> str:
     """Printable text as a TOML string, whose escapes are JSON's."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _value(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def _comment(text: str) -> list[str]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from temper.builder.compress.imported import check_imported
 from temper.builder.compress.variant import VariantConfig
 from temper.builder.data.config import DataConfig
 from temper.builder.engines.kind import AutoConfig, EngineConfig
-from temper.builder.explain.config import ExplainConfig
+from temper.builder.explain.config import PARTS, ExplainConfig
 from temper.builder.names import MAX_NAME_LENGTH, is_recipe_name
 from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.train import TrainConfig
@@ -70,6 +71,9 @@ class Recipe:
         if not self.variants:
             raise ValueError('variants: got none, expected at least one [[variants]] table with a "name"')
         self._check_variants()
+        if self.model.graph is not None:
+            check_imported(self.train, self.variants)
+            self._check_look()
         self._check_attacks()
         if self.load.batch_size > self.engine.max_batch:
             raise ValueError(
@@ -106,6 +110,14 @@ class Recipe:
                         f'variants[{seen[name]}].name: got "{name}", expected another name: it is that of the '
                         f"{place} step of the ensemble variants[{index}]"
                     )
+
+    def _check_look(self) -> None:
+        if self.explain is not None and "features" in self.explain.parts:
+            kept = ", ".join(f'"{part}"' for part in PARTS if part != "features")
+            raise ValueError(
+                "explain.parts: got features, which needs the PyTorch network's head, expected some of "
+                f"{kept}: model.weights is an ONNX file"
+            )
 
     def _check_member(self, path: str, name: str, earlier: Mapping[str, int]) -> None:
         members = [other for other, index in earlier.items() if not self.variants[index].ensemble]

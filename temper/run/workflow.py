@@ -143,6 +143,7 @@ def _run_alone(
     if url is None:
         _check_embedded(recipe)
     _check_corruptions(recipe)
+    _check_surrogates(recipe)
     built = build_recipe(recipe, repository=repository, runs=runs, display=display, check_data=check)
     models = [one.model for one in built]
     endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, display=display)
@@ -176,6 +177,22 @@ def _check_corruptions(recipe: Recipe) -> None:
             load_library()
         except ClientError as error:
             raise WorkflowError(str(error)) from error
+
+
+def _check_surrogates(recipe: Recipe) -> None:
+    """Refuses, before anything is built, gradients of an ONNX file with operators that no surrogate has."""
+    if recipe.model.graph is None or not any(getattr(attack, "surrogates", ()) for attack in recipe.attacks):
+        return
+    from temper.builder.network.stage import Setting
+    from temper.builder.network.stage_import import operators_of
+    from temper.client.robustness.surrogate import unknown_operators
+
+    setting = Setting(data=recipe.data, model=recipe.model, train=recipe.train)
+    if unknown := unknown_operators(operators_of(setting)):
+        raise WorkflowError(
+            f"attacks: surrogates follow gradients, which the ONNX file's operator {unknown[0]} has none of here; "
+            "leave attacks with surrogates out"
+        )
 
 
 def _check_embedded(recipe: Recipe) -> None:

@@ -62,6 +62,10 @@ CONSTANTS: dict[str, Any] = {
     "w_low": np.float32(20.0),
     "w_high": np.float32(200.0),
     "w_shape": np.array([0, 3, -1, 1], np.int64),
+    "w_axis": np.array([2], np.int64),
+    "w_pads": np.array([0, 0, 1, 0, 0, 0, 2, 3], np.int64),
+    "w_turned": np.array([2, 1, 0], np.int64),
+    "w_slope": np.array([0.1, 0.2, 0.3], np.float32).reshape(3, 1, 1),
     "w_quantised": RNG.integers(-127, 128, (3, 3, 3, 3)).astype(np.int8),
     "s_weights": np.array([0.01, 0.02, 0.005], np.float32),
     "z_weights": np.zeros(3, np.int8),
@@ -97,6 +101,20 @@ GRAPHS: dict[str, list[onnx.NodeProto]] = {
         node("Sigmoid", "c", "d"),
         node("Round", "a", "e"),
         node("Add", "d e"),
+    ],
+    "one more dimension and one less": [node("Unsqueeze", "x w_axis", "a"), node("Squeeze", "a w_axis")],
+    "padded": [node("Pad", "x w_pads w_low")],
+    "turned and joined": [node("Gather", "x w_turned", "a", axis=1), node("Concat", "a x", axis=2)],
+    "other activations": [
+        node("Sub", "x w_low", "a"),
+        node("LeakyRelu", "a", "b", alpha=0.3),
+        node("Elu", "b", "c"),
+        node("Div", "c w_high", "d"),
+        node("HardSigmoid", "d", "e", alpha=0.4),
+        node("HardSwish", "d", "f"),
+        node("PRelu", "d w_slope", "g"),
+        node("Concat", "e f g", "h", axis=3),
+        node("GlobalMaxPool", "h"),
     ],
     "clipped": [node("Clip", "x w_low w_high", "a"), node("Relu", "a", "b"), node("Identity", "b")],
     "reshaped": [node("Reshape", "x w_shape", "a"), node("Softmax", "a", "y", axis=2)],
@@ -144,6 +162,23 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Served, Path]:
         net(torch.randn(8, 3, 9, 9) * 2 + 1)
     export_onnx(net.eval(), path, image_size=9, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.1))
     return Served(net, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.1)).eval(), path
+
+
+@pytest.mark.parametrize("size", [32, 37])
+def test_graph_of_pooled_shortcuts_and_a_head_of_two_layers_is_the_networks(tmp_path: Path, size: int) -> None:
+    from temper.builder.network.resnet import ModelConfig, build_model, set_head
+
+    torch.manual_seed(0)
+    network, norm = build_model(ModelConfig(arch="resnet10t"), CLASSES), {"mean": (0.5,) * 3, "std": (0.2,) * 3}
+    set_head(network, 16, CLASSES)
+    path = tmp_path / "net.onnx"
+    export_onnx(network.eval(), path, image_size=size, **norm)
+    pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = Served(network, **norm).eval()(pixels)
+    np.testing.assert_allclose(run_onnx(path, pixels.numpy()), expected.numpy(), rtol=1e-4, atol=1e-5)
+    found = Surrogate([path], device="cpu").logits(pixels.float())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def gradient(logits: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,16 @@ from temper.run.recipe import load_recipe
 from temper.terminal import echo
 
 
-def init_command(images: Path, *, weights: str, out: Path, name: str | None, force: bool, as_json: bool) -> None:
+def init_command(
+    images: Path,
+    *,
+    weights: str,
+    labels: Path | None,
+    out: Path,
+    name: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Looks at the images and the checkpoint, writes a recipe, and says what to run next.
 
     Raises:
@@ -31,13 +40,13 @@ def init_command(images: Path, *, weights: str, out: Path, name: str | None, for
         raise click.UsageError(f"--{error}") from error
     if not force and os.path.lexists(out):
         raise _exists(out)
-    found = look(images, weights)
-    text = render_recipe(
-        found, name=name_for(images) if name is None else name, images=images, weights=weights, folder=out.parent
-    )
+    found = look(images, weights, labels, new_list=out.with_suffix(".classes.txt"))
+    text = render_recipe(found, name=name_for(images) if name is None else name, images=images, folder=out.parent)
     try:
         with out.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
+        if found.new_list and found.labels is not None:
+            Path(found.labels).write_text("".join(f"{one}\n" for one in found.class_names), encoding="utf-8")
     except FileExistsError as error:  # since the look before
         raise _exists(out) from error
     except OSError as error:
@@ -51,7 +60,10 @@ def init_command(images: Path, *, weights: str, out: Path, name: str | None, for
     epochs = recipe.train.head_epochs + recipe.train.epochs
     trained = f"trained for {epochs} epochs" if epochs else "taken as they are"
     echo(f"{len(found.class_names)} classes; {found.described}")
-    echo(f"{recipe.model.arch} at {recipe.data.image_size} pixels; weights: {recipe.model.weights}, {trained}")
+    if found.weights.described:
+        echo(f"{'ONNX file' if found.weights.arch is None else 'checkpoint'}: {found.weights.described}")
+    arch = found.weights.arch or "ONNX"
+    echo(f"{arch} at {recipe.data.image_size} pixels; weights: {recipe.model.weights}, {trained}")
     echo(f"wrote {out}; it says why, and what else there is. Next:\n\n    {command}")
 
 

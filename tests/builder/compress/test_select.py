@@ -21,6 +21,7 @@ from temper.builder.compress.step import StepContext
 from temper.builder.compress.variant import ChosenStep, VariantConfig
 from temper.builder.errors import CompressError
 from temper.builder.network.files import count_network, load_network, save_network
+from temper.builder.network.resnet import ModelConfig, build_model, set_head
 
 _SEEN = 520
 
@@ -37,6 +38,20 @@ def network(sample: Sample, context: StepContext) -> nn.Module:
     network = copy.deepcopy(sample.model)
     recalibrate(network, ServedBatches(context, _SEEN))
     return network
+
+
+def test_select_refuses_a_head_of_two_layers(network: nn.Module, context: StepContext) -> None:
+    other = copy.deepcopy(network)
+    set_head(other, 16, 10)
+    with pytest.raises(CompressError, match="select: the head has two layers, expected a linear one"):
+        run_select(other, SelectConfig(features=0.25), context)
+
+
+def test_select_cuts_pooled_shortcuts(context: StepContext) -> None:
+    network = build_model(ModelConfig(arch="resnet18d"), 10)
+    cut, _ = run_select(network, SelectConfig(features=0.5, num_images=64), context)
+    assert cut.get_submodule("layer4.0.downsample.1").out_channels == 256
+    assert cut(torch.zeros(1, 3, 33, 33)).shape == (1, 10)
 
 
 def test_select_keeps_a_quarter(network: nn.Module, context: StepContext, sample: Sample, tmp_path: Path) -> None:

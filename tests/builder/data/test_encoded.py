@@ -56,8 +56,8 @@ def as_csv(root: Path) -> str:
 
 
 def as_parquet(root: Path) -> str:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]  # ships none
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     rows = [(str(path), CLASSES.index(name), part) for part, name, path in listed(root)]
     columns = dict(zip(("image_path", "class", "subset"), map(list, zip(*rows, strict=True)), strict=True))
@@ -74,7 +74,7 @@ def as_table_per_split(root: Path) -> str:
 
 
 def as_shards(root: Path) -> str:
-    import webdataset as wds
+    import webdataset as wds  # type: ignore[import-untyped]  # ships none
 
     (root / "shards").mkdir()
     for part in ("train", "val"):
@@ -87,7 +87,7 @@ def as_shards(root: Path) -> str:
 
 
 def as_dataset(root: Path) -> str:
-    import datasets
+    import datasets  # type: ignore[import-untyped]  # ships none
 
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     datasets.disable_progress_bars()

@@ -13,7 +13,7 @@ from torch import nn
 
 from temper.builder.errors import ModelError
 from temper.builder.network.files import count_layers, count_network, load_network, save_network
-from temper.builder.network.resnet import ModelConfig, build_model
+from temper.builder.network.resnet import ModelConfig, build_model, set_head
 
 _CLASSES = 7
 
@@ -47,6 +47,11 @@ def _cut(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+def _two_layers(network: nn.Module) -> nn.Module:
+    set_head(network, 33, _CLASSES)
+    return network.eval()
+
+
 @pytest.mark.parametrize(
     ("arch", "change"),
     [
@@ -56,8 +61,21 @@ def _cut(network: nn.Module) -> nn.Module:
         ("resnet18", lambda network: _cut(_prune(network))),
         ("resnet50", lambda network: network),
         ("resnext50_32x4d", lambda network: network),
+        ("resnet18", lambda network: _two_layers(_cut(network))),
+        ("resnet18d", _two_layers),
+        ("resnet50s", lambda network: network),
     ],
-    ids=["plain", "pruned", "low rank", "both", "resnet50", "grouped"],
+    ids=[
+        "plain",
+        "pruned",
+        "low rank",
+        "both",
+        "resnet50",
+        "grouped",
+        "two layers",
+        "pooled",
+        "deep and wide stem",
+    ],
 )
 def test_network_round_trip_gives_identical_logits(
     arch: Any, change: Callable[[nn.Module], nn.Module], tmp_path: Path
@@ -149,6 +167,10 @@ def _replace_weights(folder: Path) -> None:
         (lambda folder: (folder / "network.json").write_text('{"format": 9, "layers": {}}'), "damaged: format: "),
         (_edit(lambda layers: layers["conv1"].update(stride=[2])), r"is damaged: layers\.conv1"),
         (_edit(lambda layers: layers["conv1"].update(groups=2)), "expected the sizes of a convolution"),
+        (
+            _edit(lambda layers: layers.update({"fc.0": layers["fc"]})),
+            "it has the unknown layer fc;",
+        ),
         (_edit(lambda layers: layers.pop("bn1")), "is no resnet18: it lacks bn1"),
         (_edit(lambda layers: layers.update(bn9=layers["bn1"])), "it has the unknown layer bn9"),
         (_edit(lambda layers: layers.update(bn1=layers["fc"])), "bn1 is a linear, expected a batch_norm"),

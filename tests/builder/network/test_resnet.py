@@ -62,7 +62,9 @@ def test_replaced_head_keeps_the_rest(tmp_path: Path, weights: dict[str, torch.T
 def test_checkpoint_without_head_needs_a_new_one(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "body.safetensors"
     save_file({name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}, path)
-    with pytest.raises(ModelError, match=r"is no resnet18: 2 weights missing \(fc.bias ...\), 0 unknown"):
+    with pytest.raises(
+        ModelError, match=r"has no head; to keep the other layers .* set model.replace_head = true"
+    ):
         build_model(ModelConfig(weights=str(path)), 4)
     assert build_model(ModelConfig(weights=str(path), replace_head=True), 4)
 
@@ -70,8 +72,8 @@ def test_checkpoint_without_head_needs_a_new_one(tmp_path: Path, weights: dict[s
 @pytest.mark.parametrize(
     ("arch", "message"),
     [
-        ("resnet34", r"is no resnet34: \d+ weights missing \(layer1.2.bn1.bias ...\).*set model.arch"),
-        ("resnet50", r"is no resnet50: .*set model.arch to the checkpoint's architecture"),
+        ("resnet34", r'is a resnet18, not a resnet34; set model.arch = "resnet18"'),
+        ("resnet18d", r'is a resnet18, not a resnet18d; set model.arch = "resnet18"'),
     ],
 )
 def test_other_architecture_is_one_line(
@@ -85,8 +87,8 @@ def test_other_architecture_is_one_line(
 
 def test_wider_weights_are_one_line(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "model.safetensors"
-    save_file({**weights, "conv1.weight": torch.zeros(64, 1, 7, 7)}, path)
-    with pytest.raises(ModelError, match=r"conv1.weight is \[64, 1, 7, 7\], expected \[64, 3, 7, 7\]"):
+    save_file({**weights, "conv1.weight": torch.zeros(64, 2, 7, 7)}, path)
+    with pytest.raises(ModelError, match=r"conv1.weight is \[64, 2, 7, 7\], expected \[64, 3, 7, 7\]"):
         build_model(ModelConfig(weights=str(path)), 10)
 
 
@@ -94,7 +96,11 @@ def test_wider_weights_are_one_line(tmp_path: Path, weights: dict[str, torch.Ten
     ("changes", "message"),
     [
         ({"arch": "vgg16"}, r"arch: got 'vgg16', expected one of resnet18, "),
-        ({"weights": "imagenet"}, r"weights: got 'imagenet', expected 'random', 'torchvision' or a file"),
+        (
+            {"weights": "imagenet"},
+            r"weights: got 'imagenet', expected 'random', 'torchvision', a file .* '\./imagenet'",
+        ),
+        ({"arch": "resnet50d", "weights": "torchvision"}, r"weights: torchvision has none of resnet50d, expected"),
         ({"std": (0.1, 0.0, 0.1)}, r"std: got \(0.1, 0.0, 0.1\), expected three positive numbers"),
         ({"mean": (0.1, float("nan"), 0.1)}, r"mean: got .*, expected three finite numbers"),
     ],
@@ -114,8 +120,11 @@ def test_find_arch_of_a_checkpoint(tmp_path: Path, arch: Any) -> None:
 # What is done to the weights of a ResNet-18 with 10 classes, and the classes that are found; None for a refusal.
 HEADS: dict[str, tuple[dict[str, torch.Tensor | None], tuple[str, int | None] | None]] = {
     "none": ({"fc.weight": None, "fc.bias": None}, ("resnet18", None)),
-    "of a Sequential": ({"fc.weight": None, "fc.bias": None, "fc.1.weight": torch.zeros(10, 512)}, None),
-    "too wide": ({"fc.weight": torch.zeros(10, 2048)}, None),
+    "of a Sequential": (
+        {"fc.weight": None, "fc.bias": None, "fc.1.weight": torch.zeros(10, 512)},
+        ("resnet18", 10),
+    ),
+    "too wide": ({"fc.weight": torch.zeros(10, 2048)}, ("resnet18", None)),
     "one layer less": ({"layer4.1.conv2.weight": None}, None),
 }
 
@@ -131,9 +140,7 @@ def test_find_arch_takes_only_what_would_load(
     path = tmp_path / "w.safetensors"
     save_file(changed, path)
     if expected is None:
-        with pytest.raises(
-            ModelError, match=r"w.safetensors: holds the layers of none of resnet18, .*expected those"
-        ):
+        with pytest.raises(ModelError, match=r"w.safetensors: is no ResNet .*: lacks layer4.1.conv2.weight; give"):
             find_arch(path)
     else:
         assert find_arch(path) == expected

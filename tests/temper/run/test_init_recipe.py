@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import tarfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +18,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import save_file
 
+from temper.builder.data.sources import open_source
 from temper.builder.network.resnet import ModelConfig, build_model
 from temper.cli.main import cli
 from temper.run.init_recipe import Found, name_for, render_recipe
+from temper.run.init_weights import Weights
 from temper.run.recipe import load_recipe
 
 ODD = 'my "best"  Blümen \\ 花 #1'
@@ -70,6 +74,50 @@ def test_written_recipe_builds(tmp_path: Path, weights: dict[str, torch.Tensor],
     assert labels.read_text().splitlines() == list(CLASSES)
 
 
+def as_csv(images: Path) -> Path:
+    rows = [f'"{path.relative_to(images.parent)}","{path.parent.name}"' for path in sorted(images.glob("*/*"))]
+    (images.parent / "list.csv").write_text("\n".join(["file,label", *rows]))
+    return images.parent / "list.csv"
+
+
+def as_shard(images: Path) -> Path:
+    (images.parent / "shards").mkdir()
+    with tarfile.open(images.parent / "shards" / "0.tar", "w") as archive:
+        for number, path in enumerate(sorted(images.glob("*/*"))):
+            for ending, data in (("png", path.read_bytes()), ("cls", path.parent.name.encode())):
+                member = tarfile.TarInfo(f"{number:04}.{ending}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return images.parent / "shards"
+
+
+def as_dataset(images: Path) -> Path:
+    import datasets  # type: ignore[import-untyped]  # ships none
+
+    files = sorted(images.glob("*/*"))
+    columns = {"image": list(map(str, files)), "label": [path.parent.name for path in files]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(images.parent / "set"))
+    return images.parent / "set"
+
+
+@pytest.mark.parametrize(
+    ("write", "source"), [(as_csv, "table"), (as_shard, "webdataset"), (as_dataset, "huggingface")]
+)
+def test_other_sources_get_a_recipe_that_loads(
+    tmp_path: Path, weights: dict[str, torch.Tensor], write: Callable[[Path], Path], source: str
+) -> None:
+    path = write(make_images(tmp_path / "images"))
+    save_file(weights, tmp_path / "w.safetensors")
+    recipe = load_recipe(init(path, "--weights", tmp_path / "w.safetensors"))
+    assert (recipe.data.source, recipe.data.path) == (source, str(path))
+    opened = open_source(recipe.data)
+    assert (opened.class_names, len(opened.train), len(opened.test)) == (list(CLASSES), 9, 3)
+    text = (tmp_path / "recipe.toml").read_text().replace("\n# ", " ")
+    assert "3 classes, taken in the order of the data's own labels, from" in text
+
+
 def test_paths_are_quoted_and_relative_to_the_recipe(tmp_path: Path) -> None:
     out = init(make_images(tmp_path / "below" / ODD))
     assert tomllib.loads(out.read_text())["data"]["path"] == ODD
@@ -119,16 +167,32 @@ def test_checkpoint_decides_the_training(
     build_model(recipe.model, len(CLASSES))
 
 
+def test_averaged_weights_of_a_folder_are_written_down(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    other = {name: tensor.clone() for name, tensor in weights.items()}
+    (tmp_path / "hub").mkdir()
+    torch.save(
+        {"model": weights, "model_ema": {**other, "fc.bias": torch.ones(3)}},
+        tmp_path / "hub" / "pytorch_model.bin",
+    )
+    out = tmp_path / "recipe.toml"
+    said = run("init", "--images", make_images(tmp_path / "images"), "--weights", tmp_path / "hub", "--out", out)
+    assert "checkpoint: torch.save file, `model_ema`, averaged (EMA) weights used" in said.stdout
+    assert 'weights = "./hub"' in out.read_text()
+    recipe = load_recipe(out)
+    assert (recipe.model.averaged, recipe.train.epochs) == (True, 0)
+    assert torch.equal(build_model(recipe.model, 3).get_parameter("fc.bias"), torch.ones(3))
+
+
 def found(**changes: Any) -> Found:
     seen: dict[str, Any] = {
+        "source": "folder",
         "described": "900 train, 300 test images",
         "class_names": ["a", "b"],
         "num_train": 900,
         "num_test": 300,
         "num_sampled": 48,
         "shorter_sides": (200, 500, 900),
-        "arch": "resnet18",
-        "head_classes": None,
+        "weights": Weights(given="random", arch="resnet18"),
     }
     return Found(**{**seen, **changes})
 
@@ -136,7 +200,11 @@ def found(**changes: Any) -> Found:
 # What was seen, and what the recipe then says.
 CHOICES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "photos": ({}, "random", {"image_size": 224, "num_test": None, "epochs": 22, "num_images": 100}),
-    "torchvision": ({}, "torchvision", {"head_epochs": 2, "epochs": 5, "learning_rate": 3e-4}),
+    "torchvision": (
+        {},
+        "torchvision",
+        {"preset": "torchvision", "head_epochs": 2, "epochs": 5, "learning_rate": 3e-4},
+    ),
     "tiny": ({"shorter_sides": (20, 28, 30)}, "random", {"image_size": 32, "num_images": 200}),
     "small": ({"shorter_sides": (90, 100, 110)}, "random", {"image_size": 96, "num_images": 100}),
     "few": ({"num_train": 20, "num_test": 6}, "random", {"epochs": 60, "num_images": 6}),
@@ -146,7 +214,8 @@ CHOICES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("changes", "weights", "expected"), CHOICES.values(), ids=CHOICES.keys())
 def test_what_is_chosen(changes: dict[str, Any], weights: str, expected: dict[str, Any], tmp_path: Path) -> None:
-    text = render_recipe(found(**changes), name="x", images=tmp_path / "d", weights=weights, folder=tmp_path)
+    seen = found(weights=Weights(given=weights, arch="resnet18"), **changes)
+    text = render_recipe(seen, name="x", images=tmp_path / "d", folder=tmp_path)
     (tmp_path / "recipe.toml").write_text(text)
     recipe = load_recipe(tmp_path / "recipe.toml")
     said = {**vars(recipe.train), **vars(recipe.attacks[0]), **vars(recipe.data), **vars(recipe.model)}
@@ -155,9 +224,8 @@ def test_what_is_chosen(changes: dict[str, Any], weights: str, expected: dict[st
 
 
 def test_comments_hold_no_control_characters(tmp_path: Path) -> None:
-    text = render_recipe(
-        found(described="1 left out: a\x1b\nb"), name="x", images=tmp_path, weights="random", folder=tmp_path
-    )
+    seen = found(described="1 left out: a\x1b\nb")
+    text = render_recipe(seen, name="x", images=tmp_path, folder=tmp_path)
     assert tomllib.loads(text)["name"] == "x"
     assert "a\\u001b\\u000ab" in text
 

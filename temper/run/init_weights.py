@@ -1,0 +1,122 @@
+"""What `temper init` sees in the weights that it is given: a checkpoint, a hub's folder, an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from temper.builder.errors import DataError, ModelError
+from temper.builder.network.resnet import ModelConfig
+from temper.imaging.errors import show
+from temper.imaging.folder import name_few
+
+USUAL_SIZE = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The weights that a recipe starts from."""
+
+    given: str
+    """A path, "torchvision" or "random"."""
+    arch: str | None
+    """The architecture; None of an ONNX file, which holds its own."""
+    num_classes: int | None = None
+    """Length of a file's output; None where there is no file, or no head in it."""
+    described: str = ""
+    """What a file is, in one line."""
+    has_averaged: bool = False
+    """Whether a checkpoint has averaged weights beside those as trained."""
+    class_names: tuple[str, ...] | None = None
+    """The classes in the order of the outputs, where the file carries them."""
+    list_file: str | None = None
+    """A file beside the weights that lists them."""
+    size: tuple[int, int] | None = None
+    """Height and width that an ONNX file is fixed to, in pixels."""
+    pixels: dict[str, Any] = field(default_factory=dict)
+    """Keys of `[data]` that a file beside the weights states."""
+    pixels_from: str = ""
+    """Which file that is."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the weights come from a file or a folder."""
+        return ModelConfig(weights=self.given).checkpoint is not None
+
+
+def look_at_weights(weights: str) -> Weights:
+    """Looks at a checkpoint.
+
+    Raises:
+        ModelError: A build would refuse it.
+    """
+    config = ModelConfig(weights=weights)
+    if config.graph is not None:
+        from temper.builder.network.onnx_import import describe_onnx
+
+        known = describe_onnx(config.graph, usual_size=USUAL_SIZE)
+        return Weights(
+            given=weights, arch=None, num_classes=known.num_classes, described=known.note, size=known.size
+        )
+    if config.checkpoint is None:
+        return Weights(given=weights, arch=config.arch)
+    from temper.builder.network.imported import open_checkpoint
+    from temper.builder.network.preprocessing import preprocessing_of, preprocessing_source
+
+    path = config.checkpoint
+    checkpoint = open_checkpoint(path, prefer_averaged=True)
+    names = checkpoint.class_names
+    beside = (path if path.is_dir() else path.parent) / "config.json"
+    return Weights(
+        given=weights,
+        arch=checkpoint.arch,
+        num_classes=checkpoint.num_classes,
+        described=checkpoint.description,
+        has_averaged=checkpoint.has_both,
+        class_names=None if names is None else tuple(names),
+        list_file=str(beside) if names is not None and _lists(beside, names) else None,
+        pixels=preprocessing_of(path) or {},
+        pixels_from=preprocessing_source(path),
+    )
+
+
+def order_of(weights: Weights, found: Sequence[str]) -> tuple[str, ...] | None:
+    """Returns the classes in the order of a file's outputs, where that is another than the images' own.
+
+    Raises:
+        DataError: The file carries a list of classes in which the images' are not.
+        ModelError: An ONNX file has another number of classes.
+    """
+    names = weights.class_names
+    if weights.arch is None and weights.num_classes != len(found):
+        raise ModelError(
+            f"ONNX file {show(weights.given)}: its head has {weights.num_classes} classes, the data has "
+            f"{len(found)}; use the classes that it was trained on, as an ONNX file's head cannot be replaced"
+        )
+    if names is None or len(names) != weights.num_classes or list(names) == list(found):
+        return None
+    unknown = [name for name in found if name not in names]
+    if not unknown:
+        return names
+    if len(names) != len(found):
+        return None  # another task: a new head is trained
+    raise DataError(
+        f"checkpoint {show(weights.given)}: knows the classes {_few(names)}, the data has {_few(unknown)} "
+        "instead; rename them, or list the data's names in the order of the checkpoint's outputs in a file, one a "
+        "line, and give it with --labels"
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return name_few([show(name) for name in names])
+
+
+def _lists(path: Path, names: Sequence[str]) -> bool:
+    from temper.builder.data.labels import read_class_names
+
+    try:
+        return read_class_names(path) == list(names)
+    except DataError:
+        return False

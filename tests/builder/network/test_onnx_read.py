@@ -1,0 +1,166 @@
+"""ONNX files that cannot be taken: each its one line, and nothing beside the file is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from temper.builder.errors import ModelError
+from temper.builder.network.onnx_import import Pixels, import_onnx
+from temper.builder.network.onnx_read import fingerprint_onnx, read_classifier
+
+PIXELS = Pixels(size=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+Write = Callable[[Path], object]
+
+
+def graph(
+    body: str, inputs: str = "float[N, 3, 8, 8] x", outputs: str = "float[N, 3] y", opset: int = 17
+) -> bytes:
+    """A model in ONNX's own text format."""
+    head = f'<ir_version: 8, opset_import: ["": {opset}, "com.microsoft": 1]>'
+    text = f"{head} net ({inputs}) => ({outputs}) {{{body}}}"
+    content: bytes = parser.parse_model(text).SerializeToString()
+    return content
+
+
+POOLED = "p = GlobalAveragePool(x) y = Flatten(p)"
+
+
+def raw(content: bytes) -> Write:
+    return lambda path: path.write_bytes(content)
+
+
+def external(location: str, num_bytes: int | None = None) -> Write:
+    """A linear head whose weights are said to lie in another file, of which so many bytes are there."""
+
+    def write(path: Path) -> None:
+        weight = numpy_helper.from_array(np.ones((3, 4), np.float32), "w")
+        nodes = [
+            helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["f"]),
+            helper.make_node("MatMul", ["f", "w"], ["y"]),
+        ]
+        ends = [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8]),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4]),
+        ]
+        model = helper.make_model(helper.make_graph(nodes, "net", ends[:1], ends[1:], [weight]), ir_version=8)
+        model.opset_import[0].version = 17
+        (tensor,) = model.graph.initializer
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", "0"), ("length", "48")):
+            tensor.external_data.add(key=key, value=value)
+        path.write_bytes(model.SerializeToString())
+        if num_bytes is not None:
+            (path.parent / location).write_bytes(bytes(num_bytes))
+
+    return write
+
+
+def branched(path: Path) -> None:
+    then = helper.make_graph(
+        [helper.make_node("Identity", ["f"], ["t"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("t", TensorProto.FLOAT, None)],
+    )
+    model = onnx.load_from_string(graph("p = GlobalAveragePool(x) f = Flatten(p) y = Identity(f)"))
+    model.graph.node.pop()
+    model.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=then))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))
+    path.write_bytes(model.SerializeToString())
+
+
+WRONG: dict[str, tuple[Write, str]] = {
+    "nothing": (lambda path: None, "no such file"),
+    "a folder": (lambda path: path.mkdir(), "is a folder, expected a file"),
+    "a dangling link": (lambda path: path.symlink_to("gone"), "is a link to nothing"),
+    "a pipe": (lambda path: os.mkfifo(path), "is no regular file"),
+    "empty": (raw(b""), "is empty, without any operator; export it again"),
+    "text": (raw(b"hello there"), "is text; copy or export it again"),
+    "an LFS pointer": (raw(b"version https://git-lfs.github.com/spec/v1\n"), "is a Git LFS pointer"),
+    "a checkpoint": (lambda path: torch.save({"w": torch.ones(2)}, path), "is a zip archive; copy or export it"),
+    "noise": (raw(bytes(range(255, 0, -1))), "is cut short, damaged or no ONNX at 255 bytes"),
+    "cut short": (raw(graph(POOLED)[:-9]), "is cut short, damaged or no ONNX"),
+    "damaged": (raw(graph("y = Flatten(z)")), "is not valid ONNX: .*; export it again"),
+    "data elsewhere": (external("../w.bin"), r"names the data file \.\./w\.bin, expected one in its own folder"),
+    "data at a full path": (external("/etc/hostname"), "names the data file /etc/hostname, expected one in"),
+    "data missing": (external("w.bin"), r"its data file w\.bin is not beside it; copy it into the same folder"),
+    "data cut short": (external("w.bin", 20), "its external data (ends within w|cannot be read)"),
+    "a text model": (
+        raw(graph("y = Cast<to = 1>(ids)", "int64[N, 128] ids", "float[N, 128] y")),
+        r"its input ids \(INT64 \[any, 128\]\) is no image, expected FLOAT or UINT8 \[N, 3, H, W\]",
+    ),
+    "two inputs": (
+        raw(graph("y = Add(x, z)", "float[N, 3, 8, 8] x, float[N, 3, 8, 8] z", "float[N, 3, 8, 8] y")),
+        r"has 2 inputs \(x, z\), expected one, the image",
+    ),
+    "a detector": (
+        raw(graph("b = Relu(x) s = Abs(x)", outputs="float[N, 3, 8, 8] b, float[N, 3, 8, 8] s")),
+        r"has 2 outputs \(b, s\), expected one, a score for every class",
+    ),
+    "a map": (raw(graph("y = Relu(x)", outputs="float[N, 3, 8, 8] y")), r"answers \['N', 3, 8, 8\], expected"),
+    "a class": (
+        raw(graph(f"{POOLED.replace('y', 'f')} y = ArgMax<axis = 1>(f)", outputs="int64[N, 1] y")),
+        r"answers int64 \[1, 1\], expected a score for every class, as floats",
+    ),
+    "one score": (
+        raw(graph("m = ReduceMean<axes = [1]>(x) p = GlobalMaxPool(m) y = Flatten(p)", outputs="float[N, 1] y")),
+        "answers one number, expected a score for every class",
+    ),
+    "one channel": (
+        raw(graph(POOLED, "float[N, 1, 8, 8] x", "float[N, 1] y")),
+        r"its input x \(FLOAT \[any, 1, 8, 8\]\) has no three channels, expected \[N, 3, H, W\]",
+    ),
+    "another size": (
+        raw(graph(POOLED, "float[N, 3, 16, 24] x")),
+        r"takes images of 16 x 24 pixels, data\.image_size is 8 x 8; set data\.image_size = \[16, 24\]",
+    ),
+    "an operator of others": (
+        raw(graph("p = com.microsoft.Gelu(x) q = GlobalAveragePool(p) y = Flatten(q)")),
+        r"has the operator com\.microsoft\.Gelu, expected ONNX's own; export it without optimisation",
+    ),
+    "branches": (branched, "has the operator If, whose branches depend on the image"),
+    "an early opset": (raw(graph(POOLED, opset=6)), "is of opset 6, expected 7 or later"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    write, message = WRONG[name]
+    path = tmp_path / "model.onnx"
+    write(path)
+    with pytest.raises(ModelError, match=message) as caught:
+        import_onnx(path, PIXELS)
+    assert str(caught.value).startswith(f"ONNX file {path}: ") and "\n" not in str(caught.value)
+
+
+def test_whole_external_data_is_read(tmp_path: Path) -> None:
+    external("w.bin", 48)(tmp_path / "model.onnx")
+    read = read_classifier(tmp_path / "model.onnx")
+    assert numpy_helper.to_array(read.model.graph.initializer[0]).shape == (3, 4)
+
+
+def test_fingerprint_is_of_the_data_files_too(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    external("w.bin", 48)(path)
+    before = fingerprint_onnx(path)
+    assert before == fingerprint_onnx(path)
+    (tmp_path / "w.bin").write_bytes(b"\1" + bytes(47))
+    assert fingerprint_onnx(path) != before
+
+
+def test_too_large_a_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    with pytest.raises(ModelError, match="has 1,073,741,825 bytes, expected at most 1,073,741,824"):
+        read_classifier(path)
