@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from temper.builder.engines.latency import CompareLatency
     from temper.builder.network.resnet import ModelConfig
     from temper.builder.network.train import TrainConfig
+    from temper.builder.publish.triton_config import TritonConfig
 
 
 class StageView(Protocol):
@@ -464,26 +465,28 @@ class _Build:
         labels = read_labels(data.path / LABELS_FILE)
         binding = kind.binding(config, engine.info)
         assert self.repository is not None, "given to whoever runs"
+        triton = TritonConfig(
+            name=f"{self.recipe_name}_{way.variant.name}",
+            image_size=self.data.image_size,
+            preprocessing=self.data.preprocessing,
+            num_classes=len(labels),
+            max_batch=config.max_batch,
+            backend=kind.backend(config, way.weight_bits),
+            parameters={"max_batch": str(config.max_batch)},
+            num_instances=config.num_instances,
+            serving=self.serving,
+            in_ensemble=way.variant.name in self.members or self.serving.jpeg,
+        )
         with self.progress_factory(f"{way.variant.name}: publish") as view:
             published = publish(
                 self.repository,
-                TritonConfig(
-                    name=f"{self.recipe_name}_{way.variant.name}",
-                    image_size=self.data.image_size,
-                    preprocessing=self.data.preprocessing,
-                    num_classes=len(labels),
-                    max_batch=config.max_batch,
-                    backend=kind.backend(config, way.weight_bits),
-                    parameters={"max_batch": str(config.max_batch)},
-                    num_instances=config.num_instances,
-                    serving=self.serving,
-                    in_ensemble=way.variant.name in self.members,
-                ),
+                triton,
                 engine_file=engine.path / engine.info["file"],
                 labels=labels,
                 card=self._card(way).to_json(),
                 binding=binding and replace(binding, graph_sha256=sha256_file(way.graph.path / GRAPH_FILE)),
             )
+            self._publish_jpeg(triton, labels, way.variant, way.data)
             view.reused = published.reused
             view.note = published.note
         return Built(
@@ -516,22 +519,19 @@ class _Build:
             data_digest=first.data.digest,
             member_digests=digests,
         )
+        triton = TritonConfig(
+            name=f"{self.recipe_name}_{variant.name}",
+            image_size=self.data.image_size,
+            preprocessing=self.data.preprocessing,
+            num_classes=len(labels),
+            max_batch=self.engine.max_batch,
+            backend=EnsembleBackend(members=tuple(one.model for one in members), defend=variant.defend),
+            serving=self.serving,
+        )
         assert self.repository is not None, "given to whoever runs"
         with self.progress_factory(f"{variant.name}: publish") as view:
-            published = publish_ensemble(
-                self.repository,
-                TritonConfig(
-                    name=f"{self.recipe_name}_{variant.name}",
-                    image_size=self.data.image_size,
-                    preprocessing=self.data.preprocessing,
-                    num_classes=len(labels),
-                    max_batch=self.engine.max_batch,
-                    backend=EnsembleBackend(members=tuple(one.model for one in members), defend=variant.defend),
-                    serving=self.serving,
-                ),
-                labels=labels,
-                card=card.to_json(),
-            )
+            published = publish_ensemble(self.repository, triton, labels=labels, card=card.to_json())
+            self._publish_jpeg(triton, labels, variant, first.data)
             view.reused = published.reused
             view.note = published.note
         return Built(
@@ -550,6 +550,25 @@ class _Build:
             ).hexdigest(),
             weight_bits=max((one.weight_bits for one in members if one.weight_bits is not None), default=None),
         )
+
+    def _publish_jpeg(
+        self, triton: TritonConfig, labels: Sequence[str], variant: VariantConfig, data: Artifact
+    ) -> None:
+        """Publishes what takes image files for a variant, where the recipe wants it."""
+        from temper.builder.publish.ensemble import publish_jpeg
+
+        if self.serving.jpeg:
+            card = Card(
+                recipe=CardRecipe(
+                    name=self.recipe_name,
+                    data=asdict(self.data),
+                    variant=variant.to_json(),
+                    engine=asdict(self.engine),
+                ),
+                data_digest=data.digest,
+            )
+            assert self.repository is not None, "given to whoever runs"
+            publish_jpeg(self.repository, triton, labels=labels, card=card.to_json())
 
     def _card(self, way: _Underway) -> Card:
         unused = ("arch",) if self.model.graph is not None else ()

@@ -5,6 +5,8 @@ from __future__ import annotations
 # The wire: the export, config.pbtxt and the plugin share these.
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
+ENCODED_NAME = "encoded"
+"""The input of a model that takes image files as they are."""
 NUM_CHANNELS = 3
 
 # The data stage.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -100,11 +100,28 @@ class AsyncClient:
         self, model: str, images: npt.NDArray[Any], *, version: str = "", timeout_s: float | None = None
     ) -> npt.NDArray[np.float32]:
         """Classify images [N, *image_shape] into float32 [N, classes]; see `Client.infer`."""
+        return await self._infer_checked(protocol.check_images, model, images, version, timeout_s)
+
+    async def infer_encoded(
+        self, model: str, files: Sequence[bytes], *, version: str = "", timeout_s: float | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Classify image files as they are into float32 [N, classes]; see `Client.infer_encoded`."""
+        return await self._infer_checked(protocol.check_encoded, model, files, version, timeout_s)
+
+    async def _infer_checked(
+        self,
+        check: Callable[[ModelInfo, Any], None],
+        model: str,
+        images: protocol.Payload,
+        version: str,
+        timeout_s: float | None,
+    ) -> npt.NDArray[np.float32]:
+        """Make a call, and make it again when the model became another one meanwhile."""
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit_s
         for number in range(1, protocol.MAX_CALLS + 1):
             info = await self.model_info(model, version)
-            protocol.check_images(info, images)
+            check(info, images)
             try:
                 return await self._infer(info, images, version, deadline, limit_s)
             except ModelNotFound as error:
@@ -116,7 +133,7 @@ class AsyncClient:
         raise AssertionError("the last call returns or raises")
 
     async def _infer(
-        self, info: ModelInfo, images: npt.NDArray[Any], version: str, deadline: float, limit_s: float
+        self, info: ModelInfo, images: protocol.Payload, version: str, deadline: float, limit_s: float
     ) -> npt.NDArray[np.float32]:
         """Make the requests of one call, all of which one version must answer."""
         calls = self._calls

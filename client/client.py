@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -137,11 +137,42 @@ class Client:
             ModelNotFound: There is no such model or version, or no more.
             VersionChanged: Another version answered than the one asked for, or another one each time.
         """
+        return self._infer_checked(protocol.check_images, model, images, version, timeout_s)
+
+    def infer_encoded(
+        self, model: str, files: Sequence[bytes], *, version: str = "", timeout_s: float | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Classify image files as they are, which the server decodes as `load_image` would; else as `infer`.
+
+        Args:
+            model: Model name, of one that takes files, as a Temper model's twin `<model>_jpeg`.
+            files: The bytes of each: PNG, JPEG, BMP, WebP, TIFF, PPM or GIF.
+            version: Model version; empty leaves it to the server.
+            timeout_s: Deadline of the whole call in seconds; None takes the client's.
+
+        Returns:
+            float32 [N, classes], in the order of the files.
+
+        Raises:
+            InvalidRequest: The model takes no files, or one of them is no image, which the server says.
+            ClientError: As `infer`.
+        """
+        return self._infer_checked(protocol.check_encoded, model, files, version, timeout_s)
+
+    def _infer_checked(
+        self,
+        check: Callable[[ModelInfo, Any], None],
+        model: str,
+        images: protocol.Payload,
+        version: str,
+        timeout_s: float | None,
+    ) -> npt.NDArray[np.float32]:
+        """Make a call, and make it again when the model became another one meanwhile."""
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit_s
         for number in range(1, protocol.MAX_CALLS + 1):
             info = self.model_info(model, version)
-            protocol.check_images(info, images)
+            check(info, images)
             try:
                 return self._infer(info, images, version, deadline, limit_s)
             except ModelNotFound as error:
@@ -153,7 +184,7 @@ class Client:
         raise AssertionError("the last call returns or raises")
 
     def _infer(
-        self, info: ModelInfo, images: npt.NDArray[Any], version: str, deadline: float, limit_s: float
+        self, info: ModelInfo, images: protocol.Payload, version: str, deadline: float, limit_s: float
     ) -> npt.NDArray[np.float32]:
         """Make the requests of one call, all of which one version must answer."""
         logits: npt.NDArray[np.float32] | None = None

@@ -17,6 +17,9 @@ from temper.imaging.fit import fit_image
 from temper.imaging.preprocess import Preprocessing
 from temper.imaging.read import read_image
 
+JPEG_SUFFIX = "_jpeg"
+"""What the name of a model's twin that takes image files ends in."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -40,6 +43,11 @@ def preprocessing_of(info: ModelInfo) -> Preprocessing:
         InvalidRequest: The model takes something else than UINT8 [height, width, 3], or another size than it says.
     """
     shape = info.image_shape
+    if info.takes_encoded:
+        raise InvalidRequest(
+            f"model {info.name}: takes image files as they are, expected one that takes pixels, UINT8 [height, "
+            f"width, 3]{_the_other(info.name)}"
+        )
     if info.input_dtype != "UINT8" or len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
         raise InvalidRequest(
             f"model {info.name}: takes {info.input_dtype} {list(shape)}, expected UINT8 [height, width, 3] images"
@@ -52,6 +60,10 @@ def preprocessing_of(info: ModelInfo) -> Preprocessing:
             f"{how.height} x {how.width}; publish it again"
         )
     return how
+
+
+def _the_other(name: str) -> str:
+    return f"; ask {name.removesuffix(JPEG_SUFFIX)}" if name.endswith(JPEG_SUFFIX) else ""
 
 
 def load_image(path: Path | str, info: ModelInfo) -> npt.NDArray[np.uint8]:

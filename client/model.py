@@ -8,6 +8,8 @@ import numpy as np
 
 from temper.imaging.preprocess import Preprocessing
 
+ENCODED = "BYTES"
+"""Triton's data type of an input that takes image files as they are."""
 # Triton's data types that have a fixed size; BYTES has none.
 DTYPES: dict[str, np.dtype[np.generic]] = {
     "BOOL": np.dtype(np.bool_),
@@ -33,8 +35,8 @@ class ModelInfo:
         name: Model name.
         version: The version asked for, or the newest one served when none was.
         input_name: Name of the input tensor.
-        image_shape: Shape of one input without the batch dimension: (height, width, 3) for an image model.
-            -1 stands for a size that the server leaves open.
+        image_shape: Shape of one input without the batch dimension: (height, width, 3) for an image model, (1,)
+            for one that takes image files. -1 stands for a size that the server leaves open.
         output_name: Name of the output tensor.
         num_classes: Length of the last output dimension; -1 when the server leaves it open.
         max_batch_size: Largest batch of one request; 0 means that the model takes no batch dimension.
@@ -62,6 +64,11 @@ class ModelInfo:
     num_outputs: int = 1
     int8_weight_bits: int | None = None
     preprocessing: Preprocessing | None = None
+
+    @property
+    def takes_encoded(self) -> bool:
+        """Whether it takes image files as they are, and decodes them itself."""
+        return self.input_dtype == ENCODED
 
     @property
     def answers_classes(self) -> bool:

@@ -6,7 +6,7 @@ Follows Triton's `grpc_service.proto` and its classification extension.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from temper.client.errors import (
     ShortOutput,
     VersionChanged,
 )
-from temper.client.model import DTYPES, ModelInfo, ServerStatistics
+from temper.client.model import DTYPES, ENCODED, ModelInfo, ServerStatistics
 from temper.client.wire import pb
 from temper.imaging.preprocess import PREPROCESSING, Preprocessing, read_preprocessing
 
@@ -31,6 +31,11 @@ from temper.imaging.preprocess import PREPROCESSING, Preprocessing, read_preproc
 MAX_CALLS = 3
 # A size the server leaves open (-1) is tried at ImageNet's when the labels are asked for.
 _OPEN_SIZE = 224
+# An image file of one black pixel, for the same.
+_PIXEL = b"P6 1 1 255\n\0\0\0"
+
+Payload = npt.NDArray[Any] | Sequence[bytes]
+"""What a model is asked about: images [N, *image_shape], or the files of so many."""
 
 
 def model_info(name: str, version: str, metadata: Any, config: Any) -> ModelInfo:
@@ -46,8 +51,11 @@ def model_info(name: str, version: str, metadata: Any, config: Any) -> ModelInfo
             "expected one image input and an output"
         )
     source, target = metadata.inputs[0], metadata.outputs[0]
+    how = _preprocessing(name, config)
     for tensor in (source, target):
-        if tensor.datatype not in DTYPES:
+        # Bytes are image files where the server says what it makes of them, and any text elsewhere.
+        is_file = tensor is source and tensor.datatype == ENCODED and how is not None
+        if tensor.datatype not in DTYPES and not is_file:
             raise InvalidRequest(
                 f"model {name}: tensor {tensor.name} is {tensor.datatype}, expected a numeric type"
             )
@@ -66,7 +74,7 @@ def model_info(name: str, version: str, metadata: Any, config: Any) -> ModelInfo
         output_shape=output_shape,
         num_outputs=len(metadata.outputs),
         int8_weight_bits=_weight_bits(config),
-        preprocessing=_preprocessing(name, config),
+        preprocessing=how,
     )
 
 
@@ -110,6 +118,8 @@ def check_images(info: ModelInfo, images: npt.NDArray[Any]) -> None:
         raise InvalidRequest(
             f"images: got {type(images).__name__}, model {info.name} expects a numpy array {expected}"
         )
+    if info.takes_encoded:
+        raise InvalidRequest(f"images: got pixels, model {info.name} takes image files; use infer_encoded")
     got = f"{_dtype_name(images.dtype)} {list(images.shape)}"
     fits = images.ndim == len(info.image_shape) + 1 and all(
         want in (-1, size) for want, size in zip(info.image_shape, images.shape[1:], strict=True)
@@ -123,6 +133,24 @@ def check_images(info: ModelInfo, images: npt.NDArray[Any]) -> None:
         raise InvalidRequest(f"images: got {got}, model {info.name} expects at least one image")
 
 
+def check_encoded(info: ModelInfo, files: Sequence[bytes]) -> None:
+    """Check image files against the model before anything is sent; what is in them, the server looks at.
+
+    Raises:
+        InvalidRequest: The model takes no files, there is none, or one is no bytes.
+    """
+    if not info.takes_encoded or info.image_shape != (1,):
+        shape = [*info.image_shape]
+        raise InvalidRequest(
+            f"files: model {info.name} takes {info.input_dtype} {shape}, expected one that takes image files, "
+            "BYTES [1], as Temper's <model>_jpeg; decode them and use infer"
+        )
+    if wrong := [type(file).__name__ for file in files if not isinstance(file, bytes)]:
+        raise InvalidRequest(f"files: got {wrong[0]}, expected the bytes of an image file each")
+    if not files:
+        raise InvalidRequest("files: got none, expected at least one")
+
+
 def split(info: ModelInfo, num_images: int) -> Iterator[slice]:
     """Yield the slices of a batch that fit the model's max_batch_size (single images where it takes no batch)."""
     step = max(1, info.max_batch_size)
@@ -131,26 +159,34 @@ def split(info: ModelInfo, num_images: int) -> Iterator[slice]:
 
 
 def encode(
-    info: ModelInfo, images: npt.NDArray[Any], *, version: str = "", request_id: str = "", num_scores: int = 0
+    info: ModelInfo, images: Payload, *, version: str = "", request_id: str = "", num_scores: int = 0
 ) -> bytes:
     """Serialise one ModelInferRequest.
 
     Args:
         info: The model.
-        images: [n, *image_shape] with n at most max(1, max_batch_size), already checked.
+        images: [n, *image_shape], or n files, with n at most max(1, max_batch_size), already checked.
         version: The version that is to answer; empty leaves it to the server.
         request_id: Comes back with the answer.
         num_scores: Ask for the classification extension's top-n strings instead of the tensor.
     """
     request = pb.ModelInferRequest(model_name=info.name, model_version=version, id=request_id)
-    shape = images.shape if info.max_batch_size > 0 else images.shape[1:]
+    shape = (len(images), *(images.shape[1:] if isinstance(images, np.ndarray) else info.image_shape))
+    shape = shape if info.max_batch_size > 0 else shape[1:]
     request.inputs.add(name=info.input_name, datatype=info.input_dtype, shape=shape)
     if num_scores or info.num_outputs > 1:
         output = request.outputs.add(name=info.output_name)
         if num_scores:
             output.parameters["classification"].int64_param = num_scores
-    request.raw_input_contents.append(np.ascontiguousarray(images).tobytes())
+    request.raw_input_contents.append(_pack(images))
     return bytes(request.SerializeToString())
+
+
+def _pack(images: Payload) -> bytes:
+    """Return the tensor's bytes; of files each with its length before it."""
+    if isinstance(images, np.ndarray):
+        return np.ascontiguousarray(images).tobytes()
+    return b"".join(part for file in images for part in (len(file).to_bytes(4, "little"), file))
 
 
 def decode(info: ModelInfo, message: bytes | Any, num_images: int) -> npt.NDArray[np.float32]:
@@ -251,6 +287,8 @@ def label_request(info: ModelInfo, version: str) -> bytes | None:
     """Return a request that makes the server name every class of a zero image; None if it is no classifier."""
     if len(info.output_shape) != 1 or info.num_classes < 1 or "FP" not in info.output_dtype:
         return None
+    if info.takes_encoded:
+        return encode(info, [_PIXEL], version=version, num_scores=info.num_classes)
     shape = [_OPEN_SIZE if size == -1 else size for size in info.image_shape]
     zero = np.zeros((1, *shape), DTYPES[info.input_dtype])
     return encode(info, zero, version=version, num_scores=info.num_classes)

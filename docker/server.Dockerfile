@@ -19,6 +19,9 @@ COPY --chown=0:0 backends/temper/artifact.py /opt/temper/temper/backends/temper/
 COPY --chown=0:0 backends/temper /opt/tritonserver/backends/temper
 COPY --chown=0:0 backends/temper_mean /opt/tritonserver/backends/temper_mean
 COPY --chown=0:0 backends/temper_defence /opt/tritonserver/backends/temper_defence
+# By name: the folder's link to imaging/ would lead nowhere there.
+COPY --chown=0:0 backends/temper_decode/model.py /opt/tritonserver/backends/temper_decode/
+COPY --chown=0:0 imaging /opt/tritonserver/backends/temper_decode/imaging
 
 ENV TEMPER_CACHE_DIR=/var/cache/temper \
     PYTHONDONTWRITEBYTECODE=1

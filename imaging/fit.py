@@ -8,13 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from temper.imaging.formats import MAX_PIXELS
-from temper.imaging.preprocess import INTERPOLATIONS, Preprocessing, covering
+from .formats import MAX_PIXELS
+from .preprocess import INTERPOLATIONS, Preprocessing, covering
 
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 """Pillow's filters, by our names."""
 # OpenCV's and PyTorch's; the filter that grows with the image has -0.5.
 _CUBIC = -0.75
+# `_interpolate` has four arrays of floats at once, so one of its pixels is twelve of Pillow's.
+_PER_FLOATS = 12
 
 
 def fit_image(image: Image.Image, how: Preprocessing) -> Image.Image:
@@ -29,6 +31,20 @@ def fit_image(image: Image.Image, how: Preprocessing) -> Image.Image:
     if (width, height) != image.size:
         image = _resize(image, (width, height), how)
     return image if box == (0, 0, width, height) else image.crop(box)
+
+
+def work_pixels(size: tuple[int, int], how: Preprocessing) -> int:
+    """Returns how many pixels `fit_image` keeps beside an image of a width and height, in Pillow's of 4 bytes.
+
+    Of an image that is nearly a line it may be thousands of times as many as the image has: one axis is resized
+    first.
+    """
+    width, height = _resized(size, how)
+    if (width, height) == size or width * height > MAX_PIXELS:
+        return how.width * how.height
+    if how.antialias or how.interpolation == "nearest":
+        return width * max(height, size[1])
+    return _PER_FLOATS * height * max(width, size[0])
 
 
 def _resized(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:

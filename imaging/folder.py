@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from temper.imaging.errors import FolderError, show
-from temper.imaging.formats import SUFFIXES
+from .errors import FolderError, show
+from .formats import SUFFIXES
 
 NUM_NAMED = 10
 """How many files a message names; the rest is counted."""

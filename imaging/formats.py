@@ -35,6 +35,11 @@ def max_pixels(height: int, width: int) -> int:
     return max(MAX_PIXELS, _PIXELS_PER_OUTPUT * height * width)
 
 
+def served_pixels(height: int, width: int) -> int:
+    """Returns how many pixels a server decodes at once, in one image or in several: half of `max_pixels`."""
+    return max_pixels(height, width) // 2
+
+
 def share_of(limit: int, form: str | None) -> int:
     """Returns how many of so many pixels an image of one format may have: a WebP half of them."""
     return limit // _SHARES.get(form or "", 1)

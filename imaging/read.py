@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from temper.imaging.content import name_content
-from temper.imaging.errors import ImageError
-from temper.imaging.fit import fit_image
-from temper.imaging.formats import EXPECTED, FORMATS, max_bytes, max_pixels, share_of
-from temper.imaging.preprocess import Preprocessing
+from .content import name_content
+from .errors import ImageError
+from .fit import fit_image, work_pixels
+from .formats import EXPECTED, FORMATS, MAX_PIXELS, max_bytes, max_pixels, share_of
+from .preprocess import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -39,21 +39,49 @@ for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
-def read_image(source: Path | str | IO[bytes], how: Preprocessing) -> Pixels:
+def read_image(
+    source: Path | str | IO[bytes],
+    how: Preprocessing,
+    *,
+    limit: int | None = None,
+    name: Path | str | None = None,
+    admit: Callable[[Image.Image], None] | None = None,
+) -> Pixels:
     """Decodes an image file and makes it what a model takes.
 
     Args:
-        source: As of `decode_image`.
+        source: A file in one of `FORMATS`, or such a file opened for reading.
         how: The geometry; scale, mean and std are computed in the engine.
+        limit: The most pixels that it may have; `max_pixels` when not given.
+        name: As in `decode_image`.
+        admit: As in `decode_image`.
 
     Returns:
         uint8 [height, width, 3], RGB.
 
     Raises:
-        ImageError: As `decode_image`.
+        ImageError: As `decode_image`; or it is so long and thin that resizing it takes more memory than any photo.
     """
-    image = decode_image(source, max_pixels(how.height, how.width), upright=how.upright)
+    limit = max_pixels(how.height, how.width) if limit is None else limit
+    image = decode_image(source, limit, upright=how.upright, name=name, admit=admit)
+    if work_pixels(image.size, how) > max(MAX_PIXELS, limit):
+        what = f"is {image.width} x {image.height} pixels, too long and thin to be resized"
+        raise ImageError(_name(source, name), what, "a photo")
     return np.asarray(fit_image(image, how))
+
+
+def read_encoded(path: Path, how: Preprocessing) -> bytes:
+    """Reads an image file as it is, for a server to decode.
+
+    Raises:
+        ImageError: It is missing, no regular file, or longer than any image that `read_image` takes.
+    """
+    try:
+        with _open(path) as file:
+            _check_file(path, file, max_pixels(how.height, how.width))
+            return file.read()
+    except OSError as error:
+        raise ImageError(path, f"cannot be read: {error.strerror}", "an image file") from error
 
 
 def decode_image(
@@ -62,6 +90,7 @@ def decode_image(
     *,
     upright: bool = True,
     name: Path | str | None = None,
+    admit: Callable[[Image.Image], None] | None = None,
     look: Callable[[Image.Image], None] | None = None,
 ) -> Image.Image:
     """Decodes an image file at its own size, in RGB; of several frames or pages the first.
@@ -73,18 +102,21 @@ def decode_image(
         limit: The most pixels that it may have; checked before anything is decoded.
         upright: Apply the EXIF rotation.
         name: What messages call it; the path of one.
+        admit: Is given the image when its size is known and nothing of it is decoded; may raise ImageError.
         look: Is given the image as the file has it, decoded and not yet in RGB.
 
     Raises:
         ImageError: The file is missing, no regular file, no image, damaged, or too large.
     """
-    path = name if name is not None else source if isinstance(source, Path | str) else "image"
+    path = _name(source, name)
     try:
         with _open(source) as file:
             _check_file(path, file, limit)
             try:
                 with Image.open(file, formats=tuple(FORMATS)) as image:
                     _check_size(path, image, limit)
+                    if admit is not None:
+                        admit(image)
                     image.load()
                     if look is not None:
                         look(image)
@@ -139,6 +171,10 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # damaged EXIF, which says nothing of the pixels
         return image
     return image if method is None else image.transpose(method)
+
+
+def _name(source: Path | str | IO[bytes], name: Path | str | None) -> Path | str:
+    return name if name is not None else source if isinstance(source, Path | str) else "image"
 
 
 def _open(source: Path | str | IO[bytes]) -> contextlib.AbstractContextManager[IO[bytes]]:

@@ -1,10 +1,10 @@
-"""Ensembles: several published models answer together, with the mean of their logits, or behind a defence.
+"""Ensembles: published models behind something or together: a decoder, a defence, the mean of their logits.
 
 An ensemble is several entries of the repository. `<model>` is a Triton *ensemble*: it has no engine, only steps,
 and takes and answers what any of its members does. `<model>_mean` is its last step, run by the backend
 `temper_mean`, where it has several members; `<model>_defence` its first, run by `temper_defence`, where it has a
-defence.
-Members are served as they are, in whatever version their own config.pbtxt names.
+defence. `<model>_jpeg` is an ensemble of one model, and `<model>_jpeg_decode` its first step, run by
+`temper_decode`. Members are served as they are, in whatever version their own config.pbtxt names.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from temper.builder.errors import PublishError
 from temper.builder.names import render_labels
 from temper.builder.publish.entry import Entry, Published, check_names, publish_entry
 from temper.builder.publish.triton_config import (
+    DecodeBackend,
     DefenceBackend,
     EnsembleBackend,
     MeanBackend,
     TritonConfig,
+    decode_name,
     defence_name,
+    jpeg_name,
     mean_name,
 )
+from temper.imaging.preprocess import Preprocessing, sides
 
 
 def publish_ensemble(
@@ -46,16 +50,16 @@ def publish_ensemble(
         The ensemble's version served from now on.
 
     Raises:
-        PublishError: There are fewer than two members, or none behind a defence, a member is missing, takes other
-            images, answers other classes, takes smaller batches or was not published with `in_ensemble`, or the
-            repository cannot be written.
+        PublishError: There are fewer than two members, or none behind a decoder or a defence, a member is missing,
+            takes other images, answers other classes, takes smaller batches or was not published with
+            `in_ensemble`, or the repository cannot be written.
     """
     assert isinstance(config.backend, EnsembleBackend), "nothing else is an ensemble"
-    members, defend = config.backend.members, config.backend.defend
+    members, defend, decode = config.backend.members, config.backend.defend, config.backend.decode
     config = replace(config, in_ensemble=True, parameters={})
     check_names(config.name, labels, config.num_classes)
-    if len(set(members)) < (1 if defend else 2) or len(set(members)) != len(members):
-        wanted = "one or more" if defend else "two or more"
+    if len(set(members)) < (1 if defend or decode else 2) or len(set(members)) != len(members):
+        wanted = "one or more" if defend or decode else "two or more"
         raise PublishError(
             f"ensemble {config.name}: got the members {list(members)}, expected {wanted}, each once"
         )
@@ -64,6 +68,8 @@ def publish_ensemble(
     parameters = {"int8_weight_bits": weight_bits} if weight_bits else {}
     ensemble = replace(config, parameters=parameters)
     steps = []
+    if decode:
+        steps.append(replace(config, name=decode_name(config.name), backend=DecodeBackend()))
     if defend:
         steps.append(replace(config, name=defence_name(config.name), backend=DefenceBackend(defend=defend)))
     if len(members) > 1:
@@ -76,6 +82,36 @@ def publish_ensemble(
         Entry(plans=(), labels=text, card={"model": one.name, **about}, config=one) for one in (*steps, ensemble)
     )
     return [publish_entry(repository, entry) for entry in entries][-1]
+
+
+def publish_jpeg(
+    repository: Path, config: TritonConfig, *, labels: Sequence[str], card: Mapping[str, Any]
+) -> Published:
+    """Publishes the ensemble that takes image files for a published model, and the model that decodes them.
+
+    The decoder is each model's own, though those of a recipe share what it does: one that they shared would change
+    under those of them that are not published anew.
+
+    Args:
+        repository: The model repository that holds the model.
+        config: The model's own, published with `in_ensemble`; it may be an ensemble itself.
+        labels: As of the model.
+        card: The provenance, as JSON; the model's name is added to it.
+
+    Returns:
+        The ensemble's version served from now on.
+
+    Raises:
+        PublishError: As `publish_ensemble`.
+    """
+    height, width = sides(config.image_size)
+    ensemble = replace(
+        config,
+        name=jpeg_name(config.name),
+        backend=EnsembleBackend(members=(config.name,), decode=True),
+        preprocessing=config.preprocessing or Preprocessing(height=height, width=width),
+    )
+    return publish_ensemble(repository, ensemble, labels=labels, card=card)
 
 
 def _check_member(repository: Path, wanted: TritonConfig, member: str) -> str:

@@ -29,6 +29,10 @@ class ServingConfig:
     watch_queries: int | None = None
     """Count, in Triton's metrics, images in a run of at least so many near-identical ones from one client, as an
     attack by queries sends them; 25 is a start. Not given: nothing is watched. Only the plugin can."""
+    jpeg: bool = False
+    """Publish `<recipe>_<variant>_jpeg` beside every variant: it takes image files as they are and decodes them on
+    the server, to the pixels that `temper query` would send. All queues are bounded by time alone then, as those
+    of members of an ensemble."""
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -38,6 +42,11 @@ class ServingConfig:
         """
         if self.max_queue is not None and not 1 <= self.max_queue <= _LARGEST_QUEUE:
             raise ValueError(f"max_queue: got {self.max_queue}, expected 1 to {_LARGEST_QUEUE} requests")
+        if self.max_queue is not None and self.jpeg:
+            raise ValueError(
+                f"max_queue: got {self.max_queue} with jpeg = true, which bounds queues by time alone; leave it "
+                "out and set queue_timeout_ms"
+            )
         if not 1 <= self.queue_timeout_ms <= 3_600_000:
             raise ValueError(f"queue_timeout_ms: got {self.queue_timeout_ms}, expected 1 to 3600000 (an hour)")
         if self.keep_versions < 1:

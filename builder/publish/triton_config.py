@@ -1,7 +1,7 @@
 """Triton's config.pbtxt, written from the protobuf message that tritonclient ships.
 
 `TritonConfig` is what every model says; a `Backend` adds what it alone reads: the plugin, Triton's own TensorRT
-backend, an ensemble, or what stands at an ensemble's ends: a defence, the mean.
+backend, an ensemble, or what stands at an ensemble's ends: a decoder, a defence, the mean.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from temper.builder.contract import INPUT_NAME, NUM_CHANNELS, OUTPUT_NAME
+from temper.builder.contract import ENCODED_NAME, INPUT_NAME, NUM_CHANNELS, OUTPUT_NAME
 from temper.builder.errors import PublishError
 from temper.builder.publish.defence import Defence, render_defences
 from temper.builder.publish.serving import ServingConfig
@@ -182,20 +182,33 @@ class NativeBackend(Backend):
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleBackend(Backend):
-    """Triton's ensemble scheduler: the defence if there is one, every member, then the mean of several."""
+    """Triton's ensemble scheduler: a decoder or a defence if wanted, every member, then the mean of several."""
 
     name = "ensemble"
 
     members: tuple[str, ...]
-    """The models whose logits are averaged; a single one behind a defence."""
+    """The models whose logits are averaged; a single one behind a defence or a decoder."""
     defend: tuple[Defence, ...] = ()
     """What the image goes through before any of them, in order."""
+    decode: bool = False
+    """Whether it takes image files as they are, which are decoded before all else."""
+
+    def add_inputs(self, message: Any, config: TritonConfig, pb: Any) -> None:
+        """Adds the inputs: the image, or its file."""
+        if self.decode:
+            _add_encoded(message, pb)
+        else:
+            super().add_inputs(message, config, pb)
 
     def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
         """Adds the steps."""
         message.platform = self.name
         steps = message.ensemble_scheduling.step
         image = INPUT_NAME
+        if self.decode:
+            decode = steps.add(model_name=decode_name(config.name), model_version=-1)
+            decode.input_map[ENCODED_NAME] = ENCODED_NAME
+            decode.output_map[INPUT_NAME] = INPUT_NAME
         if self.defend:
             defence = steps.add(model_name=defence_name(config.name), model_version=-1)
             defence.input_map[INPUT_NAME] = INPUT_NAME
@@ -250,6 +263,25 @@ class DefenceBackend(Backend):
         message.output.add(name=_DEFENDED, data_type=pb.TYPE_UINT8, dims=config.image_dims)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeBackend(Backend):
+    """The first step of an ensemble that takes image files (backends/temper_decode); it reads `preprocessing`."""
+
+    name = "temper_decode"
+
+    def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
+        """Adds the queue and the instances: one, whose threads use all cores."""
+        _add_scheduler(message, replace(config, num_instances=1), pb.ModelInstanceGroup.KIND_CPU)
+
+    def add_inputs(self, message: Any, config: TritonConfig, pb: Any) -> None:
+        """Adds the inputs: the image's file."""
+        _add_encoded(message, pb)
+
+    def add_outputs(self, message: Any, config: TritonConfig, pb: Any, label_filename: str) -> None:
+        """Adds the outputs: the image."""
+        message.output.add(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=config.image_dims)
+
+
 def check_watch(serving: ServingConfig, backend: Backend) -> None:
     """Refuses to watch the queries of a model that a backend serves which cannot.
 
@@ -271,6 +303,16 @@ def mean_name(model: str) -> str:
 def defence_name(model: str) -> str:
     """Returns the name of the model that stands before the members of a defended ensemble."""
     return f"{model}_defence"
+
+
+def jpeg_name(model: str) -> str:
+    """Returns the name of the model that takes image files for another one."""
+    return f"{model}_jpeg"
+
+
+def decode_name(model: str) -> str:
+    """Returns the name of the model that decodes what an ensemble takes."""
+    return f"{model}_decode"
 
 
 def graph_sizes(graph_batches: tuple[int, ...] | None, opt_batch: int | None, max_batch: int) -> tuple[int, ...]:
@@ -350,6 +392,10 @@ def _add_scheduler(message: Any, config: TritonConfig, kind: int) -> None:
     if not config.in_ensemble:
         queue.max_queue_size = config.serving.queue_size(config.max_batch, config.num_instances)
     queue.default_timeout_microseconds = config.serving.queue_timeout_ms * 1000
+
+
+def _add_encoded(message: Any, pb: Any) -> None:
+    message.input.add(name=ENCODED_NAME, data_type=pb.TYPE_STRING, dims=[1])
 
 
 def _member_logits(index: int) -> str:

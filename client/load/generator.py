@@ -7,10 +7,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from temper.client import protocol
 from temper.client.client import Client
@@ -38,7 +36,7 @@ _PROBE_PAUSE_S = 0.25
 def run_closed_loop(
     url: str,
     model: str,
-    images: npt.NDArray[Any],
+    images: protocol.Payload,
     *,
     concurrency: int,
     config: LoadConfig | None = None,
@@ -50,8 +48,8 @@ def run_closed_loop(
     Args:
         url: host:port of the gRPC endpoint.
         model: Model name.
-        images: [N, *image_shape] of the model's input type, uint8 [N, H, W, 3] for a Temper model; the first
-            ones (up to 64 requests of them) are sent in turn.
+        images: [N, *image_shape] of the model's input type, uint8 [N, H, W, 3] for a Temper model, or the files of
+            N images for one that decodes them; the first ones (up to 64 requests of them) are sent in turn.
         concurrency: Requests in flight.
         config: Length, warm-up and the rest; `LoadConfig()` when not given.
         version: Model version; empty takes the newest.
@@ -72,7 +70,7 @@ def run_closed_loop(
 def run_open_loop(
     url: str,
     model: str,
-    images: npt.NDArray[Any],
+    images: protocol.Payload,
     *,
     rate_rps: float,
     config: LoadConfig | None = None,
@@ -96,7 +94,7 @@ def run_open_loop(
 def measure(
     url: str,
     model: str,
-    images: npt.NDArray[Any],
+    images: protocol.Payload,
     config: LoadConfig | None = None,
     progress: Progress | None = None,
     *,
@@ -144,21 +142,25 @@ def _shift(progress: Progress, done_ms: int, total_ms: int) -> Progress:
     return lambda done, _: progress(done_ms + done, total_ms)
 
 
-def _prepare(client: Client, model: str, version: str, images: npt.NDArray[Any], config: LoadConfig) -> _Run:
+def _prepare(client: Client, model: str, version: str, images: protocol.Payload, config: LoadConfig) -> _Run:
     info = client.model_info(model, version)
-    protocol.check_images(info, images)
+    if isinstance(images, np.ndarray):
+        protocol.check_images(info, images)
+    else:
+        protocol.check_encoded(info, images)
     size = config.batch_size
     if size > max(1, info.max_batch_size):
         raise InvalidRequest(
             f"batch_size: got {size}, model {model} takes at most {max(1, info.max_batch_size)} images per request"
         )
-    image_bytes = max(1, images[0].nbytes)
-    num_requests = min(POOL_REQUESTS, math.ceil(len(images) / size), _POOL_BYTES // (size * image_bytes))
+    image_bytes = images[0].nbytes if isinstance(images, np.ndarray) else max(map(len, images))
+    num_requests = min(POOL_REQUESTS, math.ceil(len(images) / size), _POOL_BYTES // (size * max(1, image_bytes)))
     requests = []
     for number in range(max(1, num_requests)):
         chosen = np.arange(number * size, (number + 1) * size) % len(images)
+        some = images[chosen] if isinstance(images, np.ndarray) else [images[index] for index in chosen]
         # A run stays with the version it started on, even when a newer one is published meanwhile.
-        requests.append(protocol.encode(info, images[chosen], version=info.version))
+        requests.append(protocol.encode(info, some, version=info.version))
     return _Run(client=client, info=info, requests=tuple(requests), config=config, pinned=bool(version))
 
 

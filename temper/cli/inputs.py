@@ -19,7 +19,7 @@ from temper.imaging.errors import FolderError, ImageError, show
 from temper.imaging.folder import Listing, describe_left_out, list_folders, list_images, name_few, say_left_out
 from temper.imaging.formats import SUFFIXES
 from temper.imaging.preprocess import Preprocessing
-from temper.imaging.read import read_image
+from temper.imaging.read import read_encoded, read_image
 from temper.imaging.store import create_images
 
 Images = npt.NDArray[np.uint8]
@@ -103,6 +103,34 @@ def load_images(paths: Sequence[Path], info: ModelInfo, limit: int, say: Callabl
     images = np.empty((len(files), how.height, how.width, 3), np.uint8)
     _decode(files, images, how)
     return images
+
+
+def load_encoded(paths: Sequence[Path], info: ModelInfo, limit: int, say: Callable[[str], None]) -> list[bytes]:
+    """At most `limit` image files as they are, for a model that decodes them itself.
+
+    Args:
+        paths: As of `find_images`.
+        info: The model that they are for.
+        limit: How many at most.
+        say: As of `find_images`.
+
+    Raises:
+        InputError: There are none, or files cannot be read.
+    """
+    if not paths:
+        raise InputError(f"model {info.name}: takes image files, expected --images with some; none are made up")
+    files = find_images(paths, say)[:limit]
+    how = contract(info)
+    try:
+        return [read_encoded(path, how) for path in files]
+    except ImageError as error:
+        raise InputError(str(error)) from error
+
+
+def contract(info: ModelInfo) -> Preprocessing:
+    """How a model that takes image files makes pixels of them."""
+    assert info.preprocessing is not None, "it would not be one that takes files"
+    return info.preprocessing
 
 
 def _decode(files: Sequence[Path], images: Images, how: Preprocessing, progress: Progress | None = None) -> None:

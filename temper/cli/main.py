@@ -293,6 +293,7 @@ def query(
 @click.option("--warmup", type=click.FLOAT, default=1.0, show_default=True, help="Seconds before, not counted.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images per request.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the arrivals.")
+@click.option("--encoded", is_flag=True, help="Send the files as they are, to NAME_jpeg, which decodes them.")
 @json_option
 def load(
     images: tuple[Path, ...],

@@ -21,7 +21,7 @@ from temper.builder.names import MAX_NAME_LENGTH, is_recipe_name
 from temper.builder.network.resnet import ModelConfig
 from temper.builder.network.train import TrainConfig
 from temper.builder.publish.serving import ServingConfig
-from temper.builder.publish.triton_config import defence_name, mean_name
+from temper.builder.publish.triton_config import decode_name, defence_name, jpeg_name, mean_name
 from temper.client.corruptions.config import CorruptionsConfig
 from temper.client.load.config import LoadConfig
 from temper.client.robustness.base import ATTACKS, OWN, REFERENCE, AttackConfig
@@ -100,15 +100,23 @@ class Recipe:
                     f"variants[{index}].against: got {show(variant.against)}, expected a variant above it: {known}"
                 )
             seen[variant.name] = index
+        self._check_steps(seen)
+
+    def _check_steps(self, seen: Mapping[str, int]) -> None:
+        """Refuses a variant that is called as what is published beside another one."""
         for index, variant in enumerate(self.variants):
             steps = {mean_name(variant.name): "last"} if len(variant.ensemble) > 1 else {}
             if variant.defend:
                 steps[defence_name(variant.name)] = "first"
-            for name, place in steps.items():
+            taken = {name: f"the {place} step of the ensemble" for name, place in steps.items()}
+            if self.serving.jpeg:
+                jpeg = jpeg_name(variant.name)
+                taken |= {jpeg: "what takes image files for", decode_name(jpeg): "what decodes for"}
+            for name, what in taken.items():
                 if name in seen:
                     raise ValueError(
-                        f'variants[{seen[name]}].name: got "{name}", expected another name: it is that of the '
-                        f"{place} step of the ensemble variants[{index}]"
+                        f'variants[{seen[name]}].name: got "{name}", expected another name: it is that of '
+                        f"{what} variants[{index}]"
                     )
 
     def _check_look(self) -> None:

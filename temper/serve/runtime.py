@@ -70,7 +70,7 @@ def lay_out_backends(runtime: Path, folder: Path) -> None:
             f"the temporary folder {folder.parent.parent} does not let programs run (noexec); "
             "point TMPDIR to another folder"
         )
-    for own in ("temper", "temper_mean", "temper_defence"):
+    for own in ("temper", "temper_mean", "temper_defence", "temper_decode"):
         shutil.copytree(BACKENDS / own, folder / own, ignore=shutil.ignore_patterns("__pycache__"))
 
 

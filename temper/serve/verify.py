@@ -15,7 +15,7 @@ from temper.backends.temper import artifact
 from temper.backends.temper.external_data import WEIGHTS_OUTSIDE, keeps_weights_outside
 from temper.errors import TemperError
 
-_BACKENDS = ("temper", "temper_mean", "temper_defence", "tensorrt", "ensemble")
+_BACKENDS = ("temper", "temper_mean", "temper_defence", "temper_decode", "tensorrt", "ensemble")
 
 
 class VerifyError(TemperError):

@@ -257,6 +257,22 @@ def test_other_serving_rebuilds_nothing(workshop: Workshop) -> None:
     assert "default_timeout_microseconds: 500000" in config
 
 
+def test_twin_that_takes_files_follows_its_variant(workshop: Workshop) -> None:
+    serving = ServingConfig(jpeg=True)
+    (one,) = workshop.build(INT8, serving=serving)
+    root = one.path.parents[1]
+    texts = {name: (root / name / "config.pbtxt").read_text() for name in (one.model, f"{one.model}_jpeg")}
+    assert all("max_queue_size" not in text for text in texts.values())
+    assert 'name: "encoded"' in texts[f"{one.model}_jpeg"]
+    assert 'key: "preprocessing"' in (root / f"{one.model}_jpeg_decode" / "config.pbtxt").read_text()
+    card = json.loads((root / f"{one.model}_jpeg" / "1" / "card.json").read_text())
+    assert (card["model"], card["members"]) == (f"{one.model}_jpeg", [one.model])
+    assert [stage.name for stage in one.stages if not stage.reused] == []
+    (again,) = workshop.build(INT8, serving=serving)
+    assert again.reused
+    assert not (root / f"{one.model}_jpeg" / "2").exists()
+
+
 def test_watch_that_the_backend_cannot_keep_is_refused_first(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from temper.builder.explain.config import ExplainConfig, Part
+from temper.builder.explain.config import PARTS, ExplainConfig, Part
 from temper.cli.commands.main_job import log_to_file, resumable
-from temper.errors import ReportError
+from temper.errors import ReportError, WorkflowError
 from temper.progress import Display
 from temper.report import (
     EXPLAIN_FILE,
@@ -23,7 +23,7 @@ from temper.report import (
 from temper.report.earlier import with_earlier
 from temper.report.explain_table import render_explain
 from temper.report.read import read_report
-from temper.run.recipe import load_recipe
+from temper.run.recipe import Recipe, load_recipe
 from temper.terminal import echo
 
 
@@ -47,13 +47,8 @@ def explain_command(
         WorkflowError: There is no such variant.
         BuilderError: A variant cannot be built, or not looked into.
     """
-    recipe = load_recipe(recipe_file)
-    config = recipe.explain or ExplainConfig()
-    if parts:
-        config = replace(config, parts=tuple(dict.fromkeys(parts)))
-    if num_images is not None:
-        config = replace(config, num_images=num_images)
-    recipe, folder = replace(recipe, explain=config), runs / recipe.name
+    recipe = _with_look(load_recipe(recipe_file), parts, num_images)
+    folder = runs / recipe.name
     log_to_file(recipe, runs)
     from temper.run.explain import check_asked, explain_recipe
     from temper.run.workflow import alone, build_recipe
@@ -72,6 +67,21 @@ def explain_command(
         return
     click.echo(render_explain(explanation, color=sys.stdout.isatty()))
     echo(f"{folder / EXPLAIN_PAGE_FILE}\n{folder / EXPLAIN_FILE}")
+
+
+def _with_look(recipe: Recipe, parts: tuple[Part, ...], num_images: int | None) -> Recipe:
+    """The recipe with the look that was asked for; by itself an ONNX file gets what needs no PyTorch network."""
+    if not parts and recipe.explain is None and recipe.model.graph is not None:
+        parts = tuple(part for part in PARTS if part != "features")
+    config = recipe.explain or ExplainConfig()
+    if parts:
+        config = replace(config, parts=tuple(dict.fromkeys(parts)))
+    if num_images is not None:
+        config = replace(config, num_images=num_images)
+    try:
+        return replace(recipe, explain=config)
+    except ValueError as error:  # a part that the recipe's network cannot be asked for
+        raise WorkflowError(str(error)) from error
 
 
 def _link(folder: Path) -> None:

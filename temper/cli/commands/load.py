@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 
-from temper.cli.inputs import Images, load_images, random_images
+from temper.cli.inputs import load_encoded, load_images, random_images
 from temper.client.client import Client
 from temper.client.errors import ClientError
+from temper.client.images import JPEG_SUFFIX
 from temper.client.load import POOL_REQUESTS, LoadConfig, LoadResult, plan_runs, run_closed_loop, run_open_loop
+from temper.client.protocol import Payload
 from temper.errors import TemperError
 from temper.progress import Display
 from temper.report.text import number, percent
@@ -59,8 +61,9 @@ def load_command(
     url: str | None,
     repository: Path,
     as_json: bool,
+    encoded: bool = False,
 ) -> None:
-    """Runs the load tests and prints a row as each ends.
+    """Runs the load tests and prints a row as each ends; `encoded` asks the model's twin that takes image files.
 
     Raises:
         LoadError: The server died, or nothing was answered; the rows until then are printed.
@@ -69,6 +72,7 @@ def load_command(
         config = LoadConfig(**settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    model = _asked(model, encoded=encoded)
     results: list[LoadResult] = []
     with Display() as display, Endpoint(url, repository, models=[model], display=display) as endpoint:
         pixels = endpoint.retrying(model, lambda url: _images(images, url, model, config, display))
@@ -100,11 +104,17 @@ def load_command(
         raise LoadError(reasons[-1])
 
 
-def _images(paths: Sequence[Path], url: str, model: str, config: LoadConfig, display: Display) -> Images:
-    """What is sent: the first images given, as many as are ever sent, or random pixels."""
+def _asked(model: str, *, encoded: bool) -> str:
+    return model.removesuffix(JPEG_SUFFIX) + JPEG_SUFFIX if encoded else model
+
+
+def _images(paths: Sequence[Path], url: str, model: str, config: LoadConfig, display: Display) -> Payload:
+    """What is sent: the first images given, as many as are ever sent, as files or pixels; or random pixels."""
     count = POOL_REQUESTS * config.batch_size
     with Client(url, timeout_s=config.timeout_s) as client:
         info = client.model_info(model)
+    if info.takes_encoded:
+        return load_encoded(paths, info, count, display.say)
     if paths:
         return load_images(paths, info, count, display.say)
     display.say(f"no --images: sending random pixels of shape {list(info.image_shape)}")
@@ -112,7 +122,12 @@ def _images(paths: Sequence[Path], url: str, model: str, config: LoadConfig, dis
 
 
 def _runs(
-    endpoint: Endpoint, model: str, images: Images, config: LoadConfig, results: list[LoadResult], display: Display
+    endpoint: Endpoint,
+    model: str,
+    images: Payload,
+    config: LoadConfig,
+    results: list[LoadResult],
+    display: Display,
 ) -> Iterator[LoadResult]:
     """Yields each run of the plan and keeps it in `results`; an interrupted one is the last."""
     run: Callable[..., LoadResult]

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from temper.builder.engines.isa import UNKNOWN, instruction_set, why_inexact
-from temper.cli.inputs import Images, find_images, preprocessing
-from temper.client.client import Client
-from temper.client.errors import ClientError, ImageError, NonFiniteOutput
+from temper.cli.inputs import Images, contract, find_images, preprocessing
+from temper.client.client import MAX_IN_FLIGHT, Client
+from temper.client.errors import ClientError, ImageError, InvalidRequest, NonFiniteOutput
 from temper.client.images import Prediction, load_image, top_k
 from temper.client.model import ModelInfo
 from temper.errors import TemperError
+from temper.imaging import errors as imaging_errors
 from temper.imaging.errors import show
 from temper.imaging.folder import NUM_NAMED
+from temper.imaging.read import read_encoded
 from temper.serve.endpoint import Endpoint
 from temper.terminal import echo, escape_line
 
@@ -53,13 +56,11 @@ def query_command(
                 warning = why_inexact(UNKNOWN if url else instruction_set(), info.int8_weight_bits)
                 if warning is not None:
                     echo(f"warning: {model}: {warning}", err=True)
-                sent: queue.SimpleQueue[list[Path]] = queue.SimpleQueue()
-                preprocessing(info)  # refuses what takes no images
-                stream = client.stream(model, _batches(files, info, sent, failed))
+                ask = _ask_encoded if info.takes_encoded else _ask
                 rows = (
                     row
-                    for logits in _answers(stream, sent)
-                    for row in zip(sent.get(), top_k(logits, info.labels, top), strict=True)
+                    for paths, logits in ask(client, info, files, failed)
+                    for row in zip(paths, top_k(logits, info.labels, top), strict=True)
                 )
                 _print(rows, warning, as_json=as_json)
         except ClientError as error:
@@ -85,6 +86,40 @@ def _print(rows: Iterable[tuple[Path, list[Prediction]]], warning: str | None, *
     finally:
         if as_json:
             echo(json.dumps(answers, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _ask(
+    client: Client, info: ModelInfo, files: Sequence[Path], failed: list[str]
+) -> Iterator[tuple[list[Path], Logits]]:
+    """Sends what the files show; yields the answers with those that they are of."""
+    sent: queue.SimpleQueue[list[Path]] = queue.SimpleQueue()
+    preprocessing(info)  # refuses what takes no images
+    for logits in _answers(client.stream(info.name, _batches(files, info, sent, failed)), sent):
+        yield sent.get(), logits
+
+
+def _ask_encoded(
+    client: Client, info: ModelInfo, files: Sequence[Path], failed: list[str]
+) -> Iterator[tuple[list[Path], Logits]]:
+    """Sends the files as they are, each in a request of its own, so that one that is no image costs no other."""
+
+    def one(path: Path) -> Logits | str:
+        try:
+            return client.infer_encoded(info.name, [read_encoded(path, contract(info))])
+        except imaging_errors.ImageError as error:
+            return str(error)
+        except (InvalidRequest, NonFiniteOutput) as error:
+            return f"{show(path)}: {error}"
+
+    pool = ThreadPoolExecutor(MAX_IN_FLIGHT)
+    try:
+        for path, answer in zip(files, pool.map(one, files), strict=True):
+            if isinstance(answer, str):
+                failed.append(answer)
+            else:
+                yield [path], answer
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _answers(answers: Iterator[Logits], sent: queue.SimpleQueue[list[Path]]) -> Iterator[Logits]:

@@ -217,7 +217,8 @@ def timm_saver(averaged: bool) -> Callable[[Path], Made]:
         settle(ema.module, 1)
         optimizer = torch.optim.SGD(network.parameters(), 0.1)
         args = argparse.Namespace(model="resnet18", lr=0.1)
-        saver: Any = CheckpointSaver(network, optimizer, args=args, model_ema=ema, checkpoint_dir=str(folder))  # type: ignore[no-untyped-call]  # timm types some of it
+        make_saver: Any = CheckpointSaver
+        saver = make_saver(network, optimizer, args=args, model_ema=ema, checkpoint_dir=str(folder))
         saver.save_checkpoint(0, metric=0.5)
         return "last.pth.tar", ema.module if averaged else network
 
@@ -602,6 +603,81 @@ def test_checkpoint_is_refused_with_the_line_that_helps(
     with pytest.raises(ModelError, match=message) as caught:
         build_model(ModelConfig(weights=str(tmp_path / name)), 3)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 700
+
+
+def bomb() -> dict[str, Any]:
+    """Dicts that hold the same dicts over and over: few bytes, and more ways through than there is time."""
+    inner: dict[str, Any] = {"w": torch.ones(1)}
+    for _ in range(5):
+        inner = {str(number): inner for number in range(50)}
+    return inner
+
+
+def index(shard: object) -> Callable[[Path], Made]:
+    def make(folder: Path) -> Made:
+        (folder / "hub").mkdir()
+        content = {"weight_map": {"conv1.weight": shard}}
+        (folder / "hub" / "model.safetensors.index.json").write_text(json.dumps(content))
+        return "hub", own()
+
+    return make
+
+
+def beside(text: str) -> Callable[[Path], Made]:
+    """Weights with a config.json beside."""
+
+    def make(folder: Path) -> Made:
+        (folder / "hub").mkdir()
+        save_file(state(), folder / "hub" / "model.safetensors")
+        (folder / "hub" / "config.json").write_text(text)
+        return "hub", own()
+
+    return make
+
+
+SPREAD = torch.ones(1).expand(10**6, 10**7)
+HOSTILE: dict[str, tuple[Callable[[Path], Made], str]] = {
+    "nested tensor": (
+        saved(lambda: {**state(), "bn1.weight": torch.nested.nested_tensor([torch.ones(2)])}),
+        "lacks bn1.weight",
+    ),
+    "meta": (
+        saved(lambda: {key: {**state(), "bn1.weight": torch.ones(64, device="meta")} for key in "ab"}),
+        "holds 2 networks",
+    ),
+    "spread": (saved(lambda: {key: {**state(), "fc.weight": SPREAD} for key in "ab"}), "holds 2 networks"),
+    "spread head": (
+        saved(lambda: {**state(), "fc.weight": SPREAD}),
+        "its head takes 10000000 to 1000000 features",
+    ),
+    "bomb": (saved(bomb), "holds the layers of none of"),
+    "itself": (saved(lambda: itself()), "'a' is dict, expected a tensor"),
+    "shard elsewhere": (
+        index("../w.safetensors"),
+        "index.json: lists no files of this folder, expected the hub's",
+    ),
+    "shard of no name": (index(3), "checkpoint .*hub/3: is|3: no such file"),
+    "shard that is missing": (index("a.safetensors"), "hub/a.safetensors: no such file"),
+    "config is no JSON": (beside("{"), "config.json: is no JSON, expected the file that the hub has"),
+    "config is a list": (beside("[]"), "config.json: got list, expected an object of JSON"),
+    "config nests deeply": (beside("[" * 100_000), "config.json: is no JSON"),
+    "config names no text": (
+        beside('{"model_type": "resnet\\u001b", "architectures": 3}'),
+        "model_type is .*resnet",
+    ),
+}
+
+
+def itself() -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    content["a"] = content
+    return content
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of nested tensors
+@pytest.mark.parametrize(("make", "message"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_content_is_one_line(tmp_path: Path, make: Callable[[Path], Made], message: str) -> None:
+    test_checkpoint_is_refused_with_the_line_that_helps(tmp_path, make, message)
 
 
 @pytest.mark.parametrize("row", ["a whole model", "a model in a dict", "an object beside", "an old file"])

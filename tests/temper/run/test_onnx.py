@@ -27,10 +27,10 @@ source = "folder"
 path = "images"
 image_size = {size}
 num_calibration = 12
-[model]
-weights = "model.onnx"
 mean = [0.4, 0.5, 0.6]
 std = [0.25, 0.25, 0.25]
+[model]
+weights = "model.onnx"
 [train]
 epochs = 0
 [[variants]]
@@ -266,6 +266,18 @@ def test_file_is_served_measured_attacked_and_looked_into(built: Path, tmp_path:
     assert all(one["robustness"][0]["num_images"] == 4 for one in report["variants"])
     explained = json.loads((tmp_path / "runs" / "x" / "explain.json").read_text())
     assert [one["name"] for one in explained["networks"]] == ["float32", "int8"]
+
+
+@pytest.mark.slow
+def test_explain_leaves_out_what_needs_pytorch(built: Path) -> None:
+    places = ("--runs", built / "runs", "--repository", built / "models", "--images", 8)
+    result = run("explain", built / "recipe.toml", *places, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["config"]["parts"] == ["blame", "representation", "attributions"] and found["blames"]
+    asked = run("explain", built / "recipe.toml", *places, "--part", "features")
+    assert asked.exit_code == 1
+    assert asked.stderr.splitlines()[-1].startswith("error: explain.parts: got features, which needs the PyTorch")
 
 
 # A ResNet-50-thin that Yahoo trained and others brought to ONNX; here of interest as a file that nobody here made.

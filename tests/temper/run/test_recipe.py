@@ -174,6 +174,23 @@ MISTAKES = {
         '[[variants]]\nname = "both"\nensemble = ["fp32", "int8"]\n[[variants]]\nname = "both_mean"\n[engine]',
         'variants[3].name: got "both_mean", expected another name: it is that of the last step of the ensemble',
     ),
+    "variant called as the twin of another": (
+        "[engine]",
+        '[[variants]]\nname = "int8_jpeg"\n[serving]\njpeg = true\n[engine]',
+        'variants[2].name: got "int8_jpeg", expected another name: it is that of what takes image files for '
+        "variants[1]",
+    ),
+    "variant called as the decoder of another": (
+        "[engine]",
+        '[[variants]]\nname = "fp32_jpeg_decode"\n[serving]\njpeg = true\n[engine]',
+        'variants[2].name: got "fp32_jpeg_decode", expected another name: it is that of what decodes for '
+        "variants[0]",
+    ),
+    "queue bounded by number before a twin": (
+        "[engine]",
+        "[serving]\nmax_queue = 7\njpeg = true\n[engine]",
+        "serving.max_queue: got 7 with jpeg = true, which bounds queues by time alone; leave it out and set ",
+    ),
     "defence before nothing": (
         'name = "int8"',
         'name = "int8"\ndefend = [{ jpeg = { quality = 75 } }]',
