@@ -1,4 +1,4 @@
-"""`temper init` with a network of somebody else's: its own preprocessing and order of classes stand in the recipe."""
+"""`temper init` with somebody else's network: its own preprocessing and order of classes stand in the recipe."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def write_huggingface(folder: Path) -> Path:
 
 
 def write_timm(folder: Path) -> Path:
-    import timm  # type: ignore[import-untyped]  # ships none
+    import timm
     from timm.models import save_for_hf
 
     own = {"input_size": [3, 64, 64], "crop_pct": 0.95, "mean": [0.5] * 3, "std": [0.5] * 3}
