@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -10,6 +11,7 @@ from temper.builder.data.encoded import Found
 from temper.builder.data.folder import find_folder, fingerprint_folder, open_folder
 from temper.builder.data.huggingface import fingerprint_dataset, is_dataset, open_dataset
 from temper.builder.data.labels import read_class_names
+from temper.builder.data.photos import fingerprint_photos
 from temper.builder.data.shards import find_shards, fingerprint_shards, open_shards
 from temper.builder.data.tables import SUFFIXES, find_tables, fingerprint_table, open_table
 from temper.builder.errors import DataError
@@ -26,11 +28,12 @@ _FINDERS = {
     "webdataset": open_shards,
     "huggingface": open_dataset,
 }
-_FINGERPRINTS = {
+_FINGERPRINTS: dict[str, Callable[[DataConfig], str | None]] = {
     "folder": lambda config: fingerprint_folder(Path(config.path or "")),
     "table": fingerprint_table,
     "webdataset": fingerprint_shards,
     "huggingface": fingerprint_dataset,
+    "photos": lambda config: fingerprint_photos(Path(config.path)) if config.path else None,
 }
 
 

@@ -9,7 +9,6 @@ what is learned is these photographs alone: nothing follows from it for others.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from temper.builder.data.encoded import state_of
 from temper.builder.errors import DataError
 from temper.imaging.errors import FolderError, ImageError, show
 from temper.imaging.folder import LeftOut, Listing, list_images
@@ -144,12 +144,7 @@ def fingerprint_photos(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in _list(folder).paths:
-        try:
-            status = path.stat()
-            state = f"{status.st_size}\0{status.st_mtime_ns}"
-        except OSError as error:
-            state = str(error.errno)
-        digest.update(os.fsencode(path.relative_to(folder)) + f"\0{state}\n".encode())
+        digest.update(state_of(path, folder))
     return digest.hexdigest()
 
 

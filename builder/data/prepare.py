@@ -142,10 +142,6 @@ def fingerprint_data(config: DataConfig) -> str | None:
     Raises:
         DataError: The source is missing.
     """
-    if config.source == "photos" and config.path:
-        from temper.builder.data.photos import fingerprint_photos
-
-        return fingerprint_photos(Path(config.path))
     from temper.builder.data.find import fingerprint_images
 
     return fingerprint_images(config)

@@ -1,4 +1,4 @@
-"""The sources of images: digits, textures, torchvision's data sets, and what `find.py` finds on disk."""
+"""The sources of images: digits, textures, photographs, torchvision's data sets, and what `find.py` finds."""
 
 from __future__ import annotations
 
