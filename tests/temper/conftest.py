@@ -171,6 +171,16 @@ def variant(name: str, folder: Path, speed: float, accuracy: float, square: floa
         "size_bytes": 44_700_000 if name == "fp32" else 11_300_000,
         "accuracy": {**share(accuracy, 450), "errors": {}, "retries": {}},
         "per_class": [{"label": digit, **share(0.9 + 0.01 * int(digit), 45)} for digit in DIGITS],
+        "parity": {
+            "num_images": 64,
+            "num_same_pixels": 63,
+            "max_pixel_diff": 12.0,
+            "agreement": 1.0 if name == "fp32" else 0.984375,
+            "relative_rms": 1.5e-6 if name == "fp32" else 0.031,
+            "max_abs_diff": 0.0000312 if name == "fp32" else 0.91,
+            "max_abs_logit": 17.25,
+            "retries": {},
+        },
         "throughput_ips": speed * 1.5,
         "latency_ms": {
             "p50": 900 / speed,

@@ -121,8 +121,8 @@ USAGE = {
     "both recipe and schema": (("recipe", "x.toml", "--schema"), "expected either RECIPE or --schema"),
     "no images": (("init",), "Missing option '--images'"),
     "ending of weights": (
-        ("init", "--images", "d", "--weights", "model.onnx"),
-        "--weights: got 'model.onnx', expected 'random', 'torchvision' or a file that ends in .safetensors",
+        ("init", "--images", "d", "--weights", "model.zip"),
+        "--weights: got 'model.zip', expected 'random', 'torchvision', a file that ends in .safetensors",
     ),
     "no model": (("load",), "Missing option '--model'"),
     "no image": (("query", "--model", "m"), "Missing argument 'IMAGE...'"),

@@ -90,6 +90,19 @@ def test_page_tells_what_went_wrong_behind_the_figures(
     assert all(sentence in words for sentence in [*sentences, "1,234 (40.0 %)", "2 deadline"])
 
 
+def test_page_proves_that_served_is_as_trained(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
+    words = " ".join(check_page(report, tmp_path)[0].words)
+    for sentence in (
+        "63 of 64 test images have the very pixels of torchvision, the others differ by up to 12.0 of 255.",
+        "fp32 100.0 % <0.01 % 3e-05 largest logit 17.2",
+        "int8 98.4 % 3.10 % 0.9 largest logit 17.2",
+    ):
+        assert sentence in " ".join(words.split())
+    for variant in report["variants"]:
+        variant["parity"] = None
+    assert "As its owner evaluates it" not in check_page(report, tmp_path)[1]
+
+
 def test_page_says_how_exact_int8_is(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
     words = " ".join(check_page(report, tmp_path)[0].words)
     for sentence in (

@@ -1,0 +1,155 @@
+"""`temper init` with somebody else's network: its own preprocessing and order of classes stand in the recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from temper.builder.data.labels import read_class_names
+from temper.builder.network.resnet import ModelConfig, build_model
+from temper.cli.main import cli
+from temper.run.recipe import Recipe, load_recipe
+
+CLASSES = ["ant", "bee", "cat"]
+OTHER = ["cat", "ant", "bee"]
+
+pytestmark = pytest.mark.slow
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(cli, [str(arg) for arg in args])
+
+
+def make_images(folder: Path, size: tuple[int, int] = (90, 70), classes: list[str] = CLASSES) -> Path:
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for index in range(4):
+            Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(
+                folder / name / f"{index}.png"
+            )
+    return folder
+
+
+def init(folder: Path, *args: object) -> Recipe:
+    result = run("init", "--images", folder / "images", "--out", folder / "recipe.toml", *args)
+    assert result.exit_code == 0, result.output
+    return load_recipe(folder / "recipe.toml")
+
+
+def network_of(names: list[str]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    return {"state_dict": build_model(ModelConfig(), len(names)).state_dict(), "classes": names}
+
+
+def write_huggingface(folder: Path) -> Path:
+    from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
+
+    sizes = {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}
+    config = ResNetConfig(**sizes, id2label=dict(enumerate(OTHER)))  # type: ignore[arg-type]
+    ResNetForImageClassification(config).save_pretrained(folder / "hub")
+    ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875, resample=3).save_pretrained(folder / "hub")
+    return folder / "hub"
+
+
+def write_timm(folder: Path) -> Path:
+    import timm
+    from timm.models import save_for_hf
+
+    own = {"input_size": [3, 64, 64], "crop_pct": 0.95, "mean": [0.5] * 3, "std": [0.5] * 3}
+    network = timm.create_model("resnet18", num_classes=3, pretrained_cfg_overlay=own)
+    save_for_hf(network, str(folder / "hub"), model_config={"label_names": OTHER})
+    return folder / "hub"
+
+
+def write_checkpoint(folder: Path) -> Path:
+    torch.save(network_of(OTHER), folder / "last.pth")
+    return folder / "last.pth"
+
+
+# Who wrote it, and what the recipe says in `[data]`.
+MADE: dict[str, tuple[Callable[[Path], Path], str, dict[str, Any]]] = {
+    "huggingface": (
+        write_huggingface,
+        "hub/config.json",
+        {"image_size": 64, "preset": "huggingface", "interpolation": None, "mean": (0.5,) * 3},
+    ),
+    "timm": (
+        write_timm,
+        "recipe.classes.txt",
+        {"image_size": 64, "preset": "timm", "resize": 67, "mean": (0.5,) * 3, "std": (0.5,) * 3},
+    ),
+    "checkpoint": (
+        write_checkpoint,
+        "recipe.classes.txt",
+        {"image_size": 64, "preset": "torchvision", "resize": None},
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "labels", "expected"), MADE.values(), ids=MADE.keys())
+def test_recipe_says_how_it_was_trained(
+    tmp_path: Path, make: Callable[[Path], Path], labels: str, expected: dict[str, Any]
+) -> None:
+    make_images(tmp_path / "images")
+    recipe = init(tmp_path, "--weights", make(tmp_path))
+    assert recipe.data.labels == str(tmp_path / labels)
+    assert read_class_names(Path(recipe.data.labels)) == OTHER
+    assert {key: getattr(recipe.data, key) for key in expected} == expected
+    assert (recipe.model.replace_head, recipe.train.epochs) == (False, 0)
+
+
+def test_images_of_the_right_size_are_left_as_they_are(tmp_path: Path) -> None:
+    make_images(tmp_path / "images", (64, 64))
+    assert init(tmp_path, "--weights", write_checkpoint(tmp_path)).data.preset is None
+
+
+def test_classes_in_their_own_order_need_no_list(tmp_path: Path) -> None:
+    make_images(tmp_path / "images")
+    torch.save(network_of(CLASSES), tmp_path / "last.pth")
+    assert init(tmp_path, "--weights", tmp_path / "last.pth").data.labels is None
+    assert not (tmp_path / "recipe.classes.txt").exists()
+
+
+def test_classes_of_other_names_are_asked_for(tmp_path: Path) -> None:
+    make_images(tmp_path / "images", classes=["n01", "n02", "n03"])
+    weights, out = write_checkpoint(tmp_path), tmp_path / "recipe.toml"
+    arguments = ("init", "--images", tmp_path / "images", "--weights", weights, "--out", out)
+    refused = run(*arguments)
+    assert refused.exit_code == 1 and not out.exists()
+    assert "knows the classes cat, ant, bee, the data has n01, n02, n03 instead; rename them, or" in refused.stderr
+    (tmp_path / "mine.json").write_text(json.dumps(["n02", "n03", "n01"]))
+    assert run(*arguments, "--labels", tmp_path / "mine.json").exit_code == 0
+    assert load_recipe(out).data.labels == str(tmp_path / "mine.json")
+
+
+# The checkpoint's classes, and what a build says where the recipe has no list.
+ORDERS = {
+    "another order": (OTHER, "lists its classes in another order than the data: cat, ant, bee; write them"),
+    "other names": (["x", "y", "z"], "lists the classes x, y, z, the data has ant, bee, cat; set data.labels"),
+}
+
+
+@pytest.mark.parametrize(("names", "message"), ORDERS.values(), ids=ORDERS.keys())
+def test_build_takes_no_order_by_accident(tmp_path: Path, names: list[str], message: str) -> None:
+    make_images(tmp_path / "images")
+    torch.save(network_of(names), tmp_path / "last.pth")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "x"\n[data]\nsource = "folder"\npath = "images"\nimage_size = 32\n[model]\nweights = "last.pth"\n'
+        '[train]\nepochs = 0\n[[variants]]\nname = "fp32"\n[engine]\nkind = "openvino"\n'
+    )
+    places = ("--repository", tmp_path / "repo", "--runs", tmp_path / "runs")
+    refused = run("build", recipe, *places)
+    assert refused.exit_code == 1 and message in refused.stderr
+    (tmp_path / "classes.txt").write_text("cat\nant\nbee\n")
+    recipe.write_text(recipe.read_text().replace("[model]", 'labels = "classes.txt"\n[model]'))
+    assert run("build", recipe, *places).exit_code == 0
