@@ -47,8 +47,8 @@ _WANTED = 0.85
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=3.0)
     options = parser.parse_args()
     files = {name: _photographs(size) for name, size in _SIZES.items()}
     parts = {name: _in_process(of_size) for name, of_size in files.items()}
@@ -172,7 +172,7 @@ def _run(
 
 
 def _interval(found: dict[str, Any]) -> dict[str, Any]:
-    """Adds the least and the greatest round, which hold the median with 97 % of 6, 1 - 2 ** (1 - n) of n."""
+    """Adds the least and the greatest round, which hold the median with 1 - 2 ** (1 - n): 97 % of 6."""
     rounds = found["rounds"]
     return {**found, "low": min(rounds), "high": max(rounds), "level": 1 - 2.0 ** (1 - len(rounds))}
 

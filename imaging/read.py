@@ -23,6 +23,8 @@ from .preprocess import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 
+# What resizing may take, as a multiple of the largest image: a gigabyte. A photo takes a hundredth of that.
+_MAX_WORK = 4
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF's tags
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,7 +66,7 @@ def read_image(
     """
     limit = max_pixels(how.height, how.width) if limit is None else limit
     image = decode_image(source, limit, upright=how.upright, name=name, admit=admit)
-    if work_pixels(image.size, how) > max(MAX_PIXELS, limit):
+    if work_pixels(image.size, how) > _MAX_WORK * max(MAX_PIXELS, limit):
         what = f"is {image.width} x {image.height} pixels, too long and thin to be resized"
         raise ImageError(_name(source, name), what, "a photo")
     return np.asarray(fit_image(image, how))
