@@ -65,6 +65,7 @@ def model_info(name: str, version: str, metadata: Any, config: Any) -> ModelInfo
         output_shape=output_shape,
         num_outputs=len(metadata.outputs),
         int8_weight_bits=_weight_bits(config),
+        precision_hint=_parameter(config, "precision_hint") or None,
     )
 
 
@@ -79,8 +80,12 @@ def newest_version(metadata: Any) -> str:
 
 
 def _weight_bits(config: Any) -> int | None:
-    stated = config.parameters["int8_weight_bits"].string_value if "int8_weight_bits" in config.parameters else ""
+    stated = _parameter(config, "int8_weight_bits")
     return int(stated) if stated in ("7", "8") else None
+
+
+def _parameter(config: Any, name: str) -> str:
+    return str(config.parameters[name].string_value) if name in config.parameters else ""
 
 
 def check_images(info: ModelInfo, images: npt.NDArray[Any]) -> None:

@@ -84,6 +84,8 @@ class Known:
     """The names of the outputs; none when nobody knows."""
     weights: tuple[str, ...] = ("",)
     """The names of the checkpoints; the first is the one that should be served."""
+    has_exif: bool = True
+    """Whether any image is to be turned upright."""
 
 
 def causes(right: Pipeline, known: Known, sent: Pipeline | None = None) -> list[Hypothesis]:
@@ -101,7 +103,7 @@ def causes(right: Pipeline, known: Known, sent: Pipeline | None = None) -> list[
         *_of_client(right, sent),
         *_of_filter(right),
         *_of_size(right),
-        *_of_exif(right),
+        *(_of_exif(right) if known.has_exif else ()),
         *_of_layout(),
         *_of_batch_norm(known),
         *_of_output(),
@@ -148,7 +150,10 @@ def _of_colour(right: Pipeline) -> Iterator[Hypothesis]:
         kind="colour",
         words="grey pixels in place of colours",
         changes={"colour": "grey"},
-        mends={"client": 'decode in colour: image.convert("RGB")', "graph": "take the step to grey out of the graph"},
+        mends={
+            "client": 'decode in colour: image.convert("RGB")',
+            "graph": "take the step to grey out of the graph",
+        },
     )
 
 
@@ -190,7 +195,10 @@ def _of_client(right: Pipeline, sent: Pipeline | None) -> Iterator[Hypothesis]:
         return  # in the rows of its own
     said = ", ".join(f"{name} = {_toml(value)}" for name, value in changes.items())
     yield Hypothesis(
-        kind="size and crop", words=f"images sized as they are sent ({said})", changes=changes, mends=_sizing(right)
+        kind="size and crop",
+        words=f"images sized as they are sent ({said})",
+        changes=changes,
+        mends=_sizing(right),
     )
 
 
@@ -265,11 +273,19 @@ def _of_batch_norm(known: Known) -> Iterator[Hypothesis]:
             kind="batch normalisation",
             words=f"batch normalisation in training mode (statistics of each batch of {size})",
             changes={"batch_norm": size},
-            mends=_both("call model.eval() before torch.onnx.export (training=TrainingMode.EVAL), and publish again"),
+            mends=_both(
+                "call model.eval() before torch.onnx.export (training=TrainingMode.EVAL), and publish again"
+            ),
         )
 
 
 def _of_output() -> Iterator[Hypothesis]:
+    yield Hypothesis(
+        kind="output",
+        words="logits where softmax is expected",
+        changes={"output": "logits"},
+        mends=_both("apply softmax to what is served, or say `--output logits`"),
+    )
     for output, words in _OUTPUTS.items():
         once = output == "softmax twice"
         mends: dict[Side, str] = {
@@ -307,7 +323,7 @@ def _inverse(order: Sequence[int]) -> list[int]:
 
 
 def _labels(words: str, order: Sequence[int]) -> Hypothesis:
-    mend = 'state the order of the network\'s outputs: `labels = "classes.txt"` in the recipe\'s [data], one name a line'
+    mend = "state the order of the network's outputs: `labels = \"classes.txt\"` in the recipe's [data], one name a line"
     return Hypothesis(kind="labels", words=words, changes={"order": tuple(order)}, mends=_both(mend))
 
 

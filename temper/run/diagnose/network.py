@@ -108,7 +108,9 @@ def _rounded(network: nn.Module, precision: Precision) -> nn.Module:
 
     layer_kinds = (nn.Conv2d, nn.Linear)
     wrap = _int8_layer if precision.startswith("int8") else _float_layer
-    return _replaced(_folded(network), lambda layer: wrap(layer, precision) if isinstance(layer, layer_kinds) else None)
+    return _replaced(
+        _folded(network), lambda layer: wrap(layer, precision) if isinstance(layer, layer_kinds) else None
+    )
 
 
 def _folded(network: nn.Module) -> nn.Module:
@@ -149,11 +151,11 @@ def _int8_layer(layer: nn.Module, precision: Precision) -> nn.Module:
     import torch
     from torch import nn
 
-    largest = 63 if precision == "int8 of 7 bits" else 127
+    largest = 64 if precision == "int8 of 7 bits" else 127
     weight: torch.Tensor = layer.weight  # type: ignore[assignment]  # a convolution's or a linear layer's
     dims = tuple(range(1, weight.ndim))
     scales = weight.detach().abs().amax(dims, keepdim=True).clamp(min=1e-12) / largest
-    whole = (weight.detach() / scales).round().clamp(-largest, largest)
+    whole = (weight.detach() / scales).round().clamp(-largest, largest - 1 if largest == 64 else largest)
 
     class Rounded(nn.Module):
         def __init__(self) -> None:
@@ -162,11 +164,13 @@ def _int8_layer(layer: nn.Module, precision: Precision) -> nn.Module:
             self.layer.weight.data = whole * scales
 
         def forward(self, values: torch.Tensor) -> torch.Tensor:
-            unsigned = bool(values.min() >= 0)
-            scale = values.abs().amax().clamp(min=1e-12) / (255 if unsigned else 127)
+            saturates = precision == "int8, saturating" and isinstance(self.layer, nn.Conv2d)
+            # Finer where an engine may be so: rounding that is not the engine's own hides what is.
+            is_fine = bool(values.min() >= 0) and not saturates
+            scale = values.abs().amax().clamp(min=1e-12) / (255 if is_fine else 127)
             steps = (values / scale).round()
             made: torch.Tensor = self.layer(steps * scale)
-            if precision == "int8, saturating" and unsigned and isinstance(self.layer, nn.Conv2d):
+            if saturates:
                 made = made - _cut_off(steps, whole, self.layer) * (scale * scales.view(1, -1, 1, 1))
             return made
 
@@ -176,7 +180,8 @@ def _int8_layer(layer: nn.Module, precision: Precision) -> nn.Module:
 def _cut_off(steps: torch.Tensor, whole: torch.Tensor, layer: Any) -> torch.Tensor:
     """How much of a convolution's sums is lost when the products of two neighbouring channels saturate at 16 bits.
 
-    Only weights that together pass 128 can do so (255 * 128 < 2^15), so only these are looked at.
+    Activations are moved by 128 first, as oneDNN does to make them unsigned. Only weights that together pass 128 can
+    saturate (255 * 128 < 2^15), so only these are looked at.
     """
     import torch
 
@@ -184,7 +189,7 @@ def _cut_off(steps: torch.Tensor, whole: torch.Tensor, layer: Any) -> torch.Tens
     if layer.groups != 1 or whole.shape[1] % 2:
         return lost
     pairs = whole.view(len(whole), -1, 2, *whole.shape[2:])
-    padded = torch.nn.functional.pad(steps, (layer.padding[1],) * 2 + (layer.padding[0],) * 2)
+    padded = 128 + torch.nn.functional.pad(steps, (layer.padding[1],) * 2 + (layer.padding[0],) * 2)
     rows, columns = lost.shape[2:]
     for out, pair, top, left in torch.nonzero(pairs.sum(2).abs() > 128).tolist():
         part = padded[

@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 Triple = tuple[float, float, float]
 Resize = int | tuple[int, int] | Literal["cover", "pad", "none"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
-Layout = Literal["right", "hwc as chw", "chw as hwc", "hwc as chw, after mean and std", "chw as hwc, after mean and std",
-                 "height and width swapped"]
+Layout = Literal[
+    "right",
+    "hwc as chw",
+    "chw as hwc",
+    "hwc as chw, after mean and std",
+    "chw as hwc, after mean and std",
+    "height and width swapped",
+]
 Output = Literal["logits", "softmax", "softmax twice", "log-softmax", "sigmoid"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8 of 7 bits", "int8, saturating"]
 
@@ -134,7 +140,9 @@ def fit(picture: Picture, how: Pipeline) -> NDArray[np.uint8]:
     height, width = how.height, how.width
     if how.resize == "cover" and how.antialias:
         resample = _FILTERS[how.interpolation]
-        return np.asarray(ImageOps.fit(image, (width, height), resample) if image.size != (width, height) else image)
+        return np.asarray(
+            ImageOps.fit(image, (width, height), resample) if image.size != (width, height) else image
+        )
     return _crop(_resized(image, _target(image, how), how), height, width)
 
 

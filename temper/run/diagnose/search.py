@@ -27,7 +27,7 @@ _GOOD = 1e-4
 """The share of the difference that a cause may leave and still be all there is to look for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tried:
     """Some causes together, on the first images or on all."""
 
@@ -70,8 +70,9 @@ class Bench:
         made = finish(self._run(how, num), how)
         if not self.has_probabilities:
             return made
-        # Not clipped otherwise than what was served.
-        return as_logits(made if how.output.startswith("softmax") else finish(made, replace(how, output="softmax", order=None)))
+        # Clipped as what was served is.
+        is_softmax = how.output.startswith("softmax")
+        return as_logits(made if is_softmax else finish(made, replace(how, output="softmax", order=None)))
 
     def try_on(self, parts: Sequence[Hypothesis], how: Pipeline, num: int | None = None) -> Tried:
         """Tries causes on the first images, or on all."""
@@ -85,18 +86,21 @@ class Bench:
         made = self.scores(replace(how, order=None))
         return tuple(match_columns(self.served[images], made[images]))
 
+    def values(self, how: Pipeline) -> NDArray[np.float32]:
+        """What the network is given, of all images: float32 [N, 3, H, W]."""
+        return normalise(self._fit(how, len(self)), how)
+
     def _run(self, how: Pipeline, num: int) -> NDArray[np.float32]:
         size = how.batch_norm or 1
         whole = min(len(self), -(-num // size) * size)  # a batch's statistics are those of all its images
         key = (how.pixels, how.batch_norm, how.network, how.precision)
         known = self._logits.get(key)
         if known is None or len(known) < whole:
-            values = normalise(self._fit(how)[:whole] if whole == len(self) else self._fit(how, whole), how)
+            values = normalise(self._fit(how, whole), how)
             known = self._logits[key] = self._networks.logits(values, how)
         return known[:num]
 
-    def _fit(self, how: Pipeline, num: int | None = None) -> NDArray[np.uint8]:
-        num = len(self) if num is None else num
+    def _fit(self, how: Pipeline, num: int) -> NDArray[np.uint8]:
         known = self._fitted.get(how.geometry)
         if known is None or len(known) < num:
             known = self._fitted[how.geometry] = np.stack([fit(one, how) for one in self._pictures[:num]])
@@ -143,10 +147,12 @@ def search(
 
 
 def _on_all(bench: Bench, right: Pipeline, tried: Sequence[Tried], end: float) -> list[Tried]:
-    """The best on all images, one of each kind first, at least two of them."""
+    """The best on all images, at least two of them."""
     found: list[Tried] = []
-    for one in tried[:_NUM_BEST]:
-        if len(found) < 2 or time.monotonic() < end:
+    # EXIF's orientation is that of some images only, and the first few may have none.
+    turned = [one for one in tried[_NUM_BEST:] if [part.kind for part in one.parts] == ["exif"]]
+    for one in [*tried[:_NUM_BEST], *turned]:
+        if len(found) < 2 or one in turned or time.monotonic() < end:
             found.append(bench.try_on(one.parts, right))
     return found
 
