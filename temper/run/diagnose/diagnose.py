@@ -235,6 +235,11 @@ def _pipelines(case: _Case, size: tuple[int, int] | None) -> tuple[Pipeline, Pip
     if not base or "preset" in stated:
         base, source = {}, "torchvision's, as nothing else is stated"
     source = "as stated with --trained" if stated else source
+    if info is None and not {"image_size", "preset"} & (base | stated).keys():
+        raise DiagnoseError(
+            "image_size: got nothing, and no server says it; state how the images were prepared in training, as "
+            "--trained 'image_size = 224, resize = 256'"
+        )
     right = replace(make_pipeline({**base, **stated}, size), output=question.output)
     client = read_fields(question.sent)
     # The wire of a model that takes whole numbers is RGB, whatever its network takes.
