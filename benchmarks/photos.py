@@ -37,7 +37,7 @@ PHOTOS = (
 """Files of scikit-image's wheel; each is a class."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TURNED = {6: Image.Transpose.ROTATE_90, 3: Image.Transpose.ROTATE_180}
-_RIDGE = 1e-2
+_RIDGE = 1.0
 
 
 def crops(num_each: int, seed: int) -> tuple[list[Image.Image], NDArray[np.int64]]:

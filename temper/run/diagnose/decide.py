@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from temper.client.stats import Estimate
 from temper.run.diagnose.hypotheses import Hypothesis, Known, causes
-from temper.run.diagnose.pipeline import Pipeline, Precision
+from temper.run.diagnose.pipeline import BLACK, WHITE, Pipeline, Precision
 from temper.run.diagnose.scores import explained, is_clearly_less, related, relative, squares, varying
 from temper.run.diagnose.search import Bench, Progress, Tried, search
 
@@ -79,6 +79,7 @@ def judge(
     precision: Precision,
     limit_s: float,
     progress: Progress,
+    probe: Callable[[], Bench] | None = None,
 ) -> Verdict:
     """Compares what was served with the right pipeline, and looks for a cause where they differ.
 
@@ -90,6 +91,7 @@ def judge(
         precision: The arithmetic that is meant.
         limit_s: How long to search, in seconds.
         progress: Called with (tries done, tries in all).
+        probe: Asks the server about `FLAT` pictures, which no way of sizing them changes.
     """
     seen: list[Cause] = []
     if bench.has_probabilities and right.output == "logits":
@@ -106,9 +108,11 @@ def judge(
     court = _Court(bench, right, before, scores, level, known)
     candidates = tuple((one, explained(before.squares, one.squares)) for one in tried[:5] if one.parts)
     found, left = court.name(tried, at_level=at_start <= level)
+    if not found and at_start <= level and precision == "int8":
+        found = court.saturation()
     note = ""
     if not found and at_start > level:
-        found, note = court.eliminate(tried)
+        found, note = court.eliminate(tried, probe)
         note += "; the time was over before all was tried, --limit gives it more" if is_late else ""
     agrees = at_start <= level and not found and not seen
     named = (*seen, *found)
@@ -189,21 +193,24 @@ class _Court:
             and not is_clearly_less(best.squares, one.squares, _CLEARLY)
         ]
 
+    def saturation(self) -> list[Cause]:
+        """int8 that is as near as int8 may be, and yet differs as saturating int8 does rather than as int8 does."""
+        found = self._precision(self.before)
+        return [found] if found and found.hypothesis.changes == {"precision": "int8, saturating"} else []
+
     def _precision(self, tried: Tried) -> Cause | None:
         """The precision whose imitation differs in the same way from what was tried."""
-        made = self.bench.scores(tried.how)
-        found: list[tuple[float, Precision, Estimate, Tried]] = []
+        best: tuple[float, Precision, Estimate] | None = None
         for precision in _PRECISIONS:
-            how = replace(tried.how, precision=precision)
-            imitated = self.bench.scores(how)
-            alike = related(self.bench.served - made, imitated - made)
-            ratio = float(np.sqrt(tried.squares.sum() / max(squares(imitated, made).sum(), 1e-12)))
-            if alike["value"] > _LIKE and alike["low"] > 0 and 1 / _MAX_RATIO < ratio < _MAX_RATIO:
-                sums = squares(self.bench.served, imitated)
-                found.append((alike["value"], precision, alike, Tried(tried.parts, how, sums)))
-        if not found:
+            alike, ratio = self._likeness(tried, precision)
+            if precision == "int8" and ratio < 1:  # saturation only adds to what rounding does, and is slow to imitate
+                break
+            is_like = alike["value"] > _LIKE and alike["low"] > 0 and 1 / _MAX_RATIO < ratio < _MAX_RATIO
+            if is_like and (best is None or alike["value"] > best[0]):
+                best = (alike["value"], precision, alike)
+        if best is None:
             return None
-        _, name, alike, one = max(found, key=lambda each: each[0])
+        _, name, alike = best
         mend = _MENDS[name]
         hypothesis = Hypothesis(
             kind="precision",
@@ -212,28 +219,59 @@ class _Court:
             mends={"client": mend, "graph": mend},
         )
         note = (
-            f"by the size of what is left and its likeness to PyTorch's imitation: correlation {alike['value']:.2f} "
-            f"({alike['low']:.2f} to {alike['high']:.2f})"
+            "by the size of what is left and its likeness to PyTorch's imitation: correlation "
+            f"{alike['value']:.2f} ({alike['low']:.2f} to {alike['high']:.2f})"
         )
-        return Cause(hypothesis=hypothesis, share=explained(self.before.squares, one.squares), note=note)
+        sums = squares(self.bench.served, self.bench.scores(hypothesis.apply(tried.how)))
+        return Cause(hypothesis=hypothesis, share=explained(self.before.squares, sums), note=note)
 
-    def eliminate(self, tried: Sequence[Tried]) -> tuple[list[Cause], str]:
+    def _likeness(self, tried: Tried, precision: Precision) -> tuple[Estimate, float]:
+        """The correlation of what is left with an imitation's difference, and the ratio of their sizes."""
+        made = self.bench.scores(tried.how)
+        imitated = self.bench.scores(replace(tried.how, precision=precision))
+        size = float(squares(imitated, made).sum())
+        return related(self.bench.served - made, imitated - made), float(np.sqrt(tried.left / max(size, 1e-12)))
+
+    def eliminate(self, tried: Sequence[Tried], probe: Callable[[], Bench] | None) -> tuple[list[Cause], str]:
         """Other weights, where nothing explains more than a little; else the words that say what explains most."""
         best = next((one for one in tried if one.parts), self.before)
         share = explained(self.before.squares, best.squares)
-        alike = [_correlation(varying(self.bench.served), varying(self.bench.scores(one.how))) for one in tried]
+        alike = max(_correlation(varying(self.bench.served), varying(self.bench.scores(one.how))) for one in tried)
         words = f"nothing explains it; {best.words} explains most, {100 * max(share['value'], 0):.0f} %"
-        if share["value"] >= _LITTLE and max(alike) >= _LITTLE:
-            return [], words
-        mend = f"publish the graph of {self.known.weights[0]} again, or give the checkpoint that is served as --weights"
+        localised = self._localise(probe()) if probe is not None else ""
+        if localised:
+            return [], f"{words}. {localised}"
+        if share["value"] >= _LITTLE or (probe is None and alike >= _LITTLE):
+            return [], f"{words}. Other weights, or a way to prepare images that is not in the table"
+        known = self.known.weights[0]
+        mend = f"publish the graph of {known} again, or give the checkpoint that is served as --weights"
         weights = Hypothesis(
             kind="weights",
             words="the weights of another checkpoint, or of another epoch",
             changes={},
             mends={"client": mend, "graph": mend},
         )
-        note = f"by elimination: {words}; what differs from image to image has a correlation of {max(alike):.2f} at best"
+        flat = ", nor do they explain the answers to flat images" if probe is not None else ""
+        note = (
+            f"by elimination: {words}{flat}; what differs from image to image has a correlation of {alike:.2f} at best"
+        )
         return [Cause(hypothesis=weights, share=Estimate(value=0.0, low=0.0, high=0.0), note=note)], words
+
+    def _localise(self, flat: Bench) -> str:
+        """What the answers to flat images say; nothing when they are as little explained as the others."""
+        scores = flat.scores(self.right)
+        sums = squares(flat.served, scores)
+        if relative(sums, scores) <= self.level:
+            return (
+                "Flat images are answered as in PyTorch: the weights, the colours, mean and std are right, so it is in "
+                "how images are sized, cut, turned or decoded"
+            )
+        for one in causes(self.right, self.known):
+            if relative(flat.try_on((one,), self.right).squares, scores) <= self.level:
+                return f"Flat images are answered as with {one.words}: beside it, images are sized or decoded otherwise"
+        if all(relative(sums[index : index + 1], scores) <= self.level for index in (BLACK, WHITE)):
+            return "Black and white are answered as in PyTorch, what lies between is not: a gamma or a colour space"
+        return ""
 
 
 def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

@@ -28,7 +28,7 @@ from temper.run.diagnose.how import (
 )
 from temper.run.diagnose.hypotheses import Hypothesis, Known, Side
 from temper.run.diagnose.network import Networks, open_network
-from temper.run.diagnose.pipeline import Output, Picture, Pipeline, Precision, finish, open_picture
+from temper.run.diagnose.pipeline import Output, Picture, Pipeline, Precision, finish, flat_pictures, open_picture
 from temper.run.diagnose.search import Bench, Progress
 
 if TYPE_CHECKING:
@@ -196,6 +196,12 @@ def diagnose(
         has_exif=any(one.orientation != 1 for one in pictures),
     )
     bench = Bench(pictures, networks, served)
+
+    def probe() -> Bench:
+        assert ask is not None
+        flat = flat_pictures(right)
+        return Bench(flat, networks, ask(flat, sent))
+
     verdict = judge(
         bench,
         right,
@@ -204,6 +210,7 @@ def diagnose(
         precision=question.precision or _stated_precision(info),
         limit_s=question.limit_s,
         progress=progress,
+        probe=probe if ask is not None else None,
     )
     verdict = _with_labels(verdict, names, info)
     reference = finish(networks.logits(bench.values(right), right), right)

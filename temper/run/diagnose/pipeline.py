@@ -119,6 +119,16 @@ class Picture:
         return self.image if method is None else self.image.transpose(method)
 
 
+FLAT = ((0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40), (30, 60, 90))
+"""Colours of pictures that no way of sizing them changes."""
+BLACK, WHITE = 0, 1
+
+
+def flat_pictures(how: Pipeline) -> list[Picture]:
+    """Pictures of one colour each, at the network's size."""
+    return [Picture(Image.new("RGB", (how.width, how.height), colour)) for colour in FLAT]
+
+
 def open_picture(path: Path, how: Pipeline) -> Picture:
     """Decodes an image file.
 
