@@ -23,6 +23,8 @@ _TIMES_IMITATION = 3.0
 """How much more than PyTorch's imitation another precision may differ by: engines round in other places."""
 _LIKE, _MAX_RATIO = 0.15, 4.0
 """The least correlation with an imitation's difference, and the most that their sizes may differ by."""
+_GO_ALONG = 0.7
+"""The least correlation of scores that differ by arithmetic alone, in what differs from image to image."""
 _MOST, _NEARLY_ALL, _LITTLE = 0.5, 0.95, 0.3
 _CLEARLY = 0.8
 """What the named cause leaves is less than this share of what the next one leaves."""
@@ -201,6 +203,8 @@ class _Court:
     def _precision(self, tried: Tried) -> Cause | None:
         """The precision whose imitation differs in the same way from what was tried."""
         best: tuple[float, Precision, Estimate] | None = None
+        if _correlation(varying(self.bench.served), varying(self.bench.scores(tried.how))) < _GO_ALONG:
+            return None
         for precision in _PRECISIONS:
             alike, ratio = self._likeness(tried, precision)
             if precision == "int8" and ratio < 1:  # saturation only adds to what rounding does, and is slow to imitate

@@ -148,7 +148,6 @@ def _float_layer(layer: nn.Module, precision: Precision) -> nn.Module:
 
 def _int8_layer(layer: nn.Module, precision: Precision) -> nn.Module:
     """Weights symmetric per channel, activations symmetric per tensor over the batch, as ModelOpt's `max` has them."""
-    import torch
     from torch import nn
 
     largest = 64 if precision == "int8 of 7 bits" else 127

@@ -186,7 +186,7 @@ def _resized(image: Image.Image, size: tuple[int, int], how: Pipeline) -> NDArra
 
 
 def _crop(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """torchvision's CenterCrop: what is smaller is filled up with black."""
+    """Torchvision's CenterCrop: what is smaller is filled up with black."""
     found_height, found_width = pixels.shape[:2]
     missing = max(0, height - found_height), max(0, width - found_width)
     if any(missing):
