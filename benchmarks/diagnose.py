@@ -331,14 +331,23 @@ def main() -> None:
     unknown = [rows[case.name] for case in UNKNOWN if case.name in rows]
     healthy = [rows[case.name] for case in HEALTHY if case.name in rows]
     print(
-        f"named right: {sum(row['right'] for row in planted[:PLANTED])} of {len(planted[:PLANTED])}, and of further "
-        f"ones {sum(row['right'] for row in planted[PLANTED:])} of {len(planted[PLANTED:])}; "
+        f"named right: {sum(row['right'] for row in planted[:PLANTED])} of {len(planted[:PLANTED])}, "
+        f"and of further ones {sum(row['right'] for row in planted[PLANTED:])} of {len(planted[PLANTED:])}; "
         f"none named of those not in the table: {sum(row['right'] for row in unknown)} of {len(unknown)}; "
         f"healthy: {sum(row['right'] for row in healthy)} of {len(healthy)}; "
         f"at most {max(row['seconds'] for row in results):.0f} s"
     )
     if not only:
-        write_results("diagnose", {"images": 24, "planted": planted[:PLANTED], "further": planted[PLANTED:], "unknown": unknown, "healthy": healthy})
+        write_results(
+            "diagnose",
+            {
+                "images": 24,
+                "planted": planted[:PLANTED],
+                "further": planted[PLANTED:],
+                "unknown": unknown,
+                "healthy": healthy,
+            },
+        )
 
 
 @contextmanager
@@ -442,7 +451,9 @@ def _publish(graph: Path, case: Case) -> None:
 def _publish_foreign(graph: Path, case: Case) -> None:
     assert case.foreign is not None
     place = FOLDER / "repository" / case.name
-    shutil.copytree(ROOT / "benchmarks" / "models" / "foreign", place, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "benchmarks" / "models" / "foreign", place, ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(graph, place / "1" / "model.onnx")
     batch = case.foreign["batch"]
     sides = [case.size] * 2
@@ -498,9 +509,10 @@ def measure(case: Case, url: str) -> dict[str, Any]:
         "note": found["note"],
         "seconds": seconds,
     }
+    said = words or ("agrees" if found["agrees"] else found["note"])
     print(
-        f"{'ok   ' if right else 'WRONG'} {case.name:<15} {row['network']:<16} {100 * row['relative_rms']:8.3f} % -> "
-        f"{100 * row['relative_rms_left']:7.3f} %  {seconds:5.1f} s  {words or 'agrees' if found['agrees'] or words else found['note']}",
+        f"{'ok   ' if right else 'WRONG'} {case.name:<15} {row['network']:<16} "
+        f"{100 * row['relative_rms']:8.3f} % -> {100 * row['relative_rms_left']:7.3f} %  {seconds:5.1f} s  {said}",
         flush=True,
     )
     return row

@@ -1,4 +1,4 @@
-"""Photo patches and networks that tell them apart: crops of scikit-image's photographs, no download and no training.
+"""Photo patches and networks that tell them apart: crops of scikit-image's photographs, nothing trained.
 
 A network has random convolutions, the batch statistics of such crops, and a head fitted in closed form.
 """
@@ -61,7 +61,7 @@ def crops(num_each: int, seed: int) -> tuple[list[Image.Image], NDArray[np.int64
 
 
 def write_crops(folder: Path, num_each: int, seed: int, *, turned: bool = False) -> list[Path]:
-    """Writes crops as PNG files, one folder a photograph; with EXIF every third lies on its side, or on its head."""
+    """Writes crops as PNG files, one folder a photograph; with EXIF every third lies on its side or head."""
     images, labels = crops(num_each, seed)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         place = folder / PHOTOS[label].partition(".")[0]

@@ -43,8 +43,8 @@ class ModelInfo:
         num_outputs: How many outputs the model has; only `output_name` is asked for.
         int8_weight_bits: Bits that the int8 weights of a Temper model use on CPUs: 8, which saturate without VNNI
             or AMX, or 7; None for any other model.
-        precision_hint: The float arithmetic that a Temper model asks its engine for: f32, bf16 or f16; None where it
-            asks for none.
+        precision_hint: The float arithmetic that a Temper model asks its engine for: f32, bf16 or f16; None where
+            it asks for none.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """The `temper` command, as it is declared; each of its commands is a file of `commands/`.
 
 Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
-that says why; 2: wrong usage; 3: `diagnose` found a difference; 130: Ctrl-C. Nothing heavy is imported before a command needs it.
+that says why; 2: wrong usage; 3: `diagnose` found a difference; 130: Ctrl-C. Nothing heavy is
+imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -208,7 +209,9 @@ def explain(recipe: Path, **settings: Any) -> None:
     "the order of the files or with their names.",
 )
 @click.option("--classes", type=path_type, metavar="FILE", help="Names of the network's outputs, one a line.")
-@click.option("--labels", type=path_type, help="The images' classes, .npy of integers [N], where no folders say so.")
+@click.option(
+    "--labels", type=path_type, help="The images' classes, .npy of integers [N], where no folders say so."
+)
 @click.option(
     "--output",
     type=click.Choice(["logits", "softmax"]),
@@ -234,9 +237,9 @@ def diagnose(
 ) -> None:
     """Say why MODEL answers otherwise than its network in PyTorch.
 
-    Any image classifier of a KServe v2 server is asked about the images and compared with the checkpoint. Where they
-    differ, usual mistakes are tried in PyTorch, one and two at a time, until one explains what was served: the
-    cause, the share of the difference that it explains, and what to change. Exit 0 when they agree, 3 when not.
+    Any image classifier of a KServe v2 server is asked about the images and compared with the checkpoint. Where
+    they differ, usual mistakes are tried in PyTorch, one and two at a time, until one explains what was served:
+    the cause, the share of the difference that it explains, and what to change. Exits 0 when they agree, else 3.
     """
     from temper.cli.commands.diagnose import diagnose_command
 

@@ -47,7 +47,7 @@ def diagnose_command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Compares a served model with its checkpoint and prints the causes of a difference; exits 3 when there is one.
+    """Compares a served model with its checkpoint and prints the causes of a difference; then exits 3.
 
     Raises:
         DiagnoseError: Images, checkpoint and answers do not fit together, or the server failed.
@@ -104,7 +104,10 @@ def _of_server(question: Question, url: str | None, repository: Path, display: D
 
             def send(pictures: Sequence[Picture], sent: Pipeline) -> npt.NDArray[np.float32]:
                 def once(url: str) -> npt.NDArray[np.float32]:
-                    with Client(url) as client, display.stage(f"ask {model} about {len(pictures)} images") as stage:
+                    with (
+                        Client(url) as client,
+                        display.stage(f"ask {model} about {len(pictures)} images") as stage,
+                    ):
                         return ask(client, info, wire, pictures, sent, stage)
 
                 return endpoint.retrying(model, once)
@@ -130,8 +133,8 @@ def _text(found: Diagnosis) -> str:
     if found.accuracy is not None:
         change = found.accuracy["difference"]
         lines += [
-            f"accuracy     {say_share(found.accuracy['served'])} served, {say_share(found.accuracy['reference'])} in "
-            f"PyTorch; served less PyTorch {plain(100 * change['difference'], 1)} points "
+            f"accuracy     {say_share(found.accuracy['served'])} served, {say_share(found.accuracy['reference'])} "
+            f"in PyTorch; served less PyTorch {plain(100 * change['difference'], 1)} points "
             f"(95 % interval {bounds(change['low'], change['high'])})",
         ]
     lines += [*found.notes, ""]

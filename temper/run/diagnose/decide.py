@@ -30,9 +30,9 @@ _CLEARLY = 0.8
 """What the named cause leaves is less than this share of what the next one leaves."""
 _PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8", "int8 of 7 bits", "int8, saturating")
 _MENDS: dict[Precision, str] = {
-    "fp16": "if fp16 is meant, say `--precision fp16`; else take `precision_hint` or the cast out and publish again",
-    "bf16": 'if bf16 is meant, say `--precision bf16`; else `precision_hint` "f32" in config.pbtxt (OpenVINO takes '
-    "bf16 by itself where the CPU has it)",
+    "fp16": "if fp16 is meant, say `--precision fp16`; else take the cast or `precision_hint` out, publish again",
+    "bf16": 'if bf16 is meant, say `--precision bf16`; else `precision_hint` "f32" in config.pbtxt (OpenVINO '
+    "takes bf16 by itself where the CPU has it)",
     "int8": "if int8 is meant, say `--precision int8`; else publish the float32 graph",
     "int8 of 7 bits": "if int8 is meant, say `--precision int8-7bit`; else publish the float32 graph",
     "int8, saturating": "the serving CPU has neither VNNI nor AMX: `quantize.reduce_range = true` in the recipe, "
@@ -155,7 +155,7 @@ class _Court:
 
         Args:
             tried: On all images, the best first.
-            at_level: They agree as far as the arithmetic is known, so that only what explains most of the rest counts.
+            at_level: They agree as far as the arithmetic is known, so only what explains most of the rest counts.
         """
         best = self._simplest(tried)
         left = relative(best.squares, self.scores)
@@ -196,7 +196,7 @@ class _Court:
         ]
 
     def saturation(self) -> list[Cause]:
-        """int8 that is as near as int8 may be, and yet differs as saturating int8 does rather than as int8 does."""
+        """What is as near as int8 may be, and yet differs as saturating int8 does rather than as int8 does."""
         found = self._precision(self.before)
         return [found] if found and found.hypothesis.changes == {"precision": "int8, saturating"} else []
 
@@ -207,7 +207,9 @@ class _Court:
             return None
         for precision in _PRECISIONS:
             alike, ratio = self._likeness(tried, precision)
-            if precision == "int8" and ratio < 1:  # saturation only adds to what rounding does, and is slow to imitate
+            if (
+                precision == "int8" and ratio < 1
+            ):  # saturation only adds to what rounding does, and is slow to imitate
                 break
             is_like = alike["value"] > _LIKE and alike["low"] > 0 and 1 / _MAX_RATIO < ratio < _MAX_RATIO
             if is_like and (best is None or alike["value"] > best[0]):
@@ -257,7 +259,8 @@ class _Court:
         )
         flat = ", nor do they explain the answers to flat images" if probe is not None else ""
         note = (
-            f"by elimination: {words}{flat}; what differs from image to image has a correlation of {alike:.2f} at best"
+            f"by elimination: {words}{flat}; "
+            f"what differs from image to image has a correlation of {alike:.2f} at best"
         )
         return [Cause(hypothesis=weights, share=Estimate(value=0.0, low=0.0, high=0.0), note=note)], words
 
@@ -267,14 +270,16 @@ class _Court:
         sums = squares(flat.served, scores)
         if relative(sums, scores) <= self.level:
             return (
-                "Flat images are answered as in PyTorch: the weights, the colours, mean and std are right, so it is in "
-                "how images are sized, cut, turned or decoded"
+                "Flat images are answered as in PyTorch: the weights, the colours, mean and std are right, so it "
+                "is in how images are sized, cut, turned or decoded"
             )
         for one in causes(self.right, self.known):
             if relative(flat.try_on((one,), self.right).squares, scores) <= self.level:
-                return f"Flat images are answered as with {one.words}: beside it, images are sized or decoded otherwise"
+                return f"Flat images are answered as with {one.words}: beside it, images are sized otherwise"
         if all(relative(sums[index : index + 1], scores) <= self.level for index in (BLACK, WHITE)):
-            return "Black and white are answered as in PyTorch, what lies between is not: a gamma or a colour space"
+            return (
+                "Black and white are answered as in PyTorch, what lies between is not: a gamma or a colour space"
+            )
         return ""
 
 

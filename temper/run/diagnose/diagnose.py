@@ -284,7 +284,8 @@ def _networks(question: Question) -> tuple[Networks, int]:
     for path, (_, num) in zip(question.weights, opened, strict=True):
         if num != num_classes:
             raise DiagnoseError(
-                f"checkpoint {show(path)}: has {num} classes, and {show(question.weights[0])} {num_classes}; leave it out"
+                f"checkpoint {show(path)}: has {num} classes, and {show(question.weights[0])} {num_classes}; "
+                "leave it out"
             )
     return Networks([network for network, _ in opened]), num_classes
 
@@ -357,7 +358,7 @@ def _accuracy(
     reference: NDArray[np.float32],
     known: Known,
 ) -> dict[str, Any] | None:
-    """Of the served scores and of the network's, on the same images; None where the right classes are not known."""
+    """Of the served scores and the network's, on the same images; None where the right classes are not known."""
     labels = case.question.labels
     if labels is None:
         labels = _labels_of_folders(case, known)

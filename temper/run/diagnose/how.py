@@ -64,7 +64,7 @@ def _of_keys(text: str) -> Fields:
 
 
 def fields_of_checkpoint(weights: Path) -> Fields:
-    """What lies beside a checkpoint: transformers' preprocessor_config.json, or timm's config.json; else nothing."""
+    """What lies beside a checkpoint: transformers' preprocessor_config.json or timm's config.json; or nothing."""
     folder = weights if weights.is_dir() else weights.parent
     for name in ("preprocessor_config.json", "config.json"):
         if (folder / name).is_file():
@@ -238,6 +238,6 @@ def say_pipeline(how: Pipeline) -> str:
     mean, std = (", ".join(f"{value:g}" for value in each) for each in (how.mean, how.std))
     turned = "" if how.upright else ", not turned upright"
     return (
-        f"{sized} ({filters}){turned}, centre {how.height} x {how.width}, {how.colour.upper()} from 0 to {how.scale:g}, "
-        f"mean {mean}, std {std}"
+        f"{sized} ({filters}){turned}, centre {how.height} x {how.width}, {how.colour.upper()} "
+        f"from 0 to {how.scale:g}, mean {mean}, std {std}"
     )

@@ -142,8 +142,8 @@ def _of_colour(right: Pipeline) -> Iterator[Hypothesis]:
         mends={
             "client": f"send {right.colour.upper()}: image = image[..., ::-1] before it is sent "
             "(OpenCV: cv2.cvtColor(image, cv2.COLOR_BGR2RGB))",
-            "graph": f'state it and export again: `colour = "{right.colour}"` in the recipe\'s [data], or take the '
-            "swap of channels out of the graph",
+            "graph": f'state it and export again: `colour = "{right.colour}"` in the recipe\'s [data], or take '
+            "the swap of channels out of the graph",
         },
     )
     yield Hypothesis(
@@ -180,8 +180,8 @@ def _normalisation(right: Pipeline) -> dict[Side, str]:
     mean, std = list(right.mean), list(right.std)
     return {
         "client": f"send (image * {right.scale / 255:.6g} - {mean}) / {std}, once, of pixels from 0 to 255",
-        "graph": f"export again with `mean = {mean}`, `std = {std}`, `scale = {right.scale:g}` in the recipe's [data], "
-        "applied once",
+        "graph": f"export again with `mean = {mean}`, `std = {std}`, `scale = {right.scale:g}` in the "
+        "recipe's [data], applied once",
     }
 
 
@@ -290,8 +290,8 @@ def _of_output() -> Iterator[Hypothesis]:
         once = output == "softmax twice"
         mends: dict[Side, str] = {
             "client": "send back logits, not what was made of them; or say `--output softmax` if that is meant",
-            "graph": f"take the {'second ' if once else ''}{_OUTPUTS['softmax' if once else output].split()[0]} out "
-            "of the graph" + ("" if output != "softmax" else "; or say `--output softmax` if that is meant"),
+            "graph": f"take the {'second softmax' if once else output} out of the graph"
+            + ("" if output != "softmax" else "; or say `--output softmax` if that is meant"),
         }
         yield Hypothesis(kind="output", words=words, changes={"output": output}, mends=mends)
 
@@ -323,7 +323,7 @@ def _inverse(order: Sequence[int]) -> list[int]:
 
 
 def _labels(words: str, order: Sequence[int]) -> Hypothesis:
-    mend = "state the order of the network's outputs: `labels = \"classes.txt\"` in the recipe's [data], one name a line"
+    mend = "state the order of the network's outputs: `labels = \"classes.txt\"` in the recipe's [data]"
     return Hypothesis(kind="labels", words=words, changes={"order": tuple(order)}, mends=_both(mend))
 
 

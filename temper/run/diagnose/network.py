@@ -1,4 +1,4 @@
-"""The network in PyTorch, with the mistakes of arithmetic that can be imitated: batch statistics and precisions."""
+"""The network in PyTorch, with what can be imitated of its arithmetic: batch statistics and precisions."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _rounded(network: nn.Module, precision: Precision) -> nn.Module:
 
 
 def _folded(network: nn.Module) -> nn.Module:
-    """The network with its batch normalisation folded, as every engine has it; as it is where it cannot be traced."""
+    """The network with its batch normalisation folded, as engines have it; as it is where it cannot be traced."""
     from torch.fx.experimental.optimization import fuse
 
     with warnings.catch_warnings():
@@ -147,7 +147,7 @@ def _float_layer(layer: nn.Module, precision: Precision) -> nn.Module:
 
 
 def _int8_layer(layer: nn.Module, precision: Precision) -> nn.Module:
-    """Weights symmetric per channel, activations symmetric per tensor over the batch, as ModelOpt's `max` has them."""
+    """Weights symmetric per channel, activations per tensor over the batch, as ModelOpt's `max` has them."""
     from torch import nn
 
     largest = 64 if precision == "int8 of 7 bits" else 127
@@ -179,8 +179,8 @@ def _int8_layer(layer: nn.Module, precision: Precision) -> nn.Module:
 def _cut_off(steps: torch.Tensor, whole: torch.Tensor, layer: Any) -> torch.Tensor:
     """How much of a convolution's sums is lost when the products of two neighbouring channels saturate at 16 bits.
 
-    Activations are moved by 128 first, as oneDNN does to make them unsigned. Only weights that together pass 128 can
-    saturate (255 * 128 < 2^15), so only these are looked at.
+    Activations are moved by 128 first, as oneDNN does to make them unsigned. Only weights that together pass 128
+    can saturate (255 * 128 < 2^15), so only these are looked at.
     """
     import torch
 

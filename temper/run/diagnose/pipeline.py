@@ -1,6 +1,6 @@
 """All that is done between an image file and the scores, as a value: right, or with a mistake in it.
 
-The geometry is torchvision's: `Resize` on Pillow images (antialias) or on tensors (no antialias), then `CenterCrop`.
+The geometry is torchvision's: `Resize` on Pillow images, or without antialias on tensors, then `CenterCrop`.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ _AS_STORED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """From an image to scores. The fields up to `std` are the contract; the rest is right only as it is by default."""
+    """From an image to scores. The fields up to `std` are the contract; the rest is right as it is by default."""
 
     height: int
     """Of what the network takes, in pixels."""
     width: int
     """Of what the network takes, in pixels."""
     resize: Resize = "cover"
-    """The shorter side; or exactly (height, width); or until height x width is covered, until it fits in (the rest is
-    black), or not at all. The centre is cut out afterwards."""
+    """The shorter side; or exactly (height, width); or until height x width is covered, until it fits in (the rest
+    is black), or not at all. The centre is cut out afterwards."""
     interpolation: Interpolation = "bilinear"
     """The filter."""
     antialias: bool = True
@@ -119,7 +119,16 @@ class Picture:
         return self.image if method is None else self.image.transpose(method)
 
 
-FLAT = ((0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40), (30, 60, 90))
+FLAT = (
+    (0, 0, 0),
+    (255, 255, 255),
+    (128, 128, 128),
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (200, 120, 40),
+    (30, 60, 90),
+)
 """Colours of pictures that no way of sizing them changes."""
 BLACK, WHITE = 0, 1
 

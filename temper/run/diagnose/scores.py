@@ -77,7 +77,7 @@ def are_probabilities(scores: NDArray[np.float32]) -> bool:
 
 
 def as_logits(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns probabilities as logits whose mean is 0: what softmax does is undone but for a shift of each image."""
+    """Returns probabilities as logits whose mean is 0: softmax is undone but for a shift of each image."""
     values = np.log(np.maximum(scores.astype(np.float64), _MIN_PROBABILITY))
     made: NDArray[np.float32] = (values - values.mean(axis=1, keepdims=True)).astype(np.float32)
     return made

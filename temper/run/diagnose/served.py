@@ -36,7 +36,7 @@ class Wire:
     channels_first: bool
     """[3, H, W]; else [H, W, 3]."""
     block: int
-    """Images in a request of a model whose shape has the batch in it, without Triton's batching; 0 without that."""
+    """Images in a request, of a model whose shape has the batch in it; 0 of all others."""
     batch: int
     """Images that are sent as one request."""
 
@@ -114,8 +114,8 @@ def read_answers(path: Path, files: Sequence[Path], root: Path) -> NDArray[np.fl
     """Reads the scores that a user's own client got, [N, classes], in the order of the files.
 
     Args:
-        path: `.npy`; `.json`: a list of lists, or an object of lists by file name; `.csv`: a row of scores an image,
-            with or without a column of file names before them.
+        path: `.npy`; `.json`: a list of lists, or an object of lists by file name; `.csv`: a row of scores an
+            image, with or without a column of file names before them.
         files: The images.
         root: Their folder, to which the names may be relative.
 
@@ -137,8 +137,8 @@ def read_answers(path: Path, files: Sequence[Path], root: Path) -> NDArray[np.fl
         raise DiagnoseError(f"{show(path)}: expected as many numbers for every image") from error
     if scores.ndim != 2 or len(scores) != len(files) or scores.shape[1] < 2:
         raise DiagnoseError(
-            f"{show(path)}: holds {list(scores.shape)} scores, expected [{len(files)}, classes]: a row for each image, "
-            "in the order of their names"
+            f"{show(path)}: holds {list(scores.shape)} scores, expected [{len(files)}, classes]: a row for "
+            "each image, in the order of their names"
         )
     if not np.isfinite(scores).all():
         raise DiagnoseError(f"{show(path)}: holds NaN or an infinity, expected numbers")

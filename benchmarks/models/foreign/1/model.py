@@ -1,4 +1,4 @@
-"""An image classifier that is none of Temper's: OpenVINO runs model.onnx beside this file, with names of its own."""
+"""An image classifier that is none of Temper's: OpenVINO runs model.onnx beside this file."""
 
 import json
 from pathlib import Path

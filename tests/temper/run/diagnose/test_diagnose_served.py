@@ -72,7 +72,9 @@ def test_answers_of_a_client_with_bgr_are_diagnosed_without_a_server(
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).resize((32, 32)).save(target)
     (tmp_path / "weights.safetensors").write_bytes((folder / "weights.safetensors").read_bytes())
-    sent = np.stack([np.asarray(Image.open(tmp_path / "images" / p.parent.name / p.name))[..., ::-1] for p in files])
+    sent = np.stack(
+        [np.asarray(Image.open(tmp_path / "images" / p.parent.name / p.name))[..., ::-1] for p in files]
+    )
     with Client(server.grpc_url) as client:
         np.save(tmp_path / "answers.npy", client.infer(MODEL, np.ascontiguousarray(sent)))
     stated = ("--trained", 'image_size = 32, resize = "cover"')

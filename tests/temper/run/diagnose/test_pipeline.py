@@ -146,7 +146,9 @@ def test_every_shape_of_input_is_read(fields: dict[str, Any], expected: tuple[An
     assert (wire.height, wire.width, wire.channels_first, wire.block, wire.batch) == expected
 
 
-@pytest.mark.parametrize("fields", [{"image_shape": (1, 64, 64)}, {"image_shape": (3, 64, 64), "input_dtype": "INT64"}])
+@pytest.mark.parametrize(
+    "fields", [{"image_shape": (1, 64, 64)}, {"image_shape": (3, 64, 64), "input_dtype": "INT64"}]
+)
 def test_what_is_no_image_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(DiagnoseError, match=r"model m: takes .*, expected UINT8, FP32 or FP16 images"):
         read_wire(ModelInfo(**{**INFO, "max_batch_size": 8, **fields}))
