@@ -23,6 +23,7 @@ _TIMES_IMITATION = 3.0
 """How much more than PyTorch's imitation another precision may differ by: engines round in other places."""
 _LIKE, _MAX_RATIO = 0.15, 4.0
 """The least correlation with an imitation's difference, and the most that their sizes may differ by."""
+_MAX_PIXELS = 24 * 64 * 64
 _GO_ALONG = 0.7
 """The least correlation of scores that differ by arithmetic alone, in what differs from image to image."""
 _MOST, _NEARLY_ALL, _LITTLE = 0.5, 0.95, 0.3
@@ -228,15 +229,23 @@ class _Court:
             "by the size of what is left and its likeness to PyTorch's imitation: correlation "
             f"{alike['value']:.2f} ({alike['low']:.2f} to {alike['high']:.2f})"
         )
-        sums = squares(self.bench.served, self.bench.scores(hypothesis.apply(tried.how)))
-        return Cause(hypothesis=hypothesis, share=explained(self.before.squares, sums), note=note)
+        num = self._num(name)
+        sums = squares(self.bench.served[:num], self.bench.scores(hypothesis.apply(tried.how), num))
+        return Cause(hypothesis=hypothesis, share=explained(self.before.squares[:num], sums), note=note)
+
+    def _num(self, precision: Precision) -> int:
+        """How many images a precision is imitated on: saturation takes seconds for each large one."""
+        if precision != "int8, saturating":
+            return len(self.bench)
+        return min(len(self.bench), max(4, _MAX_PIXELS // (self.right.height * self.right.width)))
 
     def _likeness(self, tried: Tried, precision: Precision) -> tuple[Estimate, float]:
         """The correlation of what is left with an imitation's difference, and the ratio of their sizes."""
-        made = self.bench.scores(tried.how)
-        imitated = self.bench.scores(replace(tried.how, precision=precision))
-        size = float(squares(imitated, made).sum())
-        return related(self.bench.served - made, imitated - made), float(np.sqrt(tried.left / max(size, 1e-12)))
+        num = self._num(precision)
+        made = self.bench.scores(tried.how, num)
+        imitated = self.bench.scores(replace(tried.how, precision=precision), num)
+        left, size = float(tried.squares[:num].sum()), float(squares(imitated, made).sum())
+        return related(self.bench.served[:num] - made, imitated - made), float(np.sqrt(left / max(size, 1e-12)))
 
     def eliminate(self, tried: Sequence[Tried], probe: Callable[[], Bench] | None) -> tuple[list[Cause], str]:
         """Other weights, where nothing explains more than a little; else the words that say what explains most."""

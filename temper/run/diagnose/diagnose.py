@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from temper.client.model import ModelInfo
-from temper.client.stats import Estimate, compare_paired, proportion
+from temper.client.stats import proportion
 from temper.imaging.errors import ImageError, show
 from temper.imaging.folder import name_few
-from temper.run.diagnose.decide import Cause, Verdict, judge
+from temper.run.diagnose.classes import accuracy, labels_of_folders, read_classes, with_names
+from temper.run.diagnose.decide import Verdict, judge
 from temper.run.diagnose.errors import DiagnoseError
 from temper.run.diagnose.how import (
     Fields,
@@ -137,15 +136,6 @@ class Diagnosis:
         }
 
 
-@dataclass
-class _Case:
-    """What is worked out step by step."""
-
-    question: Question
-    info: ModelInfo | None
-    notes: list[str] = field(default_factory=list)
-
-
 def diagnose(
     question: Question,
     progress: Progress,
@@ -172,8 +162,7 @@ def diagnose(
         ModelError: A checkpoint cannot be read.
     """
     started = time.monotonic()
-    case = _Case(question, info)
-    right, sent, sources = _pipelines(case, size)
+    right, sent, sources = _pipelines(question, info, size)
     chosen = _chosen(question, answers is not None)
     pictures = _open(question, chosen, right)
     networks, num_classes = _networks(question)
@@ -187,7 +176,7 @@ def diagnose(
             f"{question.model}: gives {served.shape[1]} scores, and {show(question.weights[0])} has {num_classes} "
             "classes; give the checkpoint that should be served"
         )
-    names = _read_classes(question.classes, num_classes) if question.classes else ()
+    names = read_classes(question.classes, num_classes) if question.classes else ()
     known = Known(
         num_classes=num_classes,
         batches=(batch,) if answers is None else (*_ANSWERED, len(chosen)),
@@ -212,7 +201,10 @@ def diagnose(
         progress=progress,
         probe=probe if ask is not None else None,
     )
-    verdict = _with_labels(verdict, names, info)
+    verdict = with_names(verdict, names, info)
+    labels, said = question.labels, ""
+    if labels is None:
+        labels, said = labels_of_folders(question.files, question.root, known)
     reference = finish(networks.logits(bench.values(right), right), right)
     return Diagnosis(
         model=question.model,
@@ -223,19 +215,20 @@ def diagnose(
             for index, one in enumerate(verdict.causes)
         },
         agreement=dict(proportion(served.argmax(1) == reference.argmax(1))),
-        accuracy=_accuracy(case, chosen, served, reference, known),
+        accuracy=None if labels is None else accuracy(served, reference, labels[chosen]),
         trained=f"{say_pipeline(right)}; {sources[0]}",
         sent="by the client that got the answers"
         if answers is not None
         else f"{say_pipeline(sent)}; {sources[1]}",
-        notes=case.notes,
+        notes=[said] if said else [],
         seconds=round(time.monotonic() - started, 2),
     )
 
 
-def _pipelines(case: _Case, size: tuple[int, int] | None) -> tuple[Pipeline, Pipeline, tuple[str, str]]:
+def _pipelines(
+    question: Question, info: ModelInfo | None, size: tuple[int, int] | None
+) -> tuple[Pipeline, Pipeline, tuple[str, str]]:
     """The right pipeline, the client's, and where each is from."""
-    question, info = case.question, case.info
     stated, own = read_fields(question.trained), fields_of_checkpoint(question.weights[0])
     server: Fields = fields_of_server(info) if info is not None else {}
     base, source = (own, "from beside the checkpoint") if own else (server, "as the server says")
@@ -306,91 +299,3 @@ def _side(hypothesis: Hypothesis, right: Pipeline, sent: Pipeline, is_answered: 
         return "client"
     differs = any(getattr(right, name) != getattr(sent, name) for name in _PIXELS)
     return "client" if differs and set(_PIXELS) & set(hypothesis.changes) else "graph"
-
-
-def _read_classes(path: Path, num_classes: int) -> tuple[str, ...]:
-    """Names of outputs: text, one a line; JSON: a list, or transformers' config.json with id2label.
-
-    Raises:
-        DiagnoseError: It cannot be read, or names another number of outputs.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else text.splitlines()
-        if isinstance(content, dict):
-            by_index = content["id2label"]
-            content = [by_index[str(index)] for index in range(len(by_index))]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DiagnoseError(f"{show(path)}: holds no class names that can be read ({reason})") from error
-    names = tuple(str(name).strip() for name in content)
-    if len(names) != num_classes:
-        raise DiagnoseError(
-            f"{show(path)}: names {len(names)} classes, expected {num_classes}, one for each output"
-        )
-    return names
-
-
-def _with_labels(verdict: Verdict, names: tuple[str, ...], info: ModelInfo | None) -> Verdict:
-    """The verdict, and that the server names its outputs in another order than the network, where it does."""
-    if not names or info is None or not info.labels or info.labels == names:
-        return verdict
-    wrong = [index for index, name in enumerate(names) if info.labels[index] != name]
-    first = wrong[0]
-    words = (
-        f"names of {len(wrong)} outputs that are others than the network's: output {first} is "
-        f"{show(info.labels[first])}, and was {show(names[first])}"
-    )
-    mend = "put the names in the order of the network's outputs: `labels = \"classes.txt\"` in the recipe's [data]"
-    hypothesis = Hypothesis(kind="labels", words=words, changes={}, mends={"client": mend, "graph": mend})
-    cause = Cause(
-        hypothesis=hypothesis,
-        share=Estimate(value=0.0, low=0.0, high=0.0),
-        note="of the scores it explains nothing",
-    )
-    return replace(verdict, agrees=False, causes=(*verdict.causes, cause))
-
-
-def _accuracy(
-    case: _Case,
-    chosen: Sequence[int],
-    served: NDArray[np.float32],
-    reference: NDArray[np.float32],
-    known: Known,
-) -> dict[str, Any] | None:
-    """Of the served scores and the network's, on the same images; None where the right classes are not known."""
-    labels = case.question.labels
-    if labels is None:
-        labels = _labels_of_folders(case, known)
-    if labels is None:
-        return None
-    right = labels[list(chosen)]
-    hits = served.argmax(1) == right, reference.argmax(1) == right
-    return {
-        "served": dict(proportion(hits[0])),
-        "reference": dict(proportion(hits[1])),
-        "difference": compare_paired(hits[1], hits[0]).to_json(),
-    }
-
-
-def _labels_of_folders(case: _Case, known: Known) -> NDArray[np.int64] | None:
-    """The classes by the names of the images' folders, where these are the model's."""
-    question = case.question
-    folders = [path.parent.name if path.parent != question.root else "" for path in question.files]
-    names = sorted(set(folders))
-    if names == [""]:
-        return None
-    indices = {name: index for index, name in enumerate(known.classes)}
-    if not set(names) <= indices.keys():
-        if len(names) != known.num_classes:
-            case.notes.append(
-                "no accuracy: the images' folders are not named as the model's classes; give --classes"
-            )
-            return None
-        is_numbered = all(re.fullmatch(r"\d+", name) for name in names)
-        ordered = sorted(names, key=int) if is_numbered else names
-        indices = {name: index for index, name in enumerate(ordered)}
-        case.notes.append(
-            "accuracy: the images' folders are taken for the classes in their order; --classes states it"
-        )
-    return np.array([indices[name] for name in folders], dtype=np.int64)
