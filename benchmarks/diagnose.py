@@ -154,7 +154,7 @@ _HALF = (0.5, 0.5, 0.5)
 def _as_tensor(image: Image.Image, resize: Any, size: int, *, antialias: bool = True) -> np.ndarray[Any, Any]:
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     sized = functional.center_crop(functional.resize(pixels, resize, antialias=antialias), [size, size])
-    return (functional.normalize(sized.float() / 255, MEAN, STD)).numpy()
+    return np.asarray(functional.normalize(sized.float() / 255, MEAN, STD))
 
 
 def _opened(path: Path, *, upright: bool = True) -> Image.Image:
@@ -320,7 +320,7 @@ def main() -> None:
         publish_case(case)
     write_crops(FOLDER / "images", 4, seed=1)
     write_crops(FOLDER / "turned", 4, seed=1, turned=True)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for avx2 in (False, True):
         chosen = [case for case in cases if case.avx2 == avx2]
         if chosen:

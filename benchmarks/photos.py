@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import skimage  # type: ignore[import-untyped]  # ships none
+import skimage
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import nn
@@ -94,8 +94,8 @@ def make_network(arch: str, size: int, seed: int, num_each: int = 16) -> nn.Modu
         seed: Decides the convolutions.
         num_each: Crops of each photograph that the statistics and the head are of.
     """
-    from torchvision.models import get_model
-    from torchvision.models.resnet import BasicBlock, Bottleneck  # type: ignore[import-untyped]  # ships none
+    from torchvision.models import get_model  # type: ignore[import-untyped]  # ships none
+    from torchvision.models.resnet import BasicBlock, Bottleneck  # type: ignore[import-untyped]
 
     images, labels = crops(num_each, seed=1000 + seed)
     prepare = transform(size, size)

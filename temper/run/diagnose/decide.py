@@ -118,7 +118,8 @@ def judge(
         found, note = court.eliminate(tried, probe)
         note += "; the time was over before all was tried, --limit gives it more" if is_late else ""
     agrees = at_start <= level and not found and not seen
-    named = (*seen, *found)
+    # What says more of the output stands for what showed at first sight.
+    named = (*(() if any("output" in one.hypothesis.changes for one in found) else seen), *found)
     return Verdict(
         agrees=agrees, before=at_start, level=level, left=left, causes=named, candidates=candidates, note=note
     )

@@ -115,11 +115,11 @@ def _rounded(network: nn.Module, precision: Precision) -> nn.Module:
 
 def _folded(network: nn.Module) -> nn.Module:
     """The network with its batch normalisation folded, as engines have it; as it is where it cannot be traced."""
-    from torch.fx.experimental.optimization import fuse
-
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # its module is made of what PyTorch deprecates
         try:
+            from torch.fx.experimental.optimization import fuse
+
             folded: nn.Module = fuse(network)
         except Exception:  # tracing runs the network's own code
             return network

@@ -217,7 +217,7 @@ def normalise(images: NDArray[np.uint8], how: Pipeline) -> NDArray[np.float32]:
         images = images.transpose(0, 2, 1, 3)
     values = _coloured(images, how.colour) * np.float32(how.scale / 255)
     for _ in range(how.times):
-        values = (values - np.float32(how.mean)) / np.float32(how.std)
+        values = (values - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
     if how.layout == "hwc as chw, after mean and std":
         return np.ascontiguousarray(values).reshape(num, channels, height, width)
     if how.layout == "chw as hwc, after mean and std":
@@ -230,7 +230,7 @@ def _coloured(images: NDArray[np.uint8], colour: str) -> NDArray[np.float32]:
         images = images[..., ::-1]
     values = images.astype(np.float32)
     if colour == "grey":
-        values = np.repeat(np.round(values @ np.float32(_GREY))[..., None], 3, axis=-1)
+        values = np.repeat(np.round(values @ np.array(_GREY, np.float32))[..., None], 3, axis=-1)
     return values
 
 
@@ -245,7 +245,7 @@ def finish(logits: NDArray[np.float32], how: Pipeline) -> NDArray[np.float32]:
     if how.output == "log-softmax":
         logits = np.log(np.maximum(softmax(logits), np.finfo(np.float32).tiny))
     if how.output == "sigmoid":
-        logits = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+        logits = (1 / (1 + np.exp(-np.maximum(logits.astype(np.float64), -700)))).astype(np.float32)
     return logits
 
 
