@@ -48,6 +48,8 @@ class ModelInfo:
         int8_weight_bits: Bits that the int8 weights of a Temper model use on CPUs: 8, which saturate without VNNI
             or AMX, or 7; None for any other model.
         preprocessing: How an image is made into the input, as the server says; None where it says nothing.
+        precision_hint: The float arithmetic that a Temper model asks its engine for: f32, bf16 or f16; None where
+            it asks for none.
     """
 
     name: str
@@ -64,6 +66,7 @@ class ModelInfo:
     num_outputs: int = 1
     int8_weight_bits: int | None = None
     preprocessing: Preprocessing | None = None
+    precision_hint: str | None = None
 
     @property
     def takes_encoded(self) -> bool:

@@ -75,6 +75,7 @@ def model_info(name: str, version: str, metadata: Any, config: Any) -> ModelInfo
         num_outputs=len(metadata.outputs),
         int8_weight_bits=_weight_bits(config),
         preprocessing=how,
+        precision_hint=_parameter(config, "precision_hint") or None,
     )
 
 

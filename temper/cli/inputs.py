@@ -169,14 +169,23 @@ def open_labels(path: Path, num_images: int, info: ModelInfo) -> Labels:
     Raises:
         InputError: The file is missing, no .npy file, not one integer per image, or a label is no class.
     """
-    array = _open_npy(path)
-    if array.shape != (num_images,) or not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"{path}: got {array.dtype} {list(array.shape)}, expected integers [{num_images}]")
-    labels: Labels = array.astype(np.int64)
+    labels = read_integers(path, num_images)
     top = info.num_classes
     if labels.min() < 0 or (top > 0 and labels.max() >= top):
         raise InputError(f"{path}: got labels {labels.min()} to {labels.max()}, expected 0 to {top - 1}")
     return labels
+
+
+def read_integers(path: Path, num_images: int) -> Labels:
+    """The integers in a .npy file, int64 [N].
+
+    Raises:
+        InputError: The file is missing, no .npy file, or not one integer per image.
+    """
+    array = _open_npy(path)
+    if array.shape != (num_images,) or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{path}: got {array.dtype} {list(array.shape)}, expected integers [{num_images}]")
+    return array.astype(np.int64)
 
 
 def _open_npy(path: Path) -> npt.NDArray[np.uint8]:

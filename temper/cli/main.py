@@ -1,7 +1,8 @@
 """The `temper` command, as it is declared; each of its commands is a file of `commands/`.
 
 Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
-that says why; 2: wrong usage; 130: Ctrl-C. Nothing heavy is imported before a command needs it.
+that says why; 2: wrong usage; 3: `diagnose` found a difference; 130: Ctrl-C. Nothing heavy is
+imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -200,6 +201,80 @@ def explain(recipe: Path, **settings: Any) -> None:
     from temper.cli.commands.explain import explain_command
 
     explain_command(recipe, **settings)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--images", type=path_type, required=True, help="Folder of images, in class folders or not.")
+@click.option(
+    "--weights",
+    type=path_type,
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="The checkpoint that should be served; given again, others that it might be.",
+)
+@click.option(
+    "--trained",
+    multiple=True,
+    metavar="HOW",
+    help="How the network's images were prepared: torchvision, timm or huggingface; a recipe, or a "
+    "preprocessor_config.json; or keys of [data], as 'resize = 256, colour = \"bgr\"'. May be given again.  "
+    "[what lies beside the checkpoint, else what the server says, else torchvision]",
+)
+@click.option(
+    "--sent",
+    multiple=True,
+    metavar="HOW",
+    help="How the client prepares what it sends, in the same words.  [what the server says, else as --trained]",
+)
+@click.option(
+    "--answers",
+    type=path_type,
+    metavar="FILE",
+    help="Scores that your own client got, in place of asking a server: .npy, .json or .csv, a row an image, in "
+    "the order of the files or with their names.",
+)
+@click.option("--classes", type=path_type, metavar="FILE", help="Names of the network's outputs, one a line.")
+@click.option(
+    "--labels", type=path_type, help="The images' classes, .npy of integers [N], where no folders say so."
+)
+@click.option(
+    "--output",
+    type=click.Choice(["logits", "softmax"]),
+    default="logits",
+    show_default=True,
+    help="What should be served.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "int8-7bit"]),
+    help="The arithmetic that is meant.  [what the server says, else fp32]",
+)
+@click.option("--num-images", type=click.IntRange(min=2), default=24, show_default=True, help="Images to compare.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws them.")
+@click.option(
+    "--limit", "limit_s", type=click.FloatRange(min=1), default=40.0, show_default=True, help="Seconds to search."
+)
+@url_option()
+@repository_option
+@json_option
+def diagnose(
+    model: str | None, url: str | None, repository: Path, answers: Path | None, as_json: bool, **settings: Any
+) -> None:
+    """Say why MODEL answers otherwise than its network in PyTorch.
+
+    Any image classifier of a KServe v2 server is asked about the images and compared with the checkpoint. Where
+    they differ, usual mistakes are tried in PyTorch, one and two at a time, until one explains what was served:
+    the cause, the share of the difference that it explains, and what to change. Exits 0 when they agree, else 3.
+    """
+    from temper.cli.commands.diagnose import diagnose_command
+
+    if (model is None) == (answers is None):
+        raise click.UsageError("expected either MODEL or --answers")
+    if answers is not None and url is not None:
+        raise click.UsageError("--url: expected none with --answers, which asks no server")
+    diagnose_command(model, url=url, repository=repository, answers=answers, as_json=as_json, **settings)
 
 
 @cli.command()

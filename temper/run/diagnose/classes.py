@@ -1,0 +1,100 @@
+"""The classes: their names in the order of the outputs, and accuracies where the right ones are known."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from temper.client.model import ModelInfo
+from temper.client.stats import Estimate, compare_paired, proportion
+from temper.imaging.errors import show
+from temper.run.diagnose.decide import Cause, Verdict
+from temper.run.diagnose.errors import DiagnoseError
+from temper.run.diagnose.hypotheses import Hypothesis, Known
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def read_classes(path: Path, num_classes: int) -> tuple[str, ...]:
+    """Reads the names of outputs: text, one a line; JSON: a list, or transformers' config.json with id2label.
+
+    Raises:
+        DiagnoseError: It cannot be read, or names another number of outputs.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        if isinstance(content, dict):
+            by_index = content["id2label"]
+            content = [by_index[str(index)] for index in range(len(by_index))]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DiagnoseError(f"{show(path)}: holds no class names that can be read ({reason})") from error
+    names = tuple(str(name).strip() for name in content)
+    if len(names) != num_classes:
+        raise DiagnoseError(
+            f"{show(path)}: names {len(names)} classes, expected {num_classes}, one for each output"
+        )
+    return names
+
+
+def with_names(verdict: Verdict, names: tuple[str, ...], info: ModelInfo | None) -> Verdict:
+    """Returns the verdict, and that the server names its outputs otherwise than the network, where it does."""
+    if not names or info is None or not info.labels or info.labels == names:
+        return verdict
+    wrong = [index for index, name in enumerate(names) if info.labels[index] != name]
+    first = wrong[0]
+    words = (
+        f"names of {len(wrong)} outputs that are others than the network's: output {first} is "
+        f"{show(info.labels[first])}, and was {show(names[first])}"
+    )
+    mend = "put the names in the order of the network's outputs: `labels = \"classes.txt\"` in the recipe's [data]"
+    hypothesis = Hypothesis(kind="labels", words=words, changes={}, mends={"client": mend, "graph": mend})
+    cause = Cause(
+        hypothesis=hypothesis,
+        share=Estimate(value=0.0, low=0.0, high=0.0),
+        note="of the scores it explains nothing",
+    )
+    return replace(verdict, agrees=False, causes=(*verdict.causes, cause))
+
+
+def accuracy(
+    served: NDArray[np.float32], reference: NDArray[np.float32], right: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Returns the accuracy of the served scores and of the network's, [N, classes], on the same images.
+
+    Args:
+        served: What the server answered.
+        reference: What the network answers.
+        right: The right classes, [N].
+    """
+    hits = served.argmax(1) == right, reference.argmax(1) == right
+    return {
+        "served": dict(proportion(hits[0])),
+        "reference": dict(proportion(hits[1])),
+        "difference": compare_paired(hits[1], hits[0]).to_json(),
+    }
+
+
+def labels_of_folders(files: Sequence[Path], root: Path, known: Known) -> tuple[NDArray[np.int64] | None, str]:
+    """Returns the classes by the names of the images' folders, where these are the model's, and what to say."""
+    folders = [path.parent.name if path.parent != root else "" for path in files]
+    names = sorted(set(folders))
+    if names == [""]:
+        return None, ""
+    indices, note = {name: index for index, name in enumerate(known.classes)}, ""
+    if not set(names) <= indices.keys():
+        if len(names) != known.num_classes:
+            return None, "no accuracy: the images' folders are not named as the model's classes; give --classes"
+        is_numbered = all(re.fullmatch(r"\d+", name) for name in names)
+        ordered = sorted(names, key=int) if is_numbered else names
+        indices = {name: index for index, name in enumerate(ordered)}
+        note = "accuracy: the images' folders are taken for the classes in their order; --classes states it"
+    return np.array([indices[name] for name in folders], dtype=np.int64), note

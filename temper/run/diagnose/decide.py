@@ -1,0 +1,299 @@
+"""When a cause is named: it leaves no more than the arithmetic does, and is clearly better than every other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from temper.client.stats import Estimate
+from temper.run.diagnose.hypotheses import Hypothesis, Known, causes
+from temper.run.diagnose.pipeline import BLACK, WHITE, Pipeline, Precision
+from temper.run.diagnose.scores import explained, is_clearly_less, related, relative, squares, varying
+from temper.run.diagnose.search import Bench, Progress, Tried, search
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXACT = 1e-3
+"""What float32 may differ by, as a share of the scores' spread; other orders of summing differ by 1e-5."""
+_TIMES_IMITATION = 3.0
+"""How much more than PyTorch's imitation another precision may differ by: engines round in other places."""
+_LIKE, _MAX_RATIO = 0.15, 4.0
+"""The least correlation with an imitation's difference, and the most that their sizes may differ by."""
+_MAX_PIXELS = 24 * 64 * 64
+_GO_ALONG = 0.7
+"""The least correlation of scores that differ by arithmetic alone, in what differs from image to image."""
+_MOST, _NEARLY_ALL, _LITTLE = 0.5, 0.95, 0.3
+_CLEARLY = 0.8
+"""What the named cause leaves is less than this share of what the next one leaves."""
+_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8", "int8 of 7 bits", "int8, saturating")
+_MENDS: dict[Precision, str] = {
+    "fp16": "if fp16 is meant, say `--precision fp16`; else take the cast or `precision_hint` out, publish again",
+    "bf16": 'if bf16 is meant, say `--precision bf16`; else `precision_hint` "f32" in config.pbtxt (OpenVINO '
+    "takes bf16 by itself where the CPU has it)",
+    "int8": "if int8 is meant, say `--precision int8`; else publish the float32 graph",
+    "int8 of 7 bits": "if int8 is meant, say `--precision int8-7bit`; else publish the float32 graph",
+    "int8, saturating": "the serving CPU has neither VNNI nor AMX: `quantize.reduce_range = true` in the recipe, "
+    "and publish again, or serve on a CPU that has them",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """A cause that is named."""
+
+    hypothesis: Hypothesis
+    """What it is."""
+    share: Estimate
+    """The share of the difference that it explains, alone or with those before it."""
+    note: str = ""
+    """What speaks for it beside that, or cannot be told apart from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a comparison came to."""
+
+    agrees: bool
+    """The served scores are the network's, as far as its arithmetic is known."""
+    before: float
+    """Root mean square of the difference over the spread of the scores."""
+    level: float
+    """Up to which they agree."""
+    left: float
+    """As `before`, with the causes."""
+    causes: tuple[Cause, ...]
+    """What is named; none when they agree, or nothing explains it."""
+    candidates: tuple[tuple[Tried, Estimate], ...]
+    """The best that was tried, with the share of the difference that each explains."""
+    note: str = ""
+    """What else there is to say."""
+
+
+def judge(
+    bench: Bench,
+    right: Pipeline,
+    known: Known,
+    *,
+    sent: Pipeline | None,
+    precision: Precision,
+    limit_s: float,
+    progress: Progress,
+    probe: Callable[[], Bench] | None = None,
+) -> Verdict:
+    """Compares what was served with the right pipeline, and looks for a cause where they differ.
+
+    Args:
+        bench: The images and what was served.
+        right: What the network was trained with; its `output` says what should be served.
+        known: What is known of the served model.
+        sent: How the client prepares the images, where that is known.
+        precision: The arithmetic that is meant.
+        limit_s: How long to search, in seconds.
+        progress: Called with (tries done, tries in all).
+        probe: Asks the server about `FLAT` pictures, which no way of sizing them changes.
+    """
+    seen: list[Cause] = []
+    if bench.has_probabilities and right.output == "logits":
+        softmax = next(one for one in causes(right, known) if one.changes == {"output": "softmax"})
+        seen, right = [Cause(hypothesis=softmax, share=_all())], softmax.apply(right)
+    before = bench.try_on((), right)
+    scores = bench.scores(right)
+    at_start, level = relative(before.squares, scores), _level(bench, right, precision)
+    if at_start <= level and precision == "fp32":
+        return Verdict(
+            agrees=not seen, before=at_start, level=level, left=at_start, causes=tuple(seen), candidates=()
+        )
+    tried, is_late = search(bench, right, causes(right, known, sent), limit_s, progress)
+    court = _Court(bench, right, before, scores, level, known)
+    candidates = tuple((one, explained(before.squares, one.squares)) for one in tried[:5] if one.parts)
+    found, left = court.name(tried, at_level=at_start <= level)
+    if not found and at_start <= level and precision == "int8":
+        found = court.saturation()
+    note = ""
+    if not found and at_start > level:
+        found, note = court.eliminate(tried, probe)
+        note += "; the time was over before all was tried, --limit gives it more" if is_late else ""
+    agrees = at_start <= level and not found and not seen
+    # What says more of the output stands for what showed at first sight.
+    named = (*(() if any("output" in one.hypothesis.changes for one in found) else seen), *found)
+    return Verdict(
+        agrees=agrees, before=at_start, level=level, left=left, causes=named, candidates=candidates, note=note
+    )
+
+
+def _all() -> Estimate:
+    return Estimate(value=1.0, low=1.0, high=1.0)
+
+
+def _level(bench: Bench, right: Pipeline, precision: Precision) -> float:
+    if precision == "fp32":
+        return EXACT
+    scores = bench.scores(right)
+    imitated = bench.scores(replace(right, precision=precision))
+    return max(EXACT, _TIMES_IMITATION * relative(squares(imitated, scores), scores))
+
+
+class _Court:
+    """What the rules need: the difference there is at first, and up to where it is the arithmetic's."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        right: Pipeline,
+        before: Tried,
+        scores: NDArray[np.float32],
+        level: float,
+        known: Known,
+    ) -> None:
+        self.bench, self.right, self.before, self.scores, self.level = bench, right, before, scores, level
+        self.known = known
+
+    def name(self, tried: Sequence[Tried], *, at_level: bool) -> tuple[list[Cause], float]:
+        """The causes that may be named, and what they leave.
+
+        Args:
+            tried: On all images, the best first.
+            at_level: They agree as far as the arithmetic is known, so only what explains most of the rest counts.
+        """
+        best = self._simplest(tried)
+        left = relative(best.squares, self.scores)
+        share = explained(self.before.squares, best.squares)
+        rest = None if left <= self.level or at_level else self._precision(best)
+        if not best.parts:
+            return ([rest] if rest else []), left
+        enough = share["low"] >= _MOST and (left <= self.level or rest is not None)
+        enough = enough or (share["low"] >= _NEARLY_ALL and not at_level)
+        rivals = self._rivals(best, tried)
+        if not enough or (rivals and left > self.level):
+            alone = None if at_level else self._precision(self.before)
+            return ([alone] if alone else []), relative(self.before.squares, self.scores)
+        note = f"on these images no different from {'; '.join(one.words for one in rivals)}" if rivals else ""
+        found = [Cause(hypothesis=part, share=share, note=note) for part in best.parts]
+        return [*found, *([rest] if rest else [])], left
+
+    def _simplest(self, tried: Sequence[Tried]) -> Tried:
+        """The best; or one with fewer causes that is not clearly worse, or leaves no more than the arithmetic."""
+        best = tried[0]
+        for one in tried[1:]:
+            is_simpler = len(one.parts) < len(best.parts)
+            is_as_good = relative(one.squares, self.scores) <= min(self.level, EXACT) or not is_clearly_less(
+                best.squares, one.squares, _CLEARLY
+            )
+            if is_simpler and is_as_good:
+                best = one
+        return best
+
+    def _rivals(self, best: Tried, tried: Sequence[Tried]) -> list[Tried]:
+        """Other causes that explain it about as well."""
+        return [
+            one
+            for one in tried
+            if one.parts
+            and not set(map(id, one.parts)) & set(map(id, best.parts))
+            and not is_clearly_less(best.squares, one.squares, _CLEARLY)
+        ]
+
+    def saturation(self) -> list[Cause]:
+        """What is as near as int8 may be, and yet differs as saturating int8 does rather than as int8 does."""
+        found = self._precision(self.before)
+        return [found] if found and found.hypothesis.changes == {"precision": "int8, saturating"} else []
+
+    def _precision(self, tried: Tried) -> Cause | None:
+        """The precision whose imitation differs in the same way from what was tried."""
+        best: tuple[float, Precision, Estimate] | None = None
+        if _correlation(varying(self.bench.served), varying(self.bench.scores(tried.how))) < _GO_ALONG:
+            return None
+        for precision in _PRECISIONS:
+            alike, ratio = self._likeness(tried, precision)
+            if (
+                precision == "int8" and ratio < 1
+            ):  # saturation only adds to what rounding does, and is slow to imitate
+                break
+            is_like = alike["value"] > _LIKE and alike["low"] > 0 and 1 / _MAX_RATIO < ratio < _MAX_RATIO
+            if is_like and (best is None or alike["value"] > best[0]):
+                best = (alike["value"], precision, alike)
+        if best is None:
+            return None
+        _, name, alike = best
+        mend = _MENDS[name]
+        hypothesis = Hypothesis(
+            kind="precision",
+            words=f"arithmetic in {name}",
+            changes={"precision": name},
+            mends={"client": mend, "graph": mend},
+        )
+        note = (
+            "by the size of what is left and its likeness to PyTorch's imitation: correlation "
+            f"{alike['value']:.2f} ({alike['low']:.2f} to {alike['high']:.2f})"
+        )
+        num = self._num(name)
+        sums = squares(self.bench.served[:num], self.bench.scores(hypothesis.apply(tried.how), num))
+        return Cause(hypothesis=hypothesis, share=explained(self.before.squares[:num], sums), note=note)
+
+    def _num(self, precision: Precision) -> int:
+        """How many images a precision is imitated on: saturation takes seconds for each large one."""
+        if precision != "int8, saturating":
+            return len(self.bench)
+        return min(len(self.bench), max(4, _MAX_PIXELS // (self.right.height * self.right.width)))
+
+    def _likeness(self, tried: Tried, precision: Precision) -> tuple[Estimate, float]:
+        """The correlation of what is left with an imitation's difference, and the ratio of their sizes."""
+        num = self._num(precision)
+        made = self.bench.scores(tried.how, num)
+        imitated = self.bench.scores(replace(tried.how, precision=precision), num)
+        left, size = float(tried.squares[:num].sum()), float(squares(imitated, made).sum())
+        return related(self.bench.served[:num] - made, imitated - made), float(np.sqrt(left / max(size, 1e-12)))
+
+    def eliminate(self, tried: Sequence[Tried], probe: Callable[[], Bench] | None) -> tuple[list[Cause], str]:
+        """Other weights, where nothing explains more than a little; else the words that say what explains most."""
+        best = next((one for one in tried if one.parts), self.before)
+        share = explained(self.before.squares, best.squares)
+        alike = max(_correlation(varying(self.bench.served), varying(self.bench.scores(one.how))) for one in tried)
+        words = f"nothing explains it; {best.words} explains most, {100 * max(share['value'], 0):.0f} %"
+        localised = self._localise(probe()) if probe is not None else ""
+        if localised:
+            return [], f"{words}. {localised}"
+        if share["value"] >= _LITTLE or (probe is None and alike >= _LITTLE):
+            return [], f"{words}. Other weights, or a way to prepare images that is not in the table"
+        known = self.known.weights[0]
+        mend = f"publish the graph of {known} again, or give the checkpoint that is served as --weights"
+        weights = Hypothesis(
+            kind="weights",
+            words="the weights of another checkpoint, or of another epoch",
+            changes={},
+            mends={"client": mend, "graph": mend},
+        )
+        flat = ", nor do they explain the answers to flat images" if probe is not None else ""
+        note = (
+            f"by elimination: {words}{flat}; "
+            f"what differs from image to image has a correlation of {alike:.2f} at best"
+        )
+        return [Cause(hypothesis=weights, share=Estimate(value=0.0, low=0.0, high=0.0), note=note)], words
+
+    def _localise(self, flat: Bench) -> str:
+        """What the answers to flat images say; nothing when they are as little explained as the others."""
+        scores = flat.scores(self.right)
+        sums = squares(flat.served, scores)
+        if relative(sums, scores) <= self.level:
+            return (
+                "Flat images are answered as in PyTorch: the weights, the colours, mean and std are right, so it "
+                "is in how images are sized, cut, turned or decoded"
+            )
+        for one in causes(self.right, self.known):
+            if relative(flat.try_on((one,), self.right).squares, scores) <= self.level:
+                return f"Flat images are answered as with {one.words}: beside it, images are sized otherwise"
+        if all(relative(sums[index : index + 1], scores) <= self.level for index in (BLACK, WHITE)):
+            return (
+                "Black and white are answered as in PyTorch, what lies between is not: a gamma or a colour space"
+            )
+        return ""
+
+
+def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    norm = float(np.sqrt((first**2).sum() * (second**2).sum()))
+    product: Any = (first * second).sum()
+    return float(product) / norm if norm else 0.0
