@@ -232,10 +232,12 @@ def _pipelines(
     stated, own = read_fields(question.trained), fields_of_checkpoint(question.weights[0])
     server: Fields = fields_of_server(info) if info is not None else {}
     base, source = (own, "from beside the checkpoint") if own else (server, "as the server says")
-    if not base or "preset" in stated:
-        base, source = {}, "torchvision's, as nothing else is stated"
+    if not base:
+        base, source = {"preset": "torchvision"}, "torchvision's, as nothing else is stated"
+    if "preset" in stated:
+        base = {}
     source = "as stated with --trained" if stated else source
-    if info is None and not {"image_size", "preset"} & (base | stated).keys():
+    if info is None and not {"image_size", "preset"} & ((own or {}) | stated).keys():
         raise DiagnoseError(
             "image_size: got nothing, and no server says it; state how the images were prepared in training, as "
             "--trained 'image_size = 224, resize = 256'"
@@ -244,7 +246,7 @@ def _pipelines(
     client = read_fields(question.sent)
     # The wire of a model that takes whole numbers is RGB, whatever its network takes.
     defaults: Fields = {"colour": "rgb"} if info is not None and info.input_dtype == "UINT8" else {}
-    fields = {**base, **stated, **defaults, **server, **client}
+    fields = {**base, **stated, **server, **defaults, **client}
     if "preset" in client:
         fields = {**defaults, **client}
     where = "as stated with --sent" if client else "as the server says" if server else "as in training"

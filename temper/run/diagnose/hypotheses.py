@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from temper.run.diagnose.pipeline import IMAGENET, Pipeline, Triple
+from temper.imaging.preprocess import Triple
+from temper.run.diagnose.pipeline import IMAGENET, Pipeline
 
 Kind = Literal[
     "colour", "mean and std", "scale", "resize filter", "size and crop", "exif", "layout", "labels", "output",

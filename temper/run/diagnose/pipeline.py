@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from temper.imaging.formats import max_pixels
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Triple, covering
 from temper.imaging.read import decode_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Triple = tuple[float, float, float]
 Resize = int | tuple[int, int] | Literal["cover", "pad", "none"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]
 Layout = Literal[
@@ -32,7 +32,7 @@ Layout = Literal[
 Output = Literal["logits", "softmax", "softmax twice", "log-softmax", "sigmoid"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8 of 7 bits", "int8, saturating"]
 
-IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET: tuple[Triple, Triple] = (IMAGENET_MEAN, IMAGENET_STD)
 _GREY = (0.299, 0.587, 0.114)
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -157,11 +157,6 @@ def fit(picture: Picture, how: Pipeline) -> NDArray[np.uint8]:
     """Returns the pixels of a picture at the network's size, uint8 [H, W, 3], RGB."""
     image = picture.oriented(how.upright)
     height, width = how.height, how.width
-    if how.resize == "cover" and how.antialias:
-        resample = _FILTERS[how.interpolation]
-        return np.asarray(
-            ImageOps.fit(image, (width, height), resample) if image.size != (width, height) else image
-        )
     return _crop(_resized(image, _target(image, how), how), height, width)
 
 
@@ -175,8 +170,10 @@ def _target(image: Image.Image, how: Pipeline) -> tuple[int, int]:
     if isinstance(how.resize, int):  # torchvision's Resize(int): the longer side is cut off, not rounded
         short, side = min(height, width), how.resize
         return int(side * height / short), int(side * width / short)
-    choose = min if how.resize == "pad" else max
-    factor = choose(how.height / height, how.width / width)
+    if how.resize == "cover":
+        wanted = covering(image.size, Preprocessing(height=how.height, width=how.width))
+        return wanted[1], wanted[0]
+    factor = min(how.height / height, how.width / width)
     return max(1, round(factor * height)), max(1, round(factor * width))
 
 

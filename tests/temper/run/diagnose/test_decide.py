@@ -75,7 +75,7 @@ PAIRS: list[tuple[dict[str, Any], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "kinds"), PAIRS, ids=lambda one: "+".join(one))
+@pytest.mark.parametrize(("changes", "kinds"), PAIRS, ids=lambda one: "+".join(sorted(one)))
 def test_two_causes_at_once_are_both_named(networks: Networks, changes: dict[str, Any], kinds: set[str]) -> None:
     verdict = verdict_of(networks, serve(networks, replace(RIGHT, **changes)))
     assert {one.hypothesis.kind for one in verdict.causes} == kinds

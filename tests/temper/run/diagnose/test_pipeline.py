@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from temper.client.model import ModelInfo
 from temper.run.diagnose.errors import DiagnoseError
-from temper.run.diagnose.how import fields_of_json, make_pipeline, read_fields
+from temper.run.diagnose.how import fields_of_checkpoint, make_pipeline, read_fields
 from temper.run.diagnose.pipeline import Pipeline, fit, normalise, open_picture
 from temper.run.diagnose.served import read_answers, read_wire
 
@@ -82,11 +82,11 @@ def test_statements_are_read(texts: list[str], expected: dict[str, Any]) -> None
 WRONG = [
     ("resize", "preprocessing: got resize, expected torchvision, timm"),
     ("size = 3", "got the key size, expected some of image_size"),
-    ("resize = 0", "resize: got 0, expected an integer"),
-    ("std = [1, 1, 0]", "std: got 0, expected three numbers above 0"),
-    ('colour = "cmyk"', 'expected "rgb" or "bgr"'),
+    ("resize = 0", "resize: got 0, expected 1 to 4096 pixels"),
+    ("std = [1, 1, 0]", "std: got (1.0, 1.0, 0.0), expected three positive numbers"),
+    ('colour = "cmyk"', 'expected one of "rgb", "bgr"'),
     ("image_size = 100", "image_size: got 100 x 100, and the server takes 64 x 64"),
-    ("nowhere.json", "cannot be read as JSON"),
+    ("nowhere.json", "nowhere.json: states no preprocessing, expected"),
 ]
 
 
@@ -125,9 +125,9 @@ JSON: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("content", "expected"), JSON, ids=["convnext", "crop", "exact", "timm"])
 def test_files_of_libraries_are_read(tmp_path: Path, content: dict[str, Any], expected: dict[str, Any]) -> None:
-    path = tmp_path / "preprocessor_config.json"
-    path.write_text(json.dumps(content))
-    made = make_pipeline(fields_of_json(path), None)
+    name = "config.json" if "pretrained_cfg" in content else "preprocessor_config.json"
+    (tmp_path / name).write_text(json.dumps(content))
+    made = make_pipeline(fields_of_checkpoint(tmp_path), None)
     assert {name: getattr(made, name) for name in expected} == expected
 
 
