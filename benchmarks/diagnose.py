@@ -434,6 +434,7 @@ def _quantize(graph: Path, case: Case) -> None:
 def _publish(graph: Path, case: Case) -> None:
     from temper.builder.publish.entry import publish
     from temper.builder.publish.triton_config import PluginBackend, TritonConfig
+    from temper.imaging.preprocess import Preprocessing
 
     parameters = {"precision_hint": case.hint}
     if case.int8:
@@ -443,6 +444,7 @@ def _publish(graph: Path, case: Case) -> None:
         image_size=case.size,
         num_classes=len(PHOTOS),
         max_batch=8,
+        preprocessing=Preprocessing(height=case.size, width=case.size),
         backend=PluginBackend(engine="openvino", on_cpu=True, parameters=parameters),
     )
     publish(FOLDER / "repository", config, engine_file=graph, labels=NAMES, card={"recipe": "benchmarks"})

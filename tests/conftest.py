@@ -203,12 +203,14 @@ def publish_toy(
     from temper.builder.publish.entry import publish
     from temper.builder.publish.serving import ServingConfig
     from temper.builder.publish.triton_config import PluginBackend, TritonConfig
+    from temper.imaging.preprocess import Preprocessing
 
     config = TritonConfig(
         name=model,
         image_size=32,
         num_classes=10,
         max_batch=32,
+        preprocessing=Preprocessing(height=32, width=32),
         backend=PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"}),
         num_instances=num_instances,
         serving=ServingConfig(watch_queries=watch_queries),

@@ -204,8 +204,10 @@ def _of_client(right: Pipeline, sent: Pipeline | None) -> Iterator[Hypothesis]:
 
 
 def _sizing(right: Pipeline) -> dict[Side, str]:
+    covers = "no `resize` and no `preset`" if right.height != right.width else f"`resize = {right.height}`"
+    sized = covers if right.resize == "cover" else f"`resize = {_toml(right.resize)}`"
     line = (
-        f"`resize = {_toml(right.resize)}`, `interpolation = {_toml(right.interpolation)}`, "
+        f"{sized}, `interpolation = {_toml(right.interpolation)}`, "
         f"`antialias = {_toml(right.antialias)}`, then the centre {right.height} x {right.width}"
     )
     return {
@@ -237,8 +239,9 @@ def _of_size(right: Pipeline) -> Iterator[Hypothesis]:
         for side in sorted({math.floor(min(height, width) / share), round(min(height, width) / share)}):
             rows.append((f"with the shorter side at {side}, then cropped", side))
     rows += [(f"squashed to {side} x {side}, then cropped", (side, side)) for side in {round(height / 0.875)}]
+    if height != width:  # of a square that is its shorter side
+        rows.append((f"until they cover {height} x {width}, then cropped", "cover"))
     rows += [
-        (f"until they cover {height} x {width}, then cropped", "cover"),
         (f"until they fit in {height} x {width}, the rest black", "pad"),
         ("not at all, only cropped", "none"),
     ]

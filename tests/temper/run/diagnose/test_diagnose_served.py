@@ -57,7 +57,7 @@ def test_a_client_that_sizes_images_otherwise_is_found(server: TritonServer, fol
     (cause,) = found["causes"]
     assert (cause["kind"], cause["side"]) == ("size and crop", "client")
     assert cause["explained"]["low"] > 0.99
-    assert 'resize = "cover"' in cause["mend"]
+    assert "`resize = 32`" in cause["mend"]
     assert found["candidates"] and found["agrees"] is False
 
 

@@ -68,7 +68,10 @@ FIELDS: list[tuple[list[str], dict[str, Any]]] = [
     (["torchvision"], {"resize": 256, "interpolation": "bilinear", "height": 224}),
     (["timm"], {"resize": 256, "interpolation": "bicubic"}),
     (["timm", "image_size = 64, mean = [0, 0, 0]"], {"resize": 73, "height": 64, "mean": (0.0, 0.0, 0.0)}),
-    (['image_size = [40, 30], resize = "cover", colour = "bgr"'], {"height": 40, "width": 30, "colour": "bgr"}),
+    (
+        ['image_size = [40, 36], resize = "cover", colour = "bgr"'],
+        {"height": 40, "resize": "cover", "colour": "bgr"},
+    ),
     (["resize = [50, 60]", "antialias = false"], {"resize": (50, 60), "antialias": False}),
 ]
 
@@ -81,7 +84,7 @@ def test_statements_are_read(texts: list[str], expected: dict[str, Any]) -> None
 
 WRONG = [
     ("resize", "preprocessing: got resize, expected torchvision, timm"),
-    ("size = 3", "got the key size, expected some of image_size"),
+    ("size = 3", "got the key size, expected some of preset, image_size"),
     ("resize = 0", "resize: got 0, expected 1 to 4096 pixels"),
     ("std = [1, 1, 0]", "std: got (1.0, 1.0, 0.0), expected three positive numbers"),
     ('colour = "cmyk"', 'expected one of "rgb", "bgr"'),
@@ -100,7 +103,13 @@ def test_a_wrong_statement_is_one_line(text: str, message: str) -> None:
 
 JSON: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (
-        {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3, "image_mean": [0.5] * 3},
+        {
+            "image_processor_type": "ConvNextImageProcessor",
+            "size": {"shortest_edge": 224},
+            "crop_pct": 0.875,
+            "resample": 3,
+            "image_mean": [0.5] * 3,
+        },
         {"resize": 256, "interpolation": "bicubic", "height": 224, "mean": (0.5, 0.5, 0.5)},
     ),
     (
@@ -110,13 +119,14 @@ JSON: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"size": {"height": 96, "width": 80}, "do_normalize": False}, {"resize": (96, 80), "std": (1.0, 1.0, 1.0)}),
     (
         {
+            "architecture": "resnet18",
             "pretrained_cfg": {
                 "input_size": [3, 288, 288],
                 "crop_pct": 0.95,
                 "interpolation": "bicubic",
                 "mean": [0.5, 0.5, 0.5],
                 "std": [0.5, 0.5, 0.5],
-            }
+            },
         },
         {"resize": 303, "height": 288, "std": (0.5, 0.5, 0.5)},
     ),
