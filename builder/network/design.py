@@ -134,7 +134,7 @@ def read_design(shapes: Shapes) -> Design | None:
         len({name.split(".")[1] for name in shapes if name.startswith(f"layer{n}.")}) for n in range(1, 5)
     )
     first = shapes.get("layer1.0.conv2.weight", ())
-    if stem is None or not all(blocks) or len(first) != 4:
+    if stem is None or not all((*stem, *blocks, *first)) or len(first) != 4:
         return None
     is_pooled = len(shapes.get("layer2.0.downsample.1.weight", ())) == 4
     if "layer1.0.conv3.weight" not in shapes:

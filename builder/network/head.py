@@ -50,7 +50,7 @@ def read_head(entries: Mapping[str, torch.Tensor], num_features: int, where: str
     Args:
         entries: By their names below the head: `weight`, `bias`, `1.weight`, ...
         num_features: What the body gives it.
-        where: What the head is called.
+        where: What the head is called; empty where its layers stand alone.
 
     Raises:
         HeadError: It is no head that can be built.
@@ -72,7 +72,8 @@ def read_head(entries: Mapping[str, torch.Tensor], num_features: int, where: str
         raise HeadError("its head has two linear layers and nothing between them, expected a ReLU")
     first, last = layers.values()
     weights = {**_named(f"{HEAD}.0", *first), **_named(f"{HEAD}.2", *last)}
-    return Head(weights, widths[2], widths[1], f"head `{where}` of two layers, taken to have a ReLU between")
+    called = f"head `{where}`" if where else "head"
+    return Head(weights, widths[2], widths[1], f"{called} of two layers, taken to have a ReLU between")
 
 
 def _layers(entries: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:

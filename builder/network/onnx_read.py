@@ -197,10 +197,12 @@ def _check_external(path: Path, name: str) -> Path:
 
 
 def _load_external(path: Path, model: ModelProto) -> None:
-    names = {name for name, _ in _external(model)}
-    if not names:
+    _check_constants(path, model)
+    # Of every tensor: thousands may name the same bytes.
+    sizes = [_external_bytes(_check_external(path, name), tensor) for name, tensor in _external(model)]
+    if not sizes:
         return
-    total = sum(_check_external(path, name).stat().st_size for name in names)
+    total = sum(sizes)
     if total > MAX_BYTES:
         raise wrong(path, f"has {total:,} bytes of external data, expected at most {MAX_BYTES:,}")
     try:
@@ -210,6 +212,23 @@ def _load_external(path: Path, model: ModelProto) -> None:
     for tensor in model.graph.initializer:
         if tensor.HasField("raw_data") and len(tensor.raw_data) != _num_bytes(tensor):
             raise wrong(path, f"its external data ends within {show(tensor.name)}; copy or export it again")
+
+
+def _check_constants(path: Path, model: ModelProto) -> None:
+    """Refuses constants with values elsewhere: libraries look for them in whatever folder this runs in."""
+    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
+        tensors = [tensor for one in node.attribute for tensor in (one.t, *one.tensors)]
+        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors):
+            raise wrong(
+                path,
+                f"keeps the values of {show(node.output[0] if node.output else node.op_type)} in another file, "
+                "expected those of initializers alone; export it again",
+            )
+
+
+def _external_bytes(file: Path, tensor: TensorProto) -> int:
+    length = next((one.value for one in tensor.external_data if one.key == "length"), "")
+    return int(length) if length.isdecimal() and len(length) < 20 else file.stat().st_size
 
 
 def _num_bytes(tensor: TensorProto) -> int:

@@ -80,6 +80,8 @@ _DICTS = (
     "lightning.fabric.utilities.data.AttributeDict",
 )
 _HARMLESS: list[Any] = [(Inert, name) for name in _OBJECTS] + [(_InertDict, name) for name in _DICTS]
+# What may stand in a line for a shell: a name from a file must not become a command there.
+_PLAIN = re.compile(r"[\w.=+-]+")
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
@@ -133,7 +135,7 @@ def freeing_line(path: Path, weights: str, load: str = "torch.load({}, 'cpu', we
         weights: What they are in terms of `c`.
         load: How the file is loaded.
     """
-    name = path.name if re.fullmatch(r"[\w.=+-]+", path.name) else "FILE"
+    name = path.name if _PLAIN.fullmatch(path.name) else "FILE"
     return f"import torch; c = {load.format(repr(name))}; torch.save({weights}, 'weights.pt')"
 
 
@@ -162,6 +164,8 @@ def _weights_in(path: Path, names: list[str]) -> str:
         return "c.state_dict()"
     if isinstance(content, dict):
         for key, value in content.items():
+            if not isinstance(key, str) or not _PLAIN.fullmatch(key):
+                continue
             if isinstance(value, Inert) and "_modules" in value.attributes:
                 return f"c[{key!r}].state_dict()"
             if isinstance(value, dict) and _is_state(value):

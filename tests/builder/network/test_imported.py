@@ -311,6 +311,11 @@ def omega() -> dict[str, Any]:
     return {"state_dict": state(), "cfg": OmegaConf.create({"model": {"arch": "resnet18"}, "lr": [0.1]})}
 
 
+def sequential(head: nn.Sequential) -> dict[str, torch.Tensor]:
+    """A body and its head as one Sequential of children."""
+    return nn.Sequential(*list(own().children())[:-1], nn.Flatten(), *head).state_dict()
+
+
 UNBIASED = nn.Linear(512, 3, bias=False)
 LINEAR = nn.Sequential(nn.Dropout(0.2), nn.Linear(512, 3))
 TWO = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 3))
@@ -400,6 +405,8 @@ LOADS: dict[str, Loads] = {
     "named layers": Loads(saved(lambda: state(with_head(NAMED)), with_head(NAMED)), "head `fc` of two layers"),
     "no bias": Loads(saved(lambda: state(with_head(UNBIASED)), with_head(UNBIASED)), ""),
     "one channel": Loads(saved(lambda: state(grey()), grey()), "reads grey images", grey=True),
+    "children and head": Loads(saved(lambda: sequential(LINEAR), with_head(LINEAR)), "head `11`"),
+    "children and two": Loads(saved(lambda: sequential(TWO), with_head(TWO)), "head of two layers"),
     "children": Loads(saved(lambda: encoder()[0]), "prefix `encoder.`, head `classifier`"),
     "numpy scalar": Loads(saved({"model": state(), "best_acc": np.float64(0.9), "curve": np.ones(3)}), "`model`"),
     "omegaconf": Loads(saved(omega), "`state_dict`"),
@@ -586,6 +593,18 @@ REFUSED: dict[str, tuple[Callable[[Path], Made], str]] = {
     "an object beside": (
         saved(lambda: {"net": state(), "x": Trainer()}),
         rf"holds .*Trainer beside .* {TRUST}.save.c.'net'., ",
+    ),
+    "a name that is a command": (
+        saved(lambda: {'a"; touch x; "': state(), "x": Trainer()}),
+        rf"holds .*Trainer beside .* {TRUST}.save.c.'state_dict'., ",
+    ),
+    "a bare parameter": (
+        saved(lambda: {**state(with_head(nn.Identity()), "net."), "weight": torch.ones(3, 512)}),
+        "has no head but the parameter weight, of which",
+    ),
+    "no channels": (
+        saved(lambda: {**state(), "conv1.weight": torch.ones(0, 3, 7, 7)}),
+        "lacks layers of a ResNet's four stages",
     ),
     "an old file": (
         saved(lambda: {"net": state(), "x": Trainer()}, _use_new_zipfile_serialization=False),

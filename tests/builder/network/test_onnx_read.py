@@ -65,6 +65,28 @@ def external(location: str, num_bytes: int | None = None) -> Write:
     return write
 
 
+def many_external(path: Path) -> None:
+    """Weights that all lie in the same quarter of a GiB, of which the file system keeps nothing."""
+    external("w.bin")(path)
+    model = onnx.load(path, load_external_data=False)
+    for index in range(4):
+        model.graph.initializer.add().CopyFrom(model.graph.initializer[0])
+        model.graph.initializer[-1].name = f"w{index}"
+    for tensor in model.graph.initializer:
+        tensor.external_data[2].value = str(1 << 28)
+    path.write_bytes(model.SerializeToString())
+    with (path.parent / "w.bin").open("wb") as file:
+        file.truncate(1 << 28)
+
+
+def constant_elsewhere(path: Path) -> None:
+    external("w.bin", 48)(path)
+    model = onnx.load(path, load_external_data=False)
+    tensor = model.graph.initializer.pop()
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=tensor))
+    path.write_bytes(model.SerializeToString())
+
+
 def branched(path: Path) -> None:
     then = helper.make_graph(
         [helper.make_node("Identity", ["f"], ["t"])],
@@ -95,6 +117,8 @@ WRONG: dict[str, tuple[Write, str]] = {
     "data at a full path": (external("/etc/hostname"), "names the data file /etc/hostname, expected one in"),
     "data missing": (external("w.bin"), r"its data file w\.bin is not beside it; copy it into the same folder"),
     "data cut short": (external("w.bin", 20), "its external data (ends within w|cannot be read)"),
+    "data many times": (many_external, "has 1,342,177,280 bytes of external data, expected at most 1,073,741,824"),
+    "a constant elsewhere": (constant_elsewhere, "keeps the values of w in another file, expected those of init"),
     "a text model": (
         raw(graph("y = Cast<to = 1>(ids)", "int64[N, 128] ids", "float[N, 128] y")),
         r"its input ids \(INT64 \[any, 128\]\) is no image, expected FLOAT or UINT8 \[N, 3, H, W\]",
