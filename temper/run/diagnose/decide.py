@@ -261,7 +261,7 @@ class _Court:
         best = next((one for one in tried if one.parts), self.before)
         share = explained(self.before.squares, best.squares)
         # An order that was found by values explains something of any scores, and so does what is the same for all
-        # images: their own mean.
+        # images: where the scores are not alike, only what explains more than their own mean counts.
         plain = [one for one in tried if one.how.order is None]
         served = self.bench.served
         null = min(self.before.left, float(((served - served.mean(axis=0)) ** 2).sum()))
@@ -271,7 +271,9 @@ class _Court:
         localised = self._localise(probe()) if probe is not None else ""
         if localised:
             return [], f"{words}. {localised}"
-        if most >= _LITTLE or (probe is None and alike >= _LITTLE):
+        is_little = 1 - min(one.left for one in plain) / self.before.left < _LITTLE
+        is_other = alike < _LITTLE and most < _LITTLE or (probe is not None and is_little)
+        if not is_other:
             return [], f"{words}. Other weights, or a way to prepare images that is not in the table"
         known = self.known.weights[0]
         mend = f"publish the graph of {known} again, or give the checkpoint that is served as --weights"
@@ -298,7 +300,7 @@ class _Court:
                 "is in how images are sized, cut, turned or decoded"
             )
         for one in causes(self.right, self.known):
-            if one.kind in _GEOMETRY or relative(flat.try_on((one,), self.right, 2).squares, scores) > self.level:
+            if one.kind in _GEOMETRY or relative(flat.try_on((one,), self.right, 1).squares, scores) > self.level:
                 continue
             if relative(flat.try_on((one,), self.right).squares, scores) <= self.level:
                 return f"Flat images are answered as with {one.words}: beside it, images are sized otherwise"
