@@ -252,6 +252,8 @@ MISTAKES = (
         words="BGR",
         front={"flip": True, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
     ),
+    Case(name="bgr_224", kinds=("colour",), words="BGR", arch="resnet50", size=224, front={"flip": True}),
+    Case(name="other_224", kinds=("weights",), words="another", arch="resnet50", size=224, serves=7),
     Case(name="bgr_int8", kinds=("colour",), words="BGR", int8="reduced", front={"flip": True}),
     Case(
         name="softmax_bgr",

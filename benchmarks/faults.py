@@ -143,7 +143,7 @@ def plant(
         source: The float32 graph.
         float_graph: The file for the float32 graph; another than the source only for an outlier.
         graph: The file for the int8 graph; where it exists already it is what gets a wrong scale.
-        calibration: uint8 [M, S, S, 3].
+        calibration: uint8 [M, H, W, 3].
         seed: Decides the layer and the channel.
     """
     rng = np.random.default_rng([seed, 12])

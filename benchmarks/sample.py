@@ -37,20 +37,20 @@ class Sample:
     """A model that reads digits, and images that it was not fitted to."""
 
     model: nn.Module
-    """Takes float32 [N, 3, S, S], normalised as ImageNet; in evaluation mode."""
+    """Takes float32 [N, 3, H, W], normalised as ImageNet; in evaluation mode."""
     config: ModelConfig
     """Its architecture."""
     images: NDArray[np.uint8]
-    """Test images, uint8 [N, S, S, 3]."""
+    """Test images, uint8 [N, H, W, 3]."""
     labels: NDArray[np.int64]
     """Their labels."""
     calibration: NDArray[np.uint8]
-    """Training images, uint8 [M, S, S, 3]."""
+    """Training images, uint8 [M, H, W, 3]."""
     class_names: list[str]
     """"0" to "9"."""
 
     def export(self, path: Path) -> None:
-        """Writes the model as ONNX: `image` UINT8 [N, S, S, 3] to `logits` FP32 [N, 10]."""
+        """Writes the model as ONNX: `image` UINT8 [N, H, W, 3] to `logits` FP32 [N, 10]."""
         size = self.images.shape[1]
         export_onnx(self.model, path, image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 

@@ -78,7 +78,7 @@ class Built:
 
     @property
     def test_images(self) -> Path:
-        """uint8 [N, S, S, 3]; open it with `mmap_mode="r"`."""
+        """uint8 [N, H, W, 3]; open it with `mmap_mode="r"`."""
         return self.data.path / TEST_IMAGES_FILE
 
     @property

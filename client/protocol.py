@@ -96,11 +96,11 @@ def _weight_bits(config: Any) -> int | None:
 
 def _preprocessing(name: str, config: Any) -> Preprocessing | None:
     stated = _parameter(config, PREPROCESSING)
-    if not stated:
+    if not stated.lstrip().startswith("{"):  # a model of somebody else may have a parameter of that name
         return None
     try:
         return read_preprocessing(stated)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"model {name}: its config.pbtxt's {error}; publish it again") from error
 
 

@@ -41,7 +41,7 @@ def measure(network: nn.Module, batch: int, size: int, device: str) -> dict[str,
     """Times every convolution of a network alone, in turn by kernel.
 
     Args:
-        network: Takes uint8 [N, S, S, 3], on the device.
+        network: Takes uint8 [N, H, W, 3], on the device.
         batch: N.
         size: S, in pixels.
         device: PyTorch's.

@@ -80,7 +80,7 @@ def build_network(arch: str) -> nn.Module:
 
 
 def serve(network: nn.Module) -> nn.Module:
-    """Returns a network behind its preprocessing: uint8 [N, S, S, 3] to float32 logits [N, classes]."""
+    """Returns a network behind its preprocessing: uint8 [N, H, W, 3] to float32 logits [N, classes]."""
     from temper.builder.network.served import Served
 
     return Served(network, mean=IMAGENET_MEAN, std=IMAGENET_STD).eval()

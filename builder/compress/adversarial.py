@@ -84,7 +84,7 @@ def run_adversarial(
     2:4 sparsity stay zeros.
 
     Args:
-        network: Float32 [N, 3, S, S], normalised, to logits.
+        network: Float32 [N, 3, H, W], normalised, to logits.
         config: The method, its budget and the schedule.
         context: With the training images, those held out to judge the epochs by, and the folder of the checkpoint.
             The finetuning may have seen the latter.

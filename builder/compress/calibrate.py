@@ -31,7 +31,7 @@ def training_batches(context: StepContext, num_images: int) -> list[torch.Tensor
         num_images: At most as many; spread evenly over the training split, which may be sorted by class.
 
     Returns:
-        Batches float32 [N, 3, S, S], normalised, on the CPU; each of two images or more, as one has no
+        Batches float32 [N, 3, H, W], normalised, on the CPU; each of two images or more, as one has no
         variance to normalise by.
     """
     mean = torch.tensor(context.mean).reshape(1, -1, 1, 1)
@@ -49,7 +49,7 @@ def training_batches(context: StepContext, num_images: int) -> list[torch.Tensor
 class ServedBatches:
     """Training images as they are served, without augmentation; read anew at every pass, so memory stays flat.
 
-    A pass gives batches float32 [N, 3, S, S], normalised, on the CPU, each of two images or more.
+    A pass gives batches float32 [N, 3, H, W], normalised, on the CPU, each of two images or more.
     """
 
     labels: NDArray[np.int64]
@@ -91,7 +91,7 @@ def recalibrate(network: nn.Module, batches: Iterable[torch.Tensor], *, inside: 
 
     Args:
         network: It stays on its device and comes back in evaluation mode.
-        batches: Float32 [N, 3, S, S], normalised.
+        batches: Float32 [N, 3, H, W], normalised.
         inside: The part whose batch normalisation it is about; all of the network when not given.
     """
     device = next(network.parameters()).device

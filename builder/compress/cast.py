@@ -90,7 +90,7 @@ def cast_onnx(src: Path, dst: Path, images: NDArray[np.uint8], config: CastConfi
     Args:
         src: The graph, float32 or with Q/DQ pairs.
         dst: The file to write.
-        images: uint8 [N, S, S, 3], at least one; the graph's activations on them must fit into float16.
+        images: uint8 [N, H, W, 3], at least one; the graph's activations on them must fit into float16.
         config: The type.
 
     Returns:

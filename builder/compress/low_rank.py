@@ -100,7 +100,7 @@ def run_low_rank(
     """Replaces convolutions by chains and measures batch normalisation anew.
 
     Args:
-        network: One of torchvision's ResNets: float32 [N, 3, S, S], normalised. It stays as it is.
+        network: One of torchvision's ResNets: float32 [N, 3, H, W], normalised. It stays as it is.
         config: The chain and the budget.
         context: The step's data and surroundings.
 

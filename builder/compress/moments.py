@@ -97,7 +97,7 @@ def measure_moments(
     Args:
         network: In evaluation mode, on any device; its weights no longer ask for gradients afterwards.
         names: The convolutions.
-        batches: Float32 [N, 3, S, S], normalised.
+        batches: Float32 [N, 3, H, W], normalised.
         progress: Called with (images done, images in all).
         seed: Decides the projections.
     """

@@ -113,7 +113,7 @@ def run_prune(network: nn.Module, config: PruneConfig, context: StepContext) -> 
     same result as without the kill; for `latency` so far as the engine's times had been taken.
 
     Args:
-        network: One of torchvision's ResNets: float32 [N, 3, S, S], normalised. It stays as it is.
+        network: One of torchvision's ResNets: float32 [N, 3, H, W], normalised. It stays as it is.
         config: The budget.
         context: The step's data and surroundings; for `latency` with what times two networks.
 

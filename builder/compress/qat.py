@@ -47,7 +47,7 @@ def run_qat(network: nn.Module, config: QatConfig, context: StepContext, dst: Pa
     2:4 sparsity stay zeros.
 
     Args:
-        network: Float32 [N, 3, S, S], normalised, to logits; one of torchvision's ResNets or a compressed one. It
+        network: Float32 [N, 3, H, W], normalised, to logits; one of torchvision's ResNets or a compressed one. It
             is not changed.
         config: The schedule and the loss.
         context: With the teacher, the training images and the folder of the checkpoint.

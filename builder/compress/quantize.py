@@ -228,7 +228,7 @@ def quantize_onnx(
     Args:
         src: The float32 graph, from `export_onnx`.
         dst: The file to write.
-        calibration: Real images, uint8 [M, S, S, 3]; they are read in batches and may be memory-mapped.
+        calibration: Real images, uint8 [M, H, W, 3]; they are read in batches and may be memory-mapped.
         config: Precision and calibration method. `reduce_range` reduces when it is True; "auto" is for
             `temper.builder.compress.saturation` to settle, and leaves 8 bits here.
         progress: Called with (calibration images done, images in all).

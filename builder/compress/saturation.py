@@ -99,7 +99,7 @@ def settle_range(
     Args:
         asked: `QuantizeConfig.reduce_range`: "auto", True or False.
         graph: The quantised graph, with 8-bit weights; it is not changed.
-        images: Calibration images, uint8 [N, S, S, 3]; the first 256 are used.
+        images: Calibration images, uint8 [N, H, W, 3]; the first 256 are used.
         source: As for `reduce_weights`.
         progress: Called with (runs of a graph done, runs in all) while it is measured.
 
@@ -148,7 +148,7 @@ def measure(
 
     Args:
         graph: The quantised graph.
-        images: uint8 [N, S, S, 3].
+        images: uint8 [N, H, W, 3].
         progress: Called with (runs of the graph done, runs in all).
 
     Returns:
@@ -177,7 +177,7 @@ def run_openvino(graph: Path, images: NDArray[Any], environment: dict[str, str])
 
     Args:
         graph: The ONNX file.
-        images: uint8 [N, S, S, 3].
+        images: uint8 [N, H, W, 3].
         environment: What is added to this process's: `AVX2_ONLY`, or nothing for the best that the CPU has.
 
     Returns:

@@ -95,7 +95,7 @@ def run_select(network: nn.Module, config: SelectConfig, context: StepContext) -
     """Cuts the head and the last stage to a subset of the features, and fits the head to them.
 
     Args:
-        network: One of torchvision's ResNets: float32 [N, 3, S, S], normalised. It stays as it is.
+        network: One of torchvision's ResNets: float32 [N, 3, H, W], normalised. It stays as it is.
         config: The share and the method.
         context: The step's data and surroundings.
 

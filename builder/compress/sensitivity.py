@@ -43,7 +43,7 @@ def quantize_within(
     Args:
         src: The float32 graph.
         dst: The file that `quantize` writes.
-        calibration: Real images, uint8 [M, S, S, 3].
+        calibration: Real images, uint8 [M, H, W, 3].
         quantize: Quantises `src` into `dst`.
         max_loss: In percentage points of agreement with float32 on the calibration images.
         keep_high: Nodes, or patterns, that are kept high in any case.
@@ -94,7 +94,7 @@ def scan_layers(src: Path, quantized: Path, images: NDArray[np.uint8], progress:
     Args:
         src: The float32 graph.
         quantized: The same graph with every layer quantised.
-        images: uint8 [N, S, S, 3].
+        images: uint8 [N, H, W, 3].
         progress: Called with (layers done, layers in all).
 
     Returns:

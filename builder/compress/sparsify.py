@@ -93,7 +93,7 @@ def run_sparsify(
     """Sets two of every four weights along the input channels to zero, in place, and measures batch norm anew.
 
     Args:
-        network: Takes float32 [N, 3, S, S], normalised.
+        network: Takes float32 [N, 3, H, W], normalised.
         config: The method.
         context: With the training images that `sparsegpt` looks at.
 

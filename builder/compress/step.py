@@ -39,9 +39,9 @@ class StepContext:
     train: TrainImages
     """The training split, augmented, without the images held out."""
     held_out: tuple[NDArray[np.uint8], NDArray[np.int64]]
-    """Training images set aside to score candidates with, uint8 [N, S, S, 3], and labels; never test images."""
+    """Training images set aside to score candidates with, uint8 [N, H, W, 3], and labels; never test images."""
     teacher: nn.Module
-    """The network before any compression: float32 [N, 3, S, S], normalised, to logits."""
+    """The network before any compression: float32 [N, 3, H, W], normalised, to logits."""
     folder: Path
     """The step's work folder; what a killed step left in it is still there."""
     progress: Callable[[int, int], None]
@@ -77,7 +77,7 @@ class GraphContext:
     """The data and the surroundings of a step that changes an ONNX graph."""
 
     calibration: NDArray[np.uint8]
-    """Training images, uint8 [M, S, S, 3], mapped from their file."""
+    """Training images, uint8 [M, H, W, 3], mapped from their file."""
     images: NDArray[np.uint8]
     """A few test images to compare the graph before and after on; nothing may be chosen by them."""
     folder: Path
@@ -171,7 +171,7 @@ class NetworkStep(Step[Config]):
         """Changes a network.
 
         Args:
-            network: Float32 [N, 3, S, S], normalised, to logits; it may be changed in place.
+            network: Float32 [N, 3, H, W], normalised, to logits; it may be changed in place.
             config: The settings.
             context: The data and the surroundings.
 
@@ -190,7 +190,7 @@ class GraphStep(Step[Config]):
 
     @abstractmethod
     def run(self, source: Path, target: Path, config: Config, context: GraphContext) -> dict[str, Any]:
-        """Writes a changed graph: input UINT8 [N, S, S, 3], output FP32 [N, classes], as the source has them.
+        """Writes a changed graph: input UINT8 [N, H, W, 3], output FP32 [N, classes], as the source has them.
 
         Args:
             source: The graph.

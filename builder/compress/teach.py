@@ -66,7 +66,7 @@ def teach(
     """Trains a network, in place, to answer as the teacher does; an interrupted run goes on after its last epoch.
 
     Args:
-        network: The student: float32 [N, 3, S, S], normalised, to logits. It comes back on the CPU in evaluation
+        network: The student: float32 [N, 3, H, W], normalised, to logits. It comes back on the CPU in evaluation
             mode.
         config: The schedule and the loss.
         context: With the teacher, the training images and the folder of the checkpoint.

@@ -97,13 +97,13 @@ def build_engine(
         onnx_path: The graph, float32, half precision or Q/DQ.
         folder: Receives the engine file.
         config: Of the wanted kind, from `pick_engine`: batch sizes, precision, portability, limits.
-        images: uint8 [N, S, S, 3] to run it on, where this machine can.
+        images: uint8 [N, H, W, 3] to run it on, where this machine can.
         reference: PyTorch's logits of the images, float32 [N, classes].
         limits: How far the engine may be from them.
         precision: The variant's, `fp32`, `fp16`, `bf16`, `int8` or `fp8`: what the engine's audit expects.
         sparse_weights: Sparse kernels may be used; the weights must be 2:4.
         timing_cache: TensorRT's timings, read when there and written back; builds get shorter and more alike.
-        module: Where the kind wants one: uint8 [N, S, S, 3] to logits, with its quantisers.
+        module: Where the kind wants one: uint8 [N, H, W, 3] to logits, with its quantisers.
 
     Returns:
         kind, file (in `folder`), size_bytes, and what the kind adds.

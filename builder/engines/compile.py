@@ -91,7 +91,7 @@ def try_convolution(trt: Any) -> str | None:
 
 
 def image_shape(onnx_path: Path) -> tuple[int, ...]:
-    """Returns the shape of a graph's input without the batch: (S, S, 3)."""
+    """Returns the shape of a graph's input without the batch: (H, W, 3)."""
     import onnx
 
     (graph_input,) = onnx.load(onnx_path, load_external_data=False).graph.input

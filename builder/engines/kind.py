@@ -31,7 +31,7 @@ _LARGEST_BATCH = 4096
 _MOST_INSTANCES = 256
 
 Run = Callable[["NDArray[np.uint8]"], "NDArray[np.float32]"]
-"""A graph in this process: uint8 [N, S, S, 3] to float32 logits [N, classes]."""
+"""A graph in this process: uint8 [N, H, W, 3] to float32 logits [N, classes]."""
 RunOutputs = Callable[["NDArray[np.uint8]"], "dict[str, NDArray[np.float32]]"]
 """The same, to all outputs of the graph by name."""
 
@@ -156,7 +156,7 @@ class BuildJob(Generic[Config]):
     config: Config
     """Batch sizes, portability, limits."""
     images: NDArray[np.uint8] | None = None
-    """uint8 [N, S, S, 3] to run it on, where this machine can."""
+    """uint8 [N, H, W, 3] to run it on, where this machine can."""
     precision: str = "fp32"
     """The variant's, `fp32`, `fp16`, `bf16`, `int8` or `fp8`."""
     sparse_weights: bool = False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CompareLatency = Callable[["nn.Module", "nn.Module"], tuple[float, float]]
-"""Takes two networks, float32 [N, 3, S, S] to logits, and returns their latencies in ms at batch 1."""
+"""Takes two networks, float32 [N, 3, H, W] to logits, and returns their latencies in ms at batch 1."""
 
 _WARMUP = 5
 _ROUNDS = 40

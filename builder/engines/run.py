@@ -80,7 +80,7 @@ class LoadedEngine:
         """Returns the logits of images.
 
         Args:
-            images: uint8 [N, S, S, 3].
+            images: uint8 [N, H, W, 3].
             max_batch: The profile's largest batch.
 
         Returns:

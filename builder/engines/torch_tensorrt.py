@@ -43,11 +43,11 @@ def compile_module(
 
     Args:
         kind: TensorRT or TensorRT-RTX.
-        module: uint8 [N, S, S, 3] to float32 logits, a `served.Served`; quantised ones hold ModelOpt's
+        module: uint8 [N, H, W, 3] to float32 logits, a `served.Served`; quantised ones hold ModelOpt's
             quantisers. It is not changed.
         config: The batches.
         project: The package that drives the kind, as pip knows it.
-        image_shape: (S, S, 3).
+        image_shape: (H, W, 3).
         precision: `fp32` leaves the module as it is, `bf16` converts it, and everything else makes what is not
             quantised float16.
         hardware_compatible: The plan runs on Ampere and later.
@@ -99,7 +99,7 @@ def export_module(
     Args:
         module: As for `compile_module`.
         config: The batches.
-        image_shape: (S, S, 3).
+        image_shape: (H, W, 3).
         precision: As for `compile_module`.
 
     Returns:

@@ -132,7 +132,7 @@ def try_reading(
         runs_in: What runs it.
         model: The graph.
         outputs: Names of its tensors, beside its own outputs.
-        images: uint8 [N, S, S, 3], at least one; of more than a batch some are taken, evenly spread.
+        images: uint8 [N, H, W, 3], at least one; of more than a batch some are taken, evenly spread.
 
     Raises:
         EngineError: The graph is refused.
@@ -173,7 +173,7 @@ def run_logits(
     Args:
         runs_in: What runs it.
         model: The graph.
-        images: uint8 [N, S, S, 3], at least one; they may be mapped from a file.
+        images: uint8 [N, H, W, 3], at least one; they may be mapped from a file.
         rows: Which of them, [n]; all when not given.
         progress: Called with the number of images done.
 

@@ -84,7 +84,7 @@ class Blame:
         Args:
             float_graph: The graph before the quantisation.
             graph: The same after it, with Q/DQ pairs.
-            images: uint8 [N, S, S, 3], at least one; they may be mapped from a file.
+            images: uint8 [N, H, W, 3], at least one; they may be mapped from a file.
             runs_in: What runs the two.
             seed: Decides the resamples.
 

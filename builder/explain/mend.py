@@ -34,7 +34,7 @@ def measure_mended(
 
     Args:
         graphs: The three, in this order.
-        images: uint8 [N, S, S, 3]; they may be mapped from a file.
+        images: uint8 [N, H, W, 3]; they may be mapped from a file.
         runs_in: What runs them.
         timed: The engine that latencies are taken in; None where none runs in process.
         folder: Receives answers.npy, int64 [3, N].

@@ -103,6 +103,8 @@ class Card(Record):
     """An ensemble: what images go through before its members, in order; added when it is published."""
     model: str | None = None
     """The model's name; added when it is published."""
+    preprocessing: dict[str, Any] | None = None
+    """How an image is made into what it takes, as config.pbtxt has it; added when it is published."""
     graph_sha256: str | None = None
     """SHA-256 of the graph that every plan was built from; added when it is published."""
     engine_file: CardEngine | None = None

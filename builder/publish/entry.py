@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -327,8 +327,10 @@ def _completed(entry: Entry, newest: Path | None) -> Entry:
 
 def _render_texts(entry: Entry, version: int) -> dict[str, bytes]:
     """Returns the version's files but for the engines; SHA256SUMS is what `sha256sum --check` reads."""
+    how = entry.config.preprocessing
+    card = entry.card if how is None else {**entry.card, "preprocessing": asdict(how)}
     texts = {
-        CARD_FILE: (json.dumps(entry.card, indent=1, default=str) + "\n").encode(),
+        CARD_FILE: (json.dumps(card, indent=1, default=str) + "\n").encode(),
         CONFIG_FILE: render_config(entry.config, version=version, label_filename=f"{version}/{LABELS_FILE}"),
         LABELS_FILE: entry.labels,
     }

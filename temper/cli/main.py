@@ -254,7 +254,7 @@ def explain(recipe: Path, **settings: Any) -> None:
 @click.option("--num-images", type=click.IntRange(min=2), default=24, show_default=True, help="Images to compare.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws them.")
 @click.option(
-    "--limit", "limit_s", type=click.FloatRange(min=1), default=40.0, show_default=True, help="Seconds to search."
+    "--limit", "limit_s", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Seconds to search."
 )
 @url_option()
 @repository_option

@@ -123,14 +123,16 @@ class Parity(Record):
     """Of how many torchvision's own reading and transforms give the very pixels that are tested."""
     max_pixel_diff: float
     """The largest difference of a pixel, 0 to 255."""
-    agreement: float
-    """Share of the images with the same answer, 0 to 1."""
+    agreement: Share
+    """Share of the images with the same answer."""
     relative_rms: float
     """Of the logits' differences, as a share of their standard deviation."""
     max_abs_diff: float
     """The largest difference of a logit."""
     max_abs_logit: float
     """The owner's largest logit."""
+    runtime: Literal["PyTorch", "ONNX Runtime"]
+    """What ran the owner's network: PyTorch, or ONNX Runtime where it came as an ONNX file."""
     retries: dict[str, int]
     """Requests that were sent again, by the kind of error that made it necessary."""
 

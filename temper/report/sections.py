@@ -184,14 +184,15 @@ def parity(report: Report) -> str:
     if first.num_same_pixels < first.num_images:
         pixels += f", the others differ by up to {text.number(first.max_pixel_diff)} of 255"
     note = (
-        "Raw files by torchvision's own reading and transforms and PyTorch before any compression, against the "
-        f"files as a client sends them and the server's answer. {pixels}. What a compressed variant differs by is "
-        "the compression; what an uncompressed one differs by is how it is served."
+        f"Raw files by torchvision's own reading and transforms and {first.runtime} before any compression, "
+        f"against the files as a client sends them and the server's answer. {pixels}. What a variant that is "
+        "compressed, an ensemble or behind a defence differs by is that; what any other differs by is how it is "
+        "served. Small print: 95 % intervals (Wilson)."
     )
     rows = (
         [
             name,
-            text.percent(one.agreement),
+            share(one.agreement),
             text.fine_percent(one.relative_rms),
             html.with_note(f"{one.max_abs_diff:.1g}", f"largest logit {one.max_abs_logit:.3g}"),
         ]

@@ -139,36 +139,50 @@ class Measurements:
         libraries = ("onnxruntime-gpu",)
         return self._run("agreement", target, config, make, _note_agreement, code=code, libraries=libraries)
 
-    def parity(self, target: Subject, setting: Setting, weights: Artifact) -> Artifact:
+    def parity(self, target: Subject, setting: Setting, owner: Artifact) -> Artifact:
         """How far the served answers are from the network as its owner evaluates it, on the first test images.
 
-        The owner's: the raw files by torchvision's reading and transforms, then PyTorch, before any compression.
         The served ones: the files as a client sends them, with the preprocessing that the server says.
+
+        Args:
+            target: Who is asked.
+            setting: The recipe's.
+            owner: From `owners_answers`.
         """
-        num_images = min(_MAX_PARITY, len(self.test_images()[0]))
-        owner = self._answer_files(setting, weights, num_images)
 
         def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
-            del folder
+            del folder, stage
             from temper.builder.data.prepare import open_tests
             from temper.builder.network.export import compare_logits
             from temper.client.accuracy import read_scores
             from temper.client.client import Client
             from temper.client.images import preprocessing_of, take_image
+            from temper.client.stats import proportion
 
+            expected = np.load(owner.path / OWNER_LOGITS_FILE)
             with Client(url) as client:
                 how = preprocessing_of(client.model_info(target.model, str(target.version)))
-            images = np.stack([take_image(image, how) for image in open_tests(setting.data, num_images)])
+            images = np.stack([take_image(image, how) for image in open_tests(setting.data, len(expected))])
             served, retries = read_scores(url, target.model, images, version=str(target.version))
             served = np.nan_to_num(served, nan=0.0, posinf=0.0, neginf=0.0)
-            compared = compare_logits(np.load(owner.path / OWNER_LOGITS_FILE), served)
-            pixels = {name: owner.info[name] for name in ("num_same_pixels", "max_pixel_diff")}
-            return {**compared, **pixels, "retries": retries}
+            return {
+                **compare_logits(expected, served),
+                "agreement": proportion(expected.argmax(1) == served.argmax(1)),
+                **{name: owner.info[name] for name in ("num_same_pixels", "max_pixel_diff")},
+                "runtime": _runtime(setting),
+                "retries": retries,
+            }
 
         code = ("temper.client.accuracy", "temper.client.images", "temper.builder.network.export")
         return self._run("parity", target, {"owner": owner.digest}, make, _note_parity, code=code)
 
-    def _answer_files(self, setting: Setting, weights: Artifact, num_images: int) -> Artifact:
+    def owners_answers(self, setting: Setting, weights: Artifact) -> Artifact:
+        """What the network answers as its owner evaluates it, before any compression.
+
+        The raw files by torchvision's reading and transforms, then PyTorch; an ONNX file by ONNX Runtime.
+        """
+        num_images = min(_MAX_PARITY, len(self.test_images()[0]))
+        libraries = {"PyTorch": ("torch",), "ONNX Runtime": ("onnx", "onnxruntime-gpu")}[_runtime(setting)]
         with self.display.stage("the owner's evaluation") as shown:
 
             def make(folder: Path) -> dict[str, Any]:
@@ -182,10 +196,10 @@ class Measurements:
                 [self.data, weights],
                 make,
                 code=("temper.builder.network.parity",),
-                libraries=("torch", "torchvision", "pillow"),
+                libraries=(*libraries, "torchvision", *setting.data.libraries),
             )
             shown.reused = artifact.reused
-            shown.note = f"{num_images} files by torchvision and PyTorch"
+            shown.note = f"{num_images} files by torchvision and {_runtime(setting)}"
         return artifact
 
     def load(self, target: Subject, config: LoadConfig) -> Artifact:
@@ -313,7 +327,7 @@ class Measurements:
         return read_labels(self.data.path / LABELS_FILE)
 
     def test_images(self) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
-        """The test images, mapped, uint8 [N, S, S, 3], and their labels, int64 [N]."""
+        """The test images, mapped, uint8 [N, H, W, 3], and their labels, int64 [N]."""
         images = np.load(self.data.path / TEST_IMAGES_FILE, mmap_mode="r")
         return images, np.load(self.data.path / TEST_LABELS_FILE)
 
@@ -380,9 +394,16 @@ def _note_agreement(info: dict[str, Any]) -> str:
     return f"{text.percent(info['agreement'])} as in exact arithmetic, logits {rms} of their spread apart"
 
 
+def _runtime(setting: Setting) -> str:
+    """Who runs the network as its owner does."""
+    return "PyTorch" if setting.model.graph is None else "ONNX Runtime"
+
+
 def _note_parity(info: dict[str, Any]) -> str:
     rms = text.fine_percent(info["relative_rms"])
-    return f"{text.percent(info['agreement'])} as its owner evaluates it, logits {rms} of their spread apart"
+    return (
+        f"{text.percent(info['agreement']['value'])} as its owner evaluates it, logits {rms} of their spread apart"
+    )
 
 
 def _note_load(info: dict[str, Any]) -> str:

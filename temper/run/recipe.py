@@ -6,6 +6,7 @@ written twice. This file reads the TOML, checks it strictly and says what is wro
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -164,6 +165,13 @@ class Recipe:
                 seen[key] = index
         if self.data.num_test is not None:
             self._check_num_test(self.data.num_test, "data.num_test")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the recipe with its defaults, as the report has it; an ONNX file has no `arch` but its own."""
+        found = dataclasses.asdict(self)
+        if self.model.graph is not None:
+            del found["model"]["arch"]
+        return found
 
     def reference_of(self, attack: AttackConfig) -> str | None:
         """The variant that an attack compares the others with; None of one that compares with none."""

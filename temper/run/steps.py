@@ -52,7 +52,7 @@ def measure_steps(
     Args:
         built: The variant.
         store: Keeps the measurements.
-        images: Test images, uint8 [N, S, S, 3]; the first 2,000 are used.
+        images: Test images, uint8 [N, H, W, 3]; the first 2,000 are used.
         labels: Their labels, int64 [N].
         engine: From `latency.timing_engine`.
         display: Shows one line for each measurement that has to run.

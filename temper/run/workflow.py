@@ -7,7 +7,6 @@ started again, what was measured until then is reported all the same.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from temper.progress import Display
 from temper.report import EXPLAIN_FILE, EXPLAIN_PAGE_FILE, write_explanation, write_report
 from temper.report.answer import TELLING
 from temper.report.explained import Explanation
+from temper.report.measured import Share
 from temper.report.model import (
     FORMAT,
     Calibration,
@@ -354,8 +354,10 @@ class _Run:
     def _measure_parity(self, targets: Sequence[Subject]) -> None:
         setting = Setting(data=self.recipe.data, model=self.recipe.model, train=self.recipe.train)
         weights = next(one.weights for one in self.built if one.weights is not None)
+        owner = self.measurements.owners_answers(setting, weights)
         for target in targets:
-            parity = Parity.of(self.measurements.parity(target, setting, weights).info)
+            found = self.measurements.parity(target, setting, owner).info
+            parity = Parity.of(found, agreement=Share(**found["agreement"]))
             self.variants[target.name] = replace(self.variants[target.name], parity=parity)
 
     def _load(self, target: Subject) -> None:
@@ -413,7 +415,7 @@ class _Run:
             commit=commit(),
             machine=Machine.of(here, flags=tuple(here["flags"]), gpu=Gpu.of(here["gpu"]) if here["gpu"] else None),
             versions=versions(),
-            config=dataclasses.asdict(self.recipe),
+            config=self.recipe.to_json(),
             data=self.built[0].data.info,
             variants=variants,
             comparisons=tuple(

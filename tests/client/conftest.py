@@ -58,7 +58,7 @@ class Endpoint:
 
 
 def write_classifier(path: Path, weights: npt.NDArray[Any], hidden: npt.NDArray[Any] | None = None) -> Path:
-    """An ONNX classifier of uint8 [N, S, S, 3]: a matrix, behind a hidden layer when one is given."""
+    """An ONNX classifier of uint8 [N, H, W, 3]: a matrix, behind a hidden layer when one is given."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

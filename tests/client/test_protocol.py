@@ -146,6 +146,35 @@ def test_newest_version_is_the_largest_number() -> None:
     assert protocol.model_info("m", "", _metadata(), config).version == "10"
 
 
+PREPROCESSING = [
+    ("", None, None),
+    ("imagenet", None, None),  # what somebody else's model means by it
+    ('["resize", 256]', None, None),
+    ('{"height": 4, "width": 5, "resize": [6, 7]}', (6, 7), None),
+    ('{"height": 4}', None, "missing 1 required keyword-only argument: 'width'"),
+    ('{"height": 4, "width": 5, "resize": 1e9}', None, "resize: got 1000000000.0, expected 1 to 4096 pixels"),
+    ('{"height": 4', None, "expected what Temper writes .*delimiter"),
+    ('{"a":' * 100_000, None, "maximum recursion depth exceeded"),
+]
+
+
+@pytest.mark.parametrize(
+    ("stated", "resize", "message"), PREPROCESSING, ids=[row[0][:20] for row in PREPROCESSING]
+)
+def test_preprocessing_is_read_where_it_is_temper_s(
+    stated: str, resize: tuple[int, int] | None, message: str | None
+) -> None:
+    config = pb.ModelConfigResponse(config={"max_batch_size": 8}).config
+    config.parameters["preprocessing"].string_value = stated
+    if message is not None:
+        with pytest.raises(InvalidRequest, match=f"^model m: its config.pbtxt's .*{message}.*; publish it again$"):
+            protocol.model_info("m", "", _metadata(), config)
+        return
+    info = protocol.model_info("m", "", _metadata(), config)
+    assert (info.preprocessing is None) == (resize is None)
+    assert info.preprocessing is None or info.preprocessing.resize == resize
+
+
 def test_models_that_are_no_classifiers_are_refused() -> None:
     config = pb.ModelConfigResponse(config={"max_batch_size": 8}).config
     with pytest.raises(InvalidRequest, match=r"model m: got 2 inputs \(in0, in1\) .*expected one image input"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ _GO_ALONG = 0.7
 _MOST, _NEARLY_ALL, _LITTLE = 0.5, 0.95, 0.3
 _CLEARLY = 0.8
 """What the named cause leaves is less than this share of what the next one leaves."""
+_GEOMETRY = ("resize filter", "size and crop", "exif")
 _PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8", "int8 of 7 bits", "int8, saturating")
 _MENDS: dict[Precision, str] = {
     "fp16": "if fp16 is meant, say `--precision fp16`; else take the cast or `precision_hint` out, publish again",
@@ -100,6 +102,8 @@ def judge(
     if bench.has_probabilities and right.output == "logits":
         softmax = next(one for one in causes(right, known) if one.changes == {"output": "softmax"})
         seen, right = [Cause(hypothesis=softmax, share=_all())], softmax.apply(right)
+    end = time.monotonic() + limit_s
+    bench = bench.affordable(right, limit_s)
     before = bench.try_on((), right)
     scores = bench.scores(right)
     at_start, level = relative(before.squares, scores), _level(bench, right, precision)
@@ -107,8 +111,8 @@ def judge(
         return Verdict(
             agrees=not seen, before=at_start, level=level, left=at_start, causes=tuple(seen), candidates=()
         )
-    tried, is_late = search(bench, right, causes(right, known, sent), limit_s, progress)
-    court = _Court(bench, right, before, scores, level, known)
+    tried, is_late = search(bench, right, causes(right, known, sent), end, progress)
+    court = _Court(bench, right, before, scores, level, known, None if precision.startswith("int8") else end)
     candidates = tuple((one, explained(before.squares, one.squares)) for one in tried[:5] if one.parts)
     found, left = court.name(tried, at_level=at_start <= level)
     if not found and at_start <= level and precision == "int8":
@@ -148,7 +152,9 @@ class _Court:
         scores: NDArray[np.float32],
         level: float,
         known: Known,
+        end: float | None,
     ) -> None:
+        self.end = end
         self.bench, self.right, self.before, self.scores, self.level = bench, right, before, scores, level
         self.known = known
 
@@ -162,14 +168,15 @@ class _Court:
         best = self._simplest(tried)
         left = relative(best.squares, self.scores)
         share = explained(self.before.squares, best.squares)
-        rest = None if left <= self.level or at_level else self._precision(best)
+        is_most = share["low"] >= _MOST or not best.parts
+        rest = self._precision(best) if is_most and left > self.level and not at_level else None
         if not best.parts:
             return ([rest] if rest else []), left
         enough = share["low"] >= _MOST and (left <= self.level or rest is not None)
         enough = enough or (share["low"] >= _NEARLY_ALL and not at_level)
         rivals = self._rivals(best, tried)
         if not enough or (rivals and left > self.level):
-            alone = None if at_level else self._precision(self.before)
+            alone = None if at_level or is_most else self._precision(self.before)
             return ([alone] if alone else []), relative(self.before.squares, self.scores)
         note = f"on these images no different from {'; '.join(one.words for one in rivals)}" if rivals else ""
         found = [Cause(hypothesis=part, share=share, note=note) for part in best.parts]
@@ -207,12 +214,13 @@ class _Court:
         best: tuple[float, Precision, Estimate] | None = None
         if _correlation(varying(self.bench.served), varying(self.bench.scores(tried.how))) < _GO_ALONG:
             return None
+        ratio = 1.0
         for precision in _PRECISIONS:
-            alike, ratio = self._likeness(tried, precision)
-            if (
-                precision == "int8" and ratio < 1
-            ):  # saturation only adds to what rounding does, and is slow to imitate
+            # Saturation, the last, only adds to what rounding does, and is slow to imitate.
+            is_over = self.end is not None and time.monotonic() > self.end
+            if precision == "int8, saturating" and (is_over or ratio < _LITTLE):
                 break
+            alike, ratio = self._likeness(tried, precision)
             is_like = alike["value"] > _LIKE and alike["low"] > 0 and 1 / _MAX_RATIO < ratio < _MAX_RATIO
             if is_like and (best is None or alike["value"] > best[0]):
                 best = (alike["value"], precision, alike)
@@ -252,12 +260,18 @@ class _Court:
         """Other weights, where nothing explains more than a little; else the words that say what explains most."""
         best = next((one for one in tried if one.parts), self.before)
         share = explained(self.before.squares, best.squares)
-        alike = max(_correlation(varying(self.bench.served), varying(self.bench.scores(one.how))) for one in tried)
+        # An order that was found by values explains something of any scores, and so does what is the same for all
+        # images: their own mean.
+        plain = [one for one in tried if one.how.order is None]
+        served = self.bench.served
+        null = min(self.before.left, float(((served - served.mean(axis=0)) ** 2).sum()))
+        most = 1 - min(one.left for one in plain) / null
+        alike = max(_correlation(varying(self.bench.served), varying(self.bench.scores(one.how))) for one in plain)
         words = f"nothing explains it; {best.words} explains most, {100 * max(share['value'], 0):.0f} %"
         localised = self._localise(probe()) if probe is not None else ""
         if localised:
             return [], f"{words}. {localised}"
-        if share["value"] >= _LITTLE or (probe is None and alike >= _LITTLE):
+        if most >= _LITTLE or (probe is None and alike >= _LITTLE):
             return [], f"{words}. Other weights, or a way to prepare images that is not in the table"
         known = self.known.weights[0]
         mend = f"publish the graph of {known} again, or give the checkpoint that is served as --weights"
@@ -284,6 +298,8 @@ class _Court:
                 "is in how images are sized, cut, turned or decoded"
             )
         for one in causes(self.right, self.known):
+            if one.kind in _GEOMETRY or relative(flat.try_on((one,), self.right, 2).squares, scores) > self.level:
+                continue
             if relative(flat.try_on((one,), self.right).squares, scores) <= self.level:
                 return f"Flat images are answered as with {one.words}: beside it, images are sized otherwise"
         if all(relative(sums[index : index + 1], scores) <= self.level for index in (BLACK, WHITE)):

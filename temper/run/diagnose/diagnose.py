@@ -68,7 +68,7 @@ class Question:
     """How many images are compared."""
     seed: int = 0
     """Draws them."""
-    limit_s: float = 40.0
+    limit_s: float = 30.0
     """How long to search, in seconds."""
 
 

@@ -119,16 +119,7 @@ class Picture:
         return self.image if method is None else self.image.transpose(method)
 
 
-FLAT = (
-    (0, 0, 0),
-    (255, 255, 255),
-    (128, 128, 128),
-    (255, 0, 0),
-    (0, 255, 0),
-    (0, 0, 255),
-    (200, 120, 40),
-    (30, 60, 90),
-)
+FLAT = ((0, 0, 0), (255, 255, 255), (200, 120, 40), (30, 60, 90))
 """Colours of pictures that no way of sizing them changes."""
 BLACK, WHITE = 0, 1
 

@@ -23,6 +23,8 @@ _FEW = 4
 """Images that every cause is tried on: a wrong one is far off on any."""
 _NUM_BEST = 4
 """Causes that are tried on all images, and that others are joined to."""
+_NUM_WHOLE, _AT_LEAST = 16, 8
+"""How often all images are gone through in a search, about; and how many they are at least."""
 _GOOD = 1e-4
 """The share of the difference that a cause may leave and still be all there is to look for."""
 
@@ -52,17 +54,31 @@ class Tried:
 class Bench:
     """The images, the networks, and what was served: scores any pipeline against it."""
 
-    def __init__(self, pictures: Sequence[Picture], networks: Networks, served: NDArray[np.float32]) -> None:
-        """Takes the pictures in the order in which they were answered, and the answers [N, classes]."""
-        self._pictures, self._networks = pictures, networks
+    def __init__(
+        self, pictures: Sequence[Picture], networks: Networks, served: NDArray[np.float32], num: int | None = None
+    ) -> None:
+        """Takes the pictures in the order in which they were answered, and the answers [N, classes].
+
+        Of these the first `num` are compared; the others only complete the batches that they were answered in.
+        """
+        self._pictures, self._networks, self._answers = pictures, networks, served
+        served = served[:num]
         self.has_probabilities = are_probabilities(served)
         self.served = as_logits(served) if self.has_probabilities else served
         self._fitted: dict[tuple[object, ...], NDArray[np.uint8]] = {}
         self._logits: dict[tuple[object, ...], NDArray[np.float32]] = {}
 
+    def affordable(self, how: Pipeline, limit_s: float) -> Bench:
+        """The same on so many of the images that a search has the time for; at least some."""
+        started = time.monotonic()
+        self.scores(how, _FEW)
+        image_s = (time.monotonic() - started) / min(_FEW, len(self))
+        num = max(_AT_LEAST, int(limit_s / 2 / _NUM_WHOLE / image_s))
+        return self if num >= len(self) else Bench(self._pictures, self._networks, self._answers, num)
+
     def __len__(self) -> int:
-        """The number of images."""
-        return len(self._pictures)
+        """The number of images that are compared."""
+        return len(self.served)
 
     def scores(self, how: Pipeline, num: int | None = None) -> NDArray[np.float32]:
         """What a pipeline makes of the first images, as the served scores are compared: [num, classes]."""
@@ -88,11 +104,13 @@ class Bench:
 
     def values(self, how: Pipeline) -> NDArray[np.float32]:
         """What the network is given, of all images: float32 [N, 3, H, W]."""
-        return normalise(self._fit(how, len(self)), how)
+        return normalise(self._fit(how, len(self._pictures)), how)
 
     def _run(self, how: Pipeline, num: int) -> NDArray[np.float32]:
         size = how.batch_norm or 1
-        whole = min(len(self), -(-num // size) * size)  # a batch's statistics are those of all its images
+        whole = min(
+            len(self._pictures), -(-num // size) * size
+        )  # a batch's statistics are those of all its images
         key = (how.pixels, how.batch_norm, how.network, how.precision)
         known = self._logits.get(key)
         if known is None or len(known) < whole:
@@ -108,7 +126,7 @@ class Bench:
 
 
 def search(
-    bench: Bench, right: Pipeline, single: Sequence[Hypothesis], limit_s: float, progress: Progress
+    bench: Bench, right: Pipeline, single: Sequence[Hypothesis], end: float, progress: Progress
 ) -> tuple[list[Tried], bool]:
     """Tries causes until one leaves next to nothing, or the time is over.
 
@@ -116,16 +134,16 @@ def search(
         bench: The images and what was served.
         right: The pipeline that the causes change.
         single: The causes.
-        limit_s: When to begin no further try, in seconds from now.
+        end: When to begin no further try, by `time.monotonic`.
         progress: Called with (tries done, tries in all).
 
     Returns:
         What was tried on all images, the best first, the right pipeline among them; and whether the time was over
         before all was tried.
     """
-    end = time.monotonic() + limit_s
-    few, total = min(_FEW, len(bench)), len(single) * (1 + _NUM_BEST)
     before = bench.try_on((), right)
+    few = min(_FEW if len(bench) > _AT_LEAST else _FEW // 2, len(bench))  # few images are slow ones
+    total = len(single) * (1 + _NUM_BEST)
     singles: list[Tried] = []
     late = False
     for done, cause in enumerate(single):

@@ -42,14 +42,14 @@ class Explained:
     """One network's maps of some images."""
 
     integrated_gradients: Maps
-    """[n, S, S], in units of the logit: the sum over the channels; positive where the pixel speaks for it."""
+    """[n, H, W], in units of the logit: the sum over the channels; positive where the pixel speaks for it."""
     completeness_error: npt.NDArray[np.float64]
     """[n]: how far a map's sum is from what it has to be, the logit's change from the baseline to the image, as
     a share of the range of the image's logits."""
     grad_cam: Maps
-    """[n, S, S], from 0: where the last feature maps speak for the class."""
-    side: int
-    """Rows of these feature maps."""
+    """[n, H, W], from 0: where the last feature maps speak for the class."""
+    places: tuple[int, int]
+    """Rows and columns of these feature maps."""
 
 
 def pick_disagreements(first: Classes, second: Classes, labels: Classes, num_images: int) -> tuple[Classes, str]:
@@ -78,7 +78,7 @@ def pick_disagreements(first: Classes, second: Classes, labels: Classes, num_ima
 
 
 def mean_image(images: Images) -> Maps:
-    """Averages images, evenly spread over all, into the baseline of `explain_answers`, float32 [S, S, 3]."""
+    """Averages images, evenly spread over all, into the baseline of `explain_answers`, float32 [H, W, 3]."""
     spread = np.linspace(0, len(images) - 1, min(len(images), _MAX_BASELINE)).astype(np.int64)
     total = np.zeros(images.shape[1:])
     for index in spread:
@@ -101,9 +101,9 @@ def explain_answers(
 
     Args:
         path: The variant's ONNX file.
-        images: uint8 [n, S, S, 3].
+        images: uint8 [n, H, W, 3].
         classes: What is explained of each, int64 [n].
-        baseline: From `mean_image`, float32 [S, S, 3].
+        baseline: From `mean_image`, float32 [H, W, 3].
         num_steps: Points between baseline and image where gradients are taken.
         after_image: Called after each image.
 
@@ -114,8 +114,8 @@ def explain_answers(
 
     surrogate = Surrogate([path])
     gradients, errors = integrated_gradients(surrogate, images, classes, baseline, num_steps, after_image)
-    grad_cams, side = grad_cam(surrogate, images, classes)
-    return Explained(integrated_gradients=gradients, completeness_error=errors, grad_cam=grad_cams, side=side)
+    grad_cams, places = grad_cam(surrogate, images, classes)
+    return Explained(integrated_gradients=gradients, completeness_error=errors, grad_cam=grad_cams, places=places)
 
 
 def integrated_gradients(
@@ -151,11 +151,13 @@ def integrated_gradients(
     return maps, errors
 
 
-def grad_cam(surrogate: Surrogate, images: Images, classes: Classes, min_side: int = MIN_SIDE) -> tuple[Maps, int]:
-    """Returns Grad-CAM's maps, and the rows of the feature maps that they were enlarged from, bilinearly."""
+def grad_cam(
+    surrogate: Surrogate, images: Images, classes: Classes, min_side: int = MIN_SIDE
+) -> tuple[Maps, tuple[int, int]]:
+    """Returns Grad-CAM's maps, and rows and columns of what they were enlarged from, bilinearly."""
     import torch
 
-    maps, side, batch = np.empty(images.shape[:3], np.float32), 0, _batch_size(images)
+    maps, places, batch = np.empty(images.shape[:3], np.float32), (0, 0), _batch_size(images)
     for first in range(0, len(images), batch):
         part = slice(first, first + batch)
         pixels = torch.from_numpy(np.array(images[part], np.float32)).to(surrogate.device)
@@ -165,8 +167,8 @@ def grad_cam(surrogate: Surrogate, images: Images, classes: Classes, min_side: i
         weights = gradient.mean((2, 3), keepdim=True)
         coarse = (weights * features.detach()).sum(1, keepdim=True).relu()
         fine = torch.nn.functional.interpolate(coarse, images.shape[1:3], mode="bilinear")
-        maps[part], side = fine[:, 0].cpu().numpy(), features.shape[2]
-    return maps, side
+        maps[part], places = fine[:, 0].cpu().numpy(), (features.shape[2], features.shape[3])
+    return maps, places
 
 
 def write_attributions(
@@ -184,7 +186,7 @@ def write_attributions(
 
     Args:
         folder: Where the files go; made when missing.
-        images: All test images, uint8 [N, S, S, 3]; they may be mapped from a file.
+        images: All test images, uint8 [N, H, W, 3]; they may be mapped from a file.
         labels: Theirs, int64 [N].
         class_names: Of all classes.
         networks: Of each of the two its variant's name, its ONNX file and its answers to all test images.
@@ -237,8 +239,8 @@ def write_attributions(
 
 def _notes(names: Sequence[str], explained: Sequence[Explained]) -> Iterator[str]:
     for name, found in zip(names, explained, strict=True):
-        side, error = found.side, found.completeness_error.max()
-        yield f"{name}: Grad-CAM tells {side}x{side} places of an image apart, and is enlarged from them"
+        (rows, columns), error = found.places, found.completeness_error.max()
+        yield f"{name}: Grad-CAM tells {rows}x{columns} places of an image apart, and is enlarged from them"
         if error > _MAX_ERROR:
             yield (
                 f"{name}: the sum of the integrated gradients is off by up to {text.percent(error)} of the range "

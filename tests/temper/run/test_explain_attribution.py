@@ -86,7 +86,7 @@ def test_maps_in_every_precision_are_like_those_of_float32_and_complete(
     images, baseline, path = sample.images[:NUM_IMAGES], mean_image(sample.images), make_graph(precision)
     labels = sample.labels[:NUM_IMAGES]
     found = explain_answers(path, images, labels, baseline, num_steps=32)
-    assert found.side == 4
+    assert found.places == (4, 4)
     # Complete against the graph as ONNX Runtime runs it, not by the method's own word.
     logits = run_onnx(path, images)
     with torch.no_grad():
@@ -103,29 +103,29 @@ def correlations(ours: Any, theirs: Any) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("arch", "size", "layer", "side"),
+    ("arch", "size", "layer", "places"),
     [
-        ("resnet18", 32, "model.layer2", 4),
-        ("resnet50", 64, "model.layer3", 4),
-        ("resnet18", 128, "model.layer4", 4),
+        ("resnet18", (32, 32), "model.layer2", (4, 4)),
+        ("resnet50", (64, 64), "model.layer3", (4, 4)),
+        ("resnet18", (128, 192), "model.layer4", (4, 6)),
     ],
 )
 def test_grad_cam_is_that_of_captum_on_the_network(
-    tmp_path: Path, arch: Any, size: int, layer: str, side: int
+    tmp_path: Path, arch: Any, size: tuple[int, int], layer: str, places: tuple[int, int]
 ) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_model(ModelConfig(arch=arch), 3)
     served = Served(network, mean=IMAGENET_MEAN, std=IMAGENET_STD).eval()
     export_onnx(network, tmp_path / "model.onnx", image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3, *size, 3)).astype(np.uint8)
     classes = np.arange(3)
-    found, found_side = grad_cam(Surrogate([tmp_path / "model.onnx"], device="cpu"), images, classes)
-    assert (found.shape, found_side) == (images.shape[:3], side)
+    found, found_places = grad_cam(Surrogate([tmp_path / "model.onnx"], device="cpu"), images, classes)
+    assert (found.shape, found_places) == (images.shape[:3], places)
     method = LayerGradCam(served, served.get_submodule(layer))
     pixels = torch.from_numpy(images).float().requires_grad_()
     coarse = method.attribute(pixels, target=torch.from_numpy(classes), relu_attributions=True)
-    fine = LayerAttribution.interpolate(coarse, (size, size), "bilinear").detach()[:, 0].numpy()
+    fine = LayerAttribution.interpolate(coarse, size, "bilinear").detach()[:, 0].numpy()
     np.testing.assert_allclose(found, fine, rtol=1e-4, atol=1e-4 * fine.max())
     assert fine.max() > 0
 

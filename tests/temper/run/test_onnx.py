@@ -261,7 +261,9 @@ def test_file_is_served_measured_attacked_and_looked_into(built: Path, tmp_path:
     result = run("run", recipe, "--runs", tmp_path / "runs", "--repository", tmp_path / "models")
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "runs" / "x" / "report.json").read_text())
-    assert report["stopped"] is None
+    assert report["stopped"] is None and "arch" not in report["config"]["model"]
+    assert report["variants"][0]["parity"]["runtime"] == "ONNX Runtime"
+    assert report["variants"][0]["parity"]["agreement"]["value"] == 1
     assert [one["int8"] is not None for one in report["variants"]] == [False, True]
     assert all(one["robustness"][0]["num_images"] == 4 for one in report["variants"])
     explained = json.loads((tmp_path / "runs" / "x" / "explain.json").read_text())
