@@ -63,11 +63,14 @@ class Preprocessing:
         Raises:
             ValueError: The text begins with the field.
         """
-        if not 1 <= min(self.height, self.width) <= max(self.height, self.width) <= MAX_SIDE:
-            raise ValueError(f"height, width: got {self.height} x {self.width}, expected 1 to {MAX_SIDE} pixels")
+        if not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in (self.height, self.width)):
+            raise ValueError(
+                f"height, width: got {self.height!r} x {self.width!r}, expected 1 to {MAX_SIDE} pixels"
+            )
         if self.resize not in (None, "none"):
             sides = self.resize if isinstance(self.resize, tuple) else (self.resize,)
-            if not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
+            num = 2 if isinstance(self.resize, tuple) else 1
+            if len(sides) != num or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
                 raise ValueError(f'resize: got {self.resize!r}, expected 1 to {MAX_SIDE} pixels or "none"')
         if self.interpolation not in INTERPOLATIONS:
             names = ", ".join(INTERPOLATIONS)
@@ -116,7 +119,7 @@ def read_preprocessing(text: str) -> Preprocessing:
             key: tuple(value) if isinstance(value, list) else value for key, value in found.items() if key in known
         }
         return Preprocessing(**values)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"preprocessing: got {text[:200]!r}, expected what Temper writes ({error})") from error
 
 

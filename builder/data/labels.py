@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,8 +48,7 @@ def read_class_names(path: Path) -> list[str]:
     odd = next((number for number, name in enumerate(names) if not name or not is_printable(name)), None)
     if odd is not None:
         raise DataError(f"{where}: name {odd} is {show(names[odd])!r}, expected one line of printable text")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
+    if twice := _repeated(names):
         shown = name_few([f"{show(name)} ({_places(names, name)})" for name in twice])
         raise DataError(f"{where}: got the same name more than once: {shown}; make them differ")
     return names
@@ -68,6 +68,10 @@ def map_labels(
     Raises:
         DataError: A class that has images is not in the list.
     """
+    if twice := _repeated(own):
+        raise DataError(
+            f"{where}: calls several of its classes {show(twice[0])}, which `labels` cannot tell apart"
+        )
     places = {name: index for index, name in enumerate(names)}
     present = np.unique(labels)
     missing = [own[label] for label in present if own[label] not in places]
@@ -80,6 +84,10 @@ def map_labels(
     table = np.array([places.get(name, -1) for name in own], dtype=np.int64)
     mapped: NDArray[np.int64] = table[labels]
     return mapped
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return sorted(name for name, num in Counter(names).items() if num > 1)
 
 
 def _with_close(name: str, names: Sequence[str]) -> str:
@@ -111,9 +119,7 @@ def _read(path: Path, where: str) -> str:
 
 def _from_json(text: str, where: str) -> list[str]:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in found]
-        twice = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
-        if twice:
+        if twice := _repeated([key for key, _ in found]):
             raise DataError(f"{where}: got {show(twice[0])} more than once, expected every class once")
         return dict(found)
 

@@ -10,7 +10,9 @@ import functools
 import glob
 import hashlib
 import io
+import itertools
 import json
+import math
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -105,7 +107,7 @@ def open_shards(config: DataConfig) -> Found:
     shards = find_shards(path)
     if not shards:
         raise DataError(f"{where}: no such shards, {_EXPECTED}")
-    root = Path(*common) if (common := _common(shards)) else Path()
+    root = Path(*_common(shards))
     split, parts = _split(where, shards, root)
     used = [
         shard for shard, part in zip(shards, parts, strict=True) if split is None or part in split_names(split)
@@ -167,23 +169,18 @@ def split_names(split: Split) -> list[str]:
 
 def _expand(pattern: str) -> list[str]:
     """Writes braces out: {000..099} counts with the zeros, {a,b} chooses."""
-    pending, done = [pattern], []
-    while pending:
-        text = pending.pop(0)
-        match = _BRACES.search(text)
-        if match is None:
-            done.append(text)
-            continue
-        span = _RANGE.fullmatch(match[1])
-        if span is None:
-            choices = match[1].split(",")
-        else:
-            first, last = int(span[1]), int(span[2])
-            if last - first >= _MAX_SHARDS:
-                raise DataError(f"data {show(pattern)}: names more than {_MAX_SHARDS:,} shards, expected fewer")
-            choices = [str(number).zfill(len(span[1])) for number in range(first, last + 1)]
-        pending += [text[: match.start()] + choice + text[match.end() :] for choice in choices]
-    return done
+    choices: list[Sequence[str] | range] = []
+    widths: list[int] = []
+    for index, text in enumerate(_BRACES.split(pattern)):  # every second one stood in braces
+        span = _RANGE.fullmatch(text) if index % 2 else None
+        choices.append(range(int(span[1]), int(span[2]) + 1) if span else text.split(",") if index % 2 else [text])
+        widths.append(len(span[1]) if span else 0)
+    if math.prod(map(len, choices)) > _MAX_SHARDS:
+        raise DataError(f"data {show(pattern)}: names more than {_MAX_SHARDS:,} shards, expected fewer")
+    return [
+        "".join(str(part).zfill(width) for part, width in zip(parts, widths, strict=True))
+        for parts in itertools.product(*choices)
+    ]
 
 
 def _common(shards: Sequence[Path]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from temper.builder.data.encoded import Files, Found, arrange, state_of, to_numb
 from temper.builder.data.splits import Split, pick_split, role_of
 from temper.builder.errors import DataError
 from temper.imaging.errors import show
-from temper.imaging.folder import name_few
+from temper.imaging.folder import NUM_NAMED, name_few
 
 if TYPE_CHECKING:
     from temper.builder.data.config import DataConfig
@@ -83,8 +84,24 @@ def open_table(config: DataConfig) -> Found:
     numbers = [to_number(label) for label in labels]
     named = [str(label) for label in labels]
     known: Sequence[int | str] = [number for number in numbers if number is not None]
-    folder = path if path.is_dir() else path.parent
-    return arrange(where, Files(folder, paths), known if len(known) == len(named) else named, parts, split=split)
+    items = Files(path if path.is_dir() else path.parent, paths)
+    found = arrange(where, items, known if len(known) == len(named) else named, parts, split=split)
+    _check_repeated(where, items, found)
+    return found
+
+
+def _check_repeated(where: str, items: Files, found: Found) -> None:
+    """Refuses images of several rows that would train and test; those that only train may be repeated."""
+    paths = [items.paths[int(item)] for item in found.order]
+    if found.num_train is None:
+        again = [path for path, num in Counter(paths).items() if num > 1]
+        what = "several rows, and the split is drawn"
+    else:
+        again = sorted(set(paths[: found.num_train]) & set(paths[found.num_train :]))
+        what = "a row that trains and one that tests"
+    if again:
+        names = name_few([items.name(items.paths.index(path)) for path in again[:NUM_NAMED]], len(again))
+        raise DataError(f"{where}: {len(again):,} images have {what}: {names}; keep one row of each")
 
 
 def fingerprint_table(config: DataConfig) -> str:

@@ -66,6 +66,8 @@ class Checkpoint:
     """Whether they are averaged weights."""
     is_grey: bool
     """Whether its network read one channel."""
+    normalization: dict[str, list[float]]
+    """A mean and a std that its owner's network had beside it, by their names: three numbers each."""
     has_both: bool
     """Whether there are others beside: as trained beside averaged, or the other way round."""
 
@@ -115,6 +117,7 @@ def open_checkpoint(path: Path, averaged: bool | None = None, *, prefer_averaged
         class_names=class_names,
         is_averaged=found.is_averaged,
         is_grey=is_grey,
+        normalization=network.normalization,
         has_both=both,
     )
 

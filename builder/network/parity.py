@@ -88,7 +88,11 @@ def load(image: Image.Image | Path | IO[bytes], *, upright: bool) -> Image.Image
     if isinstance(image, Image.Image):
         return image
     with Image.open(image) as opened:
-        return (ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
+        try:
+            turned = ImageOps.exif_transpose(opened) if upright else opened
+        except Exception:  # a damaged EXIF, which nothing else stops at
+            turned = opened
+        return turned.convert("RGB")
 
 
 def transform(image: Image.Image, how: Preprocessing) -> torch.Tensor:

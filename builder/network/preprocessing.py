@@ -13,10 +13,10 @@ from typing import Any
 from temper.builder.errors import ModelError
 from temper.builder.network.hub import PREPROCESSOR_FILE, hub_folder, read_hub_config, read_json_beside
 from temper.imaging.errors import show
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
 
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _STANDARD = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
-_TIMM_FILTERS = ("bilinear", "bicubic", "nearest", "lanczos")
 _PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _SCALES = {1 / 255: 1.0, 1.0: 255.0}
 # From here on ConvNeXt's processor squeezes the whole image.
@@ -83,7 +83,7 @@ def _from_timm(content: Mapping[str, Any]) -> dict[str, Any]:
         "preset": "timm",
         "image_size": height if height == width else [height, width],
         "resize": resized[0] if mode == "center" else resized,
-        "interpolation": _one_of("interpolation", content.get("interpolation") or "bicubic", _TIMM_FILTERS),
+        "interpolation": _one_of("interpolation", content.get("interpolation") or "bicubic", INTERPOLATIONS),
         "antialias": True,
         "upright": False,
         "scale": 1.0,
@@ -109,7 +109,7 @@ def _from_huggingface(content: Mapping[str, Any]) -> dict[str, Any]:
         "preset": "huggingface",
         "image_size": image_size,
         "resize": resize,
-        "interpolation": _one_of("resample", _PILLOW_FILTERS.get(resample, resample), _TIMM_FILTERS),
+        "interpolation": _one_of("resample", _PILLOW_FILTERS.get(resample, resample), INTERPOLATIONS),
         "antialias": True,
         "upright": True,
         "scale": scale,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from temper.builder.contract import NUM_CHANNELS
 from temper.builder.network.head import HEAD, Head, HeadError, read_head
 from temper.builder.network.naming import Naming, find_roots, is_head, plain_name, wrappers_in
 from temper.builder.network.weights import fault_of
@@ -62,6 +63,8 @@ class Network:
     """Why there is a head that cannot be taken; empty otherwise."""
     left_out: list[str]
     """What lies elsewhere and is not needed."""
+    normalization: dict[str, list[float]]
+    """What of it is called a mean or a std and has a number for each of three channels."""
 
 
 def find_networks(content: object) -> list[Found]:
@@ -194,7 +197,15 @@ def read_network(found: Found, others: Sequence[Found]) -> Network:
         fault = str(error)
     # Of a head that cannot be taken no other name is known.
     unknown = [name for name in rest if name.startswith(found.prefix)] if head or not fault else []
-    return Network(body, unknown, read, fault, [name for name in rest if name not in unknown])
+    left_out = [name for name in rest if name not in unknown]
+    normalization = {
+        name: rest[name].flatten().tolist() for name in left_out if _is_normalization(name, rest[name])
+    }
+    return Network(body, unknown, read, fault, left_out, normalization)
+
+
+def _is_normalization(name: str, value: torch.Tensor) -> bool:
+    return name.endswith(("mean", "std")) and value.numel() == NUM_CHANNELS and fault_of(value) is None
 
 
 def _take_head(head: dict[str, torch.Tensor], rest: dict[str, torch.Tensor], num_features: int) -> Head | None:
@@ -242,8 +253,14 @@ def _head_beside(rest: dict[str, torch.Tensor], num_features: int) -> Head | Non
             f"has {len(fits)} layers that may be its head ({', '.join(fits[:_MAX_NAMED])}); name one fc"
         )
     module = fits[0].rpartition(".")[0]
+    if not module:
+        raise HeadError(
+            f"has no head but the parameter {fits[0]}, of which it is not known what it does; name it fc"
+        )
     top = module.rpartition(".")[0] if module.rpartition(".")[2].isdigit() else module
-    entries = {name: rest[name] for name in list(rest) if name.startswith(f"{top}.")} if top else {}
+    entries = {name: value for name, value in rest.items() if name.startswith(f"{top}.")}
+    if not top:  # a Sequential's own
+        entries = {name: value for name, value in rest.items() if name.partition(".")[0].isdigit()}
     inner = {name.removeprefix(f"{top}."): value for name, value in entries.items()}
     read = read_head(inner, num_features, top)
     left = [name for name in rest if name in matrices or name.endswith("running_mean")]

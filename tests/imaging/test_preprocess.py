@@ -124,6 +124,8 @@ def test_what_is_written_is_read() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"height": 0}, "height, width: got 0 x 32, expected 1 to 4096 pixels"),
+    ({"width": 32.0}, "height, width: got 32 x 32.0, expected 1 to 4096 pixels"),
+    ({"resize": (32, 32, 3)}, r"resize: got \(32, 32, 3\), expected 1 to 4096 pixels"),
     ({"resize": 0}, 'resize: got 0, expected 1 to 4096 pixels or "none"'),
     ({"resize": (32, MAX_SIDE + 1)}, r"resize: got \(32, 4097\), expected 1 to 4096"),
     ({"resize": "some"}, "resize: got 'some'"),
@@ -144,7 +146,15 @@ def test_bad_settings_are_one_line(change: dict[str, Any], message: str) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"height": "a", "width": 3}', '{"height": 32}', '{"height": 8, "width": 8, "mean": [1]}'],
+    [
+        "",
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"height": "a", "width": 3}',
+        '{"height": 32}',
+        '{"height": 8, "width": 8, "mean": [1]}',
+    ],
 )
 def test_foreign_text_is_one_line(text: str) -> None:
     with pytest.raises(ValueError, match="^preprocessing: got .*, expected what Temper writes"):

@@ -19,6 +19,7 @@ from PIL import Image
 from temper.builder.data.config import DataConfig
 from temper.builder.data.find import guess_kind
 from temper.builder.data.prepare import describe_data, fingerprint_data, load_train, prepare_data
+from temper.builder.data.shards import find_shards
 from temper.builder.data.sources import Source, open_source
 from temper.builder.errors import DataError
 
@@ -303,6 +304,16 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], bytes, str]] = {
         b"path,label,split\nx.png,a,train\ny.png,b,Training\n",
         "Training, train are all names of the same split; keep one",
     ),
+    "drawn from repeated": (
+        {},
+        b"path,label\nx.png,a\ny.png,b\nx.png,a\n",
+        "1 images have several rows, and the split is drawn: x.png; keep one row of each",
+    ),
+    "in both parts": (
+        {},
+        b"path,label,split\nx.png,a,train\ny.png,b,train\ny.png,b,train\nx.png,a,test\ny.png,b,test\n",
+        "2 images have a row that trains and one that tests: x.png, y.png; keep one row of each",
+    ),
     "latin-1": ({}, b"path,label\nx.png,gr\xf6\xdfe\n", r"is not UTF-8 text \(byte 19\)"),
     "binary": ({}, bytes(range(256)), "is not UTF-8 text"),
     "an escape": ({}, b"path,\x1b[2J\n", r"got the columns path, \\x1b\[2J, expected one for the label"),
@@ -517,6 +528,23 @@ BAD_SHARDS: dict[str, tuple[dict[str, bytes], dict[str, Any], Callable[[Path], o
     ),
     "no shards": (TWO, {}, lambda path: path.unlink(), "no such shards, expected tar shards of images beside"),
 }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("{a,b}-{08..10}.tar", ["a-08", "a-09", "a-10", "b-08", "b-09", "b-10"]),
+        ("c-{0..99}{0..9999}.tar", None),
+    ],
+)
+def test_braces_are_written_out_within_bounds(tmp_path: Path, pattern: str, found: list[str] | None) -> None:
+    for name in found or []:
+        (tmp_path / f"{name}.tar").touch()
+    if found is None:
+        with pytest.raises(DataError, match=r"names more than 100,000 shards, expected fewer"):
+            find_shards(tmp_path / pattern)
+    else:
+        assert [path.stem for path in find_shards(tmp_path / pattern)] == found
 
 
 @pytest.mark.parametrize(("members", "keys", "change", "message"), BAD_SHARDS.values(), ids=BAD_SHARDS.keys())

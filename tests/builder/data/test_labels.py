@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from temper.builder.data.config import DataConfig
-from temper.builder.data.labels import read_class_names
+from temper.builder.data.labels import map_labels, read_class_names
 from temper.builder.data.prepare import describe_data, prepare_data
 from temper.builder.data.sources import open_source
 from temper.builder.errors import DataError
@@ -38,6 +38,12 @@ def test_list_is_read(tmp_path: Path, name: str, text: str) -> None:
 def test_numbers_as_names_are_names(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"10": 1, "7": 0}')
     assert read_class_names(tmp_path / "x.json") == ["7", "10"]
+
+
+def test_classes_of_one_name_are_not_told_apart() -> None:
+    """Torchvision's ImageNet has two cranes."""
+    with pytest.raises(DataError, match="^data x: calls several of its classes crane, which `labels` cannot tell"):
+        map_labels("data x", ["crane", "dog", "crane"], ["dog", "crane"], np.array([0, 1, 2]))
 
 
 BAD = {

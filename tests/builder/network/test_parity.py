@@ -13,7 +13,7 @@ from PIL import Image
 from temper.builder.contract import OWNER_LOGITS_FILE, TEST_IMAGES_FILE
 from temper.builder.data.config import DataConfig
 from temper.builder.data.prepare import prepare_data
-from temper.builder.network.parity import answer_files
+from temper.builder.network.parity import answer_files, load
 from temper.builder.network.resnet import ModelConfig, build_model, save_weights
 from temper.builder.network.served import Served, predict
 from temper.builder.network.stage import Setting
@@ -84,3 +84,12 @@ def _compare(config: DataConfig, folder: Path) -> tuple[dict[str, Any], float]:
     ours = predict(Served(network, mean=mean, std=std), np.load(data / TEST_IMAGES_FILE)[:NUM])
     owners = np.load(out / OWNER_LOGITS_FILE)
     return figures, float(np.abs(ours - owners).max() / np.abs(owners).max())
+
+
+def test_exif_that_cannot_be_rewritten_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(image: Image.Image) -> Image.Image:
+        raise TypeError("a tag of another type")
+
+    Image.new("RGB", (4, 2)).save(tmp_path / "x.png")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    assert load(tmp_path / "x.png", upright=True).size == (4, 2)
