@@ -1,4 +1,4 @@
-"""The network as its owner evaluates it: the raw files, torchvision's own reading and transforms, PyTorch.
+"""What is served, said by others: the raw files by torchvision's own reading and transforms, and PyTorch.
 
 What is served has a decoder, a resize and an arithmetic of its own. None of that is used here, so that a served
 answer that is the same proves all of it.

@@ -115,7 +115,7 @@ class Exactness(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Parity(Record):
-    """The served answers against the network as its owner evaluates it, before any compression, on raw files."""
+    """The served answers against torchvision and the network as they are, by `[data]`, on raw files."""
 
     num_images: int
     """Test images compared."""
@@ -204,7 +204,7 @@ class Variant(Record):
     per_class: tuple[ClassShare, ...] = ()
     """The same by class."""
     parity: Parity | None = None
-    """Against its owner's evaluation; null when it was not compared."""
+    """Against torchvision and the network as they are; null when it was not compared."""
     throughput_ips: float | None = None
     """Best closed-loop throughput in images per second."""
     latency_ms: Latency | None = None

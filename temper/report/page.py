@@ -44,7 +44,7 @@ def render_page(report: Report, folder: Path) -> str:
         html.section("Accuracy per class", per_class(report)),
         html.section("Adversarial images", gallery(report, folder)),
         html.section("Load tests", load_table(report)),
-        html.section("As its owner evaluates it", parity(report)),
+        html.section("Served as the recipe says", parity(report)),
         html.section("Compression", compression(report)),
         html.section("Compression, step by step", steps(report)),
         html.section("Stages", timings(report)),

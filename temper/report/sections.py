@@ -175,7 +175,7 @@ def _int8(int8: Int8 | None) -> Iterator[str]:
 
 
 def parity(report: Report) -> str:
-    """The served answers against the network as its owner evaluates it; empty when it was not compared."""
+    """The served answers against torchvision and the network as they are; empty when it was not compared."""
     found = {variant.name: variant.parity for variant in report.variants if variant.parity is not None}
     if not found:
         return ""
@@ -187,7 +187,8 @@ def parity(report: Report) -> str:
         f"Raw files by torchvision's own reading and transforms and {first.runtime} before any compression, "
         f"against the files as a client sends them and the server's answer. {pixels}. What a variant that is "
         "compressed, an ensemble or behind a defence differs by is that; what any other differs by is how it is "
-        "served. Small print: 95 % intervals (Wilson)."
+        "served. Whether [data] is what the network was trained with nothing here can know: compare the accuracy "
+        "with your own, or ask `temper diagnose`. Small print: 95 % intervals (Wilson)."
     )
     rows = (
         [

@@ -140,7 +140,7 @@ class Measurements:
         return self._run("agreement", target, config, make, _note_agreement, code=code, libraries=libraries)
 
     def parity(self, target: Subject, setting: Setting, owner: Artifact) -> Artifact:
-        """How far the served answers are from the network as its owner evaluates it, on the first test images.
+        """How far the served answers are from torchvision and the network as they are, on the first test images.
 
         The served ones: the files as a client sends them, with the preprocessing that the server says.
 
@@ -177,13 +177,13 @@ class Measurements:
         return self._run("parity", target, {"owner": owner.digest}, make, _note_parity, code=code)
 
     def owners_answers(self, setting: Setting, weights: Artifact) -> Artifact:
-        """What the network answers as its owner evaluates it, before any compression.
+        """What the network answers to the raw files by torchvision, before any compression.
 
         The raw files by torchvision's reading and transforms, then PyTorch; an ONNX file by ONNX Runtime.
         """
         num_images = min(_MAX_PARITY, len(self.test_images()[0]))
         libraries = {"PyTorch": ("torch",), "ONNX Runtime": ("onnx", "onnxruntime-gpu")}[_runtime(setting)]
-        with self.display.stage("the owner's evaluation") as shown:
+        with self.display.stage("the same by torchvision") as shown:
 
             def make(folder: Path) -> dict[str, Any]:
                 from temper.builder.network.parity import answer_files
@@ -395,14 +395,15 @@ def _note_agreement(info: dict[str, Any]) -> str:
 
 
 def _runtime(setting: Setting) -> str:
-    """Who runs the network as its owner does."""
+    """Who runs the network before it is served."""
     return "PyTorch" if setting.model.graph is None else "ONNX Runtime"
 
 
 def _note_parity(info: dict[str, Any]) -> str:
     rms = text.fine_percent(info["relative_rms"])
     return (
-        f"{text.percent(info['agreement']['value'])} as its owner evaluates it, logits {rms} of their spread apart"
+        f"{text.percent(info['agreement']['value'])} as by torchvision and {info['runtime']} by the recipe; "
+        f"logits {rms} of their spread apart"
     )
 
 

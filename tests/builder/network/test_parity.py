@@ -1,4 +1,4 @@
-"""The network as its owner evaluates it: the same pixels as ours from any file by any preset, the same logits."""
+"""Torchvision and PyTorch as they are: the same pixels as ours from any file by any preset, the same logits."""
 
 from __future__ import annotations
 

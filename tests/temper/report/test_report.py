@@ -104,7 +104,7 @@ def test_page_proves_that_served_is_as_trained(report: Json, tmp_path: Path, che
     assert "transforms and ONNX Runtime before any compression" in " ".join(words.split())
     for variant in report["variants"]:
         variant["parity"] = None
-    assert "As its owner evaluates it" not in check_page(report, tmp_path)[1]
+    assert "Served as the recipe says" not in check_page(report, tmp_path)[1]
 
 
 def test_page_says_how_exact_int8_is(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
