@@ -286,7 +286,7 @@ def test_commands_send_files_to_what_takes_them(served: TritonServer, tmp_path: 
     assert f"{tmp_path / 'bad.jpg'}: " in output
     assert "image: is text, expected PNG" in output
     assert expected[1].strip() in output
-    short = ("--duration", "0.3", "--warmup", "0.1", "--concurrency", "2")
+    short = ("--duration", "3", "--warmup", "0.1", "--concurrency", "2")
     for model in ("toy", "toy_jpeg"):
         code, output = run("load", "--model", model, "--encoded", "--images", good, *short)
         assert (code, "closed, 2 in flight" in output) == (0, True), output
