@@ -1,6 +1,7 @@
 """`temper diagnose`: mistakes planted in graphs and clients, each served for real, and healthy models.
 
 The networks tell photo patches apart (photos.py). What a client does wrong, torchvision does it, not Temper.
+Long because the table of mistakes stands beside what plants them.
 """
 
 from __future__ import annotations

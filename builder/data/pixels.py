@@ -67,6 +67,11 @@ class PixelsConfig:
         """
         if not all(32 <= side <= 1024 for side in sides(self.image_size)):
             raise ValueError(f"image_size: got {self.image_size}, expected 32 to 1024 pixels")
+        if self.mean is not None and max(self.mean) > self.scale:
+            raise ValueError(
+                f"mean: got {self.mean} on a scale of 0 to {self.scale:g}, expected at most {self.scale:g}; set "
+                "scale = 255.0 where mean and std are of pixels as they are"
+            )
         _ = self.preprocessing
 
     @property

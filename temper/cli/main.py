@@ -3,6 +3,8 @@
 Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
 that says why; 2: wrong usage; 3: `diagnose` found a difference; 130: Ctrl-C. Nothing heavy is
 imported before a command needs it.
+
+Long because every option of every command is declared here, where they can be compared.
 """
 
 from __future__ import annotations

@@ -115,6 +115,14 @@ def test_scale_and_order_of_colours_are_folded(given: dict[str, Any], expected: 
     np.testing.assert_allclose(DataConfig(**given).normalization, expected, rtol=1e-12)
 
 
+def test_mean_of_another_scale_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"mean: got .* on a scale of 0 to 1, expected at most 1; set scale = 255"
+    ):
+        DataConfig(mean=(127.5, 127.5, 127.5))
+    assert DataConfig(mean=(127.5, 127.5, 127.5), scale=255.0).normalization[0] == (0.5, 0.5, 0.5)
+
+
 def test_what_is_written_is_read() -> None:
     how = DataConfig(preset="huggingface", image_size=(64, 96), colour="bgr", antialias=False).preprocessing
     assert read_preprocessing(how.render()) == how

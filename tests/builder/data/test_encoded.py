@@ -1,4 +1,7 @@
-"""The sources on disk: the same images in any of them are the same data, and what cannot be read is one line."""
+"""The sources on disk: the same images in any of them are the same data, and what cannot be read is one line.
+
+Long because every source is held to one table, and has a table of its own mistakes.
+"""
 
 from __future__ import annotations
 

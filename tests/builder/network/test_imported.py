@@ -1,4 +1,7 @@
-"""Checkpoints of many makes: each loads with its maker's own logits, or is refused with the line that helps."""
+"""Checkpoints of many makes: each loads with its maker's own logits, or is refused with the line that helps.
+
+Long because it is one table of makers, each with the few lines that only it needs.
+"""
 
 from __future__ import annotations
 
