@@ -18,6 +18,7 @@ from onnx import TensorProto
 
 from temper.builder.network import onnx_rewrite as rewrite
 from temper.builder.network.export import OPSET, compare_logits, run_graph
+from temper.builder.network.onnx_batch import free_batch
 from temper.builder.network.onnx_original import Original
 from temper.builder.network.onnx_read import Classifier, attribute, read_classifier, reason_of, wrong
 from temper.builder.quiet import quiet_native
@@ -120,7 +121,7 @@ def import_onnx(path: Path, pixels: Pixels) -> Imported:
         ):  # a batch that is worked out becomes a number to free
             model = rewrite.fold(model)
             rewrite.inline_constants(model)
-        rewrite.free_batch(model, found.batch, pixels.size, found.layout)
+        free_batch(model, found.batch, pixels.size, found.layout)
         model = rewrite.raise_opset(model, OPSET)
         if not found.is_quantized:  # constants of Q/DQ pairs would be worked out as well
             model = rewrite.fold(model)

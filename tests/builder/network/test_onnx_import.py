@@ -11,14 +11,16 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import parser
-from onnx_nets import CLASSES, MEAN, SIZE, STD, export, make_net
+from onnx_nets import CLASSES, MEAN, SIZE, STD, Transformer, export, make_net
 from torch import nn
 from torch.onnx import TrainingMode
 
+from temper.builder.compress.qdq import audit_qdq
+from temper.builder.compress.quantize import QuantizeConfig, quantize_onnx
 from temper.builder.compress.saturation import weight_bits
 from temper.builder.contract import INPUT_NAME, OUTPUT_NAME
 from temper.builder.errors import ModelError
-from temper.builder.network.export import OPSET, run_graph
+from temper.builder.network.export import OPSET, compare_logits, run_graph
 from temper.builder.network.onnx_import import Pixels, count_graph, import_onnx
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, SIZE, SIZE, 3), np.uint8)
@@ -228,14 +230,35 @@ def test_shuffled_channels_of_one_image_are_freed(tmp_path: Path) -> None:
     assert figures["max_abs_diff"] < 1e-5 and logits.shape == (7, 12)
 
 
+@pytest.mark.parametrize(
+    "exported",
+    [{"is_free": True}, {"batch": 2}, {"dynamo": True}],
+    ids=["free", "two images", "dynamo, one image"],
+)
+def test_transformer_is_quantised_but_for_its_products(tmp_path: Path, exported: dict[str, Any]) -> None:
+    net = make_net(Transformer)
+    imported = import_onnx(export(net, tmp_path / "model.onnx", **exported), PIXELS)
+    reference, figures = imported.compare(IMAGES)
+    assert np.abs(reference - net.expected(IMAGES)).max() < 1e-5 and figures["max_abs_diff"] < 1e-5
+    assert reference.std(0).max() > 0.01
+    onnx.save(imported.model, tmp_path / "imported.onnx")
+    quantize_onnx(tmp_path / "imported.onnx", tmp_path / "int8.onnx", IMAGES, QuantizeConfig(method="max"))
+    report = audit_qdq(tmp_path / "int8.onnx")
+    # The patches' convolution, queries with keys and values, the projection, two of the MLP, and the head.
+    assert [node.op for node in report.nodes] == ["Conv", "MatMul", "MatMul", "MatMul", "MatMul", "Gemm"]
+    assert [node.reason for node in report.kept_high] == ["multiplies two activations"] * 2
+    quantised = run_graph((tmp_path / "int8.onnx").read_bytes(), IMAGES)
+    assert 0 < compare_logits(reference, quantised)["relative_rms"] < 0.2
+
+
 POOLED = """<ir_version: 8, opset_import: ["": 17]>
 net (float[N, 3, 8, 8] image) => (float[N, 3] logits) {
   pooled = GlobalAveragePool(image)
   logits = Flatten(pooled)
 }"""
-# As a transformer's class token: a constant is joined to every image, and there are as many as the batch had.
-TOKEN = """<ir_version: 8, opset_import: ["": 17]>
-net (float[1, 3, 8, 8] x) => (float[1, 4] y) <float[1, 1] token = {0.5}> {
+# A constant is joined to every image, another one to each, and there are as many as the batch had.
+JOINED = """<ir_version: 8, opset_import: ["": 17]>
+net (float[2, 3, 8, 8] x) => (float[2, 4] y) <float[2, 1] token = {0.5, 0.7}> {
   pooled = GlobalAveragePool(x)
   flat = Flatten(pooled)
   y = Concat<axis = 1>(flat, token)
@@ -264,7 +287,7 @@ net (float[N, 3, 8, 8] x) => (float[N, 3] y) {
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (TOKEN, "its batch of 1 cannot be made free; export it with a dynamic batch"),
+        (JOINED, "its batch of 2 cannot be made free; export it with a dynamic batch"),
         (MIXED, "it does not answer every image for itself"),
     ],
     ids=["baked in", "of the whole batch"],
