@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ from temper.imaging.errors import show
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
+
+# How ONNX Runtime begins: its own name and numbers, and what it was at.
+_RUNTIME = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : (?:Non-zero status code returned while running (\w+) node. Name:('.*?'))?"
+)
+_MAX_REASON = 200
 
 Layout = Literal["NCHW", "NHWC"]
 
@@ -140,9 +147,11 @@ def shape_of(value: onnx.ValueInfoProto) -> list[int | None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Returns the first line of what a library says, as it may be printed."""
-    text = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
-    return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
+    """Returns what a library says in one printable line; of ONNX Runtime which operator fails."""
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    if found := _RUNTIME.match(text):
+        text = f"its {found[1]} {found[2]} fails" if found[1] else text[found.end() :]
+    return show(text)[:_MAX_REASON] or type(error).__name__
 
 
 def _parse(path: Path) -> ModelProto:
