@@ -21,7 +21,7 @@ from temper.builder.compress.saturation import weight_bits
 from temper.builder.contract import INPUT_NAME, OUTPUT_NAME
 from temper.builder.errors import ModelError
 from temper.builder.network.export import OPSET, compare_logits, run_graph
-from temper.builder.network.onnx_import import Pixels, count_graph, import_onnx
+from temper.builder.network.onnx_import import Pixels, count_graph, describe_onnx, import_onnx
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, SIZE, SIZE, 3), np.uint8)
 PIXELS = Pixels(size=(SIZE, SIZE), mean=MEAN, std=STD)
@@ -251,6 +251,57 @@ def test_transformer_is_quantised_but_for_its_products(tmp_path: Path, exported:
     assert 0 < compare_logits(reference, quantised)["relative_rms"] < 0.2
 
 
+# What a few bytes ask for, and what is said of it; `n` is 2^20, and an image has three scores.
+BOMBS = {
+    "ConstantOfShape": ("c = ConstantOfShape(s)", "with ConstantOfShape 'c' it takes 4,398,046,511,104 bytes"),
+    "Tile": ("c = Tile(o, s)", "with Tile 'c' it takes 4,398,046,511,104 bytes"),
+    "Expand": ("c = Expand(o, s)", "with Expand 'c' it takes 4,398,046,511,104 bytes"),
+    "Range": (
+        "e = ReduceProd<keepdims = 0>(s) i = Range(zero, e, one) c = Cast<to = 1>(i)",
+        "with Range 'i' it takes 8,796,093,022,208 bytes",
+    ),
+    "of the image": ("m = ReduceMax(f) c = Expand(m, s)", "with Expand 'c' it takes 4,398,046,511,104 bytes"),
+    "worked out": (
+        "a = Shape(x) b = Gather(a, two) d = Mul(b, s) e = ReduceProd(d) c = ConstantOfShape(e)",
+        "with ConstantOfShape 'c' it takes 281,474,976,710,656 bytes",
+    ),
+    "together": (
+        "t0 = ConstantOfShape(n) "
+        + " ".join(f"t{turn + 1} = Concat<axis = 0>(t{turn}, t{turn})" for turn in range(8))
+        + " c = Identity(t8)",
+        "with Concat 't8' it takes 2,143,289,344 bytes",
+    ),
+    "not told": (
+        'e = Einsum<equation = "i->i">(s) c = ConstantOfShape(e)',
+        "nothing tells the size of ConstantOfShape 'c'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("made", "message"), BOMBS.values(), ids=BOMBS.keys())
+def test_graph_that_would_fill_the_memory_is_refused(tmp_path: Path, made: str, message: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(as_graph(BOMB % made))
+    for take in (
+        lambda: import_onnx(path, Pixels(size=(8, 8), mean=MEAN, std=STD)),
+        lambda: describe_onnx(path, 8),
+    ):
+        with pytest.raises(
+            ModelError, match=f"model.onnx: {message}(; export it| of memory, expected at most 1,073,)"
+        ):
+            take()
+
+
+BOMB = """<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 3, 8, 8] x) => (float[N, 3] y)
+<int64[1] n = {1048576}, int64[2] s = {1048576, 1048576}, int64 zero = {0}, int64 one = {1}, int64[1] two = {2},
+ float[1, 1] o = {1}> {
+  p = GlobalAveragePool(x)
+  f = Flatten(p)
+  %s
+  k = ReduceMax<keepdims = 0>(c)
+  y = Add(f, k)
+}"""
 POOLED = """<ir_version: 8, opset_import: ["": 17]>
 net (float[N, 3, 8, 8] image) => (float[N, 3] logits) {
   pooled = GlobalAveragePool(image)
