@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,11 +28,19 @@ from temper.imaging.errors import show
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
+# How ONNX Runtime begins: its own name and numbers, and what it was at.
+_RUNTIME = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : (?:Non-zero status code returned while running (\w+) node. Name:('.*?'))?"
+)
+_MAX_REASON = 200
+
 Layout = Literal["NCHW", "NHWC"]
 
 # A protobuf ends at 2 GiB, and a ResNet-152 has 240 MB.
 MAX_BYTES = 1 << 30
 _HEAD_BYTES = 1024
+_MAX_NODES = 100_000  # a ResNet-152 has 600
+_MAX_NESTING = 100
 _MIN_OPSET = 7  # ONNX Runtime reads none before it
 _IMAGE_TYPES = {
     TensorProto.FLOAT: "float32",
@@ -99,6 +108,7 @@ def read_classifier(path: Path) -> Classifier:
     """
     model = _parse(path)
     _load_external(path, model)
+    _check_functions(path, model)
     try:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
@@ -140,9 +150,11 @@ def shape_of(value: onnx.ValueInfoProto) -> list[int | None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Returns the first line of what a library says, as it may be printed."""
-    text = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
-    return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
+    """Returns what a library says in one printable line; of ONNX Runtime which operator fails."""
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    if found := _RUNTIME.match(text):
+        text = f"its {found[1]} {found[2]} fails" if found[1] else text[found.end() :]
+    return show(text)[:_MAX_REASON] or type(error).__name__
 
 
 def _parse(path: Path) -> ModelProto:
@@ -255,6 +267,20 @@ def _check_operators(path: Path, model: ModelProto) -> None:
             raise wrong(
                 path, f"has the operator {node.op_type}, whose branches depend on the image; export without"
             )
+
+
+def _check_functions(path: Path, model: ModelProto) -> None:
+    """Refuses functions that call each other until there are more operators than memory."""
+    sizes = {(one.domain, one.name): 0 for one in model.functions}
+    for _ in range(_MAX_NESTING):
+        before = dict(sizes)
+        for one in model.functions:
+            sizes[one.domain, one.name] = sum(before.get((node.domain, node.op_type), 1) for node in one.node)
+        if sizes == before:
+            return
+        if max(sizes.values()) > _MAX_NODES:
+            break
+    raise wrong(path, f"its functions hold more than {_MAX_NODES:,} operators; export it without functions")
 
 
 def _end_training(graph: GraphProto) -> int:

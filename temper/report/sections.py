@@ -148,8 +148,8 @@ def compression(report: Report) -> str:
         if (done := variant.calibration) is not None:
             words = (
                 f"{done.precision}, {done.method} calibration on {done.num_calibration} training images; "
-                f"{done.num_conv} Conv and {done.num_gemm} Gemm quantised per channel, one branch of each "
-                f"of {done.num_residual_adds} residual Adds; the same answer as float32 on "
+                f"{done.num_conv} Conv and {done.num_gemm} linear layers quantised per channel, one branch of "
+                f"each of {done.num_residual_adds} residual Adds; the same answer as float32 on "
                 f"{text.percent(done.agreement)} of {done.num_images} test images."
             )
             words += "".join(f" {sentence}" for sentence in _int8(variant.int8))

@@ -478,7 +478,11 @@ def _calibration(built: Built) -> Calibration | None:
     """How the variant was quantised; None when it was not."""
     for stage in built.stages:
         if _is_calibrated(stage):
-            return Calibration.of({**stage.figures, **stage.figures["audit"], **stage.figures["against_float32"]})
+            audit = stage.figures["audit"]
+            linear = audit["num_gemm"] + audit["num_matmul"]
+            return Calibration.of(
+                {**stage.figures, **audit, "num_gemm": linear, **stage.figures["against_float32"]}
+            )
     return None
 
 
