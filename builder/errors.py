@@ -19,6 +19,12 @@ Every message is one line: what came, what was expected, what to do.
 from __future__ import annotations
 
 
+def reason_of(error: Exception) -> str:
+    """Returns the first line of what a library says, printable and not too long."""
+    text = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
+    return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
+
+
 class BuilderError(Exception):
     """Base of every error that the builder raises on purpose."""
 

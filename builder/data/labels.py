@@ -54,6 +54,21 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
+def as_class_names(value: object) -> list[str]:
+    """Returns the names in a list, `{"0": name}` or `{name: 0}`, in the order of their numbers.
+
+    Of ImageNet's `{"0": [id, name]}` it takes the id, its folder's name.
+
+    Raises:
+        ValueError: It is none of these; the text says why, to follow the name of what holds it.
+    """
+    if isinstance(value, dict):
+        value = _in_order(value)
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"is other JSON, {_EXPECTED}")
+    return list(value)
+
+
 def map_labels(
     where: str, own: Sequence[str], names: Sequence[str], labels: NDArray[np.int64]
 ) -> NDArray[np.int64]:
@@ -131,24 +146,22 @@ def _from_json(text: str, where: str) -> list[str]:
         inner = [
             content[key] for key in ("id2label", "class_to_idx", "label2id") if isinstance(content.get(key), dict)
         ]
-        content = _from_pairs(inner[0] if inner else content, where)
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise DataError(f"{where}: is other JSON, {_EXPECTED}")
-    return content
+        content = inner[0] if inner else content
+    try:
+        return as_class_names(content)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
-def _from_pairs(content: dict[str, Any], where: str) -> list[Any]:
-    """Puts `{"0": name}` or `{name: 0}` in order; of ImageNet's `{"0": [id, name]}` the id, its folder's name."""
+def _in_order(content: dict[Any, Any]) -> list[Any]:
     places: dict[int | None, Any]
     if all(isinstance(value, int) and not isinstance(value, bool) for value in content.values()):
         places = {value: key for key, value in content.items()}
     elif None not in (numbers := {key: to_number(key) for key in content}).values():
         places = {number: content[key] for key, number in numbers.items()}
     else:
-        raise DataError(f"{where}: is other JSON, {_EXPECTED}")
+        raise ValueError(f"is other JSON, {_EXPECTED}")
     if len(places) < len(content) or sorted(places, key=lambda each: each or 0) != list(range(len(content))):
-        raise DataError(
-            f"{where}: got {len(content)} classes, expected the indices 0 to {len(content) - 1}, each once"
-        )
+        raise ValueError(f"got {len(content)} classes, expected the indices 0 to {len(content) - 1}, each once")
     ordered = [places[index] for index in range(len(content))]
     return [each[0] if isinstance(each, list) and each else each for each in ordered]

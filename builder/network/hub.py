@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from temper.builder.data.labels import as_class_names
 from temper.builder.errors import ModelError
 from temper.builder.network.design import ARCHITECTURES
 from temper.imaging.errors import show
@@ -59,7 +60,7 @@ class HubConfig:
     def class_names(self) -> list[str] | None:
         """The classes' names in the order of the outputs; None where it has none of its own."""
         given = self.content.get("label_names") or self._pretrained.get("label_names")
-        names = as_class_names(given if given else self.content.get("id2label"))
+        names = class_names_in(given if given else self.content.get("id2label"))
         return None if names is None or all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
     @property
@@ -152,21 +153,12 @@ def hub_folder(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def as_class_names(value: object) -> list[str] | None:
-    """Returns the names in a list, `{"0": name}` or `{name: 0}`, in the order of their numbers; else None."""
-    if isinstance(value, list | tuple):
-        return list(value) if value and all(isinstance(name, str) for name in value) else None
-    if not isinstance(value, dict) or not value:
+def class_names_in(value: object) -> list[str] | None:
+    """Returns the names that a value lists, in the order of the outputs; None where it lists none."""
+    try:
+        return as_class_names(value) or None
+    except ValueError:
         return None
-    pairs = list(value.items())
-    if all(isinstance(name, str) for _, name in pairs):
-        numbered = {str(number): name for number, name in pairs}
-    elif all(isinstance(name, str) and type(number) is int for name, number in pairs):
-        numbered = {str(number): name for name, number in pairs}
-    else:
-        return None
-    wanted = [str(number) for number in range(len(pairs))]
-    return [numbered[number] for number in wanted] if numbered.keys() == set(wanted) else None
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

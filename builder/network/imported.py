@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from temper.builder.errors import ModelError
 from temper.builder.network.design import ARCHITECTURES, Architecture, Design, arch_of, read_design, shapes_of
 from temper.builder.network.head import Head
-from temper.builder.network.hub import HubConfig, arch_called, as_class_names, check_name, read_hub_config
+from temper.builder.network.hub import HubConfig, arch_called, check_name, class_names_in, read_hub_config
 from temper.builder.network.pickled import Inert
 from temper.builder.network.unwrap import (
     Found,
@@ -149,7 +149,7 @@ def _holders(content: object) -> list[Mapping[str, Any]]:
 
 
 def _class_names(content: object) -> list[str] | None:
-    found = (as_class_names(held.get(key)) for held in _holders(content) for key in _NAMES_KEYS)
+    found = (class_names_in(held.get(key)) for held in _holders(content) for key in _NAMES_KEYS)
     return next((names for names in found if names is not None), None)
 
 

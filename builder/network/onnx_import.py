@@ -16,10 +16,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from temper.builder.errors import reason_of
 from temper.builder.network import onnx_rewrite as rewrite
 from temper.builder.network.export import OPSET, compare_logits, run_graph
 from temper.builder.network.onnx_original import Original
-from temper.builder.network.onnx_read import Classifier, attribute, read_classifier, reason_of, wrong
+from temper.builder.network.onnx_read import Classifier, attribute, read_classifier, wrong
 from temper.builder.quiet import quiet_native
 
 if TYPE_CHECKING:

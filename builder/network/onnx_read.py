@@ -19,7 +19,7 @@ import onnx.inliner
 from onnx import TensorProto
 
 from temper.builder.contract import NUM_CHANNELS
-from temper.builder.errors import ModelError
+from temper.builder.errors import ModelError, reason_of
 from temper.builder.store.files import sha256_file
 from temper.imaging.content import name_content
 from temper.imaging.errors import show
@@ -137,12 +137,6 @@ def read_classifier(path: Path) -> Classifier:
 def shape_of(value: onnx.ValueInfoProto) -> list[int | None]:
     """Returns a tensor's dimensions; None for each that is free."""
     return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
-
-
-def reason_of(error: Exception) -> str:
-    """Returns the first line of what a library says, as it may be printed."""
-    text = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
-    return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
 
 
 def _parse(path: Path) -> ModelProto:

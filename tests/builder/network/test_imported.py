@@ -416,6 +416,11 @@ LOADS: dict[str, Loads] = {
     "class names": Loads(
         saved({"model": state(), "class_to_idx": {"bee": 1, "ant": 0, "cat": 2}}), "names of", class_names=True
     ),
+    "class names in ImageNet's form": Loads(
+        saved(lambda: {"model": state(), "idx_to_class": {n: [name, "a"] for n, name in enumerate(NAMES)}}),
+        "names of",
+        class_names=True,
+    ),
     "class names in meta": Loads(
         saved({"meta": {"CLASSES": tuple(NAMES)}, "state_dict": state()}), "", class_names=True
     ),
