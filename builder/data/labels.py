@@ -69,6 +69,29 @@ def as_class_names(value: object) -> list[str]:
     return list(value)
 
 
+def check_same_order(where: str, own: Sequence[str], listed: Sequence[str], path: str) -> None:
+    """Refuses a list that has a network's classes in another order than the network says itself.
+
+    A list of other names is one of classes that were renamed.
+
+    Args:
+        where: What messages begin with.
+        own: What the network's outputs are called.
+        listed: What they are called in the list.
+        path: The file that has the list.
+
+    Raises:
+        DataError: They are the same names in another order.
+    """
+    if list(own) == list(listed) or sorted(own) != sorted(listed):
+        return
+    index = next(index for index, names in enumerate(zip(own, listed, strict=True)) if len(set(names)) > 1)
+    raise DataError(
+        f"{where}: calls its output {index} {show(own[index])}, labels {show(path)} calls it "
+        f"{show(listed[index])}; put the list into the order of the outputs, or leave it out"
+    )
+
+
 def map_labels(
     where: str, own: Sequence[str], names: Sequence[str], labels: NDArray[np.int64]
 ) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from temper.builder.contract import TEST_IMAGES_FILE, TEST_LABELS_FILE
+from temper.builder.data.labels import check_same_order
 from temper.builder.data.prepare import load_train
 from temper.builder.errors import ModelError
 from temper.builder.network.stage import Progress, Setting, images_of, labels_of, open_initial
@@ -28,7 +29,7 @@ def make_weights(setting: Setting, data: Artifact, folder: Path, progress: Progr
     network, checkpoint = open_initial(setting, len(names))
     if checkpoint is not None:
         _check_pixels(setting, checkpoint)
-        if setting.data.labels is None and not setting.model.replace_head:
+        if not setting.model.replace_head:
             _check_order(setting, names, checkpoint.class_names)
     evaluation = (images_of(data, TEST_IMAGES_FILE), images_of(data, TEST_LABELS_FILE))
     mean, std = setting.data.normalization
@@ -63,6 +64,9 @@ def _check_order(setting: Setting, names: list[str], own: list[str] | None) -> N
     if own is None or own == names:
         return
     where = f"checkpoint {show(setting.model.weights)}"
+    if setting.data.labels is not None:
+        check_same_order(where, own, names, setting.data.labels)
+        return
     shown = name_few([show(name) for name in own])
     if sorted(own) == sorted(names):
         raise ModelError(

@@ -90,7 +90,7 @@ def look(images: Path, weights: str, labels: Path | None = None, new_list: Path 
     kind = guess_kind(images)
     source = open_source(DataConfig(source=kind, path=str(images), labels=None if labels is None else str(labels)))
     listed = None if labels is None else str(labels)
-    order = None if labels is not None else order_of(seen, source.class_names)
+    order = order_of(seen, source.class_names, labels)
     if order is not None:
         listed = seen.list_file or str(new_list)
     counts = {"num_train": len(source.train), "num_test": len(source.test)}

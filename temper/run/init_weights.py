@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from temper.builder.data.labels import check_same_order, read_class_names
 from temper.builder.errors import DataError, ModelError
 from temper.builder.network.resnet import ModelConfig
 from temper.imaging.errors import show
@@ -82,11 +83,16 @@ def look_at_weights(weights: str) -> Weights:
     )
 
 
-def order_of(weights: Weights, found: Sequence[str]) -> tuple[str, ...] | None:
+def order_of(weights: Weights, found: Sequence[str], labels: Path | None) -> tuple[str, ...] | None:
     """Returns the classes in the order of a file's outputs, where that is another than the images' own.
 
+    Args:
+        weights: The file.
+        found: The images' classes.
+        labels: The list that they are from, if there is one.
+
     Raises:
-        DataError: The file carries a list of classes in which the images' are not.
+        DataError: The file carries a list of classes in which the images' are not, or another order than `labels`.
         ModelError: An ONNX file has another number of classes.
     """
     names = weights.class_names
@@ -96,6 +102,9 @@ def order_of(weights: Weights, found: Sequence[str]) -> tuple[str, ...] | None:
             f"{len(found)}; use the classes that it was trained on, as an ONNX file's head cannot be replaced"
         )
     if names is None or len(names) != weights.num_classes or list(names) == list(found):
+        return None
+    if labels is not None:
+        check_same_order(f"checkpoint {show(weights.given)}", names, found, str(labels))
         return None
     unknown = [name for name in found if name not in names]
     if not unknown:
@@ -114,8 +123,6 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _lists(path: Path, names: Sequence[str]) -> bool:
-    from temper.builder.data.labels import read_class_names
-
     try:
         return read_class_names(path) == list(names)
     except DataError:

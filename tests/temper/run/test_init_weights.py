@@ -131,6 +131,32 @@ def test_classes_of_other_names_are_asked_for(tmp_path: Path) -> None:
     assert load_recipe(out).data.labels == str(tmp_path / "mine.json")
 
 
+# The checkpoint's classes, those of --labels, and what is refused.
+LISTS = {
+    "another order": (
+        OTHER,
+        CLASSES,
+        "calls its output 0 cat, labels mine.txt calls it ant; put the list",
+    ),
+    "the same order": (OTHER, OTHER, None),
+    "partly others": (["cat", "ant", "wasp"], CLASSES, None),
+    "others": (["x", "y", "z"], CLASSES, None),
+}
+
+
+@pytest.mark.parametrize(("names", "listed", "message"), LISTS.values(), ids=LISTS.keys())
+def test_list_that_contradicts_the_checkpoint_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], listed: list[str], message: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "images")
+    torch.save(network_of(names), "last.pth")
+    Path("mine.txt").write_text("\n".join(listed))
+    result = run("init", "--images", "images", "--weights", "last.pth", "--labels", "mine.txt")
+    assert (result.exit_code, bool(result.stderr)) == ((1, True) if message else (0, False))
+    assert (message or "") in result.stderr and Path("recipe.toml").exists() == (message is None)
+
+
 # The checkpoint's classes, and what a build says where the recipe has no list.
 ORDERS = {
     "another order": (OTHER, "lists its classes in another order than the data: cat, ant, bee; write them"),
@@ -150,6 +176,10 @@ def test_build_takes_no_order_by_accident(tmp_path: Path, names: list[str], mess
     places = ("--repository", tmp_path / "repo", "--runs", tmp_path / "runs")
     refused = run("build", recipe, *places)
     assert refused.exit_code == 1 and message in refused.stderr
-    (tmp_path / "classes.txt").write_text("cat\nant\nbee\n")
+    (tmp_path / "classes.txt").write_text("bee\nant\ncat\n")
     recipe.write_text(recipe.read_text().replace("[model]", 'labels = "classes.txt"\n[model]'))
+    if set(names) == set(CLASSES):
+        listed = f"calls its output 0 cat, labels {tmp_path / 'classes.txt'} calls it bee; put the list into"
+        assert listed in run("build", recipe, *places).stderr
+        (tmp_path / "classes.txt").write_text("cat\nant\nbee\n")
     assert run("build", recipe, *places).exit_code == 0
