@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from temper.builder.contract import GRAPH_FILE
 from temper.builder.data.labels import as_class_names
 from temper.builder.errors import ModelError
 from temper.builder.network.design import ARCHITECTURES
 from temper.imaging.errors import show
+from temper.imaging.folder import name_few
 
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -109,7 +111,7 @@ def arch_called(name: object) -> str | None:
 
 
 def read_hub_config(path: Path) -> HubConfig | None:
-    """Reads the config.json of a folder of weights, or of weights that are named as in one.
+    """Reads the config.json of a folder of weights, or of weights that are named as in one, as any ONNX file is.
 
     Raises:
         ModelError: It is there and cannot be read.
@@ -129,7 +131,7 @@ def read_json_beside(path: Path, name: str) -> dict[str, Any] | None:
     Raises:
         ModelError: It is there and is none.
     """
-    if not path.is_dir() and path.name not in WEIGHT_FILES:
+    if not path.is_dir() and path.name not in WEIGHT_FILES and path.suffix != ".onnx":
         return None
     file = hub_folder(path) / name
     try:
@@ -146,6 +148,32 @@ def read_json_beside(path: Path, name: str) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ModelError(f"{show(file)}: got {type(content).__name__}, expected an object of JSON")
     return content
+
+
+def graph_in(folder: Path) -> Path | None:
+    """Returns the ONNX file in a folder that holds no other weights, as Optimum writes; None where there is none.
+
+    Raises:
+        ModelError: There are several, and none is called as usual.
+    """
+    graphs = sorted(folder.glob("*.onnx"))
+    if not graphs or any((folder / name).exists() for name in WEIGHT_FILES):
+        return None
+    if len(graphs) > 1 and folder / GRAPH_FILE not in graphs:
+        shown = name_few([show(graph.name) for graph in graphs])
+        raise ModelError(f"folder {show(folder)}: holds {shown}, expected one; give the file to be served")
+    return folder / GRAPH_FILE if len(graphs) > 1 else graphs[0]
+
+
+def class_names_beside(path: Path, num_classes: int) -> list[str] | None:
+    """Returns the names of an ONNX file's outputs, as the config.json beside it has them; None where it does not.
+
+    Raises:
+        ModelError: It is there and cannot be read.
+    """
+    hub = read_hub_config(path)
+    names = hub.class_names if hub is not None else None
+    return names if names is not None and len(names) == num_classes else None
 
 
 def hub_folder(path: Path) -> Path:

@@ -154,7 +154,7 @@ class Described:
     """Height and width that it is fixed to, in pixels."""
 
 
-def describe_onnx(path: Path, usual_size: int) -> Described:
+def describe_onnx(path: Path, usual_size: tuple[int, int]) -> Described:
     """Says what an ONNX classifier is, without importing it; where it takes any size it is asked at the usual one.
 
     Raises:
@@ -162,7 +162,7 @@ def describe_onnx(path: Path, usual_size: int) -> Described:
     """
     found = read_classifier(path)
     height, width = found.size
-    size = (height or usual_size, width or usual_size)
+    size = (height or usual_size[0], width or usual_size[1])
     original = Original(found, size, mean=(0.5,) * 3, std=(0.5,) * 3, bgr=False)
     return Described(
         note=_note(found, original, 0, 0),  # folding is the import's

@@ -20,6 +20,7 @@ from onnx import TensorProto
 
 from temper.builder.contract import NUM_CHANNELS
 from temper.builder.errors import ModelError, reason_of
+from temper.builder.network.hub import CONFIG_FILE
 from temper.builder.store.files import sha256_file
 from temper.imaging.content import name_content
 from temper.imaging.errors import show
@@ -76,7 +77,7 @@ def wrong(path: Path, what: str) -> ModelError:
 
 
 def fingerprint_onnx(path: Path) -> str:
-    """Returns a digest of a file and of the data files that it names.
+    """Returns a digest of a file, of the data files that it names, and of the config.json beside it.
 
     Raises:
         ModelError: As `read_classifier`.
@@ -84,6 +85,8 @@ def fingerprint_onnx(path: Path) -> str:
     digest = hashlib.sha256(sha256_file(path).encode())
     for file in sorted({path.parent / name for name, _ in _external(_parse(path))}):
         digest.update(sha256_file(_check_external(path, file.name)).encode())
+    if (config := path.parent / CONFIG_FILE).exists():  # it may list the classes
+        digest.update(sha256_file(config).encode())
     return digest.hexdigest()
 
 

@@ -61,7 +61,7 @@ def init_command(
     trained = f"trained for {epochs} epochs" if epochs else "taken as they are"
     echo(f"{len(found.class_names)} classes; {found.described}")
     if found.weights.described:
-        echo(f"{'ONNX file' if found.weights.arch is None else 'checkpoint'}: {found.weights.described}")
+        echo(f"{found.weights.kind}: {found.weights.described}")
     arch = found.weights.arch or "ONNX"
     echo(f"{arch} at {recipe.data.image_size} pixels; weights: {recipe.model.weights}, {trained}")
     echo(f"wrote {out}; it says why, and what else there is. Next:\n\n    {command}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -60,6 +61,33 @@ def write_huggingface(folder: Path) -> Path:
     return folder / "hub"
 
 
+NET = """<ir_version: 8, opset_import: ["": 17]>
+net (float[n, 3, {size}] x) => (float[n, 3] logits) <float[3, 3, 3, 3] w, float[3, 3] h> {{
+  c = Conv<pads = [1, 1, 1, 1]>(x, w)
+  p = GlobalAveragePool(c)
+  f = Flatten(p)
+  logits = Gemm(f, h)
+}}"""
+
+
+def write_onnx(
+    folder: Path, size: str = "height, width", names: tuple[str, ...] = ("model.onnx", "model_quantized.onnx")
+) -> Path:
+    """What Optimum leaves: the graph beside the files of Hugging Face."""
+    from transformers import BitImageProcessor, ResNetConfig
+
+    ResNetConfig(id2label=dict(enumerate(OTHER))).save_pretrained(folder / "hub")
+    sized: dict[str, Any] = {"size": {"shortest_edge": 80}, "crop_size": {"height": 64, "width": 64}}
+    BitImageProcessor(**sized, image_mean=[0.1] * 3, image_std=[0.2] * 3).save_pretrained(folder / "hub")
+    model, rng = onnx.parser.parse_model(NET.format(size=size)), np.random.default_rng(0)
+    for weight, shape in (("w", (3, 3, 3, 3)), ("h", (3, 3))):
+        values = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, weight))
+    for name in names:
+        onnx.save(model, folder / "hub" / name)
+    return folder / "hub"
+
+
 def write_timm(folder: Path) -> Path:
     import timm
     from timm.models import save_for_hf
@@ -75,6 +103,7 @@ def write_checkpoint(folder: Path) -> Path:
     return folder / "last.pth"
 
 
+BIT = {"image_size": 64, "preset": "huggingface", "resize": 80, "mean": (0.1,) * 3, "std": (0.2,) * 3}
 # Who wrote it, and what the recipe says in `[data]`.
 MADE: dict[str, tuple[Callable[[Path], Path], str, dict[str, Any]]] = {
     "huggingface": (
@@ -92,6 +121,8 @@ MADE: dict[str, tuple[Callable[[Path], Path], str, dict[str, Any]]] = {
         "recipe.classes.txt",
         {"image_size": 64, "preset": "torchvision", "resize": None},
     ),
+    "ONNX in a folder": (write_onnx, "hub/config.json", BIT),
+    "ONNX": (lambda folder: write_onnx(folder) / "model_quantized.onnx", "hub/config.json", BIT),
 }
 
 
@@ -105,6 +136,38 @@ def test_recipe_says_how_it_was_trained(
     assert read_class_names(Path(recipe.data.labels)) == OTHER
     assert {key: getattr(recipe.data, key) for key in expected} == expected
     assert (recipe.model.replace_head, recipe.train.epochs) == (False, 0)
+    assert (recipe.model.graph is not None) == (expected is BIT)
+
+
+def test_pytorchs_weights_beside_an_onnx_file_win(tmp_path: Path) -> None:
+    make_images(tmp_path / "images")
+    write_onnx(tmp_path)
+    assert init(tmp_path, "--weights", write_huggingface(tmp_path)).model.graph is None
+
+
+# What is written, and what `temper init` says of it.
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another size": (
+        lambda folder: write_onnx(folder, "32, 32"),
+        "hub/model.onnx: takes images of 32 x 32 pixels, preprocessor_config.json of Hugging Face "
+        "(BitImageProcessor) beside it says 64 x 64; mend that file",
+    ),
+    "several": (
+        lambda folder: write_onnx(folder, names=("a.onnx", "b.onnx")),
+        "folder hub: holds a.onnx, b.onnx, expected one; give the file to be served",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), FOLDERS.values(), ids=FOLDERS.keys())
+def test_folder_of_onnx_files_that_is_unclear_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "images")
+    write(tmp_path)
+    refused = run("init", "--images", "images", "--weights", "hub")
+    assert refused.exit_code == 1 and message in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_images_of_the_right_size_are_left_as_they_are(tmp_path: Path) -> None:
