@@ -50,12 +50,15 @@ _HUGGINGFACE_KEYS: dict[str, tuple[object, ...]] = {
 }
 
 
+Library = Literal["timm", "huggingface"]
+
+
 @dataclass(frozen=True)
 class HubConfig:
     """A config.json beside weights."""
 
     path: Path
-    library: Literal["timm", "huggingface"]
+    library: Library
     content: dict[str, Any]
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 from temper.builder.data.labels import check_same_order, read_class_names
 from temper.builder.errors import DataError, ModelError
+from temper.builder.network.hub import Library
 from temper.builder.network.resnet import ModelConfig
 from temper.imaging.errors import show
 from temper.imaging.folder import name_few
@@ -38,9 +39,13 @@ class Weights:
     size: tuple[int, int] | None = None
     """Height and width that an ONNX file is fixed to, in pixels."""
     pixels: dict[str, Any] = field(default_factory=dict)
-    """Keys of `[data]` that a file beside the weights states."""
+    """Keys of `[data]` that the weights, or a file beside them, state."""
     pixels_from: str = ""
     """Which file that is."""
+    pixels_open: tuple[str, ...] = ()
+    """What timm's script, whose arguments they are, took from elsewhere."""
+    library: Library | None = None
+    """Whose network it is, where something tells."""
 
     @property
     def kind(self) -> str:
@@ -70,7 +75,7 @@ def look_at_weights(weights: str) -> Weights:
 
 def _look_at_checkpoint(given: str, path: Path) -> Weights:
     from temper.builder.network.imported import open_checkpoint
-    from temper.builder.network.preprocessing import preprocessing_of, preprocessing_source
+    from temper.builder.network.preprocessing import left_to_timm, preprocessing_of, preprocessing_source
 
     checkpoint = open_checkpoint(path, prefer_averaged=True)
     return Weights(
@@ -80,19 +85,20 @@ def _look_at_checkpoint(given: str, path: Path) -> Weights:
         described=checkpoint.description,
         has_averaged=checkpoint.has_both,
         **_named(path, checkpoint.class_names),
-        pixels=preprocessing_of(path) or {},
-        pixels_from=preprocessing_source(path),
+        pixels=preprocessing_of(path, checkpoint.timm_args) or {},
+        pixels_from=preprocessing_source(path, checkpoint.timm_args),
+        pixels_open=tuple(left_to_timm(checkpoint.timm_args)),
+        library=checkpoint.library,
     )
 
 
 def _look_at_graph(path: Path) -> Weights:
-    from temper.builder.network.hub import class_names_beside
+    from temper.builder.network.hub import class_names_beside, read_hub_config
     from temper.builder.network.onnx_import import describe_onnx
     from temper.builder.network.preprocessing import preprocessing_of, preprocessing_source
 
-    pixels, source = preprocessing_of(path) or {}, preprocessing_source(path)
-    height, width = sides(pixels.get("image_size", USUAL_SIZE))
-    size = (height, width)
+    pixels, source, hub = preprocessing_of(path) or {}, preprocessing_source(path), read_hub_config(path)
+    size = sides(pixels.get("image_size", USUAL_SIZE))
     known = describe_onnx(path, usual_size=size)
     if pixels and known.size not in (None, size):
         fixed, stated = (" x ".join(map(str, each)) for each in (known.size, size))
@@ -109,6 +115,7 @@ def _look_at_graph(path: Path) -> Weights:
         **_named(path, class_names_beside(path, known.num_classes)),
         pixels=pixels,
         pixels_from=source,
+        library=hub.library if hub is not None else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,62 @@ def test_pytorchs_weights_beside_an_onnx_file_win(tmp_path: Path) -> None:
     assert init(tmp_path, "--weights", write_huggingface(tmp_path)).model.graph is None
 
 
+def write_script(folder: Path) -> Path:
+    """What timm's training script leaves."""
+    args = argparse.Namespace(model="resnet18", img_size=64, crop_pct=0.8, interpolation="", mean=[0.5])
+    content = {"state_dict": network_of(CLASSES)["state_dict"], "arch": "resnet18", "version": 2, "args": args}
+    torch.save(content, folder / "last.pth.tar")
+    return folder / "last.pth.tar"
+
+
+def write_lightning(folder: Path, num_classes: int = 3) -> Path:
+    torch.manual_seed(0)
+    state = build_model(ModelConfig(arch="resnet18d"), num_classes).state_dict()
+    named = {"hyper_parameters": {"model_name": "resnet18d"}, "pytorch-lightning_version": "2"}
+    torch.save({"state_dict": {f"net.{name}": value for name, value in state.items()}, **named}, folder / "a.ckpt")
+    return folder / "a.ckpt"
+
+
+ALL = "preprocessing: all of it guessed, as the weights do not say; see [data]"
+ORDER = "classes: guessed to be in the order of the folders' names; --labels FILE gives another"
+# What is written, what becomes of an image, and what is said in the terminal beside.
+DOUBTS: dict[str, tuple[Callable[[Path], object], dict[str, Any], list[str]]] = {
+    "nothing": (lambda folder: "random", {"preset": None}, []),
+    "all is known": (write_huggingface, {"preset": "huggingface"}, []),
+    "ONNX alone": (
+        lambda folder: write_onnx(folder).joinpath("model.onnx").rename(folder / "model.onnx"),
+        {"preset": "torchvision", "image_size": 64},
+        [ALL, ORDER],
+    ),
+    "timm's script": (
+        write_script,
+        {"preset": "timm", "image_size": 64, "resize": 80, "mean": (0.5,) * 3, "interpolation": None},
+        ["preprocessing: interpolation guessed, as the weights do not say; see [data]", ORDER],
+    ),
+    "timm's layers": (write_lightning, {"preset": "timm", "image_size": 64}, [ALL, ORDER]),
+    "another task": (
+        lambda folder: write_lightning(folder, 5),
+        {"preset": "timm"},
+        [ALL, "head: a new one is trained, as the checkpoint has a head of 5 classes"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "expected", "lines"), DOUBTS.values(), ids=DOUBTS.keys())
+def test_what_is_guessed_is_said(
+    tmp_path: Path, make: Callable[[Path], object], expected: dict[str, Any], lines: list[str]
+) -> None:
+    make_images(tmp_path / "images")
+    out = tmp_path / "recipe.toml"
+    result = run("init", "--images", tmp_path / "images", "--weights", make(tmp_path), "--out", out)
+    kinds = ("preprocessing:", "classes:", "head:")
+    said = [line for line in result.stdout.splitlines() if line.startswith(kinds)]
+    assert (result.exit_code, said) == (0, lines)
+    assert {key: getattr(load_recipe(out).data, key) for key in expected} == expected
+    script = "from timm's training script in last.pth.tar: img_size, crop_pct, mean (interpolation, which it took"
+    assert (script in " ".join(out.read_text().replace("\n# ", " ").split())) == (make is write_script)
+
+
 # What is written, and what `temper init` says of it.
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "another size": (
@@ -173,6 +230,7 @@ def test_folder_of_onnx_files_that_is_unclear_is_one_line(
 def test_images_of_the_right_size_are_left_as_they_are(tmp_path: Path) -> None:
     make_images(tmp_path / "images", (64, 64))
     assert init(tmp_path, "--weights", write_checkpoint(tmp_path)).data.preset is None
+    assert init(tmp_path, "--force", "--weights", write_lightning(tmp_path)).data.preset == "timm"
 
 
 def test_classes_in_their_own_order_need_no_list(tmp_path: Path) -> None:

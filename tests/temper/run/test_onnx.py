@@ -214,7 +214,7 @@ def test_classes_in_another_order_than_beside_the_file_are_refused(built: Path, 
         build(tmp_path)
         .stderr.splitlines()[-1]
         .startswith(
-            f"error: ONNX file {tmp_path / 'model.onnx'}: lists its classes in another order than the data: class 2, "
+            f"error: ONNX file {tmp_path / 'model.onnx'}: lists its classes in another order than the data: "
         )
     )
 
