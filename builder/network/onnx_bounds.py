@@ -17,7 +17,8 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from temper.builder.contract import NUM_CHANNELS
-from temper.builder.network.onnx_read import MAX_BYTES, Classifier, reason_of, wrong
+from temper.builder.errors import reason_of
+from temper.builder.network.onnx_read import MAX_BYTES, Classifier, wrong
 from temper.imaging.errors import show
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from temper.builder.errors import ModelError
+from temper.builder.errors import ModelError, reason_of
 from temper.builder.network import onnx_rewrite as rewrite
 from temper.builder.network.export import OPSET, compare_logits, run_graph
 from temper.builder.network.onnx_batch import free_batch
 from temper.builder.network.onnx_original import Original
-from temper.builder.network.onnx_read import Classifier, attribute, read_classifier, reason_of, wrong
+from temper.builder.network.onnx_read import Classifier, attribute, read_classifier, wrong
 from temper.builder.quiet import quiet_native
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Described:
     """Height and width that it is fixed to, in pixels."""
 
 
-def describe_onnx(path: Path, usual_size: int) -> Described:
+def describe_onnx(path: Path, usual_size: tuple[int, int]) -> Described:
     """Says what an ONNX classifier is, without importing it; where it takes any size it is asked at the usual one.
 
     Raises:
@@ -171,7 +171,7 @@ def describe_onnx(path: Path, usual_size: int) -> Described:
     """
     found = read_classifier(path)
     height, width = found.size
-    size = (height or usual_size, width or usual_size)
+    size = (height or usual_size[0], width or usual_size[1])
     original = Original(found, size, mean=(0.5,) * 3, std=(0.5,) * 3, bgr=False)
     return Described(
         note=_note(found, original, None),

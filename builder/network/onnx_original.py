@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from temper.builder.errors import reason_of
 from temper.builder.network.export import open_session
 from temper.builder.network.onnx_bounds import check_bounds
-from temper.builder.network.onnx_read import Classifier, reason_of, wrong
+from temper.builder.network.onnx_read import Classifier, wrong
 from temper.builder.quiet import quiet_native
 
 if TYPE_CHECKING:

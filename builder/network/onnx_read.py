@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,19 +19,14 @@ import onnx.inliner
 from onnx import TensorProto
 
 from temper.builder.contract import NUM_CHANNELS
-from temper.builder.errors import ModelError
+from temper.builder.errors import ModelError, reason_of
+from temper.builder.network.hub import CONFIG_FILE
 from temper.builder.store.files import sha256_file
 from temper.imaging.content import name_content
 from temper.imaging.errors import show
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
-
-# How ONNX Runtime begins: its own name and numbers, and what it was at.
-_RUNTIME = re.compile(
-    r"\[ONNXRuntimeError\] : \d+ : \w+ : (?:Non-zero status code returned while running (\w+) node. Name:('.*?'))?"
-)
-_MAX_REASON = 200
 
 Layout = Literal["NCHW", "NHWC"]
 
@@ -85,7 +79,7 @@ def wrong(path: Path, what: str) -> ModelError:
 
 
 def fingerprint_onnx(path: Path) -> str:
-    """Returns a digest of a file and of the data files that it names.
+    """Returns a digest of a file, of the data files that it names, and of the config.json beside it.
 
     Raises:
         ModelError: As `read_classifier`.
@@ -93,6 +87,8 @@ def fingerprint_onnx(path: Path) -> str:
     digest = hashlib.sha256(sha256_file(path).encode())
     for file in sorted({path.parent / name for name, _ in _external(_parse(path))}):
         digest.update(sha256_file(_check_external(path, file.name)).encode())
+    if (config := path.parent / CONFIG_FILE).exists():  # it may list the classes
+        digest.update(sha256_file(config).encode())
     return digest.hexdigest()
 
 
@@ -147,14 +143,6 @@ def read_classifier(path: Path) -> Classifier:
 def shape_of(value: onnx.ValueInfoProto) -> list[int | None]:
     """Returns a tensor's dimensions; None for each that is free."""
     return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
-
-
-def reason_of(error: Exception) -> str:
-    """Returns what a library says in one printable line; of ONNX Runtime which operator fails."""
-    text = next((line for line in str(error).splitlines() if line.strip()), "")
-    if found := _RUNTIME.match(text):
-        text = f"its {found[1]} {found[2]} fails" if found[1] else text[found.end() :]
-    return show(text)[:_MAX_REASON] or type(error).__name__
 
 
 def _parse(path: Path) -> ModelProto:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from temper.builder.errors import ModelError
-from temper.builder.network.preprocessing import preprocessing_of, preprocessing_source
+from temper.builder.network.preprocessing import left_to_timm, preprocessing_of, preprocessing_source
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,33 @@ def test_timm_makes_the_same_pixels(tmp_path: Path, image: Image.Image, pretrain
     resolve: Any = resolve_data_config
     transform: Any = create_transform(**resolve(pretrained_cfg=pretrained))
     assert torch.allclose(apply(keys, image), transform(image), atol=1e-6)
+
+
+# What timm's training script was told, and what it left to the architecture's settings.
+SCRIPT: dict[str, tuple[dict[str, Any], str]] = {
+    "all": (
+        {"img_size": 160, "crop_pct": 0.9, "interpolation": "bilinear", "mean": [0.4] * 3, "std": [0.3] * 3},
+        "",
+    ),
+    "one mean": ({"input_size": [3, 64, 64], "crop_pct": 1.0, "mean": [0.5], "std": [0.5]}, "interpolation"),
+    "a size": ({"img_size": 96}, "crop_pct and interpolation"),
+    "a crop": ({"crop_pct": 0.95, "crop_mode": "center"}, "img_size and interpolation"),
+}
+
+
+@pytest.mark.parametrize(("args", "left"), SCRIPT.values(), ids=SCRIPT.keys())
+def test_timms_script_made_the_same_pixels(image: Image.Image, args: dict[str, Any], left: str) -> None:
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
+
+    keys = preprocessing_of(Path("last.pth.tar"), args)
+    assert keys is not None and keys["preset"] == "timm"
+    resolve: Any = resolve_data_config
+    transform: Any = create_transform(**resolve(args))
+    assert torch.allclose(apply(keys, image), transform(image), atol=1e-6)
+    assert " and ".join(left_to_timm(args)) == left
+    source = preprocessing_source(Path("last.pth.tar"), args)
+    assert source.startswith(f"timm's training script in last.pth.tar: {next(iter(args))}") and left in source
 
 
 HUGGINGFACE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -112,6 +139,11 @@ def test_huggingface_makes_the_same_pixels(
             "config.json",
             {"architecture": "x", "pretrained_cfg": {"interpolation": "random"}},
             "interpolation is 'random'",
+        ),
+        (
+            "config.json",
+            {"architecture": "x", "pretrained_cfg": {"input_size": [3, 16, 16]}},
+            "cannot: image_size: got 16, expected 32 to 1024 pixels; write .data. by hand",
         ),
         (
             "config.json",

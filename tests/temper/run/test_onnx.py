@@ -204,6 +204,22 @@ def test_other_number_of_classes_is_refused(built: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_classes_in_another_order_than_beside_the_file_are_refused(built: Path, tmp_path: Path) -> None:
+    for name in ("images", "model.onnx"):
+        (tmp_path / name).symlink_to(built / name)
+    names = {str(index): f"class {2 - index}" for index in range(3)}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "x", "id2label": names}))
+    write(tmp_path)
+    assert (
+        build(tmp_path)
+        .stderr.splitlines()[-1]
+        .startswith(
+            f"error: ONNX file {tmp_path / 'model.onnx'}: lists its classes in another order than the data: "
+        )
+    )
+
+
+@pytest.mark.slow
 def test_quantised_file_is_served_and_not_quantised_again(built: Path, tmp_path: Path) -> None:
     (tmp_path / "images").symlink_to(built / "images")
     (tmp_path / "model.onnx").write_bytes((built / "models" / "x_int8" / "1" / "model.onnx").read_bytes())
