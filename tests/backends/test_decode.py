@@ -41,6 +41,7 @@ CONTRACTS = {
     "covers": COVERS,
     "torchvision": replace(COVERS, resize=36),
     "timm": replace(COVERS, resize=36, interpolation="bicubic"),
+    "huggingface": replace(COVERS, resize=35, crop_margin="floor"),
     "squashes": Preprocessing(height=24, width=40, resize=(24, 40), upright=False),
     "opencv": replace(COVERS, resize=(32, 32), antialias=False),
 }
