@@ -346,6 +346,8 @@ class Report(Record):
     """Why the measurements are not complete, in one line; null when they are."""
     deaths: tuple[str, ...] = ()
     """One line for each time that the embedded server died and was started again."""
+    warnings: tuple[str, ...] = ()
+    """One line for each reason to doubt all figures, such as an accuracy that is none."""
     commit: str | None
     """Temper's commit; null when it ran from no checkout."""
     machine: Machine

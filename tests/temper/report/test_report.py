@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from temper.builder.engines.isa import why_inexact
 from temper.report import figures, write_report
-from temper.report.answer import answers, faults
+from temper.report.answer import answers, faults, say_chance
 from temper.report.gallery import amplified_difference, write_gallery
 from temper.report.model import Report
 from temper.report.svg import Axis, span
@@ -133,6 +133,37 @@ def test_int8_that_depends_on_the_cpu_is_a_fault(report: Json, tmp_path: Path, c
     words = " ".join(check_page(report, tmp_path)[0].words)
     assert first in words
     assert second in words
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "value", "high", "warned"),
+    [
+        ((25, 25, 25, 25), 0.11, 0.17, 0.26, "25.0 %"),
+        ((25, 25, 25, 25), 0.23, 0.27, 0.32, "25.0 %"),
+        ((25, 25, 25, 25), 0.24, 0.30, 0.36, None),
+        ((90, 10), 0.88, 0.90, 0.908, "90.0 %"),  # a constant answer
+        ((90, 10), 0.90, 0.93, 0.95, None),
+        ((), 0.0, 0.1, 0.2, None),
+    ],
+)
+def test_accuracy_at_chance_is_said(
+    report: Json, counts: tuple[int, ...], low: float, value: float, high: float, warned: str | None
+) -> None:
+    found = report["variants"][0]
+    found["accuracy"] |= {"value": value, "low": low, "high": high}
+    classes = {"value": 0.5, "low": 0.4, "high": 0.6}
+    found["per_class"] = [{"label": f"c{i}", **classes, "num_images": num} for i, num in enumerate(counts)]
+    said = say_chance(typed(report).variants[0])
+    assert (said is not None) == (warned is not None)
+    if said is not None:
+        assert said.startswith(f"fp32: the accuracy, {100 * value:.1f} % (95 % interval ")
+        assert said.endswith(f"is not clearly above chance: calling every image c0 is right for {warned}")
+
+
+def test_warnings_come_before_the_answer(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
+    report["warnings"] = ["fp32: the accuracy is <none>"]
+    words = " ".join(check_page(report, tmp_path)[0].words)
+    assert words.index("fp32: the accuracy is <none>") < words.index("int8 against fp32")
 
 
 def test_warning_of_a_shared_stage_is_said_once(report: Json) -> None:
