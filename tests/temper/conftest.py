@@ -271,6 +271,7 @@ def make_report(folder: Path) -> dict[str, Any]:
         "server": "the embedded tritonserver",
         "stopped": None,
         "deaths": [],
+        "warnings": [],
         "commit": "25c252350e69",
         "machine": {
             "cpu": "AMD EPYC",
