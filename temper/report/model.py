@@ -133,6 +133,9 @@ class Parity(Record):
     """The owner's largest logit."""
     runtime: Literal["PyTorch", "ONNX Runtime"]
     """What ran the owner's network: PyTorch, or ONNX Runtime where it came as an ONNX file."""
+    num_same_encoded: int | None = None
+    """Of how many the file itself, sent to `encoded_model`, gives the same logits to the bit; null without one,
+    and where answers are drawn at random."""
     retries: dict[str, int]
     """Requests that were sent again, by the kind of error that made it necessary."""
 
@@ -193,6 +196,8 @@ class Variant(Record):
     """Its model in the repository."""
     version: int
     """The version that was measured."""
+    encoded_model: str | None = None
+    """The model that takes image files for it, and gives its answers; null when there is none."""
     engine: str
     """The kind of engine that runs it."""
     engine_reason: str

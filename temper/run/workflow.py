@@ -148,7 +148,7 @@ def _run_alone(
     _check_corruptions(recipe)
     _check_surrogates(recipe)
     built = build_recipe(recipe, repository=repository, runs=runs, display=display, check_data=check)
-    models = [one.model for one in built]
+    models = [one.jpeg.model if one.jpeg else one.model for one in built]  # with what it is made of
     endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, display=display)
     store = Store(runs / recipe.name / "stages")
     measurements = Measurements(store=store, endpoint=endpoint, data=built[0].data, display=display, url=url)
@@ -379,8 +379,10 @@ class _Run:
         setting = Setting(data=self.recipe.data, model=self.recipe.model, train=self.recipe.train)
         weights = next(one.weights for one in self.built if one.weights is not None)
         owner = self.measurements.owners_answers(setting, weights)
-        for target in targets:
-            found = self.measurements.parity(target, setting, owner).info
+        for target, one, variant in zip(targets, self.built, self.recipe.variants, strict=True):
+            twin = one.jpeg and subject(one.variant, one.jpeg.model, one.jpeg.version, one.jpeg.path)
+            # What draws at random answers otherwise each time.
+            found = self.measurements.parity(target, setting, owner, None if variant.is_random else twin).info
             parity = Parity.of(found, agreement=Share(**found["agreement"]))
             self.variants[target.name] = replace(self.variants[target.name], parity=parity)
 
@@ -469,6 +471,7 @@ def _new_variant(built: Built, isa: str | None) -> Variant:
     return Variant.of(
         vars(built),
         name=built.variant,
+        encoded_model=built.jpeg and built.jpeg.model,
         calibration=_calibration(built),
         int8=_int8(built, isa),
         build=tuple(Stage.of(vars(stage)) for stage in built.stages if not _is_calibrated(stage)),
