@@ -143,7 +143,8 @@ def _load_row(name: str, run: LoadRun) -> list[object]:
         times = [f"{value:.2f}" for value in (server.queue_ms, *inner)]
     errors = ", ".join(f"{count} {kind}" for kind, count in run.errors.items() if count) or "0"
     shed = f"{run.shed:,} ({text.percent(run.shed_share)})" if run.shed else "0"
-    return [name, load, text.number(run.throughput_ips), *shown, *times, shed, errors]
+    cell = html.with_note(errors, "; ".join(run.reasons.values()))
+    return [name, load, text.number(run.throughput_ips), *shown, *times, shed, cell]
 
 
 def compression(report: Report) -> str:

@@ -73,7 +73,8 @@ def load_run(mode: str, at: float, throughput: float, p50: float) -> dict[str, A
         "rate_rps": at if mode == "open" else None,
         "throughput_ips": throughput,
         "completed": int(throughput * 3),
-        "errors": {"deadline": 2} if at == 16 else {},
+        "errors": {"INTERNAL": 2} if at == 16 else {},
+        "reasons": {"INTERNAL": "image: <is none>"} if at == 16 else {},
         "lost": 0,
         "latency_ms": {
             "p50": p50,

@@ -68,6 +68,7 @@ def test_page_answers_first(report: Json, tmp_path: Path, check_page: CheckPage)
         assert heading in words
     assert "attacks[0].epsilon" in words
     assert "L∞ 23.5/255" in words  # the nearest wrong image
+    assert "2 INTERNAL image: <is none>" in " ".join(words.split())
     assert "digits_int8 v1; digits_int8_jpeg takes image files" in words
 
 
@@ -88,7 +89,7 @@ def test_page_tells_what_went_wrong_behind_the_figures(
     assert faults(typed(report)) == sentences
     checker, _ = check_page(report, tmp_path)
     words = " ".join(checker.words)
-    assert all(sentence in words for sentence in [*sentences, "1,234 (40.0 %)", "2 deadline"])
+    assert all(sentence in words for sentence in [*sentences, "1,234 (40.0 %)", "2 INTERNAL"])
 
 
 def test_page_proves_that_served_is_as_trained(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
