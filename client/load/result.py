@@ -73,7 +73,7 @@ class LoadResult:
         return self.shed / max(1, self.completed + self.num_errors + self.shed + self.lost)
 
     def say_errors(self) -> str:
-        """Say in one line what failed: how many of each kind, with what was said of the first; empty when nothing."""
+        """Say in one line how many of each kind failed, and what was said of its first; empty when none did."""
         return ", ".join(
             f"{count:,} {kind}" + (f" ({self.reasons[kind]})" if kind in self.reasons else "")
             for kind, count in self.errors.items()
