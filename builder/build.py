@@ -489,7 +489,7 @@ class _Build:
             )
             jpeg = self._publish_jpeg(triton, labels, way.variant, way.data)
             view.reused = published.reused
-            view.note = _note(published, jpeg)
+            view.note = self._note(published, jpeg)
         return Built(
             variant=way.variant.name,
             model=published.model,
@@ -535,7 +535,7 @@ class _Build:
             published = publish_ensemble(self.repository, triton, labels=labels, card=card.to_json())
             jpeg = self._publish_jpeg(triton, labels, variant, first.data)
             view.reused = published.reused
-            view.note = _note(published, jpeg)
+            view.note = self._note(published, jpeg)
         return Built(
             variant=variant.name,
             model=published.model,
@@ -574,6 +574,16 @@ class _Build:
         assert self.repository is not None, "given to whoever runs"
         return publish_jpeg(self.repository, triton, labels=labels, card=card.to_json())
 
+    def _note(self, published: Published, jpeg: Published | None) -> str:
+        """Says what was published; what took image files until now, and shall no more, is removed."""
+        from temper.builder.publish.ensemble import retract_jpeg
+
+        assert self.repository is not None, "given to whoever runs"
+        if jpeg is not None:
+            return f"{published.note}; {jpeg.note} takes image files"
+        gone = retract_jpeg(self.repository, published.model)
+        return "; ".join([published.note, *(f"{name} removed" for name in gone)])
+
     def _card(self, way: _Underway) -> Card:
         unused = ("arch",) if self.model.graph is not None else ()
         # The measurements' keys hold its digest, so that an engine by another version is measured again.
@@ -595,10 +605,6 @@ class _Build:
                 for each in way.done
             ),
         )
-
-
-def _note(published: Published, jpeg: Published | None) -> str:
-    return published.note if jpeg is None else f"{published.note}; {jpeg.note} takes image files"
 
 
 def _planned(variant: VariantConfig, engine: EngineKind[Any]) -> list[tuple[Step[Any], Any]]:

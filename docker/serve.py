@@ -181,7 +181,7 @@ class Canary:
         return None
 
     def _write(self, model: str) -> urllib.request.Request | None:
-        """A request of zeros, or of a file, with what the model's config says of its inputs; None when it says none."""
+        """A request of zeros, or of a file, with what the model's config says of its inputs; None without it."""
         url = f"{self._url}/v2/models/{quote(model)}"
         try:
             with _OPENER.open(f"{url}/config", timeout=_ANSWER_S) as answer:
