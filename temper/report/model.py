@@ -180,6 +180,8 @@ class Step(Record):
     """Of one image, the median."""
     latency_ratio: float | None
     """To the step before, timed in turns; null for the first."""
+    latency_before_ms: float | None = None
+    """Of the step before in these turns, which its own row's figure is not: that was measured at another time."""
     accuracy_change: Paired | None = None
     """Against the step before; null for the first."""
     verdict: str | None = None

@@ -230,6 +230,9 @@ def _steps_table(rows: Sequence[Step]) -> str:
         change, ratio = row.accuracy_change, row.latency_ratio
         points = text.signed(100 * change.difference) if change else "–"
         span = text.bounds(change.low, change.high) if change else ""
+        before = "the step before"
+        if row.latency_before_ms is not None:
+            before += f", then {text.number(row.latency_before_ms)} ms"
         return [
             row.name.replace("_", " "),
             f"{row.flops / 1e9:.2f}",
@@ -238,15 +241,14 @@ def _steps_table(rows: Sequence[Step]) -> str:
             share(row.accuracy),
             html.with_note(points, span),
             text.percent(row.agreement),
-            html.with_note(
-                f"{text.number(row.latency_ms)} ms", f"{text.times(ratio)} the step before" if ratio else ""
-            ),
+            html.with_note(f"{text.number(row.latency_ms)} ms", f"{text.times(ratio)} {before}" if ratio else ""),
             row.verdict or "",
         ]
 
     note = (
         f"Every step's graph in {rows[0].engine}, in process: accuracy on the test images, change against the "
-        "step before (points, 95 % interval, paired), latency of one image, in turns with the step before."
+        "step before (points, 95 % interval, paired), latency of one image, in turns with the step before, whose "
+        "latency then stands beside the ratio: the one in its own row was measured at another time."
     )
     return html.table(head, (cells(row) for row in rows)) + f'<p class="note">{note}</p>'
 

@@ -224,6 +224,7 @@ def step(name: str, ratio: float | None) -> dict[str, Any]:
         "agreement": 1.0,
         "latency_ms": 2.5,
         "latency_ratio": ratio,
+        "latency_before_ms": 2.5 / ratio if ratio else None,
         "engine": "OpenVINO",
         "accuracy_change": paired(-0.002) if ratio else None,
         "verdict": None,

@@ -68,6 +68,7 @@ def test_page_answers_first(report: Json, tmp_path: Path, check_page: CheckPage)
         assert heading in words
     assert "attacks[0].epsilon" in words
     assert "L∞ 23.5/255" in words  # the nearest wrong image
+    assert "2.50 ms 0.40× the step before, then 6.25 ms" in " ".join(words.split())
     assert "2 INTERNAL image: <is none>" in " ".join(words.split())
     assert "digits_int8 v1; digits_int8_jpeg takes image files" in words
 
