@@ -20,7 +20,7 @@ from temper.imaging.preprocess import (
 _PRESETS: dict[str, dict[str, Any]] = {
     "torchvision": {"interpolation": "bilinear", "upright": False},
     "timm": {"interpolation": "bicubic", "upright": False},
-    "huggingface": {"interpolation": "bicubic", "upright": True},
+    "huggingface": {"interpolation": "bicubic", "upright": True, "crop_margin": "floor"},
 }
 # All three resize the shorter side to 256 for 224 unless a checkpoint's own settings say otherwise.
 _CROP_SHARE = 0.875
@@ -33,8 +33,8 @@ class PixelsConfig:
     preset: Literal["torchvision", "timm", "huggingface"] | None = None
     """What the usual evaluation of a library does to a photo: the shorter side is resized to `image_size` / 0.875
     (256 for 224), `bilinear` for torchvision and `bicubic` for timm and Hugging Face's ResNets; the first two do
-    not read the EXIF rotation. Keys that are given beside it win. Without one, the image is resized until it
-    covers `image_size`."""
+    not read the EXIF rotation, and the last rounds the margin of the crop down. Keys that are given beside it win.
+    Without one, the image is resized until it covers `image_size`."""
     image_size: Size = 224
     """Height and width in pixels, or `[height, width]`: what is cut out of the centre of the resized image."""
     resize: int | tuple[int, int] | Literal["none"] | None = None

@@ -33,6 +33,8 @@ Layout = Literal["NCHW", "NHWC"]
 # A protobuf ends at 2 GiB, and a ResNet-152 has 240 MB.
 MAX_BYTES = 1 << 30
 _HEAD_BYTES = 1024
+_MAX_NODES = 100_000  # a ResNet-152 has 600
+_MAX_NESTING = 100
 _MIN_OPSET = 7  # ONNX Runtime reads none before it
 _IMAGE_TYPES = {
     TensorProto.FLOAT: "float32",
@@ -102,6 +104,7 @@ def read_classifier(path: Path) -> Classifier:
     """
     model = _parse(path)
     _load_external(path, model)
+    _check_functions(path, model)
     try:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
@@ -252,6 +255,20 @@ def _check_operators(path: Path, model: ModelProto) -> None:
             raise wrong(
                 path, f"has the operator {node.op_type}, whose branches depend on the image; export without"
             )
+
+
+def _check_functions(path: Path, model: ModelProto) -> None:
+    """Refuses functions that call each other until there are more operators than memory."""
+    sizes = {(one.domain, one.name): 0 for one in model.functions}
+    for _ in range(_MAX_NESTING):
+        before = dict(sizes)
+        for one in model.functions:
+            sizes[one.domain, one.name] = sum(before.get((node.domain, node.op_type), 1) for node in one.node)
+        if sizes == before:
+            return
+        if max(sizes.values()) > _MAX_NODES:
+            break
+    raise wrong(path, f"its functions hold more than {_MAX_NODES:,} operators; export it without functions")
 
 
 def _end_training(graph: GraphProto) -> int:

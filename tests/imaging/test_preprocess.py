@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,10 +125,12 @@ def test_mean_of_another_scale_is_refused() -> None:
 
 
 def test_what_is_written_is_read() -> None:
-    how = DataConfig(preset="huggingface", image_size=(64, 96), colour="bgr", antialias=False).preprocessing
+    how = DataConfig(preset="huggingface", image_size=64, colour="bgr", antialias=False).preprocessing
     assert read_preprocessing(how.render()) == how
     assert read_preprocessing(how.render()[:-1] + ', "later": 1}') == how
-    assert how.resize == 73 and how.interpolation == "bicubic" and how.upright
+    assert (how.resize, how.interpolation, how.upright, how.crop_margin) == (73, "bicubic", True, "floor")
+    older = how.render().replace('"crop_margin": "floor", ', "")
+    assert "crop_margin" not in older and read_preprocessing(older) == replace(how, crop_margin="round")
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -137,9 +140,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"resize": 0}, 'resize: got 0, expected 1 to 4096 pixels or "none"'),
     ({"resize": (32, MAX_SIDE + 1)}, r"resize: got \(32, 4097\), expected 1 to 4096"),
     ({"resize": "some"}, "resize: got 'some'"),
+    ({"crop_margin": "ceil"}, "crop_margin: got 'ceil', expected one of round, floor"),
     ({"interpolation": "area"}, "interpolation: got 'area', expected one of nearest, bilinear, bicubic, lanczos"),
     ({"interpolation": "lanczos", "antialias": False}, "antialias: got false with lanczos"),
-    ({"colour": "grb"}, 'colour: got \'grb\', expected "rgb" or "bgr"'),
+    ({"colour": "grb"}, "colour: got 'grb', expected one of rgb, bgr"),
     ({"scale": 0.0}, "scale: got 0.0, expected a positive number"),
     ({"mean": (0.5, 0.5, float("nan"))}, "mean: got .*expected three finite numbers"),
     ({"std": (0.5, 0.0, 0.5)}, "std: got .*expected three positive numbers"),

@@ -190,9 +190,9 @@ def _of_client(right: Pipeline, sent: Pipeline | None) -> Iterator[Hypothesis]:
     """What the client is known to do otherwise, as one cause."""
     if sent is None or sent.geometry == right.geometry:
         return
-    names = ("resize", "interpolation", "antialias", "upright")
+    names = ("resize", "crop_margin", "interpolation", "antialias", "upright")
     changes = {name: getattr(sent, name) for name in names if getattr(sent, name) != getattr(right, name)}
-    if len(changes) == 1 and next(iter(changes)) != "resize":
+    if len(changes) == 1 and next(iter(changes)) not in ("resize", "crop_margin"):
         return  # in the rows of its own
     said = ", ".join(f"{name} = {_toml(value)}" for name, value in changes.items())
     yield Hypothesis(

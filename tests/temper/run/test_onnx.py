@@ -250,7 +250,7 @@ def test_init_writes_a_recipe_that_builds(built: Path, tmp_path: Path) -> None:
     assert (recipe.data.image_size, recipe.train.epochs) == (32, 0)
     assert recipe.model.graph == built / "model.onnx" and "arch" not in text
     assert "The ONNX file takes 32 x 32." in text
-    assert "ONNX, NCHW float input 32 x 32, softmax removed, batch of 1 made free. It has 3 classes, taken" in text
+    assert "ONNX, NCHW float input 32 x 32, softmax removed, fixed batch of 1. It has 3 classes, taken" in text
     assert build(tmp_path).exit_code == 0
 
 
