@@ -284,7 +284,7 @@ def test_graph_that_would_fill_the_memory_is_refused(tmp_path: Path, made: str, 
     path.write_bytes(as_graph(BOMB % made))
     for take in (
         lambda: import_onnx(path, Pixels(size=(8, 8), mean=MEAN, std=STD)),
-        lambda: describe_onnx(path, 8),
+        lambda: describe_onnx(path, (8, 8)),
     ):
         with pytest.raises(
             ModelError, match=f"model.onnx: {message}(; export it| of memory, expected at most 1,073,)"
