@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from temper.builder.contract import LABELS_FILE, NETWORK_FILE, SNAPSHOT_FILE, WEIGHTS_FILE
-from temper.builder.data.labels import check_same_order
 from temper.builder.errors import ModelError
 from temper.builder.names import read_labels
 from temper.builder.network.files import load_network
@@ -57,6 +56,8 @@ def check_order(setting: Setting, names: list[str], own: list[str] | None) -> No
         ModelError: They differ, and the recipe has no list of its own.
         DataError: It has one, of the same names in another order.
     """
+    from temper.builder.data.labels import check_same_order  # brings numpy along
+
     if own is None or own == names:
         return
     where = f"{'checkpoint' if setting.model.graph is None else 'ONNX file'} {show(setting.model.weights)}"

@@ -228,6 +228,11 @@ def load_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         lines = format_errors(error.errors(include_url=False), Recipe)
         raise RecipeError("\n".join(f"{path}: {line}" for line in lines)) from None
+    if recipe.model.graph is not None and "arch" in content["model"]:
+        raise RecipeError(
+            f"{path}: model.arch: got {show(recipe.model.arch)} with an ONNX file, expected no such key: the file "
+            "holds its own network"
+        )
     return _with_paths(recipe, path.parent)
 
 

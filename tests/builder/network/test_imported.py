@@ -406,7 +406,11 @@ LOADS: dict[str, Loads] = {
         "head `fc` of two layers, taken to have a ReLU between",
     ),
     "named layers": Loads(saved(lambda: state(with_head(NAMED)), with_head(NAMED)), "head `fc` of two layers"),
-    "no bias": Loads(saved(lambda: state(with_head(UNBIASED)), with_head(UNBIASED)), ""),
+    "no bias": Loads(saved(lambda: state(with_head(UNBIASED)), with_head(UNBIASED)), "head `fc` without a bias"),
+    "no bias, beside": Loads(
+        saved(lambda: state(Wrapped(net=with_head(nn.Identity()), proj=UNBIASED)), with_head(UNBIASED)),
+        "prefix `net.`, head `proj` without a bias",
+    ),
     "one channel": Loads(saved(lambda: state(grey()), grey()), "reads grey images", grey=True),
     "children and head": Loads(saved(lambda: sequential(LINEAR), with_head(LINEAR)), "head `11`"),
     "children and two": Loads(saved(lambda: sequential(TWO), with_head(TWO)), "head of two layers"),

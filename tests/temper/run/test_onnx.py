@@ -111,6 +111,10 @@ MISTAKES = {
         {"epochs = 0": "epochs = 0\nhead_epochs = 1"},
         f"train.head_epochs: got 1, expected 0: {GRAPH} and cannot be trained",
     ),
+    "arch": (
+        {"[train]": 'arch = "resnet18"\n[train]'},
+        'model.arch: got "resnet18" with an ONNX file, expected no such key: the file holds its own network',
+    ),
     "another head": (
         {"[train]": "replace_head = true\n[train]"},
         "model.replace_head: got true with an ONNX file, expected false: its head cannot be trained",
@@ -241,7 +245,7 @@ def test_init_writes_a_recipe_that_builds(built: Path, tmp_path: Path) -> None:
     out = tmp_path / "recipe.toml"
     result = run("init", "--images", built / "images", "--weights", built / "model.onnx", "--out", out)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[2].startswith("ONNX at 32 pixels; weights: ")
+    assert result.stdout.splitlines()[4].startswith("ONNX at 32 pixels; weights: ")
     recipe, text = load_recipe(out), " ".join(out.read_text().replace("\n# ", " ").split())
     assert (recipe.data.image_size, recipe.train.epochs) == (32, 0)
     assert recipe.model.graph == built / "model.onnx" and "arch" not in text
