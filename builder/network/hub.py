@@ -179,8 +179,10 @@ def class_names_beside(path: Path, num_classes: int) -> list[str] | None:
 
 
 def hub_folder(path: Path) -> Path:
-    """Returns the folder in which the files beside weights lie."""
-    return path if path.is_dir() else path.parent
+    """Returns the folder of the files beside weights: of an ONNX file in a hub's `onnx/`, the one above."""
+    folder = path if path.is_dir() else path.parent
+    is_below = path.suffix == ".onnx" and folder.name == "onnx" and not (folder / CONFIG_FILE).exists()
+    return folder.parent if is_below else folder
 
 
 def class_names_in(value: object) -> list[str] | None:

@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from temper.builder.contract import NUM_CHANNELS
 from temper.builder.errors import ModelError, reason_of
-from temper.builder.network.hub import CONFIG_FILE
+from temper.builder.network.hub import CONFIG_FILE, hub_folder
 from temper.builder.store.files import sha256_file
 from temper.imaging.content import name_content
 from temper.imaging.errors import show
@@ -87,7 +87,7 @@ def fingerprint_onnx(path: Path) -> str:
     digest = hashlib.sha256(sha256_file(path).encode())
     for file in sorted({path.parent / name for name, _ in _external(_parse(path))}):
         digest.update(sha256_file(_check_external(path, file.name)).encode())
-    if (config := path.parent / CONFIG_FILE).exists():  # it may list the classes
+    if (config := hub_folder(path) / CONFIG_FILE).exists():  # it may list the classes
         digest.update(sha256_file(config).encode())
     return digest.hexdigest()
 

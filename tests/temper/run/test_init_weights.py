@@ -71,6 +71,10 @@ net (float[n, 3, {size}] x) => (float[n, 3] logits) <float[3, 3, 3, 3] w, float[
 }}"""
 
 
+BELOW = "onnx/model.onnx"
+"""Where many of the hub's folders have it."""
+
+
 def write_onnx(
     folder: Path, size: str = "height, width", names: tuple[str, ...] = ("model.onnx", "model_quantized.onnx")
 ) -> Path:
@@ -85,6 +89,7 @@ def write_onnx(
         values = rng.normal(size=shape).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(values, weight))
     for name in names:
+        (folder / "hub" / name).parent.mkdir(exist_ok=True)
         onnx.save(model, folder / "hub" / name)
     return folder / "hub"
 
@@ -124,6 +129,7 @@ MADE: dict[str, tuple[Callable[[Path], Path], str, dict[str, Any]]] = {
     ),
     "ONNX in a folder": (write_onnx, "hub/config.json", BIT),
     "ONNX": (lambda folder: write_onnx(folder) / "model_quantized.onnx", "hub/config.json", BIT),
+    "ONNX below": (lambda folder: write_onnx(folder, names=(BELOW,)) / BELOW, "hub/config.json", BIT),
 }
 
 
