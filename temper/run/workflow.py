@@ -380,9 +380,10 @@ class _Run:
         weights = next(one.weights for one in self.built if one.weights is not None)
         owner = self.measurements.owners_answers(setting, weights)
         for target, one, variant in zip(targets, self.built, self.recipe.variants, strict=True):
-            twin = one.jpeg and subject(one.variant, one.jpeg.model, one.jpeg.version, one.jpeg.path)
-            # What draws at random answers otherwise each time.
-            found = self.measurements.parity(target, setting, owner, None if variant.is_random else twin).info
+            encoded = None
+            if one.jpeg is not None and not variant.is_random:  # which answers otherwise each time
+                encoded = subject(one.variant, one.jpeg.model, one.jpeg.version, one.jpeg.path)
+            found = self.measurements.parity(target, setting, owner, encoded).info
             parity = Parity.of(found, agreement=Share(**found["agreement"]))
             self.variants[target.name] = replace(self.variants[target.name], parity=parity)
 
