@@ -44,7 +44,7 @@ class PixelsConfig:
     """The filter that resizes; `bilinear` when neither this nor a preset is given."""
     antialias: bool = True
     """Whether the filter grows as an image is made smaller, as Pillow's does. `false` is what OpenCV does, and
-    PyTorch's `interpolate`."""
+    PyTorch's `interpolate`; their `nearest` takes another pixel than Pillow's, too."""
     upright: bool | None = None
     """Whether the rotation that a camera wrote into the EXIF is applied; `true` when neither this nor a preset is
     given."""
