@@ -135,6 +135,15 @@ def test_mean_of_another_scale_is_refused() -> None:
     assert DataConfig(mean=(127.5, 127.5, 127.5), scale=255.0).normalization[0] == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.parametrize("preset", ["torchvision", "timm", "huggingface"])
+def test_preset_of_what_is_no_square_needs_its_resize(preset: Any) -> None:
+    line = rf"^preset: got {preset} for 64 x 96 pixels, expected a square, .*; give resize beside it, or leave"
+    with pytest.raises(ValueError, match=line):
+        DataConfig(preset=preset, image_size=(64, 96))
+    assert DataConfig(preset=preset, image_size=(64, 96), resize=110).preprocessing.resize == 110
+    assert DataConfig(preset=preset, image_size=(64, 64)).preprocessing.resize == 73
+
+
 def test_what_is_written_is_read() -> None:
     how = DataConfig(preset="huggingface", image_size=64, colour="bgr", antialias=False).preprocessing
     assert read_preprocessing(how.render()) == how
