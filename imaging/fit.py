@@ -43,7 +43,7 @@ def work_pixels(size: tuple[int, int], how: Preprocessing) -> int:
     width, height = resized_size(size, how)
     if (width, height) == size or width * height > MAX_PIXELS:
         return how.width * how.height
-    if how.antialias or how.interpolation == "nearest":
+    if how.antialias:
         return width * max(height, size[1])
     return _PER_FLOATS * height * max(width, size[0])
 
@@ -76,11 +76,14 @@ def _margin(spare: int, how: Preprocessing) -> int:
 
 
 def _resize(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> Image.Image:
-    if how.antialias or how.interpolation == "nearest":
+    if how.antialias:
         return image.resize(size, RESAMPLING[how.interpolation])
     pixels = np.asarray(image)
     for axis, side in ((0, size[1]), (1, size[0])):
-        pixels = _interpolate(pixels, side, axis, cubic=how.interpolation == "bicubic")
+        if how.interpolation == "nearest":
+            pixels = _nearest(pixels, side, axis)
+        else:
+            pixels = _interpolate(pixels, side, axis, cubic=how.interpolation == "bicubic")
     return Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8))
 
 
@@ -96,6 +99,16 @@ def _resize_part(
         box=(left * across, top * down, right * across, bottom * down),
     )
     return part.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top))
+
+
+def _nearest(pixels: npt.NDArray[Any], side: int, axis: int) -> npt.NDArray[Any]:
+    """Resizes one axis by the pixel at the start of each step, where Pillow takes that at its middle.
+
+    As PyTorch's `interpolate` has it, in its float32, and OpenCV's `INTER_NEAREST`.
+    """
+    length = pixels.shape[axis]
+    place = np.arange(side, dtype=np.float32) * (np.float32(length) / np.float32(side))
+    return pixels.take(place.astype(np.int64).clip(0, length - 1), axis)
 
 
 def _interpolate(pixels: npt.NDArray[Any], side: int, axis: int, *, cubic: bool) -> npt.NDArray[np.float32]:

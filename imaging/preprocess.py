@@ -41,7 +41,8 @@ class Preprocessing:
         interpolation: The filter.
         crop_margin: How half of an odd margin around what is cut out becomes whole: "round", half to even, as
             torchvision does; or "floor", as transformers' processors do.
-        antialias: Whether the filter grows as an image is made smaller, as Pillow's always does.
+        antialias: Whether the filter grows as an image is made smaller, as Pillow's always does; false makes
+            "nearest" take the pixel at the start of each step, as PyTorch and OpenCV do, and not at its middle.
         upright: Whether the rotation that a camera wrote into the EXIF is applied.
         colour: The order of the channels that the network takes; the wire is RGB in any case.
         scale: What white is before mean and std: 1.0, or 255.0 for pixels as they are.

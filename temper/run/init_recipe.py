@@ -13,6 +13,7 @@ import statistics
 import textwrap
 import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,8 @@ def _pixels(found: Found) -> tuple[dict[str, Any], str]:
     if found.weights.given == "random" or (low == high == size and preset is None):
         return {"image_size": wanted}, f"{why}."
     trained = " If the network was evaluated in another way, say so here." if found.weights.is_file else ""
+    if not isinstance(wanted, int):
+        return {"image_size": wanted}, f"{why}, which images are resized to cover.{trained}"
     why += f". Images are made what {_TRAINERS[preset]} evaluation makes of them.{trained}"
     return {"preset": preset or "torchvision", "image_size": wanted}, why
 
@@ -215,8 +218,9 @@ def _fewest(pixels: Mapping[str, Any]) -> dict[str, Any]:
     whole = DataConfig(**left).preprocessing
     for key in [key for key in left if key not in ("preset", "image_size")]:
         fewer: dict[str, Any] = {other: value for other, value in left.items() if other != key}
-        if DataConfig(**fewer).preprocessing == whole:
-            left = fewer
+        with suppress(ValueError):  # a preset that needs its resize
+            if DataConfig(**fewer).preprocessing == whole:
+                left = fewer
     return left
 
 

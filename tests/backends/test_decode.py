@@ -44,6 +44,7 @@ CONTRACTS = {
     "huggingface": replace(COVERS, resize=35, crop_margin="floor"),
     "squashes": Preprocessing(height=24, width=40, resize=(24, 40), upright=False),
     "opencv": replace(COVERS, resize=(32, 32), antialias=False),
+    "opencv_nearest": replace(COVERS, resize=(32, 32), interpolation="nearest", antialias=False),
 }
 CONFIG = TritonConfig(
     name="toy",

@@ -46,14 +46,25 @@ def test_pixels_are_torchvisions(size: tuple[int, int], interpolation: Any, resi
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 def test_without_antialias_pixels_are_pytorchs(size: tuple[int, int], interpolation: Any) -> None:
     image = picture(size)
     how = Preprocessing(height=32, width=24, resize=(32, 24), interpolation=interpolation, antialias=False)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-    resized = torch.nn.functional.interpolate(pixels, (32, 24), mode=interpolation, align_corners=False)
+    corners = None if interpolation == "nearest" else False
+    resized = torch.nn.functional.interpolate(pixels, (32, 24), mode=interpolation, align_corners=corners)
     exact = resized[0].permute(1, 2, 0).clamp(0, 255).numpy()
     assert np.abs(np.asarray(fit_image(image, how)) - exact).max() <= 0.5 + 1e-3  # to the nearest number
+
+
+def test_nearest_without_antialias_takes_pytorchs_pixel_at_any_size() -> None:
+    for length in range(1, 140, 3):
+        image = picture((length, 2))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+        for side in range(1, 70):
+            expected = torch.nn.functional.interpolate(pixels, (2, side), mode="nearest")[0].permute(1, 2, 0)
+            how = Preprocessing(height=2, width=side, resize=(2, side), interpolation="nearest", antialias=False)
+            assert np.array_equal(np.asarray(fit_image(image, how)), expected.numpy())
 
 
 @pytest.mark.parametrize("crop", [(32, 32), (24, 40), (40, 24)])
@@ -122,6 +133,15 @@ def test_mean_of_another_scale_is_refused() -> None:
     ):
         DataConfig(mean=(127.5, 127.5, 127.5))
     assert DataConfig(mean=(127.5, 127.5, 127.5), scale=255.0).normalization[0] == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("preset", ["torchvision", "timm", "huggingface"])
+def test_preset_of_what_is_no_square_needs_its_resize(preset: Any) -> None:
+    line = rf"^preset: got {preset} for 64 x 96 pixels, expected a square, .*; give resize beside it, or leave"
+    with pytest.raises(ValueError, match=line):
+        DataConfig(preset=preset, image_size=(64, 96))
+    assert DataConfig(preset=preset, image_size=(64, 96), resize=110).preprocessing.resize == 110
+    assert DataConfig(preset=preset, image_size=(64, 64)).preprocessing.resize == 73
 
 
 def test_what_is_written_is_read() -> None:

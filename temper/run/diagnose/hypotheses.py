@@ -31,7 +31,8 @@ USUAL: dict[str, tuple[Triple, Triple]] = {
 _ZERO, _ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _CAFFE = {"colour": "bgr", "scale": 255.0, "mean": (103.939, 116.779, 123.68), "std": _ONE}
 _FILTERS = {
-    ("nearest", False): "nearest neighbour",
+    ("nearest", True): "nearest neighbour, as Pillow's",
+    ("nearest", False): "nearest neighbour, as OpenCV's INTER_NEAREST or PyTorch's interpolate",
     ("bilinear", True): "bilinear with antialiasing, as Pillow's and torchvision's on images",
     ("bilinear", False): "bilinear without antialiasing, as OpenCV's INTER_LINEAR or a tensor's antialias=False",
     ("bicubic", True): "bicubic with antialiasing, as Pillow's",
@@ -224,8 +225,6 @@ def _toml(value: object) -> str:
 
 def _of_filter(right: Pipeline) -> Iterator[Hypothesis]:
     for (interpolation, antialias), words in _FILTERS.items():
-        if interpolation == right.interpolation == "nearest":
-            continue
         changes = {"interpolation": interpolation, "antialias": antialias}
         yield Hypothesis(
             kind="resize filter", words=f"images scaled by {words}", changes=changes, mends=_sizing(right)

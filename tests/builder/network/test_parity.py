@@ -43,6 +43,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"preset": "huggingface", "resize": (41, 39)},
     {"preset": "huggingface", "resize": "none"},
     {"image_size": (32, 48), "interpolation": "lanczos"},
+    {"resize": 41, "interpolation": "nearest", "antialias": False},
     {"resize": "none", "scale": 255.0},
     {"source": "digits", "preset": "torchvision"},
 ]
