@@ -130,7 +130,7 @@ MISTAKES = {
         f"cast: {GRAPH}",
     ),
     "features": (
-        {"[train]": "[explain]\n[train]"},
+        {"[train]": '[explain]\nparts = ["blame", "features"]\n[train]'},
         "explain.parts: got features, which needs the PyTorch network's head, expected some of "
         '"blame", "representation", "attributions": model.weights is an ONNX file',
     ),
@@ -142,6 +142,11 @@ def test_what_needs_pytorch_is_refused(tmp_path: Path, changes: dict[str, str], 
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, changes))
     assert str(caught.value) == f"{tmp_path / 'recipe.toml'}: {line}"
+
+
+def test_default_look_leaves_out_what_needs_pytorch(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, {"[train]": "[explain]\nnum_images = 8\n[train]"}))
+    assert recipe.look.parts == ("blame", "representation", "attributions") and recipe.look.num_images == 8
 
 
 def test_path_is_the_recipes_own(tmp_path: Path) -> None:
