@@ -25,9 +25,9 @@ from temper.run.diagnose.how import (
     read_fields,
     say_pipeline,
 )
-from temper.run.diagnose.hypotheses import Hypothesis, Known, Side
+from temper.run.diagnose.hypotheses import GEOMETRY, Hypothesis, Known, Side
 from temper.run.diagnose.network import Networks, open_network
-from temper.run.diagnose.pipeline import Output, Picture, Pipeline, Precision, finish, flat_pictures, open_picture
+from temper.run.diagnose.pipeline import Output, Picture, Pipeline, Precision, flat_pictures, open_picture
 from temper.run.diagnose.search import Bench, Progress
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 Served = Callable[[Sequence[Picture], Pipeline], "NDArray[np.float32]"]
 _ANSWERED = (1, 8, 16, 32)
 """The batches in which a client of somebody else's may have sent its images."""
-_GEOMETRY = ("resize filter", "size and crop", "exif")
+_MAX_PIXELS = 1 << 29
+"""Of all the images together, which are kept decoded: 1.6 GB."""
 _PIXELS = ("colour", "scale", "mean", "std")
 
 
@@ -68,8 +69,8 @@ class Question:
     """How many images are compared."""
     seed: int = 0
     """Draws them."""
-    limit_s: float = 25.0
-    """How long to search, in seconds."""
+    effort: float = 1.0
+    """How much to search, whatever the machine: 1 is some 25 s on a core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,15 +198,19 @@ def diagnose(
         known,
         sent=sent if answers is None else None,
         precision=question.precision or _stated_precision(info),
-        limit_s=question.limit_s,
+        effort=question.effort,
         progress=progress,
         probe=probe if ask is not None else None,
     )
     verdict = with_names(verdict, names, info)
     labels, said = question.labels, ""
+    if labels is not None and (labels.min() < 0 or labels.max() >= num_classes):
+        raise DiagnoseError(
+            f"labels: got {labels.min()} to {labels.max()}, expected the network's outputs, 0 to {num_classes - 1}"
+        )
     if labels is None:
         labels, said = labels_of_folders(question.files, question.root, known)
-    reference = finish(networks.logits(bench.values(right), right), right)
+    reference = bench.answer(right)
     return Diagnosis(
         model=question.model,
         num_images=len(pictures),
@@ -262,12 +267,20 @@ def _chosen(question: Question, in_order: bool) -> list[int]:
 
 
 def _open(question: Question, chosen: Sequence[int], how: Pipeline) -> list[Picture]:
-    found, failed = [], []
+    if len(chosen) < 2:
+        raise DiagnoseError(f"{show(question.root)}: holds {len(chosen)} image, expected at least 2, better 24")
+    found, failed, num_pixels = [], [], 0
     for index in chosen:
         try:
             found.append(open_picture(question.files[index], how))
+            num_pixels += found[-1].image.width * found[-1].image.height
         except ImageError as error:
             failed.append(f"{show(question.files[index])} {error.reason}")
+        if num_pixels > _MAX_PIXELS:
+            raise DiagnoseError(
+                f"--num-images: got {len(chosen)}, of which {len(found)} have {num_pixels:,} pixels, expected at "
+                f"most {_MAX_PIXELS:,} in all; give fewer"
+            )
     if failed:
         raise DiagnoseError(f"{len(failed):,} images cannot be used: {name_few(failed)}; repair or remove them")
     return found
@@ -297,7 +310,7 @@ def _stated_precision(info: ModelInfo | None) -> Precision:
 
 
 def _side(hypothesis: Hypothesis, right: Pipeline, sent: Pipeline, is_answered: bool) -> Side:
-    if is_answered or hypothesis.kind in _GEOMETRY:
+    if is_answered or hypothesis.kind in GEOMETRY:
         return "client"
     differs = any(getattr(right, name) != getattr(sent, name) for name in _PIXELS)
     return "client" if differs and set(_PIXELS) & set(hypothesis.changes) else "graph"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,11 @@ def make_pipeline(stated: Fields, size: tuple[int, int] | None) -> Pipeline:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    resize = stated.get("resize")
-    scaled = {"cover": None, "pad": None}.get(str(resize), resize)
-    given = {**({} if size is None else {"image_size": size}), **stated, "resize": scaled}
-    if resize in ("cover", "pad"):
-        given = _without_preset_size(given)
+    # What `[data]` cannot say in words.
+    own = stated.get("resize") if stated.get("resize") in ("cover", "pad") else None
+    given = {**({} if size is None else {"image_size": size}), **stated, **({"resize": None} if own else {})}
     try:
-        config = TypeAdapter(PixelsConfig).validate_json(json.dumps(given), strict=True)
+        config = TypeAdapter(PixelsConfig).validate_json(json.dumps(given, default=str), strict=True)
     except ValidationError as error:
         raise DiagnoseError(format_errors(error.errors(include_url=False), PixelsConfig)[0]) from error
     how = config.preprocessing
@@ -119,19 +117,7 @@ def make_pipeline(stated: Fields, size: tuple[int, int] | None) -> Pipeline:
             f"image_size: got {how.height} x {how.width}, and the server takes {size[0]} x {size[1]}; state "
             "what it takes"
         )
-    made = Pipeline(**{**asdict(how), "resize": how.resize or "cover"})
-    return replace(made, resize="pad") if resize == "pad" else made
-
-
-def _without_preset_size(given: Fields) -> Fields:
-    """Keeps what a preset says of the filter and the EXIF, and not how it resizes."""
-    how = PixelsConfig(preset=given.get("preset")).preprocessing
-    usual = {"interpolation": how.interpolation, "upright": how.upright}
-    return {
-        **usual,
-        **{key: value for key, value in given.items() if value is not None or key == "resize"},
-        "preset": None,
-    }
+    return Pipeline(**{**asdict(how), "resize": own or how.resize or "cover"})
 
 
 def say_pipeline(how: Pipeline) -> str:

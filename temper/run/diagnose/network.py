@@ -59,6 +59,14 @@ class Networks:
             ]
         return np.concatenate(parts)
 
+    def num_macs(self, how: Pipeline) -> int:
+        """Returns the multiplications of convolutions and linear layers that one image takes."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counted:
+            self.logits(np.zeros((1, 3, how.height, how.width), np.float32), how)
+        return max(1, counted.get_total_flops() // 2)
+
     def _network(self, how: Pipeline) -> nn.Module:
         key = (how.network, how.batch_norm > 0, how.precision)
         if key not in self._made:
