@@ -161,4 +161,4 @@ def _candidates(found: Diagnosis) -> list[str]:
     if not rows:
         return []
     shown = [f"  {whole_percent(max(share['value'], 0)):>6}  {words}" for words, share in rows]
-    return ["", "explain of the difference, each alone:", *shown]
+    return ["", "would explain of the difference:", *shown]

@@ -122,7 +122,10 @@ def judge(
         found = court.saturation()
     note = ""
     if not found and at_start > level:
-        found, note = court.eliminate(tried, probe)
+        if np.ptp(bench.served, axis=0).max() <= _VARIES * np.abs(bench.served).max():
+            note, candidates = "every image gets the same scores: what is served does not look at it", ()
+        else:
+            found, note = court.eliminate(tried, probe)
         note += f"; not all was tried, `--effort {4 * effort:g}` tries more" if is_late and note else ""
     agrees = at_start <= level and not found and not seen
     # What says more of the output stands for what showed at first sight.
@@ -262,8 +265,6 @@ class _Court:
     def eliminate(self, tried: Sequence[Tried], probe: Callable[[], Bench] | None) -> tuple[list[Cause], str]:
         """Other weights, where nothing explains more than a little; else the words that say what explains most."""
         served = self.bench.served
-        if np.ptp(served, axis=0).max() <= _VARIES * np.abs(served).max():
-            return [], "every image gets the same scores: what is served does not look at it"
         # An order that was found by values explains something of any scores, and so does what is the same for all
         # images: where the scores are not alike, only what explains more than their own mean counts.
         plain = [one for one in tried if one.how.order is None]

@@ -26,7 +26,7 @@ from temper.run.diagnose.how import (
     say_pipeline,
 )
 from temper.run.diagnose.hypotheses import GEOMETRY, Hypothesis, Known, Side
-from temper.run.diagnose.network import Networks, open_network
+from temper.run.diagnose.network import Networks, open_networks
 from temper.run.diagnose.pipeline import Output, Picture, Pipeline, Precision, flat_pictures, open_picture
 from temper.run.diagnose.search import Bench, Progress
 
@@ -166,7 +166,7 @@ def diagnose(
     right, sent, sources = _pipelines(question, info, size)
     chosen = _chosen(question, answers is not None)
     pictures = _open(question, chosen, right)
-    networks, num_classes = _networks(question)
+    weights, networks, num_classes = _networks(question)
     if answers is not None:
         served = answers[chosen]
     else:
@@ -174,15 +174,15 @@ def diagnose(
         served = ask(pictures, sent)
     if served.shape[1] != num_classes:
         raise DiagnoseError(
-            f"{question.model}: gives {served.shape[1]} scores, and {show(question.weights[0])} has {num_classes} "
-            "classes; give the checkpoint that should be served"
+            f"{question.model}: gives {served.shape[1]} scores, and {weights[0]} has {num_classes} classes; "
+            " give the checkpoint that should be served"
         )
     names = read_classes(question.classes, num_classes) if question.classes else ()
     known = Known(
         num_classes=num_classes,
         batches=(batch,) if answers is None else (*_ANSWERED, len(chosen)),
         classes=names or (info.labels if info else ()),
-        weights=tuple(show(path) for path in question.weights),
+        weights=weights,
         has_exif=any(one.orientation != 1 for one in pictures),
     )
     bench = Bench(pictures, networks, served)
@@ -224,8 +224,11 @@ def diagnose(
         trained=f"{say_pipeline(right)}; {sources[0]}",
         sent="by the client that got the answers"
         if answers is not None
-        else f"{say_pipeline(sent)}; {sources[1]}",
-        notes=[said] if said else [],
+        else f"{say_pipeline(sent, whole=info is None or info.input_dtype != 'UINT8')}; {sources[1]}",
+        notes=[
+            *([f"compared with {weights[0]}"] if len(weights) > len(question.weights) else []),
+            *filter(None, [said]),
+        ],
         seconds=round(time.monotonic() - started, 2),
     )
 
@@ -286,16 +289,14 @@ def _open(question: Question, chosen: Sequence[int], how: Pipeline) -> list[Pict
     return found
 
 
-def _networks(question: Question) -> tuple[Networks, int]:
-    opened = [open_network(path) for path in question.weights]
-    num_classes = opened[0][1]
-    for path, (_, num) in zip(question.weights, opened, strict=True):
+def _networks(question: Question) -> tuple[tuple[str, ...], Networks, int]:
+    """The names of the checkpoints' networks, the networks, and how many classes they tell apart."""
+    opened = [one for path in question.weights for one in open_networks(path)]
+    first, _, num_classes = opened[0]
+    for name, _, num in opened:
         if num != num_classes:
-            raise DiagnoseError(
-                f"checkpoint {show(path)}: has {num} classes, and {show(question.weights[0])} {num_classes}; "
-                "leave it out"
-            )
-    return Networks([network for network, _ in opened]), num_classes
+            raise DiagnoseError(f"checkpoint {name}: has {num} classes, and {first} {num_classes}; leave it out")
+    return tuple(name for name, _, _ in opened), Networks([network for _, network, _ in opened]), num_classes
 
 
 def _stated_precision(info: ModelInfo | None) -> Precision:

@@ -120,8 +120,8 @@ def make_pipeline(stated: Fields, size: tuple[int, int] | None) -> Pipeline:
     return Pipeline(**{**asdict(how), "resize": own or how.resize or "cover"})
 
 
-def say_pipeline(how: Pipeline) -> str:
-    """Says a pipeline in one line."""
+def say_pipeline(how: Pipeline, *, whole: bool = True) -> str:
+    """Says a pipeline in one line; or up to the pixels, which is all that a client does for an input of UINT8."""
     sized = {
         "cover": f"scaled until {how.height} x {how.width} is covered",
         "pad": f"scaled until it fits in {how.height} x {how.width}",
@@ -134,7 +134,5 @@ def say_pipeline(how: Pipeline) -> str:
     filters = f"{how.interpolation}{'' if how.antialias else ' without antialiasing'}"
     mean, std = (", ".join(f"{value:g}" for value in each) for each in (how.mean, how.std))
     turned = "" if how.upright else ", not turned upright"
-    return (
-        f"{sized} ({filters}){turned}, centre {how.height} x {how.width}, {how.colour.upper()} "
-        f"from 0 to {how.scale:g}, mean {mean}, std {std}"
-    )
+    pixels = f"{sized} ({filters}){turned}, centre {how.height} x {how.width}, {how.colour.upper()}"
+    return f"{pixels} from 0 to {how.scale:g}, mean {mean}, std {std}" if whole else f"{pixels} from 0 to 255"
