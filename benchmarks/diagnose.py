@@ -27,17 +27,17 @@ from torch import nn
 from torchvision.transforms import functional  # type: ignore[import-untyped]  # ships none
 
 from benchmarks.common import CACHE, ROOT, write_results
-from benchmarks.photos import MEAN, PHOTOS, STD, cover, crops, make_network, transform, write_crops
+from benchmarks.photos import cover, crops, make_network, photographs, transform, write_crops
 from temper.builder.engines.isa import AVX2_ONLY
 from temper.cli.main import cli
 from temper.client.client import Client
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FOLDER = CACHE / "diagnose"
-NAMES = [photo.partition(".")[0] for photo in PHOTOS]
 FOREIGN = """name: "{name}"
 backend: "python"
 max_batch_size: {batch}
@@ -57,11 +57,11 @@ class Front(nn.Module):
         *,
         flip: bool = False,
         scale: float = 1 / 255,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
         channels_last: bool = True,
         reshape: bool = False,
-        order: Sequence[int] | None = None,
+        text_order: bool = False,
         softmax: bool = False,
         gamma: float = 1.0,
         blur: bool = False,
@@ -70,7 +70,7 @@ class Front(nn.Module):
         super().__init__()
         self.network, self.scale = network, scale
         self.flip, self.channels_last, self.reshape = flip, channels_last, reshape
-        self.order, self.softmax, self.gamma, self.blur = order, softmax, gamma, blur
+        self.text_order, self.softmax, self.gamma, self.blur = text_order, softmax, gamma, blur
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -88,7 +88,7 @@ class Front(nn.Module):
             values = nn.functional.avg_pool2d(values, 5, stride=1)
         values = (values * self.scale - self.mean) / self.std  # type: ignore[operator]  # buffers
         scores: torch.Tensor = self.network(values)
-        scores = scores if self.order is None else scores[:, list(self.order)]
+        scores = scores[:, sorted(range(scores.shape[1]), key=str)] if self.text_order else scores
         return scores.softmax(1) if self.softmax else scores
 
 
@@ -155,7 +155,7 @@ _HALF = (0.5, 0.5, 0.5)
 def _as_tensor(image: Image.Image, resize: Any, size: int, *, antialias: bool = True) -> np.ndarray[Any, Any]:
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     sized = functional.center_crop(functional.resize(pixels, resize, antialias=antialias), [size, size])
-    return np.asarray(functional.normalize(sized.float() / 255, MEAN, STD))
+    return np.asarray(functional.normalize(sized.float() / 255, IMAGENET_MEAN, IMAGENET_STD))
 
 
 def _opened(path: Path, *, upright: bool = True) -> Image.Image:
@@ -168,108 +168,82 @@ def _right(path: Path, size: int) -> np.ndarray[Any, Any]:
 
 
 SIZED = ("--trained", "image_size = 64, resize = 73")
+COVERED = ("--trained", 'resize = "cover"')
+UINT8 = {"dtype": "UINT8", "batch": 8}
+
+
+def _nchw(name: str, kind: str = "", words: str = "", **more: Any) -> Case:
+    """A model of nobody's that takes what the network takes, and leaves all else to the client."""
+    kinds = (kind,) if kind else ()
+    usual: dict[str, Any] = {"foreign": FP32, "front": {**RAW, "channels_last": False}, "options": SIZED}
+    return Case(name=name, kinds=kinds, words=words, **{**usual, **more})
+
+
+def _graph(name: str, kind: str, words: str, arch: str = "resnet18", size: int = 64, **more: Any) -> Case:
+    """One of Temper's with a mistake in its graph, but for what `more` says."""
+    return Case(name=name, kinds=tuple(kind.split(" + ")), words=words, arch=arch, size=size, **more)
+
+
+_NONE: dict[str, Any] = {"mean": RAW["mean"], "std": RAW["std"]}
 MISTAKES = (
-    Case(name="bgr", kinds=("colour",), words="BGR", front={"flip": True}),
-    Case(
-        name="no_mean_std",
-        kinds=("mean and std",),
-        words="no mean and std, pixels from 0 to 1",
-        arch="resnet34",
-        front={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
-    ),
-    Case(
-        name="twice",
-        kinds=("mean and std",),
-        words="twice",
-        foreign=FP32,
-        front={"scale": 1.0, "channels_last": False},
-        options=SIZED,
-    ),
-    Case(name="half", kinds=("mean and std",), words="0.5", arch="resnet50", front={"mean": _HALF, "std": _HALF}),
-    Case(name="not_scaled", kinds=("scale",), words="from 0 to 255", size=96, front={"scale": 1.0}),
-    Case(
-        name="no_antialias",
-        kinds=("resize filter",),
-        words="bilinear without",
-        foreign=FP32,
-        front={**RAW, "channels_last": False},
+    _graph("bgr", "colour", "BGR", front={"flip": True}),
+    _graph("no_mean_std", "mean and std", "no mean and std, pixels from 0 to 1", "resnet34", front=_NONE),
+    _nchw("twice", "mean and std", "twice", front={"scale": 1.0, "channels_last": False}),
+    _graph("half", "mean and std", "0.5", "resnet50", front={"mean": _HALF, "std": _HALF}),
+    _graph("not_scaled", "scale", "from 0 to 255", size=96, front={"scale": 1.0}),
+    _nchw(
+        "no_antialias",
+        "resize filter",
+        "bilinear without",
         client=lambda path, size: _as_tensor(_opened(path), 73, size, antialias=False),
-        options=SIZED,
     ),
-    Case(
-        name="squash",
-        kinds=("size and crop",),
-        words="squashed to 64",
+    _nchw(
+        "squash",
+        "size and crop",
+        "squashed to 64",
         arch="resnet34",
-        foreign=FP32,
-        front={**RAW, "channels_last": False},
         client=lambda path, size: np.asarray(transform((size, size), size)(_opened(path))),
-        options=SIZED,
     ),
-    Case(
-        name="exif",
-        kinds=("exif",),
-        words="not turned upright",
-        foreign=FP32,
-        front={**RAW, "channels_last": False},
+    _nchw(
+        "exif",
+        "exif",
+        "not turned upright",
         client=lambda path, size: np.asarray(transform(73, size)(_opened(path, upright=False))),
-        options=SIZED,
         turned=True,
     ),
-    Case(name="reshaped", kinds=("layout",), words="reshaped", arch="resnet50", front={"reshape": True}),
-    Case(
-        name="text_order",
-        kinds=("labels",),
-        words="sorted as text",
-        front={"order": sorted(range(len(PHOTOS)), key=str)},
-    ),
-    Case(
-        name="softmax",
-        kinds=("output",),
-        words="softmax",
+    _graph("reshaped", "layout", "reshaped", "resnet50", front={"reshape": True}),
+    _graph("text_order", "labels", "sorted as text", front={"text_order": True}),
+    _graph(
+        "softmax",
+        "output",
+        "softmax",
         size=96,
         foreign={"dtype": "UINT8", "batch": 0},
         front={"softmax": True},
-        options=("--trained", 'resize = "cover"'),
+        options=COVERED,
     ),
-    Case(name="training_mode", kinds=("batch normalisation",), words="training mode", in_training=True),
-    Case(name="other_weights", kinds=("weights",), words="another checkpoint", serves=7),
-    Case(
-        name="bf16",
-        kinds=("precision",),
-        words="bf16",
-        arch="resnet50",
-        foreign=FP32,
-        hint="bf16",
-        front={**RAW, "channels_last": False},
-        options=SIZED,
-    ),
+    _graph("training_mode", "batch normalisation", "training mode", in_training=True),
+    _graph("other_weights", "weights", "another checkpoint", serves=7),
+    _nchw("bf16", "precision", "bf16", arch="resnet50", hint="bf16"),
     # Beyond the fourteen; `UNKNOWN` has causes that no row of the table is, and none may be named.
-    Case(name="saturating", kinds=("precision",), words="saturating", arch="resnet50", int8="full", avx2=True),
-    Case(name="int8", kinds=("precision",), words="int8", int8="full", options=("--precision", "fp32")),
-    Case(
-        name="two",
-        kinds=("colour", "mean and std"),
-        words="BGR",
-        front={"flip": True, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
-    ),
-    Case(name="bgr_224", kinds=("colour",), words="BGR", arch="resnet50", size=224, front={"flip": True}),
-    Case(name="other_224", kinds=("weights",), words="another", arch="resnet50", size=224, serves=7),
-    Case(name="bgr_int8", kinds=("colour",), words="BGR", int8="reduced", front={"flip": True}),
-    Case(
-        name="softmax_bgr",
-        kinds=("output", "colour"),
-        words="softmax",
-        foreign={"dtype": "UINT8", "batch": 8},
+    _graph("saturating", "precision", "saturating", "resnet50", int8="full", avx2=True),
+    _graph("int8", "precision", "int8", int8="full", options=("--precision", "fp32")),
+    _graph("two", "colour + mean and std", "BGR", front={"flip": True, **_NONE}),
+    _graph("bgr_224", "colour", "BGR", "resnet50", 224, front={"flip": True}),
+    _graph("other_224", "weights", "another", "resnet50", 224, serves=7),
+    _graph("bgr_int8", "colour", "BGR", int8="reduced", front={"flip": True}),
+    _graph(
+        "softmax_bgr",
+        "output + colour",
+        "softmax",
+        foreign=UINT8,
         front={"softmax": True, "flip": True},
-        options=("--trained", 'resize = "cover"'),
+        options=COVERED,
     ),
-    Case(
-        name="bicubic",
-        kinds=("resize filter",),
-        words="bicubic with antialiasing",
-        foreign=FP32,
-        front={**RAW, "channels_last": False},
+    _nchw(
+        "bicubic",
+        "resize filter",
+        "bicubic with antialiasing",
         options=(*SIZED, "--sent", 'interpolation = "bicubic"'),
     ),
 )
@@ -277,6 +251,7 @@ UNKNOWN = (
     Case(name="gamma", front={"gamma": 2.2}),
     Case(name="blurred", front={"blur": True}),
     Case(name="own_mean", arch="resnet34", front={"mean": (0.3, 0.35, 0.2), "std": (0.4, 0.3, 0.35)}),
+    Case(name="dead", foreign=UINT8, front={"scale": 0.0}, options=COVERED),
 )
 PLANTED = 14
 HEALTHY = (
@@ -284,27 +259,14 @@ HEALTHY = (
     Case(name="fine_r34", arch="resnet34", size=96, seed=1),
     Case(name="fine_r50", arch="resnet50", seed=2),
     Case(name="fine_r18_224", size=224, seed=3),
-    Case(name="fine_int8_7bit", arch="resnet18", seed=4, int8="reduced"),
+    Case(name="fine_int8_7bit", seed=4, int8="reduced"),
     Case(name="fine_int8", arch="resnet50", seed=5, int8="full"),
-    Case(name="fine_bf16", arch="resnet18", seed=6, hint="bf16"),
-    Case(name="fine_nchw", foreign=FP32, front={**RAW, "channels_last": False}, options=SIZED),
-    Case(
-        name="fine_no_batch",
-        arch="resnet34",
-        foreign={"dtype": "FP32", "batch": 0},
-        front=RAW,
-        options=SIZED,
-    ),
-    Case(
-        name="fine_client",
-        foreign=FP32,
-        front={**RAW, "channels_last": False},
-        client=_right,
-        options=SIZED,
-        turned=True,
-    ),
-    Case(
-        name="fine_softmax",
+    Case(name="fine_bf16", seed=6, hint="bf16"),
+    _nchw("fine_nchw"),
+    _nchw("fine_no_batch", arch="resnet34", foreign={"dtype": "FP32", "batch": 0}, front=RAW),
+    _nchw("fine_client", client=_right, turned=True),
+    _nchw(
+        "fine_softmax",
         foreign={"dtype": "FP16", "batch": 8},
         front={**RAW, "softmax": True},
         options=(*SIZED, "--output", "softmax"),
@@ -329,28 +291,16 @@ def main() -> None:
         if chosen:
             with _environment(AVX2_ONLY if avx2 else {}), serving([case.name for case in chosen]) as server:
                 rows |= {case.name: measure(case, server.grpc_url) for case in chosen}
-    results = [rows[case.name] for case in cases]
-    planted = [rows[case.name] for case in MISTAKES if case.name in rows]
-    unknown = [rows[case.name] for case in UNKNOWN if case.name in rows]
-    healthy = [rows[case.name] for case in HEALTHY if case.name in rows]
+    groups = {"planted": MISTAKES[:PLANTED], "further": MISTAKES[PLANTED:], "unknown": UNKNOWN, "healthy": HEALTHY}
+    found = {name: [rows[case.name] for case in group if case.name in rows] for name, group in groups.items()}
+    right = {name: f"{sum(row['right'] for row in group)} of {len(group)}" for name, group in found.items()}
     print(
-        f"named right: {sum(row['right'] for row in planted[:PLANTED])} of {len(planted[:PLANTED])}, "
-        f"and of further ones {sum(row['right'] for row in planted[PLANTED:])} of {len(planted[PLANTED:])}; "
-        f"none named of those not in the table: {sum(row['right'] for row in unknown)} of {len(unknown)}; "
-        f"healthy: {sum(row['right'] for row in healthy)} of {len(healthy)}; "
-        f"at most {max(row['seconds'] for row in results):.0f} s"
+        f"named right: {right['planted']}, and of further ones {right['further']}; none named of those not in the "
+        f"table: {right['unknown']}; healthy: {right['healthy']}; "
+        f"at most {max(row['seconds'] for row in rows.values()):.0f} s"
     )
     if not only:
-        write_results(
-            "diagnose",
-            {
-                "images": 24,
-                "planted": planted[:PLANTED],
-                "further": planted[PLANTED:],
-                "unknown": unknown,
-                "healthy": healthy,
-            },
-        )
+        write_results("diagnose", {"images": 24, **found})
 
 
 @contextmanager
@@ -437,7 +387,6 @@ def _quantize(graph: Path, case: Case) -> None:
 def _publish(graph: Path, case: Case) -> None:
     from temper.builder.publish.entry import publish
     from temper.builder.publish.triton_config import PluginBackend, TritonConfig
-    from temper.imaging.preprocess import Preprocessing
 
     parameters = {"precision_hint": case.hint}
     if case.int8:
@@ -445,12 +394,14 @@ def _publish(graph: Path, case: Case) -> None:
     config = TritonConfig(
         name=case.name,
         image_size=case.size,
-        num_classes=len(PHOTOS),
+        num_classes=len(photographs()),
         max_batch=8,
         preprocessing=Preprocessing(height=case.size, width=case.size),
         backend=PluginBackend(engine="openvino", on_cpu=True, parameters=parameters),
     )
-    publish(FOLDER / "repository", config, engine_file=graph, labels=NAMES, card={"recipe": "benchmarks"})
+    publish(
+        FOLDER / "repository", config, engine_file=graph, labels=list(photographs()), card={"recipe": "benchmarks"}
+    )
 
 
 def _publish_foreign(graph: Path, case: Case) -> None:
@@ -468,7 +419,7 @@ def _publish_foreign(graph: Path, case: Case) -> None:
         batch=batch,
         dtype=case.foreign["dtype"],
         dims=", ".join(map(str, dims if batch else [-1, *dims])),
-        outputs=len(PHOTOS) if batch else f"-1, {len(PHOTOS)}",
+        outputs=len(photographs()) if batch else f"-1, {len(photographs())}",
         hint=case.hint,
     )
     (place / "config.pbtxt").write_text(text)
@@ -478,8 +429,8 @@ def measure(case: Case, url: str) -> dict[str, Any]:
     """Runs the command as a user does, and says whether it found what is to be found."""
     images = FOLDER / ("turned" if case.turned else "images")
     common = ["--images", images, "--weights", FOLDER / case.name / "weights.safetensors", "--json", *case.options]
-    (FOLDER / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES))
-    if not case.front.get("order"):
+    (FOLDER / "classes.txt").write_text("".join(f"{name}\n" for name in photographs()))
+    if not case.front.get("text_order"):
         common += ["--classes", FOLDER / "classes.txt"]
     if case.client is not None:
         answers = FOLDER / case.name / "answers.npy"

@@ -1,54 +1,46 @@
-"""Photo patches and networks that tell them apart: crops of scikit-image's photographs, nothing trained.
+"""Photo patches and networks that tell them apart: crops of the photographs in wheels, nothing trained.
 
 A network has random convolutions, the batch statistics of such crops, and a head fitted in closed form.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import skimage
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import nn
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor  # type: ignore[import-untyped]
+
+from temper.builder.data.photos import cut_photos
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-PHOTOS = (
-    "astronaut.png",
-    "brick.png",
-    "camera.png",
-    "chelsea.png",
-    "coffee.png",
-    "coins.png",
-    "grass.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "motorcycle_left.png",
-    "retina.jpg",
-    "rocket.jpg",
-)
-"""Files of scikit-image's wheel; each is a class."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TURNED = {6: Image.Transpose.ROTATE_90, 3: Image.Transpose.ROTATE_180}
 _RIDGE = 10.0
 # Of what a residual block adds: random ones at full strength magnify every rounding, which trained ones do not.
 _RESIDUAL = 0.3
 
 
+@cache
+def photographs() -> dict[str, Image.Image]:
+    """The photographs of the installed wheels, each a class, by name."""
+    found = cut_photos(None, seed=0)
+    return dict(zip(found.class_names, found.photographs, strict=True))
+
+
 def crops(num_each: int, seed: int) -> tuple[list[Image.Image], NDArray[np.int64]]:
     """Crops of 90 to 240 pixels a side, so many of each photograph, and which it is."""
     rng = np.random.default_rng(seed)
-    folder = Path(skimage.__file__).parent / "data"
     images, labels = [], []
-    for label, name in enumerate(PHOTOS):
-        photo = Image.open(folder / name).convert("RGB")
+    for label, photo in enumerate(photographs().values()):
         for _ in range(num_each):
             width, height = (int(min(rng.integers(90, 240), side)) for side in photo.size)
             left, top = (
@@ -64,7 +56,7 @@ def write_crops(folder: Path, num_each: int, seed: int, *, turned: bool = False)
     """Writes crops as PNG files, one folder a photograph; with EXIF every third lies on its side or head."""
     images, labels = crops(num_each, seed)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        place = folder / PHOTOS[label].partition(".")[0]
+        place = folder / list(photographs())[label]
         place.mkdir(parents=True, exist_ok=True)
         exif = Image.Exif()
         if turned and index % 3 == 0:
@@ -75,7 +67,9 @@ def write_crops(folder: Path, num_each: int, seed: int, *, turned: bool = False)
     return sorted(folder.rglob("*.png"), key=lambda path: (str(path.parent), path.name))
 
 
-def transform(resize: Any, size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Any:
+def transform(
+    resize: Any, size: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> Any:
     """Torchvision's own, from an image to a tensor."""
     return Compose([Resize(resize), CenterCrop(size), ToTensor(), Normalize(mean, std)])
 
@@ -101,7 +95,7 @@ def make_network(arch: str, size: int, seed: int, num_each: int = 16) -> nn.Modu
     prepare = transform(size, size)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        network: Any = get_model(arch, weights=None, num_classes=len(PHOTOS))
+        network: Any = get_model(arch, weights=None, num_classes=len(photographs()))
         order = torch.randperm(len(images))
         batch = torch.stack([prepare(images[index]) for index in order])
         targets = torch.from_numpy(labels)[order]
@@ -119,7 +113,7 @@ def make_network(arch: str, size: int, seed: int, num_each: int = 16) -> nn.Modu
         network.fc = head
         mean = features.mean(0)
         centred = features - mean
-        wanted = nn.functional.one_hot(targets, len(PHOTOS)).float() * 8 - 8 / len(PHOTOS)
+        wanted = nn.functional.one_hot(targets, len(photographs())).float() * 8 - 8 / len(photographs())
         spread = centred.T @ centred
         ridge = _RIDGE * spread.diagonal().mean() * torch.eye(len(spread))
         head.weight.copy_(torch.linalg.solve(spread + ridge, centred.T @ wanted).T)

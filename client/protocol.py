@@ -286,7 +286,8 @@ def constant_head(info: ModelInfo, message: bytes, num_images: int) -> bytes:
 
 def label_request(info: ModelInfo, version: str) -> bytes | None:
     """Return a request that makes the server name every class of a zero image; None if it is no classifier."""
-    if len(info.output_shape) != 1 or info.num_classes < 1 or "FP" not in info.output_dtype:
+    # Triton names no classes of FP16 scores.
+    if len(info.output_shape) != 1 or info.num_classes < 1 or info.output_dtype not in ("FP32", "FP64"):
         return None
     if info.takes_encoded:
         return encode(info, [_PIXEL], version=version, num_scores=info.num_classes)

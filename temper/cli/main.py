@@ -256,7 +256,11 @@ def explain(recipe: Path, **settings: Any) -> None:
 @click.option("--num-images", type=click.IntRange(min=2), default=24, show_default=True, help="Images to compare.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws them.")
 @click.option(
-    "--limit", "limit_s", type=click.FloatRange(min=1), default=25.0, show_default=True, help="Seconds to search."
+    "--effort",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How much to search: 1 is some 25 seconds on a core, and tries the same on every machine.",
 )
 @url_option()
 @repository_option

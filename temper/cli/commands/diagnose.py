@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from temper.cli.inputs import find_images
+from temper.cli.inputs import find_images, read_integers
 from temper.cli.target import describe, say_share
 from temper.client.client import Client
 from temper.client.errors import ClientError
@@ -63,7 +63,7 @@ def diagnose_command(
             files=files,
             root=images,
             weights=weights,
-            labels=_read_labels(labels, len(files)) if labels else None,
+            labels=read_integers(labels, len(files)) if labels else None,
             precision=_PRECISIONS.get(precision or "", precision),  # type: ignore[arg-type]  # click's choice
             **settings,
         )
@@ -75,12 +75,6 @@ def diagnose_command(
     sys.stdout.flush()
     if not found.verdict.agrees:
         click.get_current_context().exit(EXIT_DIFFERS)
-
-
-def _read_labels(path: Path, num_images: int) -> npt.NDArray[np.int64]:
-    from temper.cli.inputs import read_integers
-
-    return read_integers(path, num_images)
 
 
 def _of_answers(question: Question, answers: Path, display: Display) -> Diagnosis:
@@ -146,6 +140,8 @@ def _text(found: Diagnosis) -> str:
     for index, cause in enumerate(verdict.causes):
         lines += _cause(cause, found.mend(index), first=index == 0)
     lines.append(f"  left     {fine_percent(verdict.left)} of the scores' spread")
+    if verdict.note:
+        lines.append(f"  beside   {verdict.note}")
     return "\n".join([*lines, *_candidates(found)])
 
 
@@ -165,4 +161,4 @@ def _candidates(found: Diagnosis) -> list[str]:
     if not rows:
         return []
     shown = [f"  {whole_percent(max(share['value'], 0)):>6}  {words}" for words, share in rows]
-    return ["", "explain of the difference, each alone:", *shown]
+    return ["", "would explain of the difference:", *shown]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,26 +22,20 @@ if TYPE_CHECKING:
 
 
 def read_classes(path: Path, num_classes: int) -> tuple[str, ...]:
-    """Reads the names of outputs: text, one a line; JSON: a list, or transformers' config.json with id2label.
+    """Reads the names of outputs, from what `labels` of a recipe takes.
 
     Raises:
-        DiagnoseError: It cannot be read, or names another number of outputs.
+        DataError: It cannot be read.
+        DiagnoseError: It names another number of outputs.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else text.splitlines()
-        if isinstance(content, dict):
-            by_index = content["id2label"]
-            content = [by_index[str(index)] for index in range(len(by_index))]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DiagnoseError(f"{show(path)}: holds no class names that can be read ({reason})") from error
-    names = tuple(str(name).strip() for name in content)
+    from temper.builder.data.labels import read_class_names
+
+    names = read_class_names(path)
     if len(names) != num_classes:
         raise DiagnoseError(
             f"{show(path)}: names {len(names)} classes, expected {num_classes}, one for each output"
         )
-    return names
+    return tuple(names)
 
 
 def with_names(verdict: Verdict, names: tuple[str, ...], info: ModelInfo | None) -> Verdict:

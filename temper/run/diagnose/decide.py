@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from temper.client.stats import Estimate
-from temper.run.diagnose.hypotheses import Hypothesis, Known, causes
+from temper.run.diagnose.hypotheses import GEOMETRY, Hypothesis, Known, causes
 from temper.run.diagnose.pipeline import BLACK, WHITE, Pipeline, Precision
-from temper.run.diagnose.scores import explained, is_clearly_less, related, relative, squares, varying
-from temper.run.diagnose.search import Bench, Progress, Tried, search
+from temper.run.diagnose.scores import correlation, explained, is_clearly_less, related, relative, squares, varying
+from temper.run.diagnose.search import Bench, Progress, Tried, distinct, is_same, search
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,11 +25,13 @@ _LIKE, _MAX_RATIO = 0.15, 4.0
 """The least correlation with an imitation's difference, and the most that their sizes may differ by."""
 _MAX_PIXELS = 24 * 64 * 64
 _GO_ALONG = 0.7
-"""The least correlation of scores that differ by arithmetic alone, in what differs from image to image."""
+"""The least correlation, in what differs from image to image, of scores that are the same but for a little."""
+_VARIES = 1e-6
+"""Scores that differ less from image to image, as a share of the largest, are the same for all."""
 _MOST, _NEARLY_ALL, _LITTLE = 0.5, 0.95, 0.3
 _CLEARLY = 0.8
 """What the named cause leaves is less than this share of what the next one leaves."""
-_GEOMETRY = ("resize filter", "size and crop", "exif")
+_ELSE = "Other weights, or a way to prepare images that is not in the table"
 _PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8", "int8 of 7 bits", "int8, saturating")
 _MENDS: dict[Precision, str] = {
     "fp16": "if fp16 is meant, say `--precision fp16`; else take the cast or `precision_hint` out, publish again",
@@ -82,7 +83,7 @@ def judge(
     *,
     sent: Pipeline | None,
     precision: Precision,
-    limit_s: float,
+    effort: float,
     progress: Progress,
     probe: Callable[[], Bench] | None = None,
 ) -> Verdict:
@@ -94,16 +95,17 @@ def judge(
         known: What is known of the served model.
         sent: How the client prepares the images, where that is known.
         precision: The arithmetic that is meant.
-        limit_s: How long to search, in seconds.
+        effort: How much to search: 1 is some 25 s on a core.
         progress: Called with (tries done, tries in all).
         probe: Asks the server about `FLAT` pictures, which no way of sizing them changes.
     """
     seen: list[Cause] = []
     if bench.has_probabilities and right.output == "logits":
         softmax = next(one for one in causes(right, known) if one.changes == {"output": "softmax"})
-        seen, right = [Cause(hypothesis=softmax, share=_all())], softmax.apply(right)
-    end = time.monotonic() + limit_s
-    bench = bench.affordable(right, limit_s)
+        logits, right = right, softmax.apply(right)
+        share = explained(*(squares(bench.answers, bench.answer(how)) for how in (logits, right)))
+        seen = [Cause(hypothesis=softmax, share=share)]
+    bench, budget = bench.afford(right, effort)
     before = bench.try_on((), right)
     scores = bench.scores(right)
     at_start, level = relative(before.squares, scores), _level(bench, right, precision)
@@ -111,26 +113,26 @@ def judge(
         return Verdict(
             agrees=not seen, before=at_start, level=level, left=at_start, causes=tuple(seen), candidates=()
         )
-    tried, is_late = search(bench, right, causes(right, known, sent), end, progress)
-    court = _Court(bench, right, before, scores, level, known, None if precision.startswith("int8") else end)
-    candidates = tuple((one, explained(before.squares, one.squares)) for one in tried[:5] if one.parts)
+    tried, is_late = search(bench, right, causes(right, known, sent), budget, progress)
+    court = _Court(bench, right, before, scores, level, known)
+    shown = [one for one in distinct(tried)[:5] if one.parts]
+    candidates = tuple((one, explained(before.squares, one.squares)) for one in shown)
     found, left = court.name(tried, at_level=at_start <= level)
     if not found and at_start <= level and precision == "int8":
         found = court.saturation()
     note = ""
     if not found and at_start > level:
-        found, note = court.eliminate(tried, probe)
-        note += "; the time was over before all was tried, --limit gives it more" if is_late else ""
+        if np.ptp(bench.served, axis=0).max() <= _VARIES * np.abs(bench.served).max():
+            note, candidates = "every image gets the same scores: what is served does not look at it", ()
+        else:
+            found, note = court.eliminate(tried, probe)
+        note += f"; not all was tried, `--effort {4 * effort:g}` tries more" if is_late and note else ""
     agrees = at_start <= level and not found and not seen
     # What says more of the output stands for what showed at first sight.
     named = (*(() if any("output" in one.hypothesis.changes for one in found) else seen), *found)
     return Verdict(
         agrees=agrees, before=at_start, level=level, left=left, causes=named, candidates=candidates, note=note
     )
-
-
-def _all() -> Estimate:
-    return Estimate(value=1.0, low=1.0, high=1.0)
 
 
 def _level(bench: Bench, right: Pipeline, precision: Precision) -> float:
@@ -152,9 +154,7 @@ class _Court:
         scores: NDArray[np.float32],
         level: float,
         known: Known,
-        end: float | None,
     ) -> None:
-        self.end = end
         self.bench, self.right, self.before, self.scores, self.level = bench, right, before, scores, level
         self.known = known
 
@@ -173,12 +173,14 @@ class _Court:
         if not best.parts:
             return ([rest] if rest else []), left
         enough = share["low"] >= _MOST and (left <= self.level or rest is not None)
-        enough = enough or (share["low"] >= _NEARLY_ALL and not at_level)
+        # What explains nearly all, but not what differs from image to image, explains what is the same for all.
+        enough = enough or (share["low"] >= _NEARLY_ALL and not at_level and self._alike(best) >= _GO_ALONG)
         rivals = self._rivals(best, tried)
         if not enough or (rivals and left > self.level):
             alone = None if at_level or is_most else self._precision(self.before)
             return ([alone] if alone else []), relative(self.before.squares, self.scores)
-        note = f"on these images no different from {'; '.join(one.words for one in rivals)}" if rivals else ""
+        twins = [one for one in tried if one is not best and is_same(one, best)]
+        note = _say_twins([one.words for one in [*twins, *rivals]])
         found = [Cause(hypothesis=part, share=share, note=note) for part in best.parts]
         return [*found, *([rest] if rest else [])], left
 
@@ -200,6 +202,7 @@ class _Court:
             one
             for one in tried
             if one.parts
+            and not is_same(one, best)
             and not set(map(id, one.parts)) & set(map(id, best.parts))
             and not is_clearly_less(best.squares, one.squares, _CLEARLY)
         ]
@@ -212,13 +215,12 @@ class _Court:
     def _precision(self, tried: Tried) -> Cause | None:
         """The precision whose imitation differs in the same way from what was tried."""
         best: tuple[float, Precision, Estimate] | None = None
-        if _correlation(varying(self.bench.served), varying(self.bench.scores(tried.how))) < _GO_ALONG:
+        if self._alike(tried) < _GO_ALONG:
             return None
         ratio = 1.0
         for precision in _PRECISIONS:
             # Saturation, the last, only adds to what rounding does, and is slow to imitate.
-            is_over = self.end is not None and time.monotonic() > self.end
-            if precision == "int8, saturating" and (is_over or ratio < _LITTLE):
+            if precision == "int8, saturating" and ratio < _LITTLE:
                 break
             alike, ratio = self._likeness(tried, precision)
             is_like = alike["value"] > _LIKE and alike["low"] > 0 and 1 / _MAX_RATIO < ratio < _MAX_RATIO
@@ -242,6 +244,10 @@ class _Court:
         sums = squares(self.bench.served[:num], self.bench.scores(hypothesis.apply(tried.how), num))
         return Cause(hypothesis=hypothesis, share=explained(self.before.squares[:num], sums), note=note)
 
+    def _alike(self, tried: Tried) -> float:
+        """The correlation with the served scores of what differs from image to image."""
+        return correlation(varying(self.bench.served), varying(self.bench.scores(tried.how)))
+
     def _num(self, precision: Precision) -> int:
         """How many images a precision is imitated on: saturation takes seconds for each large one."""
         if precision != "int8, saturating":
@@ -258,23 +264,23 @@ class _Court:
 
     def eliminate(self, tried: Sequence[Tried], probe: Callable[[], Bench] | None) -> tuple[list[Cause], str]:
         """Other weights, where nothing explains more than a little; else the words that say what explains most."""
-        best = next((one for one in tried if one.parts), self.before)
-        share = explained(self.before.squares, best.squares)
+        served = self.bench.served
         # An order that was found by values explains something of any scores, and so does what is the same for all
         # images: where the scores are not alike, only what explains more than their own mean counts.
         plain = [one for one in tried if one.how.order is None]
-        served = self.bench.served
+        best = next((one for one in plain if one.parts), self.before)
+        share = explained(self.before.squares, best.squares)
         null = min(self.before.left, float(((served - served.mean(axis=0)) ** 2).sum()))
         most = 1 - min(one.left for one in plain) / null
-        alike = max(_correlation(varying(self.bench.served), varying(self.bench.scores(one.how))) for one in plain)
+        alike = max(self._alike(one) for one in plain)
         words = f"nothing explains it; {best.words} explains most, {100 * max(share['value'], 0):.0f} %"
-        localised = self._localise(probe()) if probe is not None else ""
-        if localised:
+        if probe is None:
+            return [], f"{words}. {_ELSE}"
+        if localised := self._localise(probe()):
             return [], f"{words}. {localised}"
         is_little = 1 - min(one.left for one in plain) / self.before.left < _LITTLE
-        is_other = alike < _LITTLE and most < _LITTLE or (probe is not None and is_little)
-        if not is_other:
-            return [], f"{words}. Other weights, or a way to prepare images that is not in the table"
+        if not is_little and (alike >= _LITTLE or most >= _LITTLE):
+            return [], f"{words}. {_ELSE}"
         known = self.known.weights[0]
         mend = f"publish the graph of {known} again, or give the checkpoint that is served as --weights"
         weights = Hypothesis(
@@ -283,12 +289,11 @@ class _Court:
             changes={},
             mends={"client": mend, "graph": mend},
         )
-        flat = ", nor do they explain the answers to flat images" if probe is not None else ""
         note = (
-            f"by elimination: {words}{flat}; "
+            f"by elimination: {words}, nor does anything explain the answers to flat images; "
             f"what differs from image to image has a correlation of {alike:.2f} at best"
         )
-        return [Cause(hypothesis=weights, share=Estimate(value=0.0, low=0.0, high=0.0), note=note)], words
+        return [Cause(hypothesis=weights, share=Estimate(value=0.0, low=0.0, high=0.0), note=note)], ""
 
     def _localise(self, flat: Bench) -> str:
         """What the answers to flat images say; nothing when they are as little explained as the others."""
@@ -300,7 +305,7 @@ class _Court:
                 "is in how images are sized, cut, turned or decoded"
             )
         for one in causes(self.right, self.known):
-            if one.kind in _GEOMETRY or relative(flat.try_on((one,), self.right, 1).squares, scores) > self.level:
+            if one.kind in GEOMETRY or relative(flat.try_on((one,), self.right, 1).squares, scores) > self.level:
                 continue
             if relative(flat.try_on((one,), self.right).squares, scores) <= self.level:
                 return f"Flat images are answered as with {one.words}: beside it, images are sized otherwise"
@@ -311,7 +316,6 @@ class _Court:
         return ""
 
 
-def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    norm = float(np.sqrt((first**2).sum() * (second**2).sum()))
-    product: Any = (first * second).sum()
-    return float(product) / norm if norm else 0.0
+def _say_twins(words: Sequence[str]) -> str:
+    shown = "; or ".join(words[:3]) + (f"; or {len(words) - 3} more" if len(words) > 3 else "")
+    return f"cannot tell between it and: {shown}. Give images on which they differ" if words else ""

@@ -25,9 +25,9 @@ from temper.run.diagnose.how import (
     read_fields,
     say_pipeline,
 )
-from temper.run.diagnose.hypotheses import Hypothesis, Known, Side
-from temper.run.diagnose.network import Networks, open_network
-from temper.run.diagnose.pipeline import Output, Picture, Pipeline, Precision, finish, flat_pictures, open_picture
+from temper.run.diagnose.hypotheses import GEOMETRY, Hypothesis, Known, Side
+from temper.run.diagnose.network import Networks, open_networks
+from temper.run.diagnose.pipeline import Output, Picture, Pipeline, Precision, flat_pictures, open_picture
 from temper.run.diagnose.search import Bench, Progress
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 Served = Callable[[Sequence[Picture], Pipeline], "NDArray[np.float32]"]
 _ANSWERED = (1, 8, 16, 32)
 """The batches in which a client of somebody else's may have sent its images."""
-_GEOMETRY = ("resize filter", "size and crop", "exif")
+_MAX_PIXELS = 1 << 29
+"""Of all the images together, which are kept decoded: 1.6 GB."""
 _PIXELS = ("colour", "scale", "mean", "std")
 
 
@@ -68,8 +69,8 @@ class Question:
     """How many images are compared."""
     seed: int = 0
     """Draws them."""
-    limit_s: float = 25.0
-    """How long to search, in seconds."""
+    effort: float = 1.0
+    """How much to search, whatever the machine: 1 is some 25 s on a core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ def diagnose(
     right, sent, sources = _pipelines(question, info, size)
     chosen = _chosen(question, answers is not None)
     pictures = _open(question, chosen, right)
-    networks, num_classes = _networks(question)
+    weights, networks, num_classes = _networks(question)
     if answers is not None:
         served = answers[chosen]
     else:
@@ -173,15 +174,15 @@ def diagnose(
         served = ask(pictures, sent)
     if served.shape[1] != num_classes:
         raise DiagnoseError(
-            f"{question.model}: gives {served.shape[1]} scores, and {show(question.weights[0])} has {num_classes} "
-            "classes; give the checkpoint that should be served"
+            f"{question.model}: gives {served.shape[1]} scores, and {weights[0]} has {num_classes} classes; "
+            " give the checkpoint that should be served"
         )
     names = read_classes(question.classes, num_classes) if question.classes else ()
     known = Known(
         num_classes=num_classes,
         batches=(batch,) if answers is None else (*_ANSWERED, len(chosen)),
         classes=names or (info.labels if info else ()),
-        weights=tuple(show(path) for path in question.weights),
+        weights=weights,
         has_exif=any(one.orientation != 1 for one in pictures),
     )
     bench = Bench(pictures, networks, served)
@@ -197,15 +198,19 @@ def diagnose(
         known,
         sent=sent if answers is None else None,
         precision=question.precision or _stated_precision(info),
-        limit_s=question.limit_s,
+        effort=question.effort,
         progress=progress,
         probe=probe if ask is not None else None,
     )
     verdict = with_names(verdict, names, info)
     labels, said = question.labels, ""
+    if labels is not None and (labels.min() < 0 or labels.max() >= num_classes):
+        raise DiagnoseError(
+            f"labels: got {labels.min()} to {labels.max()}, expected the network's outputs, 0 to {num_classes - 1}"
+        )
     if labels is None:
         labels, said = labels_of_folders(question.files, question.root, known)
-    reference = finish(networks.logits(bench.values(right), right), right)
+    reference = bench.answer(right)
     return Diagnosis(
         model=question.model,
         num_images=len(pictures),
@@ -219,8 +224,11 @@ def diagnose(
         trained=f"{say_pipeline(right)}; {sources[0]}",
         sent="by the client that got the answers"
         if answers is not None
-        else f"{say_pipeline(sent)}; {sources[1]}",
-        notes=[said] if said else [],
+        else f"{say_pipeline(sent, whole=info is None or info.input_dtype != 'UINT8')}; {sources[1]}",
+        notes=[
+            *([f"compared with {weights[0]}"] if len(weights) > len(question.weights) else []),
+            *filter(None, [said]),
+        ],
         seconds=round(time.monotonic() - started, 2),
     )
 
@@ -264,27 +272,33 @@ def _chosen(question: Question, in_order: bool) -> list[int]:
 
 
 def _open(question: Question, chosen: Sequence[int], how: Pipeline) -> list[Picture]:
-    found, failed = [], []
+    if len(chosen) < 2:
+        raise DiagnoseError(f"{show(question.root)}: holds {len(chosen)} image, expected at least 2, better 24")
+    found, failed, num_pixels = [], [], 0
     for index in chosen:
         try:
             found.append(open_picture(question.files[index], how))
+            num_pixels += found[-1].image.width * found[-1].image.height
         except ImageError as error:
             failed.append(f"{show(question.files[index])} {error.reason}")
+        if num_pixels > _MAX_PIXELS:
+            raise DiagnoseError(
+                f"--num-images: got {len(chosen)}, of which {len(found)} have {num_pixels:,} pixels, expected at "
+                f"most {_MAX_PIXELS:,} in all; give fewer"
+            )
     if failed:
         raise DiagnoseError(f"{len(failed):,} images cannot be used: {name_few(failed)}; repair or remove them")
     return found
 
 
-def _networks(question: Question) -> tuple[Networks, int]:
-    opened = [open_network(path) for path in question.weights]
-    num_classes = opened[0][1]
-    for path, (_, num) in zip(question.weights, opened, strict=True):
+def _networks(question: Question) -> tuple[tuple[str, ...], Networks, int]:
+    """The names of the checkpoints' networks, the networks, and how many classes they tell apart."""
+    opened = [one for path in question.weights for one in open_networks(path)]
+    first, _, num_classes = opened[0]
+    for name, _, num in opened:
         if num != num_classes:
-            raise DiagnoseError(
-                f"checkpoint {show(path)}: has {num} classes, and {show(question.weights[0])} {num_classes}; "
-                "leave it out"
-            )
-    return Networks([network for network, _ in opened]), num_classes
+            raise DiagnoseError(f"checkpoint {name}: has {num} classes, and {first} {num_classes}; leave it out")
+    return tuple(name for name, _, _ in opened), Networks([network for _, network, _ in opened]), num_classes
 
 
 def _stated_precision(info: ModelInfo | None) -> Precision:
@@ -299,7 +313,7 @@ def _stated_precision(info: ModelInfo | None) -> Precision:
 
 
 def _side(hypothesis: Hypothesis, right: Pipeline, sent: Pipeline, is_answered: bool) -> Side:
-    if is_answered or hypothesis.kind in _GEOMETRY:
+    if is_answered or hypothesis.kind in GEOMETRY:
         return "client"
     differs = any(getattr(right, name) != getattr(sent, name) for name in _PIXELS)
     return "client" if differs and set(_PIXELS) & set(hypothesis.changes) else "graph"

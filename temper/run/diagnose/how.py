@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +106,11 @@ def make_pipeline(stated: Fields, size: tuple[int, int] | None) -> Pipeline:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    resize = stated.get("resize")
-    scaled = {"cover": None, "pad": None}.get(str(resize), resize)
-    given = {**({} if size is None else {"image_size": size}), **stated, "resize": scaled}
-    if resize in ("cover", "pad"):
-        given = _without_preset_size(given)
+    # What `[data]` cannot say in words.
+    own = stated.get("resize") if stated.get("resize") in ("cover", "pad") else None
+    given = {**({} if size is None else {"image_size": size}), **stated, **({"resize": None} if own else {})}
     try:
-        config = TypeAdapter(PixelsConfig).validate_json(json.dumps(given), strict=True)
+        config = TypeAdapter(PixelsConfig).validate_json(json.dumps(given, default=str), strict=True)
     except ValidationError as error:
         raise DiagnoseError(format_errors(error.errors(include_url=False), PixelsConfig)[0]) from error
     how = config.preprocessing
@@ -121,23 +119,11 @@ def make_pipeline(stated: Fields, size: tuple[int, int] | None) -> Pipeline:
             f"image_size: got {how.height} x {how.width}, and the server takes {size[0]} x {size[1]}; state "
             "what it takes"
         )
-    made = Pipeline(**{**asdict(how), "resize": how.resize or "cover"})
-    return replace(made, resize="pad") if resize == "pad" else made
+    return Pipeline(**{**asdict(how), "resize": own or how.resize or "cover"})
 
 
-def _without_preset_size(given: Fields) -> Fields:
-    """Keeps what a preset says of the filter and the EXIF, and not how it resizes."""
-    how = PixelsConfig(preset=given.get("preset")).preprocessing
-    usual = {"interpolation": how.interpolation, "upright": how.upright}
-    return {
-        **usual,
-        **{key: value for key, value in given.items() if value is not None or key == "resize"},
-        "preset": None,
-    }
-
-
-def say_pipeline(how: Pipeline) -> str:
-    """Says a pipeline in one line."""
+def say_pipeline(how: Pipeline, *, whole: bool = True) -> str:
+    """Says a pipeline in one line; or up to the pixels, which is all that a client does for an input of UINT8."""
     sized = {
         "cover": f"scaled until {how.height} x {how.width} is covered",
         "pad": f"scaled until it fits in {how.height} x {how.width}",
@@ -150,7 +136,5 @@ def say_pipeline(how: Pipeline) -> str:
     filters = f"{how.interpolation}{'' if how.antialias else ' without antialiasing'}"
     mean, std = (", ".join(f"{value:g}" for value in each) for each in (how.mean, how.std))
     turned = "" if how.upright else ", not turned upright"
-    return (
-        f"{sized} ({filters}){turned}, centre {how.height} x {how.width}, {how.colour.upper()} "
-        f"from 0 to {how.scale:g}, mean {mean}, std {std}"
-    )
+    pixels = f"{sized} ({filters}){turned}, centre {how.height} x {how.width}, {how.colour.upper()}"
+    return f"{pixels} from 0 to {how.scale:g}, mean {mean}, std {std}" if whole else f"{pixels} from 0 to 255"

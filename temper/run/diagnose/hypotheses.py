@@ -18,6 +18,8 @@ Kind = Literal[
     "batch normalisation", "weights", "precision",
 ]  # fmt: skip
 Side = Literal["client", "graph"]
+GEOMETRY = ("resize filter", "size and crop", "exif")
+"""The kinds that are about where pixels come from, not about their values."""
 
 USUAL: dict[str, tuple[Triple, Triple]] = {
     "ImageNet's": IMAGENET,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from temper.imaging.errors import show
 from temper.run.diagnose.errors import DiagnoseError
 from temper.run.diagnose.pipeline import Pipeline, Precision
 
@@ -23,19 +24,34 @@ _BATCH = 16
 _MAX_PAIR = 32767
 
 
-def open_network(weights: Path) -> tuple[nn.Module, int]:
-    """Returns a checkpoint's network, in evaluation mode, and how many classes it knows.
+def open_networks(weights: Path) -> list[tuple[str, nn.Module, int]]:
+    """Returns a checkpoint's networks, each with its name, in evaluation mode, and how many classes it knows.
+
+    They are one; or two where averaged weights lie beside those as trained, the averaged ones first.
 
     Raises:
         DiagnoseError: The checkpoint has no head.
         ModelError: It cannot be read, or is none of the architectures.
     """
+    from temper.builder.errors import ModelError
+
+    try:
+        return [(show(weights), *_open(weights, None))]
+    except ModelError as error:
+        kinds = {"averaged": True, "as trained": False}
+        try:
+            return [(f"{show(weights)} ({words})", *_open(weights, kind)) for words, kind in kinds.items()]
+        except ModelError:
+            raise error from None
+
+
+def _open(weights: Path, averaged: bool | None) -> tuple[nn.Module, int]:
     from temper.builder.network.resnet import ModelConfig, build_model, find_arch
 
     arch, num_classes = find_arch(weights)
     if num_classes is None:
-        raise DiagnoseError(f"checkpoint {weights}: has no head, expected the network that is served")
-    return build_model(ModelConfig(arch=arch, weights=str(weights)), num_classes), num_classes
+        raise DiagnoseError(f"checkpoint {show(weights)}: has no head, expected the network that is served")
+    return build_model(ModelConfig(arch=arch, weights=str(weights), averaged=averaged), num_classes), num_classes
 
 
 class Networks:
@@ -58,6 +74,14 @@ class Networks:
                 for start in range(0, len(values), size)
             ]
         return np.concatenate(parts)
+
+    def num_macs(self, how: Pipeline) -> int:
+        """Returns the multiplications of convolutions and linear layers that one image takes."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counted:
+            self.logits(np.zeros((1, 3, how.height, how.width), np.float32), how)
+        return max(1, counted.get_total_flops() // 2)
 
     def _network(self, how: Pipeline) -> nn.Module:
         key = (how.network, how.batch_norm > 0, how.precision)

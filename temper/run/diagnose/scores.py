@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +12,9 @@ from temper.client.stats import Estimate, bootstrap_means, estimate
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Array = Any
 _TINY = 1e-12
 _MIN_PROBABILITY = 1e-9
+_EPSILON, _MAX_HALF = 1e-7, 65504.0
 
 
 def squares(served: NDArray[np.float32], made: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -81,6 +82,28 @@ def as_logits(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     values = np.log(np.maximum(scores.astype(np.float64), _MIN_PROBABILITY))
     made: NDArray[np.float32] = (values - values.mean(axis=1, keepdims=True)).astype(np.float32)
     return made
+
+
+def writing_of(scores: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Returns what rounds scores as these are: to float16, to the decimals of a text file, or not at all."""
+    if np.array_equal(scores, _as_half(scores)):
+        return _as_half
+    values = scores.astype(np.float64)
+    exact = _EPSILON * np.maximum(1, np.abs(values))
+    for decimals in range(1, 7):
+        if (np.abs(values - values.round(decimals)) <= exact).all():
+            return lambda made: made.round(decimals)
+    return lambda made: made
+
+
+def _as_half(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    return scores.clip(-_MAX_HALF, _MAX_HALF).astype(np.float16).astype(np.float32)
+
+
+def correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Returns the correlation of what is given about 0; 0 where one of them does not vary."""
+    norm = float(np.sqrt((first**2).sum() * (second**2).sum()))
+    return float((first * second).sum()) / norm if norm else 0.0
 
 
 def match_columns(served: NDArray[np.float32], made: NDArray[np.float32]) -> list[int]:

@@ -1,8 +1,11 @@
-"""Which causes are tried: all of them on a few images, the best on all, then pairs, within a limit of time."""
+"""Which causes are tried: all of them on a few images, the best on all, then pairs, as far as the budget goes.
+
+The budget is counted in images that a network is run on, never in seconds: a slow machine finds the same.
+"""
 
 from __future__ import annotations
 
-import time
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,7 +15,7 @@ import numpy as np
 from temper.run.diagnose.hypotheses import Hypothesis, permuted
 from temper.run.diagnose.network import Networks
 from temper.run.diagnose.pipeline import Picture, Pipeline, finish, fit, normalise
-from temper.run.diagnose.scores import are_probabilities, as_logits, match_columns, squares
+from temper.run.diagnose.scores import are_probabilities, as_logits, match_columns, squares, writing_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,10 +26,16 @@ _FEW = 4
 """Images that every cause is tried on: a wrong one is far off on any."""
 _NUM_BEST = 4
 """Causes that are tried on all images, and that others are joined to."""
-_NUM_WHOLE, _AT_LEAST = 16, 8
-"""How often all images are gone through in a search, about; and how many they are at least."""
+_NUM_WHOLE, _AT_LEAST = 32, 8
+"""The share of the budget that one pass over all images may take; and how many images they are at least."""
 _GOOD = 1e-4
 """The share of the difference that a cause may leave and still be all there is to look for."""
+_CHUNK = 16
+"""Images that are in memory as the network takes them."""
+_MAX_FITTED = 1 << 28
+"""Bytes of sized images that are remembered."""
+_MACS = 1e12
+"""Multiplications that an effort of 1 pays for: some 25 s of one core."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,34 +70,39 @@ class Bench:
 
         Of these the first `num` are compared; the others only complete the batches that they were answered in.
         """
-        self._pictures, self._networks, self._answers = pictures, networks, served
-        served = served[:num]
-        self.has_probabilities = are_probabilities(served)
-        self.served = as_logits(served) if self.has_probabilities else served
+        self._pictures, self._networks, self._all = pictures, networks, served
+        self.answers = served[:num]
+        self.has_probabilities = are_probabilities(self.answers)
+        self.served = as_logits(self.answers) if self.has_probabilities else self.answers
+        self._written = writing_of(self.answers)
         self._fitted: dict[tuple[object, ...], NDArray[np.uint8]] = {}
         self._logits: dict[tuple[object, ...], NDArray[np.float32]] = {}
+        self.num_run = 0
+        """Images that a network was run on; the same pixels are not run again."""
 
-    def affordable(self, how: Pipeline, limit_s: float) -> Bench:
-        """The same on so many of the images that a search has the time for; at least some."""
-        started = time.monotonic()
-        self.scores(how, _FEW)
-        image_s = (time.monotonic() - started) / min(_FEW, len(self))
-        num = max(_AT_LEAST, int(limit_s / 2 / _NUM_WHOLE / image_s))
-        return self if num >= len(self) else Bench(self._pictures, self._networks, self._answers, num)
+    def afford(self, how: Pipeline, effort: float) -> tuple[Bench, int]:
+        """The same on so many of the images, at least some, as an effort pays for, and that budget in images."""
+        budget = int(effort * _MACS / self._networks.num_macs(how))
+        num = max(_AT_LEAST, budget // _NUM_WHOLE)
+        cut = Bench(self._pictures, self._networks, self._all, num)
+        return (self if num >= len(self) else cut), budget
 
     def __len__(self) -> int:
         """The number of images that are compared."""
         return len(self.served)
 
+    def answer(self, how: Pipeline, num: int | None = None) -> NDArray[np.float32]:
+        """What a pipeline answers to the first images, written as the served scores are: [num, classes]."""
+        return self._written(finish(self._run(how, len(self) if num is None else num), how))
+
     def scores(self, how: Pipeline, num: int | None = None) -> NDArray[np.float32]:
         """What a pipeline makes of the first images, as the served scores are compared: [num, classes]."""
-        num = len(self) if num is None else num
-        made = finish(self._run(how, num), how)
         if not self.has_probabilities:
-            return made
-        # Clipped as what was served is.
-        is_softmax = how.output.startswith("softmax")
-        return as_logits(made if is_softmax else finish(made, replace(how, output="softmax", order=None)))
+            return self.answer(how, num)
+        if how.output.startswith("softmax"):
+            return as_logits(self.answer(how, num))
+        made = finish(self._run(how, len(self) if num is None else num), how)
+        return as_logits(self._written(finish(made, replace(how, output="softmax", order=None))))
 
     def try_on(self, parts: Sequence[Hypothesis], how: Pipeline, num: int | None = None) -> Tried:
         """Tries causes on the first images, or on all."""
@@ -102,84 +116,100 @@ class Bench:
         made = self.scores(replace(how, order=None))
         return tuple(match_columns(self.served[images], made[images]))
 
-    def values(self, how: Pipeline) -> NDArray[np.float32]:
-        """What the network is given, of all images: float32 [N, 3, H, W]."""
-        return normalise(self._fit(how, len(self._pictures)), how)
-
     def _run(self, how: Pipeline, num: int) -> NDArray[np.float32]:
+        """Logits, batch by batch where batch normalisation makes one of it, else image by image."""
         size = how.batch_norm or 1
-        whole = min(
-            len(self._pictures), -(-num // size) * size
-        )  # a batch's statistics are those of all its images
-        key = (how.pixels, how.batch_norm, how.network, how.precision)
-        known = self._logits.get(key)
-        if known is None or len(known) < whole:
-            values = normalise(self._fit(how, whole), how)
-            known = self._logits[key] = self._networks.logits(values, how)
-        return known[:num]
+        fitted = self._fit(how, min(len(self._pictures), -(-num // size) * size))
+        made: list[NDArray[np.float32]] = []
+        for start in range(0, len(fitted), -(-_CHUNK // size) * size):
+            values = normalise(fitted[start : start + -(-_CHUNK // size) * size], how)
+            units = [values[begin : begin + size] for begin in range(0, len(values), size)]
+            keys = [(how.network, size * (how.batch_norm > 0), how.precision, _digest(unit)) for unit in units]
+            new = [index for index, key in enumerate(keys) if key not in self._logits]
+            if new:
+                logits = self._networks.logits(np.concatenate([units[index] for index in new]), how)
+                self.num_run += len(logits)
+                for place, index in enumerate(new):
+                    self._logits[keys[index]] = logits[place * size : (place + 1) * size]
+            made += [self._logits[key] for key in keys]
+        return np.concatenate(made)[:num]
 
     def _fit(self, how: Pipeline, num: int) -> NDArray[np.uint8]:
-        known = self._fitted.get(how.geometry)
+        known = self._fitted.pop(how.geometry, None)
         if known is None or len(known) < num:
-            known = self._fitted[how.geometry] = np.stack([fit(one, how) for one in self._pictures[:num]])
+            known = np.stack([fit(one, how) for one in self._pictures[:num]])
+        self._fitted[how.geometry] = known
+        while sum(each.nbytes for each in self._fitted.values()) > _MAX_FITTED and len(self._fitted) > 1:
+            del self._fitted[next(iter(self._fitted))]
         return known[:num]
+
+
+def _digest(values: NDArray[np.float32]) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(values), digest_size=16).digest()
 
 
 def search(
-    bench: Bench, right: Pipeline, single: Sequence[Hypothesis], end: float, progress: Progress
+    bench: Bench, right: Pipeline, single: Sequence[Hypothesis], budget: int, progress: Progress
 ) -> tuple[list[Tried], bool]:
-    """Tries causes until one leaves next to nothing, or the time is over.
+    """Tries causes until one leaves next to nothing, or the budget is spent.
 
     Args:
         bench: The images and what was served.
         right: The pipeline that the causes change.
         single: The causes.
-        end: When to begin no further try, by `time.monotonic`.
+        budget: Images that a network may have been run on when a further try begins.
         progress: Called with (tries done, tries in all).
 
     Returns:
-        What was tried on all images, the best first, the right pipeline among them; and whether the time was over
-        before all was tried.
+        What was tried on all images, the best first, the right pipeline among them; and whether the budget was
+        spent before all was tried.
     """
     before = bench.try_on((), right)
     few = min(_FEW if len(bench) > _AT_LEAST else _FEW // 2, len(bench))  # few images are slow ones
     total = len(single) * (1 + _NUM_BEST)
     singles: list[Tried] = []
-    late = False
+    is_spent = False
     for done, cause in enumerate(single):
-        late = late or time.monotonic() > end
-        if not late:
+        is_spent = is_spent or bench.num_run > budget
+        if not is_spent:
             singles.append(bench.try_on((cause,), right, few))
         progress(done + 1, total)
-    singles = _distinct(sorted(singles, key=lambda one: one.left))
-    final = [before, *_on_all(bench, right, singles, end), *_reordered(bench, right, singles, few)]
+    singles.sort(key=lambda one: one.left)
+    final = [before, *_on_all(bench, right, singles, budget), *_reordered(bench, right, singles, few)]
     best = min(final, key=lambda one: one.left)
-    if late or best.left <= _GOOD * before.left:
+    if is_spent or best.left <= _GOOD * before.left:
         progress(total, total)
-        return _ranked(final), late
-    pairs, late = _pairs(bench, right, singles, few, end, lambda done: progress(len(single) + done, total))
-    final += _on_all(bench, right, pairs, end)
-    final += _reordered(bench, right, pairs[: 2 * _NUM_BEST], few)
+        return _ranked(final), is_spent
+    pairs, is_spent = _pairs(bench, right, singles, few, budget, lambda done: progress(len(single) + done, total))
+    final += _on_all(bench, right, pairs, budget)
+    final += _reordered(bench, right, distinct(pairs)[: 2 * _NUM_BEST], few)
     progress(total, total)
-    return _ranked(final), late
+    return _ranked(final), is_spent
 
 
-def _on_all(bench: Bench, right: Pipeline, tried: Sequence[Tried], end: float) -> list[Tried]:
-    """The best on all images, at least two of them."""
-    found: list[Tried] = []
+def _on_all(bench: Bench, right: Pipeline, tried: Sequence[Tried], budget: int) -> list[Tried]:
+    """The best on all images, at least two of them; with each what leaves the same on the few."""
+    groups = [[one for one in tried if is_same(one, best)] for best in distinct(tried)]
     # EXIF's orientation is that of some images only, and the first few may have none.
-    turned = [one for one in tried[_NUM_BEST:] if [part.kind for part in one.parts] == ["exif"]]
-    for one in [*tried[:_NUM_BEST], *turned]:
-        if len(found) < 2 or one in turned or time.monotonic() < end:
+    turned = [one for one in tried if [part.kind for part in one.parts] == ["exif"]]
+    chosen = [one for group in groups[:_NUM_BEST] for one in group]
+    found = [bench.try_on(one.parts, right) for one in turned]
+    for index, one in enumerate(one for one in chosen if one not in turned):
+        if index < 2 or bench.num_run <= budget:
             found.append(bench.try_on(one.parts, right))
     return found
 
 
-def _distinct(tried: Sequence[Tried]) -> list[Tried]:
-    """Without those that leave exactly what one before them leaves: on these images they are the same."""
+def is_same(one: Tried, other: Tried) -> bool:
+    """Whether two leave exactly the same: on these images they are no different."""
+    return np.array_equal(one.squares, other.squares)
+
+
+def distinct(tried: Sequence[Tried]) -> list[Tried]:
+    """Without those that are the same as one before them."""
     kept: list[Tried] = []
     for one in tried:
-        if not any(np.array_equal(one.squares, other.squares) for other in kept):
+        if not any(is_same(one, other) for other in kept):
             kept.append(one)
     return kept
 
@@ -190,7 +220,7 @@ def _reordered(bench: Bench, right: Pipeline, tried: Sequence[Tried], few: int) 
     The order is found on half of the images, so that on the other half it explains nothing by chance.
     """
     candidates = []
-    for one in [bench.try_on((), right, few), *(one for one in tried if one.how.order is None)]:
+    for one in [bench.try_on((), right, few), *(one for one in distinct(tried) if one.how.order is None)]:
         order = match_columns(bench.served[:few], bench.scores(one.how, few))
         if order != list(range(len(order))):
             candidates.append((bench.try_on((*one.parts, permuted(order)), right, few).left, one))
@@ -203,21 +233,26 @@ def _reordered(bench: Bench, right: Pipeline, tried: Sequence[Tried], few: int) 
 
 
 def _pairs(
-    bench: Bench, right: Pipeline, singles: Sequence[Tried], few: int, end: float, progress: Callable[[int], None]
+    bench: Bench,
+    right: Pipeline,
+    singles: Sequence[Tried],
+    few: int,
+    budget: int,
+    progress: Callable[[int], None],
 ) -> tuple[list[Tried], bool]:
     """The best causes with every other of another kind, on a few images; the likelier first."""
     found: list[Tried] = []
     done = 0
-    for first in singles[:_NUM_BEST]:
+    for first in distinct(singles)[:_NUM_BEST]:
         for second in singles:
             done += 1
             progress(done)
             if not _go_together(first.parts[0], second.parts[0]):
                 continue
-            if time.monotonic() > end:
+            if bench.num_run > budget:
                 return sorted(found, key=lambda one: one.left), True
             found.append(bench.try_on((*first.parts, *second.parts), right, few))
-    return _distinct(sorted(found, key=lambda one: one.left)), False
+    return sorted(found, key=lambda one: one.left), False
 
 
 def _go_together(first: Hypothesis, second: Hypothesis) -> bool:
@@ -225,5 +260,12 @@ def _go_together(first: Hypothesis, second: Hypothesis) -> bool:
 
 
 def _ranked(tried: Sequence[Tried]) -> list[Tried]:
-    """The best first; of those that leave the same the one with fewer causes."""
-    return sorted(_distinct(sorted(tried, key=lambda one: len(one.parts))), key=lambda one: one.left)
+    """The best first; of those that leave the same the ones with the fewest causes."""
+    ranked = sorted(tried, key=lambda one: (one.left, len(one.parts)))
+    kept: list[Tried] = []
+    for one in ranked:
+        if not any(
+            is_same(one, other) and (len(other.parts) < len(one.parts) or other.how == one.how) for other in kept
+        ):
+            kept.append(one)
+    return kept

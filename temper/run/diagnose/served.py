@@ -94,9 +94,10 @@ def ask(
         progress(min(start + wire.batch, len(images)), len(images))
     scores = np.concatenate(parts)
     if scores.ndim != 2 or scores.shape[1] < 2:
-        found = list(scores.shape[1:])
+        more = f"; of its {info.num_outputs} outputs only the first is asked for" if info.num_outputs > 1 else ""
         raise DiagnoseError(
-            f"model {info.name}: {info.output_name} is {found} an image, expected one score per class"
+            f"model {info.name}: {info.output_name} is {info.output_dtype} {list(scores.shape[1:])} an image, "
+            f"expected one score per class{more}; or give the scores that your own client gets as --answers"
         )
     return scores
 

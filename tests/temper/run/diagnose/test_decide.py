@@ -39,14 +39,16 @@ def verdict_of(
     known: Known = KNOWN,
     precision: Precision = "fp32",
     probe: Callable[[], Bench] | None = None,
+    shown: list[Picture] = PICTURES,
+    effort: float = 1.0,
 ) -> Verdict:
     return judge(
-        Bench(PICTURES, networks, served),
+        Bench(shown, networks, served),
         right,
         known,
         sent=None,
         precision=precision,
-        limit_s=1e6,  # how much is tried must not depend on the machine
+        effort=effort,
         progress=lambda done, total: None,
         probe=probe,
     )
@@ -121,6 +123,84 @@ def test_other_weights_are_named_by_elimination_or_by_their_file(networks: Netwo
     alone = verdict_of(networks, served, known=ALONE, probe=probe)
     assert [one.hypothesis.kind for one in alone.causes] == ["weights"]
     assert "by elimination" in alone.causes[0].note
+
+
+@pytest.mark.parametrize("values", ["zeros", "the same", "shares"])
+def test_the_same_scores_for_every_image_have_no_cause_but_are_said(networks: Networks, values: str) -> None:
+    row = {"zeros": np.zeros(NUM_CLASSES), "the same": np.arange(12.0), "shares": np.full(NUM_CLASSES, 1 / 12)}
+    served = np.tile(row[values].astype(np.float32), (len(PICTURES), 1))
+    right = replace(RIGHT, output="softmax" if values == "shares" else "logits")
+    verdict = verdict_of(networks, served, right)
+    assert not verdict.agrees and verdict.causes == ()
+    assert verdict.note.startswith("every image gets the same scores")
+
+
+def test_a_cause_that_the_first_images_do_not_show_is_found(networks: Networks) -> None:
+    squares = [Picture(one.image.resize((80, 80))) for one in PICTURES[:4]]
+    shown = [*squares, *PICTURES[4:]]
+    how = replace(RIGHT, resize=32)  # of a square no different from squashing it
+    verdict = verdict_of(networks, serve(networks, how, shown), shown=shown)
+    assert [one.hypothesis.changes for one in verdict.causes] == [{"resize": 32}]
+    assert verdict.causes[0].note == ""
+
+
+def test_causes_that_the_images_cannot_tell_apart_are_all_said(networks: Networks) -> None:
+    shown = [Picture(one.image.resize((80, 80))) for one in PICTURES]
+    (cause,) = verdict_of(networks, serve(networks, replace(RIGHT, resize=32), shown), shown=shown).causes
+    assert cause.hypothesis.changes == {"resize": (32, 32)}
+    assert cause.note.startswith(
+        "cannot tell between it and: images scaled with the shorter side at 32, then cropped"
+    )
+    both = replace(RIGHT, resize=32, colour="bgr")
+    colour, size = verdict_of(networks, serve(networks, both, shown), shown=shown).causes
+    assert {colour.hypothesis.kind, size.hypothesis.kind} == {"colour", "size and crop"}
+    assert "cannot tell between it and: " in colour.note and "shorter side at 32" in colour.note
+
+
+WRITTEN: list[tuple[str, Callable[[Any], Any]]] = [
+    ("softmax", lambda scores: scores.round(3)),
+    ("softmax", lambda scores: scores.astype(np.float16).astype(np.float32)),
+    ("logits", lambda scores: scores.round(1)),
+]
+
+
+@pytest.mark.parametrize(("output", "write"), WRITTEN)
+def test_scores_that_were_rounded_are_compared_as_they_are_written(
+    networks: Networks, output: Any, write: Callable[[Any], Any]
+) -> None:
+    how = replace(RIGHT, output=output)
+    assert verdict_of(networks, write(serve(networks, how)), how).agrees
+    wrong = verdict_of(networks, write(serve(networks, replace(how, colour="bgr"))), how)
+    assert [one.hypothesis.kind for one in wrong.causes] == ["colour"]
+
+
+def test_softmax_beside_something_else_explains_its_own_share_alone(networks: Networks) -> None:
+    images = np.stack([np.roll(fit(one, RIGHT)[::-1], 9, axis=1) for one in PICTURES])
+    served = finish(networks.logits(normalise(images, RIGHT), RIGHT), replace(RIGHT, output="softmax"))
+    verdict = verdict_of(networks, served, known=ALONE)
+    # Without a server that is asked about flat images nobody can say that it is the weights.
+    assert [one.hypothesis.kind for one in verdict.causes] == ["output"]
+    assert 0.5 < verdict.causes[0].share["value"] < 1
+    assert verdict.left > 0.3 and verdict.note.startswith("nothing explains it")
+
+
+def test_how_much_is_tried_is_counted_and_not_timed(networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(networks, RIGHT)[::-1].copy()  # the scores of other images
+    ran: list[int] = []
+    once = networks.logits
+
+    def counted(values: Any, how: Pipeline) -> Any:
+        ran.append(len(values))
+        return once(values, how)
+
+    monkeypatch.setattr(networks, "logits", counted)
+    macs = networks.num_macs(RIGHT)
+    assert 20e6 < macs < 60e6  # ResNet-18 at 32 pixels: 37 million
+    found = verdict_of(networks, served, effort=100 * macs / 1e12, known=ALONE)
+    assert "`--effort" in found.note and "tries more" in found.note
+    assert 100 <= sum(ran) < 250
+    again = verdict_of(networks, served, effort=100 * macs / 1e12, known=ALONE)
+    assert again.note == found.note
 
 
 def test_a_cause_that_is_no_row_is_not_named_but_localised(networks: Networks) -> None:

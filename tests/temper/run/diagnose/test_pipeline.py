@@ -87,6 +87,8 @@ def test_statements_are_read(texts: list[str], expected: dict[str, Any]) -> None
 WRONG = [
     ("resize", "preprocessing: got resize, expected torchvision, timm"),
     ("size = 3", "got the key size, expected some of preset, image_size"),
+    ("resize = 2020-01-01", 'resize: got "2020-01-01", expected an integer'),
+    ('preset = "foo", resize = "cover"', 'preset: got "foo", expected one of'),
     ("resize = 0", "resize: got 0, expected 1 to 4096 pixels"),
     ("std = [1, 1, 0]", "std: got (1.0, 1.0, 0.0), expected three positive numbers"),
     ('colour = "cmyk"', 'expected one of "rgb", "bgr"'),
