@@ -65,20 +65,24 @@ def _of_keys(text: str) -> Fields:
 
 
 def _of_library(path: Path) -> Fields:
-    if not (stated := fields_of_checkpoint(path)):
+    from temper.builder.network.preprocessing import preprocessing_of
+
+    if not (stated := preprocessing_of(path.parent if path.is_file() else path)):
         raise DiagnoseError(f"{show(path)}: states no preprocessing, expected {_EXPECTED}")
     return stated
 
 
 def fields_of_checkpoint(weights: Path) -> Fields:
-    """What lies beside a checkpoint: transformers' preprocessor_config.json or timm's config.json; or nothing.
+    """What a library's file beside a checkpoint says, or timm's training script in it; or nothing.
 
     Raises:
         ModelError: It cannot be read, or states what `[data]` cannot.
     """
+    from temper.builder.network.imported import open_checkpoint
     from temper.builder.network.preprocessing import preprocessing_of
 
-    return preprocessing_of(weights) or {}
+    args = open_checkpoint(weights, prefer_averaged=True).timm_args if weights.is_file() else None
+    return preprocessing_of(weights, args) or {}
 
 
 def fields_of_server(info: ModelInfo) -> Fields:

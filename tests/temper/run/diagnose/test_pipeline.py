@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,23 @@ JSON: list[tuple[dict[str, Any], dict[str, Any]]] = [
 def test_files_of_libraries_are_read(tmp_path: Path, content: dict[str, Any], expected: dict[str, Any]) -> None:
     name = "config.json" if "pretrained_cfg" in content else "preprocessor_config.json"
     (tmp_path / name).write_text(json.dumps(content))
-    made = make_pipeline(fields_of_checkpoint(tmp_path), None)
-    assert {name: getattr(made, name) for name in expected} == expected
+    for fields in (fields_of_checkpoint(tmp_path), read_fields([str(tmp_path / name)])):
+        made = make_pipeline(fields, None)
+        assert {name: getattr(made, name) for name in expected} == expected
+
+
+def test_what_timms_script_kept_is_read(tmp_path: Path) -> None:
+    import torch
+    from torchvision.models import resnet18  # type: ignore[import-untyped]  # ships none
+
+    saved = {
+        "arch": "resnet18",
+        "version": 2,
+        "args": argparse.Namespace(img_size=96, crop_pct=1.0, mean=[0.5] * 3),
+    }
+    torch.save({**saved, "state_dict": resnet18(num_classes=3).state_dict()}, tmp_path / "last.pth.tar")
+    made = make_pipeline(fields_of_checkpoint(tmp_path / "last.pth.tar"), None)
+    assert (made.height, made.resize, made.interpolation, made.mean) == (96, 96, "bicubic", (0.5, 0.5, 0.5))
 
 
 @pytest.mark.parametrize(("size", "resize"), [((64, 64), 73), ((64, 96), "cover")])
