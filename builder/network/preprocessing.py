@@ -6,6 +6,7 @@ Source: timm's `resolve_data_config` and `transforms_imagenet_eval`, transformer
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ _PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _SCALES = {1 / 255: 1.0, 1.0: 255.0}
 TIMM_KEYS = ("input_size", "img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 """Arguments of timm's training script that say how images are made."""
+# Whose `size`, where it is one number as in older files, is a square, or the shorter side.
+_SQUARES = ("Beit", "DeiT", "Pvt", "ViT")
+_SHORTER_SIDES = ("Bit", "CLIP", "ChineseCLIP", "Levit", "MobileNetV1", "MobileNetV2")
+_LEVIT_FACTOR = 256 / 224
+# Keys of PoolFormer, MobileViT and EfficientNet, which do what is not read here.
+_OTHERWISE = ("crop_pct", "do_flip_channel_order", "include_top", "rescale_offset")
 # From here on ConvNeXt's processor squeezes the whole image.
 _CONVNEXT_WHOLE = 384
 
@@ -117,7 +124,7 @@ def _from_timm(content: Mapping[str, Any]) -> dict[str, Any]:
 def _from_huggingface(content: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(content.get("image_processor_type") or content.get("feature_extractor_type") or "")
     is_convnext = kind.startswith("ConvNext")
-    image_size, resize = _convnext_sizes(content) if is_convnext else _sizes(content)
+    image_size, resize = _convnext_sizes(content) if is_convnext else _sizes(content, kind)
     resample = content.get("resample", 3 if is_convnext else 2)
     scale = 255.0
     if content.get("do_rescale", True):
@@ -150,13 +157,22 @@ def _convnext_sizes(content: Mapping[str, Any]) -> tuple[int | list[int], int | 
     return edge, int(edge / (content.get("crop_pct") or 224 / 256))
 
 
-def _sizes(content: Mapping[str, Any]) -> tuple[int | list[int], int | list[int] | str]:
+def _sizes(content: Mapping[str, Any], kind: str) -> tuple[int | list[int], int | list[int] | str]:
     """Resize and centre crop as the other processors state them: exact, or of the shorter side."""
-    size, crop = content.get("size", {"height": 224, "width": 224}), content.get("crop_size")
-    exact = _height_width(size) if not isinstance(size, dict) or "height" in size else None
+    name = re.split("ImageProcessor|FeatureExtractor", kind)[0]
+    for key in _OTHERWISE:
+        if content.get(key):
+            raise ValueError(f"{key} is {content[key]} of {kind or 'no processor'}")
+    size = content.get("size", None if name in _SHORTER_SIDES else {"height": 224, "width": 224})
+    if isinstance(size, int) and name in (*_SQUARES, *_SHORTER_SIDES):
+        size = {"shortest_edge": size} if name in _SHORTER_SIDES else {"height": size, "width": size}
+    if not isinstance(size, dict) or set(size) not in ({"height", "width"}, {"shortest_edge"}):
+        raise ValueError(f"size is {size} of {kind or 'no processor'}")
+    exact = _height_width(size) if "height" in size else None
     resize: int | list[int] | str = "none"
     if content.get("do_resize", True):
-        resize = exact if exact is not None else int(size["shortest_edge"])
+        resize = exact or int(size["shortest_edge"] * (_LEVIT_FACTOR if name == "Levit" else 1))
+    crop = content.get("crop_size", 224 if name in _SHORTER_SIDES else None)
     cropped = _height_width(crop) if content.get("do_center_crop", False) and crop is not None else None
     left = cropped or (exact if resize != "none" else None)
     if left is None:

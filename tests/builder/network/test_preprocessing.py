@@ -13,7 +13,13 @@ from PIL import Image
 
 from temper.builder.data.config import DataConfig
 from temper.builder.errors import ModelError
-from temper.builder.network.preprocessing import left_to_timm, preprocessing_of, preprocessing_source
+from temper.builder.network.preprocessing import (
+    _SHORTER_SIDES,
+    _SQUARES,
+    left_to_timm,
+    preprocessing_of,
+    preprocessing_source,
+)
 from temper.imaging.fit import fit_image
 
 SIZES = [(330, 260), (331, 260), (261, 330), (261, 331)]
@@ -141,13 +147,37 @@ def test_huggingface_cuts_and_fills_up_alike(tmp_path: Path, size: tuple[int, in
 
     crop = {"height": 32, "width": 33}
     for kind in (CLIPImageProcessor, ConvNextImageProcessor):
-        config = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_center_crop": True}
-        processor: Any = kind(**config, crop_size=crop)
+        config: dict[str, Any] = {
+            "do_resize": False,
+            "do_rescale": False,
+            "do_normalize": False,
+            "do_center_crop": True,
+        }
+        processor: Any = kind(**config, do_center_crop=True, crop_size=crop)
         keys = {"preset": "huggingface", "image_size": [32, 33], "resize": "none", "scale": 255.0}
         image = picture(size)
         expected = processor(image, return_tensors="pt")["pixel_values"][0]
         found = apply({**keys, "mean": [0.0] * 3, "std": [1.0] * 3}, image)
         assert torch.equal(found.round().byte(), expected.byte())
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+@pytest.mark.parametrize("kind", (*_SQUARES, *_SHORTER_SIDES))
+def test_older_files_with_one_number_are_read_as_their_processor_reads_them(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    image = picture((330, 261))
+    crops: list[dict[str, Any]] = [{}, {"crop_size": 90}]
+    for crop in crops:
+        own = {"resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        stated: dict[str, Any] = {"size": 231, "do_center_crop": kind in _SHORTER_SIDES, **own, **crop}
+        older = {"feature_extractor_type": f"{kind}FeatureExtractor", **stated}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(older))
+        keys = preprocessing_of(tmp_path)
+        assert keys is not None
+        processor: Any = getattr(transformers, f"{kind}ImageProcessorPil")(**stated)
+        expected = processor(image, return_tensors="np")["pixel_values"][0]
+        assert np.abs(apply(keys, image).numpy() - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -160,6 +190,22 @@ def test_huggingface_cuts_and_fills_up_alike(tmp_path: Path, size: tuple[int, in
             "states a preprocessing .* cannot: rescale_factor is 0.5",
         ),
         ("preprocessor_config.json", {"resample": 5}, "cannot: resample is 5; write .data. by hand"),
+        ("preprocessor_config.json", {"size": 224}, "cannot: size is 224 of no processor; write"),
+        (
+            "preprocessor_config.json",
+            {"size": 224, "image_processor_type": "OtherImageProcessor"},
+            "cannot: size is 224 of OtherImageProcessor; write",
+        ),
+        (
+            "preprocessor_config.json",
+            {"size": {"shortest_edge": 224, "longest_edge": 300}},
+            "cannot: size is .*'longest_edge': 300",
+        ),
+        (
+            "preprocessor_config.json",
+            {"size": {"shortest_edge": 224}, "crop_pct": 0.9, "image_processor_type": "PoolFormerImageProcessor"},
+            "cannot: crop_pct is 0.9 of PoolFormerImageProcessor",
+        ),
         ("preprocessor_config.json", [], "got list, expected an object"),
         ("config.json", {"architecture": "x", "pretrained_cfg": {"crop_mode": "border"}}, "crop_mode is 'border'"),
         (
