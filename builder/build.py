@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from temper.builder.engines.latency import CompareLatency
     from temper.builder.network.resnet import ModelConfig
     from temper.builder.network.train import TrainConfig
+    from temper.builder.publish.entry import Published
     from temper.builder.publish.triton_config import TritonConfig
 
 
@@ -486,9 +487,9 @@ class _Build:
                 card=self._card(way).to_json(),
                 binding=binding and replace(binding, graph_sha256=sha256_file(way.graph.path / GRAPH_FILE)),
             )
-            self._publish_jpeg(triton, labels, way.variant, way.data)
+            jpeg = self._publish_jpeg(triton, labels, way.variant, way.data)
             view.reused = published.reused
-            view.note = published.note
+            view.note = self._note(published, jpeg)
         return Built(
             variant=way.variant.name,
             model=published.model,
@@ -503,6 +504,7 @@ class _Build:
             stages=[each.report for each in way.done],
             snapshots=way.snapshots,
             weight_bits=way.weight_bits,
+            jpeg=jpeg,
             weights=way.original,
         )
 
@@ -531,9 +533,9 @@ class _Build:
         assert self.repository is not None, "given to whoever runs"
         with self.progress_factory(f"{variant.name}: publish") as view:
             published = publish_ensemble(self.repository, triton, labels=labels, card=card.to_json())
-            self._publish_jpeg(triton, labels, variant, first.data)
+            jpeg = self._publish_jpeg(triton, labels, variant, first.data)
             view.reused = published.reused
-            view.note = published.note
+            view.note = self._note(published, jpeg)
         return Built(
             variant=variant.name,
             model=published.model,
@@ -549,26 +551,38 @@ class _Build:
                 (json.dumps(digests, sort_keys=True) + render_defences(variant.defend)).encode()
             ).hexdigest(),
             weight_bits=max((one.weight_bits for one in members if one.weight_bits is not None), default=None),
+            jpeg=jpeg,
         )
 
     def _publish_jpeg(
         self, triton: TritonConfig, labels: Sequence[str], variant: VariantConfig, data: Artifact
-    ) -> None:
+    ) -> Published | None:
         """Publishes what takes image files for a variant, where the recipe wants it."""
         from temper.builder.publish.ensemble import publish_jpeg
 
-        if self.serving.jpeg:
-            card = Card(
-                recipe=CardRecipe(
-                    name=self.recipe_name,
-                    data=asdict(self.data),
-                    variant=variant.to_json(),
-                    engine=asdict(self.engine),
-                ),
-                data_digest=data.digest,
-            )
-            assert self.repository is not None, "given to whoever runs"
-            publish_jpeg(self.repository, triton, labels=labels, card=card.to_json())
+        if not self.serving.jpeg:
+            return None
+        card = Card(
+            recipe=CardRecipe(
+                name=self.recipe_name,
+                data=asdict(self.data),
+                variant=variant.to_json(),
+                engine=asdict(self.engine),
+            ),
+            data_digest=data.digest,
+        )
+        assert self.repository is not None, "given to whoever runs"
+        return publish_jpeg(self.repository, triton, labels=labels, card=card.to_json())
+
+    def _note(self, published: Published, jpeg: Published | None) -> str:
+        """Says what was published; what took image files until now, and shall no more, is removed."""
+        from temper.builder.publish.ensemble import retract_jpeg
+
+        assert self.repository is not None, "given to whoever runs"
+        if jpeg is not None:
+            return f"{published.note}; {jpeg.note} takes image files"
+        gone = retract_jpeg(self.repository, published.model)
+        return "; ".join([published.note, *(f"{name} removed" for name in gone)])
 
     def _card(self, way: _Underway) -> Card:
         unused = ("arch",) if self.model.graph is not None else ()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from temper.builder.contract import TEST_IMAGES_FILE, TEST_LABELS_FILE
 
 if TYPE_CHECKING:
+    from temper.builder.publish.entry import Published
     from temper.builder.store.artifacts import Artifact
 
 
@@ -72,7 +73,8 @@ class Built:
     """The graph before any step, then after each."""
     weight_bits: int | None = None
     """Bits that its int8 weights use, 7 or 8, of an ensemble the most of its members'; None when not int8."""
-
+    jpeg: Published | None = None
+    """The model that takes image files for it; None where the recipe wants none."""
     weights: Artifact | None = None
     """The finetuned network; None for an ensemble."""
 

@@ -18,6 +18,22 @@ Every message is one line: what came, what was expected, what to do.
 
 from __future__ import annotations
 
+import re
+
+# How ONNX Runtime begins: its own name and numbers, and what it was at.
+_RUNTIME = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : (?:Non-zero status code returned while running (\w+) node. Name:('.*?'))?"
+)
+_MAX_REASON = 200
+
+
+def reason_of(error: Exception) -> str:
+    """Returns what a library says in one printable line; of ONNX Runtime which operator fails."""
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    if found := _RUNTIME.match(text):
+        text = f"its {found[1]} {found[2]} fails" if found[1] else text[found.end() :]
+    return "".join(char if char.isprintable() else "?" for char in text[:_MAX_REASON]) or type(error).__name__
+
 
 class BuilderError(Exception):
     """Base of every error that the builder raises on purpose."""

@@ -209,7 +209,7 @@ def status_name(error: BaseException) -> str:
 
 def was_lost(error: BaseException) -> bool:
     """Tell whether the connection broke under a request that may have been sent: its answer is lost."""
-    text = _details(error).lower()
+    text = details(error).lower()
     broke = ("socket closed", "reset by peer", "broken pipe", "goaway", "recvmsg", "endpoint closing", "transport")
     return (
         status_name(error) == "UNAVAILABLE"
@@ -220,7 +220,7 @@ def was_lost(error: BaseException) -> bool:
 
 def is_connection_failure(error: BaseException) -> bool:
     """Tell whether the channel, not the server's answer, made this UNAVAILABLE (a full queue is the server's)."""
-    text = _details(error).lower()
+    text = details(error).lower()
     return status_name(error) == "UNAVAILABLE" and (
         was_lost(error) or any(word in text for word in _NEVER_SENT) or not text
     )
@@ -228,7 +228,7 @@ def is_connection_failure(error: BaseException) -> bool:
 
 def was_shed(error: BaseException) -> bool:
     """Tell whether the server shed the request: its queue was full, or the request waited too long in it."""
-    return status_name(error) == "UNAVAILABLE" and _tells_of_shedding(_details(error))
+    return status_name(error) == "UNAVAILABLE" and _tells_of_shedding(details(error))
 
 
 def is_missing(error: BaseException) -> bool:
@@ -242,7 +242,7 @@ def translate(error: BaseException, url: str, timeout_s: float) -> ClientError:
     A stream's error is its call: its traceback, which keeps it alive, is cut.
     """
     error.__traceback__ = None
-    name, text = status_name(error), " ".join(_details(error).split()) or "no details"
+    name, text = status_name(error), " ".join(details(error).split()) or "no details"
     if was_shed(error):
         return _overloaded(url, text)
     if is_connection_failure(error):
@@ -286,6 +286,7 @@ def _overloaded(url: str, text: str) -> Overloaded:
     )
 
 
-def _details(error: BaseException) -> str:
-    details = getattr(error, "details", None)
-    return str(details() or "") if callable(details) else str(error)
+def details(error: BaseException) -> str:
+    """Return what a gRPC error says, which may be nothing."""
+    found = getattr(error, "details", None)
+    return str(found() or "") if callable(found) else str(error)

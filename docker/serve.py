@@ -61,6 +61,8 @@ _CANARY_S, _ANSWER_S = 10.0, 4.0
 # In a row from one model, so many are no accident.
 _ERRORS = 3
 _BYTES = {"UINT8": 1, "FP32": 4}
+# What a model that takes image files is asked, a black pixel: its length, as BYTES has it, and the file.
+_FILE = b"\x0e\0\0\0" + b"P6 1 1 255\n" + bytes(3)
 _STARTED = Path(tempfile.gettempdir()) / "temper-models.json"
 # What would move that.
 _FIXED = ("--allow-http", "--http-address", "--http-port")
@@ -153,7 +155,7 @@ def why_unhealthy(models: Sequence[str], url: str) -> str | None:
 
 
 class Canary:
-    """Asks models for an answer to an empty image.
+    """Asks models for an answer to an empty image, or to the file of one.
 
     One that never answered is left alone: a model that cannot work is no reason to start the others anew for ever.
     """
@@ -179,25 +181,25 @@ class Canary:
         return None
 
     def _write(self, model: str) -> urllib.request.Request | None:
-        """A request of zeros, with what the model's config says of its inputs; None when that cannot be had."""
+        """A request of zeros, or of a file, with what the model's config says of its inputs; None without it."""
         url = f"{self._url}/v2/models/{quote(model)}"
         try:
             with _OPENER.open(f"{url}/config", timeout=_ANSWER_S) as answer:
                 config = json.load(answer)
             batch = [1] if config["max_batch_size"] else []
-            inputs, size = [], 0
+            inputs, body = [], b""
             for tensor in config["input"]:
-                kind = tensor["data_type"].removeprefix("TYPE_")
+                kind = tensor["data_type"].removeprefix("TYPE_").replace("STRING", "BYTES")
                 shape = [*batch, *map(int, tensor["dims"])]
-                nbytes = math.prod(shape) * _BYTES[kind]
-                size += nbytes
+                content = math.prod(shape) * (_FILE if kind == "BYTES" else bytes(_BYTES[kind]))
+                body += content
                 about = {"name": tensor["name"], "datatype": kind, "shape": shape}
-                inputs.append({**about, "parameters": {"binary_data_size": nbytes}})
+                inputs.append({**about, "parameters": {"binary_data_size": len(content)}})
         except (OSError, http.client.HTTPException, ValueError, KeyError):
             return None
         head = json.dumps({"inputs": inputs}).encode()
         headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
-        return urllib.request.Request(f"{url}/infer", head + bytes(size), headers)
+        return urllib.request.Request(f"{url}/infer", head + body, headers)
 
 
 def supervise(command: Sequence[str], hidden: Sequence[str], models: Sequence[str], url: str = _URL) -> int:

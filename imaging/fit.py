@@ -1,4 +1,4 @@
-"""Fitting a decoded image to a model: its geometry, with torchvision's arithmetic to the pixel."""
+"""Fitting a decoded image to a model: its geometry, with the arithmetic of the library that trained it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _PER_FLOATS = 12
 def fit_image(image: Image.Image, how: Preprocessing) -> Image.Image:
     """Returns an RGB image of height x width: resized, then the centre cut out, black where it is too small.
 
-    Source: torchvision's `Resize` and `CenterCrop`, whose pixels these are.
+    Source: torchvision's `Resize` and `CenterCrop`, whose pixels these are; transformers' `center_crop` where
+    `crop_margin` is "floor".
     """
-    width, height = _resized(image.size, how)
+    width, height = resized_size(image.size, how)
     box = _centre(width, height, how)
     if width * height > MAX_PIXELS:  # of an image that is nearly a line: only what is cut out of it
         return _resize_part(image, (width, height), box, how)
@@ -39,15 +40,15 @@ def work_pixels(size: tuple[int, int], how: Preprocessing) -> int:
     Of an image that is nearly a line it may be thousands of times as many as the image has: one axis is resized
     first.
     """
-    width, height = _resized(size, how)
+    width, height = resized_size(size, how)
     if (width, height) == size or width * height > MAX_PIXELS:
         return how.width * how.height
-    if how.antialias or how.interpolation == "nearest":
+    if how.antialias:
         return width * max(height, size[1])
     return _PER_FLOATS * height * max(width, size[0])
 
 
-def _resized(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
     """Returns the width and height that an image of so many is resized to."""
     width, height = size
     if how.resize == "none":
@@ -64,18 +65,25 @@ def _resized(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
 def _centre(width: int, height: int, how: Preprocessing) -> tuple[int, int, int, int]:
     """Returns the box to cut out; where it is larger than the image it reaches beyond."""
     left, top = (
-        int(round((side - wanted) / 2.0)) if side >= wanted else -((wanted - side) // 2)
+        -((wanted - side) // 2) if side < wanted else _margin(side - wanted, how)
         for side, wanted in ((width, how.width), (height, how.height))
     )
     return left, top, left + how.width, top + how.height
 
 
+def _margin(spare: int, how: Preprocessing) -> int:
+    return spare // 2 if how.crop_margin == "floor" else round(spare / 2)
+
+
 def _resize(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> Image.Image:
-    if how.antialias or how.interpolation == "nearest":
+    if how.antialias:
         return image.resize(size, RESAMPLING[how.interpolation])
     pixels = np.asarray(image)
     for axis, side in ((0, size[1]), (1, size[0])):
-        pixels = _interpolate(pixels, side, axis, cubic=how.interpolation == "bicubic")
+        if how.interpolation == "nearest":
+            pixels = _nearest(pixels, side, axis)
+        else:
+            pixels = _interpolate(pixels, side, axis, cubic=how.interpolation == "bicubic")
     return Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8))
 
 
@@ -91,6 +99,16 @@ def _resize_part(
         box=(left * across, top * down, right * across, bottom * down),
     )
     return part.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top))
+
+
+def _nearest(pixels: npt.NDArray[Any], side: int, axis: int) -> npt.NDArray[Any]:
+    """Resizes one axis by the pixel at the start of each step, where Pillow takes that at its middle.
+
+    As PyTorch's `interpolate` has it, in its float32, and OpenCV's `INTER_NEAREST`.
+    """
+    length = pixels.shape[axis]
+    place = np.arange(side, dtype=np.float32) * (np.float32(length) / np.float32(side))
+    return pixels.take(place.astype(np.int64).clip(0, length - 1), axis)
 
 
 def _interpolate(pixels: npt.NDArray[Any], side: int, axis: int, *, cubic: bool) -> npt.NDArray[np.float32]:

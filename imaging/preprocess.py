@@ -17,6 +17,7 @@ Size = int | tuple[int, int]
 Resize = int | tuple[int, int] | Literal["none"] | None
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Colour = Literal["rgb", "bgr"]
+CropMargin = Literal["round", "floor"]
 Triple = tuple[float, float, float]
 
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
@@ -38,7 +39,10 @@ class Preprocessing:
         resize: What the image is resized to first: its shorter side as a number, or exactly (height, width), or
             "none"; None is the smallest size of its own aspect that covers height x width.
         interpolation: The filter.
-        antialias: Whether the filter grows as an image is made smaller, as Pillow's always does.
+        crop_margin: How half of an odd margin around what is cut out becomes whole: "round", half to even, as
+            torchvision does; or "floor", as transformers' processors do.
+        antialias: Whether the filter grows as an image is made smaller, as Pillow's always does; false makes
+            "nearest" take the pixel at the start of each step, as PyTorch and OpenCV do, and not at its middle.
         upright: Whether the rotation that a camera wrote into the EXIF is applied.
         colour: The order of the channels that the network takes; the wire is RGB in any case.
         scale: What white is before mean and std: 1.0, or 255.0 for pixels as they are.
@@ -49,6 +53,7 @@ class Preprocessing:
     height: int
     width: int
     resize: Resize = None
+    crop_margin: CropMargin = "round"
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
     upright: bool = True
@@ -72,15 +77,13 @@ class Preprocessing:
             num = 2 if isinstance(self.resize, tuple) else 1
             if len(sides) != num or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
                 raise ValueError(f'resize: got {self.resize!r}, expected 1 to {MAX_SIDE} pixels or "none"')
-        if self.interpolation not in INTERPOLATIONS:
-            names = ", ".join(INTERPOLATIONS)
-            raise ValueError(f"interpolation: got {self.interpolation!r}, expected one of {names}")
+        for field, allowed in (("crop_margin", CropMargin), ("interpolation", Interpolation), ("colour", Colour)):
+            if (got := getattr(self, field)) not in get_args(allowed):
+                raise ValueError(f"{field}: got {got!r}, expected one of {', '.join(get_args(allowed))}")
         if not self.antialias and self.interpolation == "lanczos":
             raise ValueError(
                 "antialias: got false with lanczos, expected bilinear or bicubic, as PyTorch has them"
             )
-        if self.colour not in get_args(Colour):
-            raise ValueError(f'colour: got {self.colour!r}, expected "rgb" or "bgr"')
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale: got {self.scale}, expected a positive number: 1.0, or 255.0")
         if len(self.mean) != 3 or not all(math.isfinite(value) for value in self.mean):

@@ -18,10 +18,11 @@ from types import ModuleType
 
 import pytest
 
-from temper.builder.publish.ensemble import publish_ensemble
+from temper.builder.publish.ensemble import publish_ensemble, publish_jpeg
 from temper.builder.publish.entry import publish
 from temper.builder.publish.triton_config import EnsembleBackend, NativeBackend, PluginBackend, TritonConfig
 from temper.serve.runtime import environment, find_runtime, lay_out_backends
+from temper.serve.server import TritonServer
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
@@ -394,6 +395,27 @@ def test_model_that_answered_and_fails_for_good_ends_the_container(
     assert process.returncode == 1
     log = (tmp_path / "log").read_text()
     assert "temper: model toy_fp32 answers with errors alone; ending, to be started again" in log
+
+
+@pytest.mark.server
+def test_canary_is_answered_by_what_takes_files(toy_onnx: Path, tmp_path: Path) -> None:
+    root, labels = tmp_path / "repository", list("0123456789")
+    toy = TritonConfig(
+        name="toy",
+        image_size=32,
+        num_classes=10,
+        max_batch=8,
+        backend=PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"}),
+        in_ensemble=True,
+    )
+    publish(root, toy, engine_file=toy_onnx, labels=labels, card={})
+    publish_jpeg(root, toy, labels=labels, card={})
+    models = serve.find_models(root)
+    assert models == ["toy", "toy_jpeg", "toy_jpeg_decode"]
+    with TritonServer(root, http_port=0) as server:
+        canary = serve.Canary(models, f"http://{server.http_url}")
+        assert canary.look() is None
+    assert canary._errors == dict.fromkeys(models, 0), "each answered"
 
 
 def test_canary_minds_neither_a_model_that_never_answered_nor_a_busy_server(

@@ -1,15 +1,16 @@
 """Checks where a quantised graph has its Q/DQ pairs, from the ONNX file alone.
 
 The rules (TensorRT's "Working with Quantized Types"): the input of every Conv, Gemm and MatMul is int8 or fp8 per
-tensor, its weight too with one scale per output channel, and exactly one branch of a residual Add is quantised:
-the one that is not fused into the convolution before it. A float input makes a runtime fall back to a float kernel
-without a word, so a layer that is left in float must have a reason and is named with it.
+tensor, its weight too with one scale per output channel, and of a residual Add after a convolution exactly one
+branch is quantised: the one that is not fused into that convolution. A float input makes a runtime fall back to a
+float kernel without a word, so a layer that is left in float must have a reason and is named with it. What
+multiplies two activations, as attention does, has no weight and is left in float.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ _MAX_FP8_KERNEL = 32
 _MIN_CHANNELS = 16
 # They move values and do not change them, so int8 passes through.
 _LAYOUT_OPS = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool", "Identity", "Cast")
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class QdqReport:
     """What the audit of a whole graph found; every rule is kept."""
 
     num_residual_adds: int
-    """Adds of two activations; each has exactly one quantised branch."""
+    """Adds after a quantised convolution; each has exactly one quantised branch."""
     nodes: list[NodeReport] = field(default_factory=list)
     """Every quantised Conv, Gemm and MatMul, in the graph's order."""
     kept_high: list[KeptHigh] = field(default_factory=list)
@@ -94,7 +96,8 @@ def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] =
     weighted = weighted_nodes(content)
     if not weighted:
         raise AuditError(f"{path}: has no Conv, Gemm or MatMul; expected a quantised network")
-    reports, high = [], []
+    reports = list[NodeReport]()
+    high = [KeptHigh(node.name, node.op_type, "multiplies two activations") for node in products(content)]
     for node in weighted:
         reason = "kept on request" if node.name in kept_high else graph.why_high(node)
         if reason is not None and not graph.has_quantized_weight(node):
@@ -103,7 +106,8 @@ def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] =
             reports.append(graph.check_weighted(node))
     if not reports:
         raise AuditError(f"{path.name}: every layer is left unquantised, expected {precision} layers")
-    adds = residual_adds(content)
+    convolutions = {node.name for node in reports if node.op == "Conv"}
+    adds = [node for node in residual_adds(content) if convolutions & graph.sources(node)]
     for node in adds:
         graph.check_residual(node, may_be_float=bool(kept_high))
     return QdqReport(num_residual_adds=len(adds), nodes=reports, kept_high=high)
@@ -111,17 +115,38 @@ def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] =
 
 def weighted_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Returns the convolutions and linear layers, in the graph's order."""
-    return [node for node in graph.node if node.op_type in WEIGHTED_OPS]
+    return [node for node, is_weighted in _multiplying(graph) if is_weighted]
+
+
+def products(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Returns what multiplies two activations, as attention does; int8 would make no weight smaller."""
+    return [node for node, is_weighted in _multiplying(graph) if not is_weighted]
+
+
+def _multiplying(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, bool]]:
+    """Every Conv, Gemm and MatMul, and whether what it multiplies by is a constant, quantised or not."""
+    constants = _constants(graph)
+    producers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type in WEIGHTED_OPS:
+            name = node.input[1]
+            while name in producers and producers[name].op_type in (*_LAYOUT_OPS, *_PAIR):
+                name = producers[name].input[0]
+            yield node, name in constants
 
 
 def residual_adds(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Returns the additions of two activations, quantised or not, in the graph's order."""
-    constants = {tensor.name for tensor in graph.initializer}
-    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    constants = _constants(graph)
     constants |= {
         node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
     }
     return [node for node in graph.node if node.op_type == "Add" and not constants & set(node.input)]
+
+
+def _constants(graph: onnx.GraphProto) -> set[str]:
+    found = {tensor.name for tensor in graph.initializer}
+    return found | {node.output[0] for node in graph.node if node.op_type == "Constant"}
 
 
 class _Graph:
@@ -175,6 +200,11 @@ class _Graph:
             return None
         return f"no int8 convolution for {inputs} input and {outputs} output channels"
 
+    def sources(self, node: onnx.NodeProto) -> set[str]:
+        """Returns the names of the nodes that compute what a node reads, quantised or not."""
+        found = (self._source(name, (*_LAYOUT_OPS, *_PAIR)) for name in node.input)
+        return {source.name for source in found if source is not None}
+
     def check_residual(self, node: onnx.NodeProto, *, may_be_float: bool) -> None:
         quantized = sum(self._activation_quantizer(name) is not None for name in node.input)
         if quantized != 1 and not (may_be_float and quantized == 0):
@@ -214,13 +244,18 @@ class _Graph:
 
     def _activation_quantizer(self, name: str) -> onnx.NodeProto | None:
         """Returns the QuantizeLinear of the pair that a tensor comes from, or None when it is float."""
-        node = self.producers.get(name)
-        while node is not None and node.op_type in _LAYOUT_OPS:
-            node = self.producers.get(node.input[0])
+        node = self._source(name, _LAYOUT_OPS)
         if node is None or node.op_type != "DequantizeLinear":
             return None
         node = self.producers.get(node.input[0])
         return node if node is not None and node.op_type == "QuantizeLinear" else None
+
+    def _source(self, name: str, passed: Sequence[str]) -> onnx.NodeProto | None:
+        """Returns what a tensor comes from, before the operators that are passed over."""
+        node = self.producers.get(name)
+        while node is not None and node.op_type in passed:
+            node = self.producers.get(node.input[0])
+        return node
 
     def _scales(self, node: onnx.NodeProto, name: str) -> NDArray[np.float32]:
         import numpy as np

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from temper.builder.compress.qdq import residual_adds, weighted_nodes
+from temper.builder.compress.qdq import products, residual_adds, weighted_nodes
 from temper.builder.compress.saturation import reduce_weights
 from temper.builder.compress.step import GraphContext, GraphStep, Need
 from temper.builder.errors import QuantizeError
@@ -314,6 +314,8 @@ def _run_modelopt(
 
     from temper.builder.quiet import quiet_modelopt
 
+    # Their range is learnt from few images, and a softmax's falls apart in int8.
+    excluded = [*kept_high, *(node.name for node in products(onnx.load(src).graph))]
     try:
         with quiet_modelopt():
             from modelopt.onnx.quantization import quantize  # type: ignore[import-untyped]  # ships none
@@ -325,7 +327,7 @@ def _run_modelopt(
                 calibration_data_reader=_reader(calibration, progress),
                 calibration_eps=["cpu"],
                 output_path=str(dst),
-                nodes_to_exclude=[f"{re.escape(name)}$" for name in kept_high],
+                nodes_to_exclude=[f"{re.escape(name)}$" for name in excluded],
                 high_precision_dtype="fp32",
                 dq_only=True,
                 log_level="WARNING",

@@ -146,8 +146,9 @@ def _walk(root: Path, error: DataError) -> Found:
         parts.append(role in ("test", "val"))
         classes.append(folders[1] if role else folders[0] if folders else "")
     names = sorted(set(classes))
+    places = {name: index for index, name in enumerate(names)}
     order = np.argsort(np.array(parts), kind="stable")
-    labels = np.array([names.index(name) for name in classes], dtype=np.int64)[order]
+    labels = np.array([places[name] for name in classes], dtype=np.int64)[order]
     num_train = len(parts) - sum(parts)
     return Found(
         items=Files(root, listing.paths),

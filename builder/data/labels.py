@@ -54,6 +54,44 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
+def as_class_names(value: object) -> list[str]:
+    """Returns the names in a list, `{"0": name}` or `{name: 0}`, in the order of their numbers.
+
+    Of ImageNet's `{"0": [id, name]}` it takes the id, its folder's name.
+
+    Raises:
+        ValueError: It is none of these; the text says why, to follow the name of what holds it.
+    """
+    if isinstance(value, dict):
+        value = _in_order(value)
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"is other JSON, {_EXPECTED}")
+    return list(value)
+
+
+def check_same_order(where: str, own: Sequence[str], listed: Sequence[str], path: str) -> None:
+    """Refuses a list that has a network's classes in another order than the network says itself.
+
+    A list of other names is one of classes that were renamed.
+
+    Args:
+        where: What messages begin with.
+        own: What the network's outputs are called.
+        listed: What they are called in the list.
+        path: The file that has the list.
+
+    Raises:
+        DataError: They are the same names in another order.
+    """
+    if list(own) == list(listed) or sorted(own) != sorted(listed):
+        return
+    index = next(index for index, names in enumerate(zip(own, listed, strict=True)) if len(set(names)) > 1)
+    raise DataError(
+        f"{where}: calls its output {index} {show(own[index])}, labels {show(path)} calls it "
+        f"{show(listed[index])}; put the list into the order of the outputs, or leave it out"
+    )
+
+
 def map_labels(
     where: str, own: Sequence[str], names: Sequence[str], labels: NDArray[np.int64]
 ) -> NDArray[np.int64]:
@@ -131,24 +169,22 @@ def _from_json(text: str, where: str) -> list[str]:
         inner = [
             content[key] for key in ("id2label", "class_to_idx", "label2id") if isinstance(content.get(key), dict)
         ]
-        content = _from_pairs(inner[0] if inner else content, where)
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise DataError(f"{where}: is other JSON, {_EXPECTED}")
-    return content
+        content = inner[0] if inner else content
+    try:
+        return as_class_names(content)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
-def _from_pairs(content: dict[str, Any], where: str) -> list[Any]:
-    """Puts `{"0": name}` or `{name: 0}` in order; of ImageNet's `{"0": [id, name]}` the id, its folder's name."""
+def _in_order(content: dict[Any, Any]) -> list[Any]:
     places: dict[int | None, Any]
     if all(isinstance(value, int) and not isinstance(value, bool) for value in content.values()):
         places = {value: key for key, value in content.items()}
     elif None not in (numbers := {key: to_number(key) for key in content}).values():
         places = {number: content[key] for key, number in numbers.items()}
     else:
-        raise DataError(f"{where}: is other JSON, {_EXPECTED}")
+        raise ValueError(f"is other JSON, {_EXPECTED}")
     if len(places) < len(content) or sorted(places, key=lambda each: each or 0) != list(range(len(content))):
-        raise DataError(
-            f"{where}: got {len(content)} classes, expected the indices 0 to {len(content) - 1}, each once"
-        )
+        raise ValueError(f"got {len(content)} classes, expected the indices 0 to {len(content) - 1}, each once")
     ordered = [places[index] for index in range(len(content))]
     return [each[0] if isinstance(each, list) and each else each for each in ordered]

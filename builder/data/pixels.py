@@ -20,7 +20,7 @@ from temper.imaging.preprocess import (
 _PRESETS: dict[str, dict[str, Any]] = {
     "torchvision": {"interpolation": "bilinear", "upright": False},
     "timm": {"interpolation": "bicubic", "upright": False},
-    "huggingface": {"interpolation": "bicubic", "upright": True},
+    "huggingface": {"interpolation": "bicubic", "upright": True, "crop_margin": "floor"},
 }
 # All three resize the shorter side to 256 for 224 unless a checkpoint's own settings say otherwise.
 _CROP_SHARE = 0.875
@@ -33,7 +33,8 @@ class PixelsConfig:
     preset: Literal["torchvision", "timm", "huggingface"] | None = None
     """What the usual evaluation of a library does to a photo: the shorter side is resized to `image_size` / 0.875
     (256 for 224), `bilinear` for torchvision and `bicubic` for timm and Hugging Face's ResNets; the first two do
-    not read the EXIF rotation. Keys that are given beside it win. Without one, the image is resized until it
+    not read the EXIF rotation, and the last rounds the margin of the crop down. Keys that are given beside it win.
+    An `image_size` that is no square needs `resize` beside it. Without a preset, the image is resized until it
     covers `image_size`."""
     image_size: Size = 224
     """Height and width in pixels, or `[height, width]`: what is cut out of the centre of the resized image."""
@@ -44,7 +45,7 @@ class PixelsConfig:
     """The filter that resizes; `bilinear` when neither this nor a preset is given."""
     antialias: bool = True
     """Whether the filter grows as an image is made smaller, as Pillow's does. `false` is what OpenCV does, and
-    PyTorch's `interpolate`."""
+    PyTorch's `interpolate`; their `nearest` takes another pixel than Pillow's, too."""
     upright: bool | None = None
     """Whether the rotation that a camera wrote into the EXIF is applied; `true` when neither this nor a preset is
     given."""
@@ -67,6 +68,12 @@ class PixelsConfig:
         """
         if not all(32 <= side <= 1024 for side in sides(self.image_size)):
             raise ValueError(f"image_size: got {self.image_size}, expected 32 to 1024 pixels")
+        height, width = sides(self.image_size)
+        if self.preset is not None and self.resize is None and height != width:
+            raise ValueError(
+                f"preset: got {self.preset} for {height} x {width} pixels, expected a square, as it resizes the "
+                "shorter side; give resize beside it, or leave preset out"
+            )
         if self.mean is not None and max(self.mean) > self.scale:
             raise ValueError(
                 f"mean: got {self.mean} on a scale of 0 to {self.scale:g}, expected at most {self.scale:g}; set "
@@ -79,7 +86,7 @@ class PixelsConfig:
         """All of it, the preset's part included."""
         height, width = sides(self.image_size)
         usual = _PRESETS.get(self.preset or "", {})
-        resize = int(min(height, width) / _CROP_SHARE) if usual and self.resize is None else self.resize
+        resize = int(height / _CROP_SHARE) if usual and self.resize is None else self.resize
         given = {name: getattr(self, name) for name in ("interpolation", "upright", "mean", "std")}
         return Preprocessing(
             height=height,

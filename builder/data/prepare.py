@@ -6,6 +6,7 @@ split.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,20 @@ def open_tests(config: DataConfig, num: int) -> Iterator[Image.Image | Path | IO
     source = open_source(config)
     for index in _draw(source, config)[0][:num]:
         yield source.open_image(int(index)) if source.open_file is None else source.open_file(int(index))
+
+
+def file_of(image: Image.Image | Path | IO[bytes]) -> bytes:
+    """Returns the file of what `open_tests` yields, as it is; of what has none a PNG."""
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(image, Path):
+        return image.read_bytes()
+    if not isinstance(image, Image.Image):
+        return image.read()
+    packed = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(packed, "PNG")  # its pixels alone
+    return packed.getvalue()
 
 
 def fingerprint_data(config: DataConfig) -> str | None:

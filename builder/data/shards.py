@@ -290,6 +290,8 @@ def _add(
     if len(endings) > 1:
         raise DataError(f"{where} has several images, {name_few(endings)}; set image_column to one of them")
     member = sample.members[endings[0]]
+    if member.issparse():
+        raise DataError(f"{where} is stored with its holes left out, as `tar --sparse` does; pack it without")
     text = _label_of(where, sample, label, read)
     found.names.append(member.name)
     found.offsets.append(member.offset_data)

@@ -18,7 +18,8 @@ class ExplainConfig:
     parts: tuple[Part, ...] = PARTS
     """`blame`: which layers a quantised variant's loss comes from. `representation`: what every block of
     every variant knows, and how alike they are. `features`: which of the last features matter. `attributions`:
-    where two variants look that answer differently."""
+    where two variants look that answer differently. The default asks an ONNX file for no `features`, which need
+    the head in PyTorch."""
     num_images: int = 512
     """Test images, at most, spread evenly over all; and training images that layers are ranked on, at most,
     of the `num_train`."""

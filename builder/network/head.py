@@ -64,8 +64,11 @@ def read_head(entries: Mapping[str, torch.Tensor], num_features: int, where: str
     names = list(layers)
     place = _join(where, names[0]) if names[0] else where
     if len(layers) == 1:
-        weights = _named(HEAD, *layers[names[0]])
-        return Head(weights, widths[1], None, "" if place == HEAD else f"head `{place}`")
+        weight, bias = layers[names[0]]
+        note = "" if place == HEAD else f"head `{place}`"
+        if bias is None:  # as an embedding's projection is, too
+            note = f"head `{place}` without a bias"
+        return Head(_named(HEAD, weight, bias), widths[1], None, note)
     if len(layers) > 2:
         raise HeadError(f"its head has {len(layers)} layers, {_EXPECTED}model.replace_head = true")
     if all(name.isdigit() for name in names) and int(names[1]) == int(names[0]) + 1:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from temper.builder.contract import GRAPH_FILE
 from temper.builder.errors import ModelError
 from temper.builder.network.design import ARCHITECTURES
 from temper.imaging.errors import show
+from temper.imaging.folder import name_few
 
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -47,19 +49,22 @@ _HUGGINGFACE_KEYS: dict[str, tuple[object, ...]] = {
 }
 
 
+Library = Literal["timm", "huggingface"]
+
+
 @dataclass(frozen=True)
 class HubConfig:
     """A config.json beside weights."""
 
     path: Path
-    library: Literal["timm", "huggingface"]
+    library: Library
     content: dict[str, Any]
 
     @property
     def class_names(self) -> list[str] | None:
         """The classes' names in the order of the outputs; None where it has none of its own."""
         given = self.content.get("label_names") or self._pretrained.get("label_names")
-        names = as_class_names(given if given else self.content.get("id2label"))
+        names = class_names_in(given if given else self.content.get("id2label"))
         return None if names is None or all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
     @property
@@ -108,7 +113,7 @@ def arch_called(name: object) -> str | None:
 
 
 def read_hub_config(path: Path) -> HubConfig | None:
-    """Reads the config.json of a folder of weights, or of weights that are named as in one.
+    """Reads the config.json of a folder of weights, or of weights that are named as in one, as any ONNX file is.
 
     Raises:
         ModelError: It is there and cannot be read.
@@ -128,7 +133,7 @@ def read_json_beside(path: Path, name: str) -> dict[str, Any] | None:
     Raises:
         ModelError: It is there and is none.
     """
-    if not path.is_dir() and path.name not in WEIGHT_FILES:
+    if not path.is_dir() and path.name not in WEIGHT_FILES and path.suffix != ".onnx":
         return None
     file = hub_folder(path) / name
     try:
@@ -147,26 +152,47 @@ def read_json_beside(path: Path, name: str) -> dict[str, Any] | None:
     return content
 
 
+def graph_in(folder: Path) -> Path | None:
+    """Returns the ONNX file in a folder that holds no other weights, as Optimum writes; None where there is none.
+
+    Raises:
+        ModelError: There are several, and none is called as usual.
+    """
+    graphs = sorted(folder.glob("*.onnx"))
+    if not graphs or any((folder / name).exists() for name in WEIGHT_FILES):
+        return None
+    if len(graphs) > 1 and folder / GRAPH_FILE not in graphs:
+        shown = name_few([show(graph.name) for graph in graphs])
+        raise ModelError(f"folder {show(folder)}: holds {shown}, expected one; give the file to be served")
+    return folder / GRAPH_FILE if len(graphs) > 1 else graphs[0]
+
+
+def class_names_beside(path: Path, num_classes: int) -> list[str] | None:
+    """Returns the names of an ONNX file's outputs, as the config.json beside it has them; None where it does not.
+
+    Raises:
+        ModelError: It is there and cannot be read.
+    """
+    hub = read_hub_config(path)
+    names = hub.class_names if hub is not None else None
+    return names if names is not None and len(names) == num_classes else None
+
+
 def hub_folder(path: Path) -> Path:
-    """Returns the folder in which the files beside weights lie."""
-    return path if path.is_dir() else path.parent
+    """Returns the folder of the files beside weights: of an ONNX file in a hub's `onnx/`, the one above."""
+    folder = path if path.is_dir() else path.parent
+    is_below = path.suffix == ".onnx" and folder.name == "onnx" and not (folder / CONFIG_FILE).exists()
+    return folder.parent if is_below else folder
 
 
-def as_class_names(value: object) -> list[str] | None:
-    """Returns the names in a list, `{"0": name}` or `{name: 0}`, in the order of their numbers; else None."""
-    if isinstance(value, list | tuple):
-        return list(value) if value and all(isinstance(name, str) for name in value) else None
-    if not isinstance(value, dict) or not value:
+def class_names_in(value: object) -> list[str] | None:
+    """Returns the names that a value lists, in the order of the outputs; None where it lists none."""
+    from temper.builder.data.labels import as_class_names  # brings numpy along
+
+    try:
+        return as_class_names(value) or None
+    except ValueError:
         return None
-    pairs = list(value.items())
-    if all(isinstance(name, str) for _, name in pairs):
-        numbered = {str(number): name for number, name in pairs}
-    elif all(isinstance(name, str) and type(number) is int for name, number in pairs):
-        numbered = {str(number): name for name, number in pairs}
-    else:
-        return None
-    wanted = [str(number) for number in range(len(pairs))]
-    return [numbered[number] for number in wanted] if numbered.keys() == set(wanted) else None
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

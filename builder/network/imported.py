@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from temper.builder.errors import ModelError
-from temper.builder.network.design import ARCHITECTURES, Architecture, Design, arch_of, read_design, shapes_of
+from temper.builder.network.design import (
+    ARCHITECTURES,
+    TORCHVISION,
+    Architecture,
+    Design,
+    arch_of,
+    read_design,
+    shapes_of,
+)
 from temper.builder.network.head import Head
-from temper.builder.network.hub import HubConfig, arch_called, as_class_names, check_name, read_hub_config
+from temper.builder.network.hub import HubConfig, Library, arch_called, check_name, class_names_in, read_hub_config
 from temper.builder.network.pickled import Inert
+from temper.builder.network.preprocessing import TIMM_KEYS
 from temper.builder.network.unwrap import (
     Found,
     Network,
@@ -39,6 +48,7 @@ _NAMES_KEYS = (
     "label_names",
     "labels",
 )
+_ARCH_KEYS = ("arch", "model", "model_name", "architecture", "backbone")
 _INSIDE = ("meta", "args", "hyper_parameters", "config", "cfg")
 """Where training scripts keep what is no weight."""
 _MAX_NAMED = 3
@@ -68,6 +78,11 @@ class Checkpoint:
     """Whether its network read one channel."""
     normalization: dict[str, list[float]]
     """A mean and a std that its owner's network had beside it, by their names: three numbers each."""
+    library: Library | None
+    """Whose network it is, by the files beside it, its name or its layers; None where nothing but torchvision's is
+    known."""
+    timm_args: dict[str, Any]
+    """What timm's training script was told of the images, by its names; empty where it was told nothing."""
     has_both: bool
     """Whether there are others beside: as trained beside averaged, or the other way round."""
 
@@ -104,6 +119,8 @@ def open_checkpoint(path: Path, averaged: bool | None = None, *, prefer_averaged
     if is_grey:
         notes.append("reads grey images: mean and std must be the same for every channel")
     arch = _arch(path, design)
+    timm_args = _timm_args(content)
+    is_timms = timm_args is not None or arch not in TORCHVISION or _has_timms_name(content)
     class_names = hub.class_names if hub and hub.class_names else _class_names(content)
     if class_names is not None and network.head is not None and len(class_names) != network.head.num_classes:
         class_names = None
@@ -118,6 +135,8 @@ def open_checkpoint(path: Path, averaged: bool | None = None, *, prefer_averaged
         is_averaged=found.is_averaged,
         is_grey=is_grey,
         normalization=network.normalization,
+        library=hub.library if hub is not None else "timm" if is_timms else None,
+        timm_args=timm_args or {},
         has_both=both,
     )
 
@@ -134,7 +153,7 @@ def _check_evidence(path: Path, content: object, hub: HubConfig | None) -> None:
     """Refuses what is said beside the weights that they do not show."""
     if hub is not None:
         hub.check()
-    for key in ("arch", "model", "model_name"):
+    for key in _ARCH_KEYS:
         for held in _holders(content):
             check_name(path, held.get(key))
 
@@ -148,8 +167,28 @@ def _holders(content: object) -> list[Mapping[str, Any]]:
     return [content, *(each for each in plain if isinstance(each, dict))]
 
 
+def _timm_args(content: object) -> dict[str, Any] | None:
+    """What timm's training script was told of the images; None of a file that is another's."""
+    is_savers = isinstance(content, dict) and {"arch", "version", "state_dict"} <= content.keys()
+    found = [held for held in _holders(content) if is_savers or "crop_pct" in held]
+    if not found:
+        return None
+    return {
+        key: value
+        for held in found
+        for key in TIMM_KEYS
+        if isinstance(value := held.get(key), int | float | str | list | tuple) and value
+    }
+
+
+def _has_timms_name(content: object) -> bool:
+    """Whether the network is called as only timm calls one: `resnet50.a1_in1k`, `tv_resnet34`."""
+    names = [held.get(key) for held in _holders(content) for key in _ARCH_KEYS]
+    return any(arch_called(name) is not None and name not in TORCHVISION for name in names)
+
+
 def _class_names(content: object) -> list[str] | None:
-    found = (as_class_names(held.get(key)) for held in _holders(content) for key in _NAMES_KEYS)
+    found = (class_names_in(held.get(key)) for held in _holders(content) for key in _NAMES_KEYS)
     return next((names for names in found if names is not None), None)
 
 

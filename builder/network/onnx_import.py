@@ -1,6 +1,6 @@
 """Another's ONNX classifier as the project's own graph: `image` UINT8 [N, H, W, 3] to `logits` FP32 [N, classes].
 
-Nothing is taken on trust: the graph that comes out answers real images, alone and in a batch of three, and is
+Nothing is taken on trust: the graph that comes out answers real images, alone and in larger batches, and is
 compared with the file as its owner runs it (`onnx_original.py`). What was done to it is said in one line.
 """
 
@@ -16,10 +16,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from temper.builder.errors import ModelError, reason_of
 from temper.builder.network import onnx_rewrite as rewrite
 from temper.builder.network.export import OPSET, compare_logits, run_graph
+from temper.builder.network.onnx_batch import free_batch
 from temper.builder.network.onnx_original import Original
-from temper.builder.network.onnx_read import Classifier, attribute, read_classifier, reason_of, wrong
+from temper.builder.network.onnx_read import Classifier, attribute, read_classifier, wrong
 from temper.builder.quiet import quiet_native
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 # As for an export; float16 rounds to 11 bits, layer after layer, and the import computes in float32.
 _TOLERANCE = {"float32": 1e-3, "float16": 3e-2}
 _ODD_BATCH = 3
+_MIN_IMAGES = 5
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
@@ -73,25 +76,32 @@ class Imported:
         Raises:
             ModelError: They differ by more than the tolerance, in a batch or alone.
         """
-        path, content = self.original.path, self.model.SerializeToString()
-        expected = self.original.logits(images)
+        content = self.model.SerializeToString()
+        others = [images ^ np.uint8(37 * turn) for turn in range(1, -(-_MIN_IMAGES // len(images)))]
+        tried = np.concatenate([images, *others])  # a few test images are too few for several batches
+        expected = self.original.logits(tried)
         allowed = self.tolerance * max(1.0, float(np.abs(expected).max(initial=0.0)))
-        for at_once in (1, _ODD_BATCH, len(images)):
+        for at_once in (1, _ODD_BATCH, len(tried)):
             try:
                 with quiet_native():
-                    found = run_graph(content, images[:at_once])
+                    found = run_graph(content, tried[:at_once])
             except Exception as error:  # ONNX Runtime's own, without a common base
-                raise wrong(path, f"{_fixed(self.original.batch)}: {reason_of(error)}") from error
+                raise self._wrong(f"with a batch of {at_once} {reason_of(error)}") from error
             if found.shape != expected[:at_once].shape:
-                raise wrong(path, f"{_fixed(self.original.batch)}: {len(found)} answers to {at_once} images")
-            figures = compare_logits(expected[:at_once], found)
-            if not figures["max_abs_diff"] <= allowed:  # also when it is NaN
-                raise wrong(
-                    path,
-                    f"imported, its logits differ from its own by {figures['max_abs_diff']:.3g} on "
-                    f"{len(found)} images, expected at most {allowed:.3g}; {_fixed(self.original.batch)}",
-                )
-        return expected, figures
+                raise self._wrong(f"a batch of {at_once} gets {len(found)} answers")
+            off = compare_logits(expected[:at_once], found)["max_abs_diff"]
+            if not off <= allowed:  # also when it is NaN
+                logits = f"the logits are off by {off:.3g}, expected at most {allowed:.3g}"
+                raise self._wrong(f"with a batch of {at_once} {logits}")
+        expected = expected[: len(images)]
+        return expected, compare_logits(expected, found[: len(images)])
+
+    def _wrong(self, why: str) -> ModelError:
+        path, batch = self.original.path, self.original.batch
+        what = "it does not answer every image for itself"
+        if batch is not None:
+            what = f"its batch of {batch} cannot be made free"
+        return wrong(path, f"{what}: {why}; export it with a dynamic batch")
 
 
 def import_onnx(path: Path, pixels: Pixels) -> Imported:
@@ -120,7 +130,7 @@ def import_onnx(path: Path, pixels: Pixels) -> Imported:
         ):  # a batch that is worked out becomes a number to free
             model = rewrite.fold(model)
             rewrite.inline_constants(model)
-        rewrite.free_batch(model, found.batch, pixels.size, found.layout)
+        free_batch(model, found.batch, pixels.size, found.layout)
         model = rewrite.raise_opset(model, OPSET)
         if not found.is_quantized:  # constants of Q/DQ pairs would be worked out as well
             model = rewrite.fold(model)
@@ -135,7 +145,7 @@ def import_onnx(path: Path, pixels: Pixels) -> Imported:
     return Imported(
         model=model,
         original=original,
-        note=_note(found, original, before, _count(model, "BatchNormalization")),
+        note=_note(found, original, (before, _count(model, "BatchNormalization"))),
         is_quantized=found.is_quantized,
         tolerance=_TOLERANCE["float16" if _has_half(found.model) else "float32"],
     )
@@ -153,7 +163,7 @@ class Described:
     """Height and width that it is fixed to, in pixels."""
 
 
-def describe_onnx(path: Path, usual_size: int) -> Described:
+def describe_onnx(path: Path, usual_size: tuple[int, int]) -> Described:
     """Says what an ONNX classifier is, without importing it; where it takes any size it is asked at the usual one.
 
     Raises:
@@ -161,10 +171,10 @@ def describe_onnx(path: Path, usual_size: int) -> Described:
     """
     found = read_classifier(path)
     height, width = found.size
-    size = (height or usual_size, width or usual_size)
+    size = (height or usual_size[0], width or usual_size[1])
     original = Original(found, size, mean=(0.5,) * 3, std=(0.5,) * 3, bgr=False)
     return Described(
-        note=_note(found, original, 0, 0),  # folding is the import's
+        note=_note(found, original, None),
         num_classes=original.num_classes,
         size=None if found.size == (None, None) else size,
     )
@@ -217,7 +227,9 @@ def _inner(node: onnx.NodeProto, weight: Sequence[int | None]) -> Sequence[int |
     return weight[-1:] if transposed else weight[-2:-1]
 
 
-def _note(found: Classifier, original: Original, before: int, after: int) -> str:
+def _note(found: Classifier, original: Original, norms: tuple[int, int] | None) -> str:
+    """Says what a file is, and of one that was imported what was done: how many BatchNorms there were, and are."""
+    before, after = norms or (0, 0)
     kind = {"float32": "float", "uint8": "uint8"}.get(found.dtype, found.dtype)
     parts = ["ONNX", f"{found.layout} {kind} input {_by(found.size)}"]
     if found.dtype == "uint8":
@@ -225,7 +237,7 @@ def _note(found: Classifier, original: Original, before: int, after: int) -> str
     if original.removed:
         parts.append(f"{original.removed} removed")
     if found.batch is not None:
-        parts.append(f"batch of {found.batch} made free")
+        parts.append(f"fixed batch of {found.batch}" if norms is None else f"batch of {found.batch} made free")
     if found.num_training:
         parts.append(f"{_norms(found.num_training)} taken out of training mode")
     if before - after:
@@ -243,12 +255,6 @@ def _norms(count: int) -> str:
 
 def _by(size: Sequence[int | None]) -> str:
     return " x ".join("any" if each is None else str(each) for each in size)
-
-
-def _fixed(batch: int | None) -> str:
-    if batch is None:
-        return "it does not answer every image for itself; export it with a dynamic batch"
-    return f"its batch of {batch} cannot be made free; export it with a dynamic batch"
 
 
 def _count(model: ModelProto, op: str) -> int:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from temper.builder.errors import reason_of
 from temper.builder.network.export import open_session
-from temper.builder.network.onnx_read import Classifier, reason_of, wrong
+from temper.builder.network.onnx_bounds import check_bounds
+from temper.builder.network.onnx_read import Classifier, wrong
 from temper.builder.quiet import quiet_native
 
 if TYPE_CHECKING:
@@ -57,8 +59,9 @@ class Original:
             bgr: Whether it wants blue first.
 
         Raises:
-            ModelError: ONNX Runtime does not run it, or it is no classifier.
+            ModelError: It would fill the memory, ONNX Runtime does not run it, or it is no classifier.
         """
+        check_bounds(classifier, size)
         self._of, self._bgr = classifier, bgr
         self.path, self.batch = classifier.path, classifier.batch
         self._mean, self._std = np.array(mean, np.float32), np.array(std, np.float32)

@@ -19,7 +19,8 @@ import onnx.inliner
 from onnx import TensorProto
 
 from temper.builder.contract import NUM_CHANNELS
-from temper.builder.errors import ModelError
+from temper.builder.errors import ModelError, reason_of
+from temper.builder.network.hub import CONFIG_FILE, hub_folder
 from temper.builder.store.files import sha256_file
 from temper.imaging.content import name_content
 from temper.imaging.errors import show
@@ -32,6 +33,8 @@ Layout = Literal["NCHW", "NHWC"]
 # A protobuf ends at 2 GiB, and a ResNet-152 has 240 MB.
 MAX_BYTES = 1 << 30
 _HEAD_BYTES = 1024
+_MAX_NODES = 100_000  # a ResNet-152 has 600
+_MAX_NESTING = 100
 _MIN_OPSET = 7  # ONNX Runtime reads none before it
 _IMAGE_TYPES = {
     TensorProto.FLOAT: "float32",
@@ -76,7 +79,7 @@ def wrong(path: Path, what: str) -> ModelError:
 
 
 def fingerprint_onnx(path: Path) -> str:
-    """Returns a digest of a file and of the data files that it names.
+    """Returns a digest of a file, of the data files that it names, and of the config.json beside it.
 
     Raises:
         ModelError: As `read_classifier`.
@@ -84,6 +87,8 @@ def fingerprint_onnx(path: Path) -> str:
     digest = hashlib.sha256(sha256_file(path).encode())
     for file in sorted({path.parent / name for name, _ in _external(_parse(path))}):
         digest.update(sha256_file(_check_external(path, file.name)).encode())
+    if (config := hub_folder(path) / CONFIG_FILE).exists():  # it may list the classes
+        digest.update(sha256_file(config).encode())
     return digest.hexdigest()
 
 
@@ -99,6 +104,7 @@ def read_classifier(path: Path) -> Classifier:
     """
     model = _parse(path)
     _load_external(path, model)
+    _check_functions(path, model)
     try:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
@@ -137,12 +143,6 @@ def read_classifier(path: Path) -> Classifier:
 def shape_of(value: onnx.ValueInfoProto) -> list[int | None]:
     """Returns a tensor's dimensions; None for each that is free."""
     return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
-
-
-def reason_of(error: Exception) -> str:
-    """Returns the first line of what a library says, as it may be printed."""
-    text = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
-    return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
 
 
 def _parse(path: Path) -> ModelProto:
@@ -255,6 +255,20 @@ def _check_operators(path: Path, model: ModelProto) -> None:
             raise wrong(
                 path, f"has the operator {node.op_type}, whose branches depend on the image; export without"
             )
+
+
+def _check_functions(path: Path, model: ModelProto) -> None:
+    """Refuses functions that call each other until there are more operators than memory."""
+    sizes = {(one.domain, one.name): 0 for one in model.functions}
+    for _ in range(_MAX_NESTING):
+        before = dict(sizes)
+        for one in model.functions:
+            sizes[one.domain, one.name] = sum(before.get((node.domain, node.op_type), 1) for node in one.node)
+        if sizes == before:
+            return
+        if max(sizes.values()) > _MAX_NODES:
+            break
+    raise wrong(path, f"its functions hold more than {_MAX_NODES:,} operators; export it without functions")
 
 
 def _end_training(graph: GraphProto) -> int:

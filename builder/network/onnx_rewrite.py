@@ -22,11 +22,12 @@ from temper.builder.network.onnx_read import Layout, attribute
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto
 
 _FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _MIN_IR = 8  # since its fourth version initializers are no inputs
-_BATCH = "batch"
+BATCH = "batch"
+"""What the first dimension of the image is called."""
 FRONT = "/front/"
 """Before the names of what is put before a graph."""
 _OTHER = "/other"
@@ -108,81 +109,7 @@ def cut(model: ModelProto, end: str) -> None:
         if node is not None and node.output[0] not in wanted:
             wanted.add(node.output[0])
             todo += [name for name in node.input if name]
-    _keep(graph, [node for node in graph.node if node.output[0] in wanted])
-
-
-def free_batch(model: ModelProto, batch: int | None, size: tuple[int, int], layout: Layout) -> int:
-    """Frees the first dimension of the image, and gives the others their sizes.
-
-    Reshape, Expand and Squeeze that hold the batch as a number get it from their input instead.
-
-    Returns:
-        How many of them were rewritten.
-    """
-    graph = model.graph
-    rewritten = 0
-    if batch is not None:
-        shapes = shapes_of(model)
-        constants = {tensor.name: tensor for tensor in graph.initializer}
-        _undo_strides(graph, shapes, constants)
-        for index, node in enumerate(graph.node):
-            given = shapes.get(node.input[0]) if node.input else None
-            if given and given[0] == batch:
-                rewritten += _free_node(graph, node, index, batch, given, constants)
-    dims = [NUM_CHANNELS, *size] if layout == "NCHW" else [*size, NUM_CHANNELS]
-    image = graph.input[0]
-    kind = image.type.tensor_type.elem_type
-    image.CopyFrom(onnx.helper.make_tensor_value_info(image.name, kind, [_BATCH, *dims]))
-    graph.output[0].type.tensor_type.ClearField("shape")
-    forget(model)
-    return rewritten
-
-
-def _undo_strides(
-    graph: GraphProto, shapes: dict[str, list[int | None]], constants: dict[str, TensorProto]
-) -> None:
-    """Makes a Reshape of what flattens a tensor to gather all of it in order: torch's `as_strided`, exported."""
-    producers = {name: node for node in graph.node for name in node.output}
-    for node in graph.node:
-        flat = producers.get(node.input[0]) if node.op_type == "Gather" else None
-        if flat is None or flat.op_type != "Reshape" or node.input[1] not in constants or attribute(node, "axis"):
-            continue
-        indices = numpy_helper.to_array(constants[node.input[1]])
-        if shapes.get(flat.output[0]) == [indices.size] and np.array_equal(
-            indices.reshape(-1), np.arange(indices.size)
-        ):
-            name = _add_constant(graph, f"{node.output[0]}_shape", np.array(indices.shape, np.int64))
-            constants[name] = graph.initializer[-1]
-            changed = onnx.helper.make_node("Reshape", [flat.input[0], name], list(node.output), node.name)
-            node.CopyFrom(changed)
-
-
-def _free_node(
-    graph: GraphProto,
-    node: NodeProto,
-    index: int,
-    batch: int,
-    given: Sequence[int | None],
-    constants: dict[str, TensorProto],
-) -> bool:
-    if node.op_type == "Squeeze" and len(node.input) < 2 and not node.attribute:
-        ones = [axis for axis, dim in enumerate(given) if axis > 0 and dim == 1]
-        node.input.append(_add_constant(graph, f"{FRONT}axes_{index}", np.array(ones, np.int64)))
-        return True
-    if node.op_type not in ("Reshape", "Expand") or node.input[1] not in constants:
-        return False
-    shape = numpy_helper.to_array(constants[node.input[1]]).copy()
-    if shape.size == 0 or shape[0] != batch:
-        return False
-    if node.op_type == "Expand":
-        shape[0] = 1
-    elif attribute(node, "allowzero") and 0 in shape:
-        return False
-    else:
-        shape[0] = 0  # as the input has it
-        del node.attribute[:]
-    node.input[1] = _add_constant(graph, f"{FRONT}shape_{index}", shape)
-    return True
+    keep(graph, [node for node in graph.node if node.output[0] in wanted])
 
 
 def shapes_of(model: ModelProto) -> dict[str, list[int | None]]:
@@ -199,13 +126,14 @@ def shapes_of(model: ModelProto) -> dict[str, list[int | None]]:
 def fold(model: ModelProto) -> ModelProto:
     """Works out what depends on no image and folds BatchNorms into convolutions; returns what is left.
 
-    onnxslim does it, which ModelOpt prepares graphs with as well. What it cannot simplify is left as it is.
+    onnxslim does it, which ModelOpt prepares graphs with as well. What it cannot simplify is left as it is, and so
+    is a MatMul of more than two dimensions: a Gemm in its place would hold the batch in a number.
     """
     import onnxslim  # type: ignore[import-untyped]  # ships none
 
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            slim: ModelProto = onnxslim.slim(model)
+            slim: ModelProto = onnxslim.slim(model, skip_fusion_patterns=["FusionGemm"])
     except Exception:  # a graph that it does not know is only not simplified
         return model
     return model if slim is None else slim
@@ -255,7 +183,7 @@ def put_front(
     _rename(graph, OUTPUT_NAME, f"{FRONT}other_logits")
     entry = _rename(graph, image.name, f"{FRONT}entry")
     size = dims[2:] if layout == "NCHW" else dims[1:3]
-    given = onnx.helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, [_BATCH, *size, NUM_CHANNELS])
+    given = onnx.helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, [BATCH, *size, NUM_CHANNELS])
     image.CopyFrom(given)
     if layout == "NHWC" and (second := _only_transposed(graph, entry)) is not None:
         entry, layout = second, "NCHW"
@@ -285,7 +213,7 @@ class _Front:
         name = f"{FRONT}{op}"
         inputs = [self._end]
         if constant is not None:
-            inputs.append(_add_constant(self._graph, f"{name}_constant", constant))
+            inputs.append(add_constant(self._graph, f"{name}_constant", constant))
         self._end = f"{name}_output"
         self._nodes.append(onnx.helper.make_node(op, inputs, [self._end], name, **attributes))
 
@@ -295,7 +223,7 @@ class _Front:
             self._nodes[-1].output[0] = entry
         else:
             _rename(self._graph, entry, INPUT_NAME)
-        _keep(self._graph, [*self._nodes, *self._graph.node])
+        keep(self._graph, [*self._nodes, *self._graph.node])
 
 
 def _only_transposed(graph: GraphProto, name: str) -> str | None:
@@ -341,10 +269,11 @@ def put_end(model: ModelProto, rank: int, num_classes: int) -> None:
         output.name = flat.output[0]
     kind = output.type.tensor_type.elem_type
     _rename(graph, output.name, OUTPUT_NAME)
-    output.CopyFrom(onnx.helper.make_tensor_value_info(OUTPUT_NAME, kind, [_BATCH, num_classes]))
+    output.CopyFrom(onnx.helper.make_tensor_value_info(OUTPUT_NAME, kind, [BATCH, num_classes]))
 
 
-def _add_constant(graph: GraphProto, name: str, value: NDArray[Any]) -> str:
+def add_constant(graph: GraphProto, name: str, value: NDArray[Any]) -> str:
+    """Gives a graph an initializer; returns its name."""
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
     return name
 
@@ -361,7 +290,7 @@ def _rename(graph: GraphProto, old: str, new: str) -> str:
     return new
 
 
-def _keep(graph: GraphProto, nodes: Sequence[Any]) -> None:
+def keep(graph: GraphProto, nodes: Sequence[Any]) -> None:
     """Leaves these nodes, and the constants that they read."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]

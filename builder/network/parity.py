@@ -7,6 +7,7 @@ answer that is the same proves all of it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -107,8 +108,19 @@ def transform(image: Image.Image, how: Preprocessing) -> torch.Tensor:
     mode = v2.InterpolationMode(how.interpolation)
     scaled = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     resize = [] if size is None else [v2.Resize(size, mode, antialias=how.antialias)]
-    crop = [v2.CenterCrop((how.height, how.width))]
+    crop = [partial(_cut_odd, how=how), v2.CenterCrop((how.height, how.width))]
     # Without antialias a network was fed by PyTorch's tensors, as Pillow has no such filter.
     steps = [*resize, *crop, *scaled] if how.antialias else [*scaled, *resize, *crop]
     made: torch.Tensor = v2.Compose(steps)(image).as_subclass(torch.Tensor)
     return made
+
+
+def _cut_odd(image: Any, how: Preprocessing) -> Any:
+    """Cuts off the last row or column of an odd margin, which is then even: torchvision has no rounding down."""
+    from torchvision.transforms.v2 import functional
+
+    if how.crop_margin == "round":
+        return image
+    height, width = functional.get_size(image)
+    odd = max(0, height - how.height) % 2, max(0, width - how.width) % 2
+    return functional.crop(image, 0, 0, height - odd[0], width - odd[1])

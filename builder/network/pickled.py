@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from temper.builder.errors import ModelError
+from temper.builder.errors import ModelError, reason_of
 from temper.imaging.errors import show
 
 _MAX_NAMED = 3
@@ -106,12 +106,6 @@ def read_torch(path: Path) -> Any:
             raise ModelError(
                 f"checkpoint {show(path)}: is not a file that torch.save wrote ({reason_of(error)})"
             ) from error
-
-
-def reason_of(error: Exception) -> str:
-    """Returns the first line of what a library says, printable and not too long."""
-    text = (str(error).splitlines() or [""])[0][:200]
-    return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
 
 
 def _refused(path: Path, error: Exception) -> ModelError:

@@ -1,4 +1,4 @@
-"""The preprocessing that a hub's files state: timm's pretrained_cfg, Hugging Face's preprocessor_config.json.
+"""The preprocessing that comes with weights: timm's pretrained_cfg or arguments, Hugging Face's processor.
 
 Source: timm's `resolve_data_config` and `transforms_imagenet_eval`, transformers' image processors.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from temper.builder.data.pixels import PixelsConfig
 from temper.builder.errors import ModelError
 from temper.builder.network.hub import PREPROCESSOR_FILE, hub_folder, read_hub_config, read_json_beside
 from temper.imaging.errors import show
@@ -19,15 +20,18 @@ _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _STANDARD = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 _PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _SCALES = {1 / 255: 1.0, 1.0: 255.0}
+TIMM_KEYS = ("input_size", "img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+"""Arguments of timm's training script that say how images are made."""
 # From here on ConvNeXt's processor squeezes the whole image.
 _CONVNEXT_WHOLE = 384
 
 
-def preprocessing_of(path: Path) -> dict[str, Any] | None:
-    """Returns the preprocessing that lies beside weights, in the keys of a recipe's `[data]`.
+def preprocessing_of(path: Path, timm_args: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """Returns the preprocessing that lies beside weights, or in them, in the keys of a recipe's `[data]`.
 
     Args:
         path: A hub's folder, or its file of weights.
+        timm_args: What timm's training script kept in the weights; see `imported.Checkpoint`.
 
     Returns:
         preset, image_size (one number, or height and width), resize (of the shorter side, or height and width, or
@@ -36,12 +40,17 @@ def preprocessing_of(path: Path) -> dict[str, Any] | None:
     Raises:
         ModelError: A file is damaged, or states what `[data]` cannot; names the key.
     """
-    stated = _stated(path)
+    stated = _stated(path, timm_args)
     if stated is None:
         return None
     file, content = stated
     try:
-        return _from_timm(content) if file.name != PREPROCESSOR_FILE else _from_huggingface(content)
+        listed = _from_timm(content) if file.name != PREPROCESSOR_FILE else _from_huggingface(content)
+        keys: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in listed.items()
+        }
+        PixelsConfig(**keys)
+        return keys
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
         reason = show(str(error)[:200])
         raise ModelError(
@@ -49,31 +58,44 @@ def preprocessing_of(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def preprocessing_source(path: Path) -> str:
-    """Returns the name of the file that `preprocessing_of` follows, for a comment; empty where there is none."""
-    stated = _stated(path)
+def preprocessing_source(path: Path, timm_args: Mapping[str, Any] | None = None) -> str:
+    """Returns the name of what `preprocessing_of` follows, for a comment; empty where there is none."""
+    stated = _stated(path, timm_args)
     if stated is None:
         return ""
     file, content = stated
     if file.name == PREPROCESSOR_FILE:
         kind = content.get("image_processor_type") or content.get("feature_extractor_type") or "its processor"
         return f"{PREPROCESSOR_FILE} of Hugging Face ({show(str(kind)[:60])})"
+    if file == path:
+        left = " and ".join(left_to_timm(content))
+        but = f" ({left}, which it took from timm's table, as usual in timm)" if left else ""
+        return show(f"timm's training script in {file.name}: {', '.join(content)}{but}"[:200])
     larger = content.get("test_input_size")
     also = f"; timm also states {'x'.join(map(str, larger))} to test with" if isinstance(larger, list) else ""
     return show(f"pretrained_cfg in timm's {file.name}{also}"[:200])
 
 
-def _stated(path: Path) -> tuple[Path, dict[str, Any]] | None:
+def left_to_timm(timm_args: Mapping[str, Any]) -> list[str]:
+    """Returns what timm's training script, told other things, took from the architecture's settings in timm."""
+    named = {"img_size": "input_size", "crop_pct": "crop_pct", "interpolation": "interpolation"}
+    return [key for key, other in named.items() if timm_args and not {key, other} & timm_args.keys()]
+
+
+def _stated(path: Path, timm_args: Mapping[str, Any] | None) -> tuple[Path, Mapping[str, Any]] | None:
     hub = read_hub_config(path)
     own = hub.content.get("pretrained_cfg") if hub is not None else None
     if hub is not None and isinstance(own, dict):
         return hub.path, own
     content = read_json_beside(path, PREPROCESSOR_FILE)
-    return None if content is None else (hub_folder(path) / PREPROCESSOR_FILE, content)
+    if content is not None:
+        return hub_folder(path) / PREPROCESSOR_FILE, content
+    return (path, timm_args) if timm_args else None
 
 
 def _from_timm(content: Mapping[str, Any]) -> dict[str, Any]:
-    _, height, width = content.get("input_size") or (3, 224, 224)
+    side = content.get("img_size") or 224
+    _, height, width = content.get("input_size") or (3, side, side)
     crop_pct, mode = content.get("crop_pct") or 0.875, content.get("crop_mode") or "center"
     resized = [math.floor(height / crop_pct), math.floor(width / crop_pct)]
     if mode not in ("center", "squash") or (mode == "center" and height != width):

@@ -29,7 +29,7 @@ class ModelConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     arch: Architecture = "resnet18"
-    """The network, under torchvision's or timm's name. Not used with an ONNX file, which holds its own."""
+    """The network, under torchvision's or timm's name. Not given with an ONNX file, which holds its own."""
     weights: str = "random"
     """`random`, `torchvision` (its best ImageNet weights, downloaded), or the path of a checkpoint: a file as
     torch.save, Lightning, timm or safetensors write it, whatever the network is called in it, or a folder of a

@@ -11,10 +11,11 @@ import onnx
 
 from temper.builder.contract import GRAPH_FILE, REFERENCE_FILE, TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.network.export import run_graph
+from temper.builder.network.hub import class_names_beside
 from temper.builder.network.onnx_import import Pixels, check_size, count_graph, import_onnx
 from temper.builder.network.onnx_original import Original
 from temper.builder.network.onnx_read import read_classifier, wrong
-from temper.builder.network.stage import NUM_VERIFY, Progress, Setting, images_of, labels_of
+from temper.builder.network.stage import NUM_VERIFY, Progress, Setting, check_order, images_of, labels_of
 from temper.imaging.preprocess import sides
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def import_weights(setting: Setting, data: Artifact, folder: Path, progress: Pro
         what a training would have left: epochs, head_epochs, snapshots.
 
     Raises:
-        ModelError: It cannot be imported, or knows another number of classes than the data.
+        ModelError: It cannot be imported, or knows other classes than the data, or in another order.
+        DataError: `data.labels` has its classes in another order.
     """
     path, classes = _path(setting), labels_of(data)
     imported = import_onnx(path, pixels_of(setting))
@@ -91,6 +93,7 @@ def import_weights(setting: Setting, data: Artifact, folder: Path, progress: Pro
             f"its head has {imported.original.num_classes} classes, the data has {len(classes)}; use the classes "
             "that it was trained on, as an ONNX file's head cannot be replaced",
         )
+    check_order(setting, classes, class_names_beside(path, len(classes)))
     images, labels = images_of(data, TEST_IMAGES_FILE), images_of(data, TEST_LABELS_FILE)
     reference, figures = imported.compare(images[:NUM_VERIFY])
     content = imported.model.SerializeToString()

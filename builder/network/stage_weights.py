@@ -10,10 +10,9 @@ import torch
 from temper.builder.contract import TEST_IMAGES_FILE, TEST_LABELS_FILE
 from temper.builder.data.prepare import load_train
 from temper.builder.errors import ModelError
-from temper.builder.network.stage import Progress, Setting, images_of, labels_of, open_initial
+from temper.builder.network.stage import Progress, Setting, check_order, images_of, labels_of, open_initial
 from temper.builder.network.train import finetune
 from temper.imaging.errors import show
-from temper.imaging.folder import name_few
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,8 +27,8 @@ def make_weights(setting: Setting, data: Artifact, folder: Path, progress: Progr
     network, checkpoint = open_initial(setting, len(names))
     if checkpoint is not None:
         _check_pixels(setting, checkpoint)
-        if setting.data.labels is None and not setting.model.replace_head:
-            _check_order(setting, names, checkpoint.class_names)
+        if not setting.model.replace_head:
+            check_order(setting, names, checkpoint.class_names)
     evaluation = (images_of(data, TEST_IMAGES_FILE), images_of(data, TEST_LABELS_FILE))
     mean, std = setting.data.normalization
     train = load_train(setting.data)
@@ -56,20 +55,3 @@ def _check_pixels(setting: Setting, checkpoint: Checkpoint) -> None:
                 f"{where}: holds {show(name[:80])} = {[round(value, 6) for value in own]}, which its owner's "
                 f"network applied to images, [data] has the {key} {list(given)}; set data.{key} to it"
             )
-
-
-def _check_order(setting: Setting, names: list[str], own: list[str] | None) -> None:
-    """Refuses classes that a checkpoint's outputs have in another order, as it says itself."""
-    if own is None or own == names:
-        return
-    where = f"checkpoint {show(setting.model.weights)}"
-    shown = name_few([show(name) for name in own])
-    if sorted(own) == sorted(names):
-        raise ModelError(
-            f"{where}: lists its classes in another order than the data: {shown}; write them into a file, one a "
-            'line, and set data.labels = "classes.txt", or let `temper init` do so'
-        )
-    raise ModelError(
-        f"{where}: lists the classes {shown}, the data has {name_few([show(name) for name in names])}; set "
-        "data.labels to a file of the data's names in the order of the checkpoint's outputs, one a line"
-    )

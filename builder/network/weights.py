@@ -10,9 +10,9 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from temper.builder.errors import ModelError
+from temper.builder.errors import ModelError, reason_of
 from temper.builder.network.hub import CONFIG_FILE, WEIGHT_FILES, hub_folder, read_json_beside
-from temper.builder.network.pickled import freeing_line, read_torch, reason_of
+from temper.builder.network.pickled import freeing_line, read_torch
 from temper.builder.store.files import sha256_file
 from temper.imaging.content import is_safetensors, name_content
 from temper.imaging.errors import show

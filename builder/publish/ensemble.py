@@ -17,7 +17,7 @@ from typing import Any
 from temper.builder.contract import CONFIG_FILE
 from temper.builder.errors import PublishError
 from temper.builder.names import render_labels
-from temper.builder.publish.entry import Entry, Published, check_names, publish_entry
+from temper.builder.publish.entry import Entry, Published, check_names, publish_entry, remove_entry
 from temper.builder.publish.triton_config import (
     DecodeBackend,
     DefenceBackend,
@@ -114,22 +114,49 @@ def publish_jpeg(
     return publish_ensemble(repository, ensemble, labels=labels, card=card)
 
 
+def retract_jpeg(repository: Path, model: str) -> list[str]:
+    """Removes what `publish_jpeg` published for a model, if it did; the ensemble first.
+
+    Without `jpeg` a model's queue is bounded by number, which a step of an ensemble may not be.
+
+    Returns:
+        What was removed; an entry of that name that is another thing stays.
+
+    Raises:
+        PublishError: It cannot be removed.
+    """
+    jpeg = jpeg_name(model)
+    decoder = decode_name(jpeg)
+    gone = []
+    for name in (jpeg, decoder):
+        config = _read_config(repository / name)
+        steps = [] if config is None else [step.model_name for step in config.ensemble_scheduling.step]
+        if steps == [decoder, model] or (name == decoder and config and config.backend == DecodeBackend.name):
+            remove_entry(repository, name)
+            gone.append(name)
+    return gone
+
+
+def _read_config(model: Path) -> Any | None:
+    """Reads a model's config.pbtxt; None when there is none, or it is none."""
+    from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
+    from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # ships none
+
+    try:
+        return text_format.Parse((model / CONFIG_FILE).read_text(), pb.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError):
+        return None
+
+
 def _check_member(repository: Path, wanted: TritonConfig, member: str) -> str:
     """Compares a member's config.pbtxt with the ensemble's; Triton's own words for it name no member.
 
     Returns:
         The bits of its int8 weights, "7" or "8"; empty when it is not int8 or no CPU runs it.
     """
-    from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
-    from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # ships none
-
-    path, about = repository / member / CONFIG_FILE, f"ensemble {wanted.name}: its member {member}"
-    try:
-        config = text_format.Parse(path.read_text(), pb.ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise PublishError(
-            f"{about} is not a model of {repository}; publish it first, or choose another"
-        ) from error
+    config, about = _read_config(repository / member), f"ensemble {wanted.name}: its member {member}"
+    if config is None:
+        raise PublishError(f"{about} is not a model of {repository}; publish it first, or choose another")
     images, logits = ([size for tensor in each for size in tensor.dims] for each in (config.input, config.output))
     if (images, logits) != (wanted.image_dims, [wanted.num_classes]):
         raise PublishError(

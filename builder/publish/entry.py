@@ -19,7 +19,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,23 @@ def publish_entry(repository: Path, entry: Entry) -> Published:
         ) from error
 
 
+def remove_entry(repository: Path, model: str) -> None:
+    """Removes a model, in one rename; what a kill leaves of it is in the work folder.
+
+    Raises:
+        PublishError: It cannot be removed.
+    """
+    try:
+        repository = repository.resolve()
+        with _work_folder(repository) as work:
+            os.rename(repository / model, work / model)
+            fsync_path(repository)
+    except OSError as error:
+        raise PublishError(
+            f"model {model}: cannot be removed from {repository}: {describe_os_error(error)}"
+        ) from error
+
+
 def _read_plan(engine_file: Path, binding: Binding | None, card: Mapping[str, Any]) -> Plan:
     capability = binding.compute_capability if binding else None
     name = plan_name(engine_file, capability)
@@ -207,14 +225,21 @@ def check_names(model: str, labels: Sequence[str], num_classes: int) -> None:
 
 def _publish(repository: Path, entry: Entry) -> Published:
     repository.mkdir(parents=True, exist_ok=True)
+    with _work_folder(repository) as work:
+        if not (repository / entry.model).exists():
+            return _add_model(repository, entry, work)
+        return _add_version(repository / entry.model, entry, work)
+
+
+@contextmanager
+def _work_folder(repository: Path) -> Iterator[Path]:
+    """A new folder beside the repository, for the one who holds its lock."""
     work_root = _work_root(repository)
     with locked(work_root / _LOCK):
         _remove_leftovers(work_root)
         work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=work_root))
         try:
-            if not (repository / entry.model).exists():
-                return _add_model(repository, entry, work)
-            return _add_version(repository / entry.model, entry, work)
+            yield work
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

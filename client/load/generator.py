@@ -314,6 +314,7 @@ def _fill(result: LoadResult, tally: Tally, start: float, duration_s: float, rea
         throughput_ips=tally.in_window * result.batch_size / duration_s if duration_s > 0 else 0.0,
         completed=tally.completed,
         errors=dict(sorted(tally.errors.items())),
+        reasons=dict(sorted(tally.reasons.items())),
         shed=tally.shed,
         lost=tally.lost,
         latency_ms=tally.latency.summary_ms(),

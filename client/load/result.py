@@ -22,6 +22,7 @@ class LoadResult:
         errors: Requests that failed, by kind: the gRPC status name in capitals ("UNAVAILABLE"), "deadline" (no
             answer in time; in the open loop also: not sent in time), "short_output", "nonfinite_output" (NaN or an
             infinity) and "bad_output" (anything else that is no answer of this model).
+        reasons: What was said of the first of each kind, where something was, in a line of at most 300 characters.
         shed: Requests that the server refused because of its load: the model's queue was full, or they waited too
             long in it. They are neither errors nor answered.
         lost: Requests that were sent, or may have been, and whose answer never came, because the connection broke
@@ -48,6 +49,7 @@ class LoadResult:
     throughput_ips: float = 0.0
     completed: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     shed: int = 0
     lost: int = 0
     latency_ms: dict[str, float] = field(default_factory=dict)
@@ -70,14 +72,21 @@ class LoadResult:
         """Share of the requests that the server refused because of its load, 0 to 1."""
         return self.shed / max(1, self.completed + self.num_errors + self.shed + self.lost)
 
+    def say_errors(self) -> str:
+        """Say in one line how many of each kind failed, and what was said of its first; empty when none did."""
+        return ", ".join(
+            f"{count:,} {kind}" + (f" ({self.reasons[kind]})" if kind in self.reasons else "")
+            for kind, count in self.errors.items()
+        )
+
     def why_unanswered(self) -> str | None:
         """Say in one line why no request counts as answered, and what to change; None when one does."""
         if self.completed:
             return None
-        failed = {**self.errors, "shed by the server": self.shed, "lost": self.lost}
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items() if count)
-        if kinds:
-            return f"no request was answered: {kinds}"
+        silent = {"shed by the server": self.shed, "lost": self.lost}
+        kinds = [self.say_errors(), *(f"{count:,} {kind}" for kind, count in silent.items() if count)]
+        if any(kinds):
+            return f"no request was answered: {', '.join(filter(None, kinds))}"
         if self.mode == "open":
             return (
                 f"no request fell due within {self.duration_s:g} s at {self.rate_rps:g} requests/s; "

@@ -20,6 +20,8 @@ _CHUNK = 4096
 _BLOCK = 64
 _BLOCK_BYTES = 256 << 10
 LATE_S = 1e-3
+# Characters kept of what was said of an error.
+_REASON = 300
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Tally:
         late: Open loop: requests sent more than `LATE_S` after their scheduled time.
         shed: Requests that the server refused because of its load.
         errors: Failed requests by kind.
+        reasons: What was said of the first of each kind, in a line; not of those that are silence.
         lost: Requests whose answer never came.
         last_answer: Clock (`time.monotonic`) of the last answer, 0 when there was none.
         longest_s: The longest that any answer took, within the window or not.
@@ -46,6 +49,7 @@ class Tally:
     late: int = 0
     shed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
     lost: int = 0
     last_answer: float = 0.0
     longest_s: float = 0.0
@@ -59,6 +63,7 @@ class Tally:
         self.late += other.late
         self.shed += other.shed
         self.errors.update(other.errors)
+        self.reasons = other.reasons | self.reasons
         self.lost += other.lost
         self.last_answer = max(self.last_answer, other.last_answer)
         self.longest_s = max(self.longest_s, other.longest_s)
@@ -119,10 +124,12 @@ class Recorder:
             if len(self._lags) >= _CHUNK:
                 self._record()
 
-    def fail(self, begun: float, ended: float, kind: str) -> None:
+    def fail(self, begun: float, ended: float, kind: str, reason: str = "") -> None:
         """Count a failed request; one of the warm-up does not count, one that ends after the window does."""
         if self._counts(begun, ended):
             self.tally.errors[kind] += 1
+            if reason and kind not in self.tally.reasons:
+                self.tally.reasons[kind] = " ".join(reason.split())[:_REASON]
 
     def _counts(self, begun: float, ended: float) -> bool:
         return (begun if self._open_loop else ended) >= self._start
@@ -135,7 +142,8 @@ class Recorder:
         elif wire.was_shed(error):
             self.tally.shed += self._counts(begun, ended)
         else:
-            self.fail(begun, ended, "deadline" if name == "DEADLINE_EXCEEDED" else name)
+            is_late = name == "DEADLINE_EXCEEDED"
+            self.fail(begun, ended, "deadline" if is_late else name, "" if is_late else wire.details(error))
 
     def flush(self) -> None:
         """Count the answers not looked at yet and move the gathered durations into the histograms."""
@@ -181,10 +189,10 @@ class Recorder:
         try:
             self._head = protocol.constant_head(self._info, message, self._batch_size)
         except (ShortOutput, NonFiniteOutput) as error:
-            self.fail(begun, ended, error.kind)
+            self.fail(begun, ended, error.kind, str(error))
             return False
-        except ClientError:
-            self.fail(begun, ended, "bad_output")
+        except ClientError as error:
+            self.fail(begun, ended, "bad_output", str(error))
             return False
         self._length = len(message)
         self._block = max(1, min(_BLOCK, _BLOCK_BYTES // self._length))

@@ -34,6 +34,7 @@ except ImportError as error:
         "pip install 'temper[transfer]'"
     ) from error
 
+_Axes = Tensor | list[int]  # an input of later opsets, and an attribute of earlier ones
 # Largest finite values: what ONNX saturates to. Integers round to the nearest, ties to even.
 _FLOAT8 = {
     onnx.TensorProto.FLOAT8E4M3FN: (torch.float8_e4m3fn, 448.0),
@@ -226,9 +227,11 @@ class _Graph:
         """Return maps and logits: see `Surrogate.feature_maps`."""
         with torch.no_grad():
             values = self._run({**self._values, self._input: pixels})
-        for index, name in reversed(self._waists):
-            if values[name].ndim == 4 and min(values[name].shape[2:]) >= min_side:
-                values[name] = maps = values[name].detach().requires_grad_()
+        for index, name, is_last in reversed(self._waists):
+            found = values[name].detach()
+            if found.ndim == 4 and min(found.shape[1:3] if is_last else found.shape[2:]) >= min_side:
+                maps = (found.permute(0, 3, 1, 2) if is_last else found).requires_grad_()
+                values[name] = maps.permute(0, 2, 3, 1) if is_last else maps
                 return maps, self._run(values, index + 1)[self._output]
         raise ClientError(
             f"{self.path}: has no feature maps of {min_side}x{min_side} or more that all of it passes through; "
@@ -241,14 +244,20 @@ class _Graph:
             values[step[3]] = self._apply(step, values)
         return values
 
-    def _find_waists(self) -> list[tuple[int, str]]:
-        """Return the nodes whose output is all that later ones know of the image, by position and output."""
+    def _find_waists(self) -> list[tuple[int, str, bool]]:
+        """Return the nodes whose output is all that later ones know of the image.
+
+        By position and output, and whether its channels are last, as those of the image are until they are moved.
+        """
         last_use = {name: index for index, (_, _, inputs, _) in enumerate(self._nodes) for name in inputs}
-        waists, alive = [], {self._input}
-        for index, (operator, _, _, output) in enumerate(self._nodes):
+        waists, alive, last = [], {self._input}, {self._input}
+        for index, (operator, attributes, inputs, output) in enumerate(self._nodes):
+            perm = attributes.get("perm")
+            if perm == [0, 2, 3, 1] or (perm is None and last & set(inputs)):
+                last.add(output)
             alive = {name for name in alive | {output} if last_use.get(name, -1) > index}
             if alive == {output} and operator is not _quantize:  # whole numbers, moved by the zero point
-                waists.append((index, output))
+                waists.append((index, output, output in last))
         return waists
 
     def _apply(self, step: tuple[Callable[..., Tensor], dict[str, Any], list[str], str], values: Any) -> Tensor:
@@ -375,8 +384,8 @@ def _clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None, **gi
     return x.clamp(low if low is not None else given.get("min"), high if high is not None else given.get("max"))
 
 
-def _reduce_mean(x: Tensor, axes: Tensor | None = None, **given: Any) -> Tensor:
-    over = axes.tolist() if axes is not None else given.get("axes") or list(range(x.ndim))
+def _reduce_mean(x: Tensor, axes: _Axes | None = None, **given: Any) -> Tensor:
+    over = [int(axis) for axis in axes] if axes is not None else list(range(x.ndim))
     return x.mean(over, keepdim=bool(given.get("keepdims", 1)))
 
 
@@ -399,14 +408,12 @@ def _pad(
     return functional.pad(x, [int(end) for end in around], value=0.0 if value is None else float(value))
 
 
-def _squeeze(x: Tensor, axes: Tensor | None = None, **given: Any) -> Tensor:
-    over = axes.tolist() if axes is not None else given.get("axes")
-    return x.squeeze() if over is None else x.squeeze(tuple(over))
+def _squeeze(x: Tensor, axes: _Axes | None = None) -> Tensor:
+    return x.squeeze() if axes is None else x.squeeze(tuple(int(axis) for axis in axes))
 
 
-def _unsqueeze(x: Tensor, axes: Tensor | None = None, **given: Any) -> Tensor:
-    over = axes.tolist() if axes is not None else given["axes"]
-    for axis in sorted(one % (x.ndim + len(over)) for one in over):
+def _unsqueeze(x: Tensor, axes: _Axes) -> Tensor:
+    for axis in sorted(int(one) % (x.ndim + len(axes)) for one in axes):
         x = x.unsqueeze(axis)
     return x
 

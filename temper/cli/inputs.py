@@ -219,9 +219,11 @@ def load_tree(folder: Path, info: ModelInfo, work: Path, progress: Progress | No
     by their order.
 
     Raises:
-        InputError: There are no class folders, they are not the model's classes, or files cannot be decoded.
+        InputError: The model takes no pixels, there are no class folders, they are not the model's classes, or
+            files cannot be decoded.
         OSError: `work` has no room for them.
     """
+    how = preprocessing(info)  # first: of a model that takes files the other one is to be asked, whatever comes
     if not folder.is_dir():
         raise InputError(
             f"{show(folder)}: is no folder, expected one with a folder of images per class, or a .npy file"
@@ -241,7 +243,6 @@ def load_tree(folder: Path, info: ModelInfo, work: Path, progress: Progress | No
         files += listing.paths
         labels += [index] * len(listing.paths)
         left_out += listing.left_out
-    how = preprocessing(info)
     images = create_images(work / "images.npy", len(files), how.height, how.width)
     _decode(files, images, how, progress)
     described = describe_left_out(left_out, folder)

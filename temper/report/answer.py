@@ -11,6 +11,8 @@ from temper.report.model import Comparison, Report, Variant, nearest
 
 TELLING = 0.02
 """A difference of robust accuracy that would matter."""
+_CLEAR = 0.1
+"""An accuracy that may lie this share of the way from chance to 1 lies clearly above it."""
 _MIN_AGREEMENT = 0.99
 """Served int8 below this share of the exact arithmetic's answers is worth a sentence."""
 
@@ -83,6 +85,24 @@ def _described(variant: Variant, budgets: Sequence[tuple[str, float]]) -> str:
     if (corrupted := variant.corruptions) is not None:
         parts.append(f"{text.percent(corrupted.accuracy.value)} on corrupted images")
     return f"{variant.name}: {', '.join(parts)}." if parts else ""
+
+
+def say_chance(variant: Variant) -> str | None:
+    """Says so when the accuracy's interval ends at chance or little above it; None when it lies clearly above.
+
+    Chance is the share of the most frequent class of the test images: what a constant answer gets right.
+    """
+    if (share := variant.accuracy) is None or not variant.per_class:
+        return None
+    most = max(variant.per_class, key=lambda one: one.num_images)
+    chance = most.num_images / sum(one.num_images for one in variant.per_class)
+    if share.high > chance + _CLEAR * (1 - chance):
+        return None
+    return (
+        f"{variant.name}: the accuracy, {text.percent(share.value)} (95 % interval "
+        f"{text.interval(share.low, share.high)}), is not clearly above chance: calling every image {most.label} "
+        f"is right for {text.percent(chance)}"
+    )
 
 
 def faults(report: Report) -> list[str]:

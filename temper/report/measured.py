@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 
@@ -132,6 +132,8 @@ class LoadRun(Record):
     """Requests answered."""
     errors: dict[str, int]
     """Requests that failed, by kind."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """What was said of the first of each kind, where something was."""
     shed: int
     """Requests that the server refused because of its load."""
     lost: int

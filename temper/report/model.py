@@ -133,6 +133,9 @@ class Parity(Record):
     """The owner's largest logit."""
     runtime: Literal["PyTorch", "ONNX Runtime"]
     """What ran the owner's network: PyTorch, or ONNX Runtime where it came as an ONNX file."""
+    num_same_encoded: int | None = None
+    """Of how many the file itself, sent to `encoded_model`, gives the same logits to the bit; null without one,
+    and where answers are drawn at random."""
     retries: dict[str, int]
     """Requests that were sent again, by the kind of error that made it necessary."""
 
@@ -177,6 +180,8 @@ class Step(Record):
     """Of one image, the median."""
     latency_ratio: float | None
     """To the step before, timed in turns; null for the first."""
+    latency_before_ms: float | None = None
+    """Of the step before in these turns, which its own row's figure is not: that was measured at another time."""
     accuracy_change: Paired | None = None
     """Against the step before; null for the first."""
     verdict: str | None = None
@@ -193,6 +198,8 @@ class Variant(Record):
     """Its model in the repository."""
     version: int
     """The version that was measured."""
+    encoded_model: str | None = None
+    """The model that takes image files for it, and gives its answers; null when there is none."""
     engine: str
     """The kind of engine that runs it."""
     engine_reason: str
@@ -346,6 +353,8 @@ class Report(Record):
     """Why the measurements are not complete, in one line; null when they are."""
     deaths: tuple[str, ...] = ()
     """One line for each time that the embedded server died and was started again."""
+    warnings: tuple[str, ...] = ()
+    """One line for each reason to doubt all figures, such as an accuracy that is none."""
     commit: str | None
     """Temper's commit; null when it ran from no checkout."""
     machine: Machine

@@ -60,6 +60,7 @@ def _header(report: Report, title: str) -> str:
     parts = [f"<header><h1>{escape(title)}</h1>", f'<p class="muted">{escape(facts)}</p>']
     if report.stopped:
         parts.append(f'<p class="stopped">This run stopped early: {escape(report.stopped)}</p>')
+    parts += [f'<p class="stopped">{escape(warning)}</p>' for warning in report.warnings]
     parts += [f'<p class="answer">{escape(sentence)}</p>' for sentence in answers(report)]
     if report.explanation is not None:
         words = "Why: which layers the losses come from, and what the networks know"

@@ -9,7 +9,7 @@ from pathlib import Path
 from temper.report import html, text
 from temper.report.answer import faults
 from temper.report.measured import ClassShare, LoadRun, Picture, Share
-from temper.report.model import Int8, Report, Step, Timing, Variant, nearest
+from temper.report.model import Int8, Parity, Report, Step, Timing, Variant, nearest
 
 _SMALL_IMAGE_BYTES = 12_000
 """Above this a gallery shows fewer images, to keep the page light."""
@@ -29,7 +29,7 @@ def results(report: Report) -> str:
 def _result_row(variant: Variant, budgets: Sequence[tuple[str, float]]) -> list[object]:
     latency = variant.latency_ms
     return [
-        html.with_note(variant.name, f"{variant.model} v{variant.version}"),
+        html.with_note(variant.name, _endpoint(variant)),
         html.with_note(variant.engine, variant.engine_reason),
         text.size(variant.size_bytes),
         share(variant.accuracy),
@@ -38,6 +38,11 @@ def _result_row(variant: Variant, budgets: Sequence[tuple[str, float]]) -> list[
         f"{text.number(latency.p99)} ms" if latency else "–",
         *(share(variant.worst_at(budget)) for budget in budgets),
     ]
+
+
+def _endpoint(variant: Variant) -> str:
+    files = f"; {variant.encoded_model} takes image files" if variant.encoded_model else ""
+    return f"{variant.model} v{variant.version}{files}"
 
 
 def share(found: Share | None) -> str:
@@ -138,7 +143,8 @@ def _load_row(name: str, run: LoadRun) -> list[object]:
         times = [f"{value:.2f}" for value in (server.queue_ms, *inner)]
     errors = ", ".join(f"{count} {kind}" for kind, count in run.errors.items() if count) or "0"
     shed = f"{run.shed:,} ({text.percent(run.shed_share)})" if run.shed else "0"
-    return [name, load, text.number(run.throughput_ips), *shown, *times, shed, errors]
+    cell = html.with_note(errors, "; ".join(run.reasons.values()))
+    return [name, load, text.number(run.throughput_ips), *shown, *times, shed, cell]
 
 
 def compression(report: Report) -> str:
@@ -148,8 +154,8 @@ def compression(report: Report) -> str:
         if (done := variant.calibration) is not None:
             words = (
                 f"{done.precision}, {done.method} calibration on {done.num_calibration} training images; "
-                f"{done.num_conv} Conv and {done.num_gemm} Gemm quantised per channel, one branch of each "
-                f"of {done.num_residual_adds} residual Adds; the same answer as float32 on "
+                f"{done.num_conv} Conv and {done.num_gemm} linear layers quantised per channel, one branch of "
+                f"each of {done.num_residual_adds} residual Adds; the same answer as float32 on "
                 f"{text.percent(done.agreement)} of {done.num_images} test images."
             )
             words += "".join(f" {sentence}" for sentence in _int8(variant.int8))
@@ -176,10 +182,10 @@ def _int8(int8: Int8 | None) -> Iterator[str]:
 
 def parity(report: Report) -> str:
     """The served answers against torchvision and the network as they are; empty when it was not compared."""
-    found = {variant.name: variant.parity for variant in report.variants if variant.parity is not None}
+    found = [(variant, variant.parity) for variant in report.variants if variant.parity is not None]
     if not found:
         return ""
-    first = next(iter(found.values()))
+    first = found[0][1]
     pixels = f"{first.num_same_pixels} of {first.num_images} test images have the very pixels of torchvision"
     if first.num_same_pixels < first.num_images:
         pixels += f", the others differ by up to {text.number(first.max_pixel_diff)} of 255"
@@ -190,17 +196,22 @@ def parity(report: Report) -> str:
         "served. Whether [data] is what the network was trained with nothing here can know: compare the accuracy "
         "with your own, or ask `temper diagnose`. Small print: 95 % intervals (Wilson)."
     )
-    rows = (
-        [
-            name,
+    head = ["variant", "same answer", "logits apart, of their spread (rms)", "largest difference of a logit"]
+    through_files = any(one.num_same_encoded is not None for _, one in found)
+    if through_files:
+        head.append("files as they are: same logits to the bit")
+
+    def cells(variant: Variant, one: Parity) -> list[object]:
+        same = "–" if one.num_same_encoded is None else f"{one.num_same_encoded} of {one.num_images}"
+        return [
+            variant.name,
             share(one.agreement),
             text.fine_percent(one.relative_rms),
             html.with_note(f"{one.max_abs_diff:.1g}", f"largest logit {one.max_abs_logit:.3g}"),
+            *([html.with_note(same, f"through {variant.encoded_model or '–'}")] if through_files else []),
         ]
-        for name, one in found.items()
-    )
-    head = ["variant", "same answer", "logits apart, of their spread (rms)", "largest difference of a logit"]
-    return html.table(head, rows) + f'<p class="note">{escape(note)}</p>'
+
+    return html.table(head, (cells(*each) for each in found)) + f'<p class="note">{escape(note)}</p>'
 
 
 def steps(report: Report) -> str:
@@ -219,6 +230,9 @@ def _steps_table(rows: Sequence[Step]) -> str:
         change, ratio = row.accuracy_change, row.latency_ratio
         points = text.signed(100 * change.difference) if change else "–"
         span = text.bounds(change.low, change.high) if change else ""
+        before = "the step before"
+        if row.latency_before_ms is not None:
+            before += f", then {text.number(row.latency_before_ms)} ms"
         return [
             row.name.replace("_", " "),
             f"{row.flops / 1e9:.2f}",
@@ -227,15 +241,14 @@ def _steps_table(rows: Sequence[Step]) -> str:
             share(row.accuracy),
             html.with_note(points, span),
             text.percent(row.agreement),
-            html.with_note(
-                f"{text.number(row.latency_ms)} ms", f"{text.times(ratio)} the step before" if ratio else ""
-            ),
+            html.with_note(f"{text.number(row.latency_ms)} ms", f"{text.times(ratio)} {before}" if ratio else ""),
             row.verdict or "",
         ]
 
     note = (
         f"Every step's graph in {rows[0].engine}, in process: accuracy on the test images, change against the "
-        "step before (points, 95 % interval, paired), latency of one image, in turns with the step before."
+        "step before (points, 95 % interval, paired), latency of one image, in turns with the step before, whose "
+        "latency then stands beside the ratio: the one in its own row was measured at another time."
     )
     return html.table(head, (cells(row) for row in rows)) + f'<p class="note">{note}</p>'
 

@@ -13,6 +13,7 @@ import statistics
 import textwrap
 import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,11 @@ class Found:
         """Whether a file's head has as many classes as the images."""
         return self.weights.num_classes == len(self.class_names)
 
+    @property
+    def order_is_guessed(self) -> bool:
+        """Whether nothing says in which order a file's head has the classes."""
+        return self.head_fits and self.labels is None and self.weights.class_names is None
+
 
 def look(images: Path, weights: str, labels: Path | None = None, new_list: Path | None = None) -> Found:
     """Looks at a folder of images and at a checkpoint.
@@ -90,7 +96,7 @@ def look(images: Path, weights: str, labels: Path | None = None, new_list: Path 
     kind = guess_kind(images)
     source = open_source(DataConfig(source=kind, path=str(images), labels=None if labels is None else str(labels)))
     listed = None if labels is None else str(labels)
-    order = None if labels is not None else order_of(seen, source.class_names)
+    order = order_of(seen, source.class_names, labels)
     if order is not None:
         listed = seen.list_file or str(new_list)
     counts = {"num_train": len(source.train), "num_test": len(source.test)}
@@ -108,6 +114,21 @@ def look(images: Path, weights: str, labels: Path | None = None, new_list: Path 
         new_list=order is not None and seen.list_file is None,
         **counts,
     )
+
+
+def doubts(found: Found) -> list[str]:
+    """Returns what was guessed, and whether a head is lost: at most three lines, none where all is known."""
+    if not found.weights.is_file:
+        return []
+    weights, lines = found.weights, []
+    if weights.pixels_open or not weights.pixels:
+        guessed = " and ".join(weights.pixels_open) or "all of it"
+        lines.append(f"preprocessing: {guessed} guessed, as the weights do not say; see [data]")
+    if found.order_is_guessed:
+        lines.append(f"classes: guessed to be in the order of {_names_of(found)}; --labels FILE gives another")
+    if not found.head_fits:
+        lines.append(f"head: a new one is trained, as the {weights.kind} has {_head_of(weights)}")
+    return lines
 
 
 def name_for(images: Path) -> str:
@@ -143,6 +164,8 @@ def render_recipe(found: Found, *, name: str, images: Path, folder: Path) -> str
     return "\n".join(parts)
 
 
+_TRAINERS = {None: "torchvision's", "timm": "timm's", "huggingface": "Hugging Face's"}
+
 _HEAD = "Written by `temper init`. docs/recipe.md explains every key; `temper recipe FILE` checks a change."
 
 _VARIANTS = """
@@ -172,30 +195,32 @@ def _pixels(found: Found) -> tuple[dict[str, Any], str]:
     low, median, high = found.shorter_sides
     seen = f"Shorter sides are {median} pixels as a rule ({low} to {high} in {found.num_sampled} images)."
     if stated := found.weights.pixels:
-        return _fewest(stated), f"{seen} They are made what {found.weights.pixels_from} says."
+        return _fewest(stated), f"{seen} What they are made into is from {found.weights.pixels_from}."
     size = min(USUAL_SIZE, max(_STRIDE, median // _STRIDE * _STRIDE))
     why = f"{seen} {size} is {'the usual size' if size == USUAL_SIZE else 'what few must be enlarged to'}"
     wanted: Size = size
     if fixed := found.weights.size:
         wanted = fixed[0] if fixed[0] == fixed[1] else fixed
         why = f"{seen} The ONNX file takes {fixed[0]} x {fixed[1]}"
-    if found.weights.given == "random" or low == high == size:
+    preset = found.weights.library
+    if found.weights.given == "random" or (low == high == size and preset is None):
         return {"image_size": wanted}, f"{why}."
     trained = " If the network was evaluated in another way, say so here." if found.weights.is_file else ""
-    why += f". Images are made what torchvision's evaluation makes of them.{trained}"
-    return {"preset": "torchvision", "image_size": wanted}, why
+    if not isinstance(wanted, int):
+        return {"image_size": wanted}, f"{why}, which images are resized to cover.{trained}"
+    why += f". Images are made what {_TRAINERS[preset]} evaluation makes of them.{trained}"
+    return {"preset": preset or "torchvision", "image_size": wanted}, why
 
 
 def _fewest(pixels: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves out the keys that say what would be so without them."""
-    left: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in pixels.items()
-    }
+    left = dict(pixels)
     whole = DataConfig(**left).preprocessing
     for key in [key for key in left if key not in ("preset", "image_size")]:
         fewer: dict[str, Any] = {other: value for other, value in left.items() if other != key}
-        if DataConfig(**fewer).preprocessing == whole:
-            left = fewer
+        with suppress(ValueError):  # a preset that needs its resize
+            if DataConfig(**fewer).preprocessing == whole:
+                left = fewer
     return left
 
 
@@ -247,22 +272,27 @@ def _reason(found: Found) -> str:
             'From nothing. On few images "torchvision", ImageNet\'s weights, is far better, but is downloaded; or '
             "give the path of a checkpoint."
         )
-    is_folder = found.source == "folder"
-    order = "the folders' names" if is_folder else "the data's own labels"
     layers = "It has" if weights.arch is None else f"The checkpoint has the layers of {weights.arch} and"
     norm = (
         "" if weights.pixels else " If its input was not normalised as ImageNet's, add `mean` and `std` to [data]."
     )
-    if found.head_fits and (found.labels is not None or weights.class_names is not None):
+    if found.head_fits and not found.order_is_guessed:
         return f"{layers} {num} classes, from {_quote(names[0])} to {_quote(names[-1])}.{norm}"
     if found.head_fits:
         return (
-            f"{layers} {num} classes, taken in the order of {order}, from {_quote(names[0])} to "
+            f"{layers} {num} classes, taken in the order of {_names_of(found)}, from {_quote(names[0])} to "
             f"{_quote(names[-1])}: an accuracy near chance means that it was trained in another order.{norm}"
         )
-    head = "no head" if weights.num_classes is None else f"a head of {weights.num_classes} classes"
-    has = f"the {'folder' if is_folder else 'data'} has {num} classes"
-    return f"{layers} {head}, {has}: a new head is trained.{norm}"
+    has = f"the {'folder' if found.source == 'folder' else 'data'} has {num} classes"
+    return f"{layers} {_head_of(weights)}, {has}: a new head is trained.{norm}"
+
+
+def _head_of(weights: Weights) -> str:
+    return "no head" if weights.num_classes is None else f"a head of {weights.num_classes} classes"
+
+
+def _names_of(found: Found) -> str:
+    return "the folders' names" if found.source == "folder" else "the data's own labels"
 
 
 def _train(found: Found) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,9 @@ class Measurements:
         libraries = ("onnxruntime-gpu",)
         return self._run("agreement", target, config, make, _note_agreement, code=code, libraries=libraries)
 
-    def parity(self, target: Subject, setting: Setting, owner: Artifact) -> Artifact:
+    def parity(
+        self, target: Subject, setting: Setting, owner: Artifact, encoded: Subject | None = None
+    ) -> Artifact:
         """How far the served answers are from torchvision and the network as they are, on the first test images.
 
         The served ones: the files as a client sends them, with the preprocessing that the server says.
@@ -148,11 +150,12 @@ class Measurements:
             target: Who is asked.
             setting: The recipe's.
             owner: From `owners_answers`.
+            encoded: What takes image files for it: the files themselves should give the same logits to the bit.
         """
 
         def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
             del folder, stage
-            from temper.builder.data.prepare import open_tests
+            from temper.builder.data.prepare import file_of, open_tests
             from temper.builder.network.export import compare_logits
             from temper.client.accuracy import read_scores
             from temper.client.client import Client
@@ -163,6 +166,10 @@ class Measurements:
             with Client(url) as client:
                 how = preprocessing_of(client.model_info(target.model, str(target.version)))
             images = np.stack([take_image(image, how) for image in open_tests(setting.data, len(expected))])
+            same = None
+            if encoded is not None:
+                files = map(file_of, open_tests(setting.data, len(expected)))
+                same = _count_same(url, target, encoded, zip(images, files, strict=True))
             served, retries = read_scores(url, target.model, images, version=str(target.version))
             served = np.nan_to_num(served, nan=0.0, posinf=0.0, neginf=0.0)
             return {
@@ -171,10 +178,12 @@ class Measurements:
                 **{name: owner.info[name] for name in ("num_same_pixels", "max_pixel_diff")},
                 "runtime": _runtime(setting),
                 "retries": retries,
+                "num_same_encoded": same,
             }
 
         code = ("temper.client.accuracy", "temper.client.images", "temper.builder.network.export")
-        return self._run("parity", target, {"owner": owner.digest}, make, _note_parity, code=code)
+        config = {"owner": owner.digest, "encoded": encoded.artifact.digest if encoded else None}
+        return self._run("parity", target, config, make, _note_parity, code=code)
 
     def owners_answers(self, setting: Setting, weights: Artifact) -> Artifact:
         """What the network answers to the raw files by torchvision, before any compression.
@@ -399,11 +408,34 @@ def _runtime(setting: Setting) -> str:
     return "PyTorch" if setting.model.graph is None else "ONNX Runtime"
 
 
+def _count_same(
+    url: str, target: Subject, encoded: Subject, pairs: Iterable[tuple[np.ndarray[Any, Any], bytes]]
+) -> int:
+    """Of how many images the pixels sent to one model and the file sent to the other give the same logits.
+
+    One at a time: in a larger batch an engine may add in another order.
+    """
+    from temper.client.client import Client
+    from temper.client.errors import InvalidRequest, NonFiniteOutput
+
+    with Client(url) as client:
+
+        def is_same(image: np.ndarray[Any, Any], file: bytes) -> bool:
+            try:
+                found = client.infer_encoded(encoded.model, [file], version=str(encoded.version))
+                return np.array_equal(found, client.infer(target.model, image[None], version=str(target.version)))
+            except (InvalidRequest, NonFiniteOutput):  # no image for the decoder, and no answer
+                return False
+
+        return sum(is_same(*pair) for pair in pairs)
+
+
 def _note_parity(info: dict[str, Any]) -> str:
-    rms = text.fine_percent(info["relative_rms"])
+    rms, same = text.fine_percent(info["relative_rms"]), info["num_same_encoded"]
     return (
         f"{text.percent(info['agreement']['value'])} as by torchvision and {info['runtime']} by the recipe; "
         f"logits {rms} of their spread apart"
+        + ("" if same is None else f"; {same} of {info['num_images']} files as they are the same to the bit")
     )
 
 

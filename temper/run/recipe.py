@@ -121,7 +121,7 @@ class Recipe:
                     )
 
     def _check_look(self) -> None:
-        if self.explain is not None and "features" in self.explain.parts:
+        if "features" in self.look.parts:
             kept = ", ".join(f'"{part}"' for part in PARTS if part != "features")
             raise ValueError(
                 "explain.parts: got features, which needs the PyTorch network's head, expected some of "
@@ -165,6 +165,14 @@ class Recipe:
                 seen[key] = index
         if self.data.num_test is not None:
             self._check_num_test(self.data.num_test, "data.num_test")
+
+    @property
+    def look(self) -> ExplainConfig:
+        """How the network is looked into; all parts, the default, are of an ONNX file those that it can give."""
+        config = self.explain or ExplainConfig()
+        if self.model.graph is None or config.parts != PARTS:
+            return config
+        return dataclasses.replace(config, parts=tuple(part for part in PARTS if part != "features"))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the recipe with its defaults, as the report has it; an ONNX file has no `arch` but its own."""
@@ -228,6 +236,11 @@ def load_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         lines = format_errors(error.errors(include_url=False), Recipe)
         raise RecipeError("\n".join(f"{path}: {line}" for line in lines)) from None
+    if recipe.model.graph is not None and "arch" in content["model"]:
+        raise RecipeError(
+            f"{path}: model.arch: got {show(recipe.model.arch)} with an ONNX file, expected no such key: the file "
+            "holds its own network"
+        )
     return _with_paths(recipe, path.parent)
 
 

@@ -97,6 +97,7 @@ def _measure(
         return {
             "latency_ms": median(taken),
             "latency_ratio": None if snapshot is before else ratio,
+            "latency_before_ms": None if snapshot is before else median(taken_before),
             "num_images": len(images),
         }
 
@@ -122,6 +123,7 @@ def _steps(
             agreement=float((answers[position] == answers[0]).mean()),
             latency_ms=artifact.info["latency_ms"],
             latency_ratio=artifact.info["latency_ratio"],
+            latency_before_ms=artifact.info.get("latency_before_ms"),  # kept by an older Temper without
         )
         if position > 0:
             change = Paired.of(compare_paired(answers[position - 1] == labels, correct).to_json())

@@ -8,6 +8,7 @@ started again, what was measured until then is reported all the same.
 from __future__ import annotations
 
 import datetime
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from temper.builder.build import build_variants
+from temper.builder.contract import WEIGHTS_FILE
 from temper.builder.engines.build import pick_engine
 from temper.builder.engines.isa import UNKNOWN, instruction_set, why_inexact
 from temper.builder.engines.kind import ENGINES, AutoConfig
@@ -30,9 +32,10 @@ from temper.client.robustness.base import OWN, REFERENCE
 from temper.client.stats import images_needed
 from temper.errors import ReportError, TemperError, WorkflowError
 from temper.host.machine import commit, machine, versions
+from temper.imaging.errors import show
 from temper.progress import Display
 from temper.report import EXPLAIN_FILE, EXPLAIN_PAGE_FILE, write_explanation, write_report
-from temper.report.answer import TELLING
+from temper.report.answer import TELLING, say_chance
 from temper.report.explained import Explanation
 from temper.report.measured import Share
 from temper.report.model import (
@@ -145,7 +148,7 @@ def _run_alone(
     _check_corruptions(recipe)
     _check_surrogates(recipe)
     built = build_recipe(recipe, repository=repository, runs=runs, display=display, check_data=check)
-    models = [one.model for one in built]
+    models = [one.jpeg.model if one.jpeg else one.model for one in built]  # with what it is made of
     endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, display=display)
     store = Store(runs / recipe.name / "stages")
     measurements = Measurements(store=store, endpoint=endpoint, data=built[0].data, display=display, url=url)
@@ -257,6 +260,7 @@ class _Run:
     attacks: dict[str, list[Artifact]] = field(default_factory=dict)
     corruptions: dict[str, Artifact] = field(default_factory=dict)
     explanation: Explanation | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         isa = instruction_set() if self.measurements.endpoint.is_embedded else UNKNOWN
@@ -270,6 +274,8 @@ class _Run:
         for target in targets:
             measured = self.accuracies[target.name] = self.measurements.accuracy(target)
             self.variants[target.name] = with_accuracy(self.variants[target.name], measured, names)
+            if target is targets[0]:  # what the others are compared with
+                self._warn_of_chance(target)
         for target, one in zip(targets, self.built, strict=True):
             self._measure_exactness(target, one)
         self._measure_parity(targets)
@@ -294,6 +300,24 @@ class _Run:
                 measured = self.measurements.corruptions(target, self.recipe.corruptions)
                 self.corruptions[target.name] = measured
                 self.variants[target.name] = with_corruptions(self.variants[target.name], measured)
+
+    def _warn_of_chance(self, target: Subject) -> None:
+        """Says so when the accuracy is none, and which command says why."""
+        if (found := say_chance(self.variants[target.name])) is not None:
+            data, words = self.recipe.data, self.measurements.endpoint.words
+            images = data.path if data.source == "folder" and data.path else "FOLDER"
+            named = ["--weights", show(self._weights()), "--images", show(images)]
+            command = shlex.join(["temper", "diagnose", target.model, *words, *named])
+            self.warnings.append(f"{found}; to learn why: {command}")
+            self.measurements.display.say(f"warning: {self.warnings[-1]}")
+
+    def _weights(self) -> Path | str:
+        """The PyTorch checkpoint of what is served, as its owner gave it or as it was finetuned."""
+        model, train, made = self.recipe.model, self.recipe.train, self.built[0].weights
+        if model.graph is not None or made is None:
+            return "FILE"
+        own = None if train.epochs + train.head_epochs else model.checkpoint
+        return own or made.path / WEIGHTS_FILE
 
     def _say_images(self) -> None:
         """Says before the attacks when they are on too few images to tell two variants apart."""
@@ -355,8 +379,11 @@ class _Run:
         setting = Setting(data=self.recipe.data, model=self.recipe.model, train=self.recipe.train)
         weights = next(one.weights for one in self.built if one.weights is not None)
         owner = self.measurements.owners_answers(setting, weights)
-        for target in targets:
-            found = self.measurements.parity(target, setting, owner).info
+        for target, one, variant in zip(targets, self.built, self.recipe.variants, strict=True):
+            encoded = None
+            if one.jpeg is not None and not variant.is_random:  # which answers otherwise each time
+                encoded = subject(one.variant, one.jpeg.model, one.jpeg.version, one.jpeg.path)
+            found = self.measurements.parity(target, setting, owner, encoded).info
             parity = Parity.of(found, agreement=Share(**found["agreement"]))
             self.variants[target.name] = replace(self.variants[target.name], parity=parity)
 
@@ -412,6 +439,7 @@ class _Run:
             server=self.measurements.endpoint.description,
             stopped=stopped,
             deaths=tuple(self.measurements.endpoint.deaths),
+            warnings=tuple(self.warnings),
             commit=commit(),
             machine=Machine.of(here, flags=tuple(here["flags"]), gpu=Gpu.of(here["gpu"]) if here["gpu"] else None),
             versions=versions(),
@@ -444,6 +472,7 @@ def _new_variant(built: Built, isa: str | None) -> Variant:
     return Variant.of(
         vars(built),
         name=built.variant,
+        encoded_model=built.jpeg and built.jpeg.model,
         calibration=_calibration(built),
         int8=_int8(built, isa),
         build=tuple(Stage.of(vars(stage)) for stage in built.stages if not _is_calibrated(stage)),
@@ -478,7 +507,11 @@ def _calibration(built: Built) -> Calibration | None:
     """How the variant was quantised; None when it was not."""
     for stage in built.stages:
         if _is_calibrated(stage):
-            return Calibration.of({**stage.figures, **stage.figures["audit"], **stage.figures["against_float32"]})
+            audit = stage.figures["audit"]
+            linear = audit["num_gemm"] + audit["num_matmul"]
+            return Calibration.of(
+                {**stage.figures, **audit, "num_gemm": linear, **stage.figures["against_float32"]}
+            )
     return None
 
 

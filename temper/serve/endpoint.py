@@ -87,6 +87,11 @@ class Endpoint:
         """Names the server, for the report."""
         return f"the server at {self._url}" if self._url else "the embedded tritonserver"
 
+    @property
+    def words(self) -> list[str]:
+        """The options of a command that asks the same server."""
+        return ["--url", self._url] if self._url else ["--repository", str(self._repository)]
+
     def url(self) -> str:
         """The gRPC address; the first call starts the embedded server.
 

@@ -41,8 +41,10 @@ CONTRACTS = {
     "covers": COVERS,
     "torchvision": replace(COVERS, resize=36),
     "timm": replace(COVERS, resize=36, interpolation="bicubic"),
+    "huggingface": replace(COVERS, resize=35, crop_margin="floor"),
     "squashes": Preprocessing(height=24, width=40, resize=(24, 40), upright=False),
     "opencv": replace(COVERS, resize=(32, 32), antialias=False),
+    "opencv_nearest": replace(COVERS, resize=(32, 32), interpolation="nearest", antialias=False),
 }
 CONFIG = TritonConfig(
     name="toy",
@@ -292,15 +294,15 @@ def test_commands_send_files_to_what_takes_them(served: TritonServer, tmp_path: 
         assert (code, "closed, 2 in flight" in output) == (0, True), output
     code, output = run("load", "--model", "toy", "--encoded", *short)
     assert (code, "toy_jpeg: takes image files, expected --images with some" in output) == (1, True)
+    code, output = run("load", "--model", "toy", "--encoded", "--images", str(tmp_path / "bad.jpg"), *short)
+    assert (code, "INVALID_ARGUMENT (" in output, "image: is text, expected PNG" in output) == (1, True, True)
     (tmp_path / "classes" / LABELS[0]).mkdir(parents=True)
     (tmp_path / "classes" / LABELS[0] / "good.jpg").write_bytes(write(GOOD))
-    classes = str(tmp_path / "classes")
-    for words in (("attack", "--images", classes), ("corrupt", classes)):
-        code, output = run(*words, "--model", "toy_jpeg")
+    for folder, words in ((images, ("attack", "--images")), (str(tmp_path / "classes"), ("corrupt",))):
+        code, output = run(*words, folder, "--model", "toy_jpeg")
         assert code == 1
-        assert output.splitlines()[-1].startswith(
-            "error: model toy_jpeg: takes image files as they are, expected "
-        )
+        said = "error: model toy_jpeg: takes image files as they are, expected one that takes pixels"
+        assert output.splitlines()[-1].startswith(said) and output.endswith("; ask toy\n")
 
 
 def test_everything_that_was_published_is_verified(repository: Path) -> None:

@@ -271,6 +271,8 @@ def test_twin_that_takes_files_follows_its_variant(workshop: Workshop) -> None:
     (again,) = workshop.build(INT8, serving=serving)
     assert again.reused
     assert not (root / f"{one.model}_jpeg" / "2").exists()
+    workshop.build(INT8)
+    assert not (root / f"{one.model}_jpeg").exists() and not (root / f"{one.model}_jpeg_decode").exists()
 
 
 def test_watch_that_the_backend_cannot_keep_is_refused_first(

@@ -288,6 +288,8 @@ def test_short_output_is_an_error_and_not_a_latency() -> None:
     recorder.answer(11.0, 11.5, b"\xff")
     recorder.flush()
     assert recorder.tally.errors == {"short_output": 2, "bad_output": 1}
+    texts = recorder.tally.reasons
+    assert "4 bytes" in texts["short_output"] and "ModelInferResponse" in texts["bad_output"]
     assert recorder.tally.completed == len(recorder.tally.latency) == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,14 +46,25 @@ def test_pixels_are_torchvisions(size: tuple[int, int], interpolation: Any, resi
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 def test_without_antialias_pixels_are_pytorchs(size: tuple[int, int], interpolation: Any) -> None:
     image = picture(size)
     how = Preprocessing(height=32, width=24, resize=(32, 24), interpolation=interpolation, antialias=False)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-    resized = torch.nn.functional.interpolate(pixels, (32, 24), mode=interpolation, align_corners=False)
+    corners = None if interpolation == "nearest" else False
+    resized = torch.nn.functional.interpolate(pixels, (32, 24), mode=interpolation, align_corners=corners)
     exact = resized[0].permute(1, 2, 0).clamp(0, 255).numpy()
     assert np.abs(np.asarray(fit_image(image, how)) - exact).max() <= 0.5 + 1e-3  # to the nearest number
+
+
+def test_nearest_without_antialias_takes_pytorchs_pixel_at_any_size() -> None:
+    for length in range(1, 140, 3):
+        image = picture((length, 2))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+        for side in range(1, 70):
+            expected = torch.nn.functional.interpolate(pixels, (2, side), mode="nearest")[0].permute(1, 2, 0)
+            how = Preprocessing(height=2, width=side, resize=(2, side), interpolation="nearest", antialias=False)
+            assert np.array_equal(np.asarray(fit_image(image, how)), expected.numpy())
 
 
 @pytest.mark.parametrize("crop", [(32, 32), (24, 40), (40, 24)])
@@ -123,11 +135,22 @@ def test_mean_of_another_scale_is_refused() -> None:
     assert DataConfig(mean=(127.5, 127.5, 127.5), scale=255.0).normalization[0] == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.parametrize("preset", ["torchvision", "timm", "huggingface"])
+def test_preset_of_what_is_no_square_needs_its_resize(preset: Any) -> None:
+    line = rf"^preset: got {preset} for 64 x 96 pixels, expected a square, .*; give resize beside it, or leave"
+    with pytest.raises(ValueError, match=line):
+        DataConfig(preset=preset, image_size=(64, 96))
+    assert DataConfig(preset=preset, image_size=(64, 96), resize=110).preprocessing.resize == 110
+    assert DataConfig(preset=preset, image_size=(64, 64)).preprocessing.resize == 73
+
+
 def test_what_is_written_is_read() -> None:
-    how = DataConfig(preset="huggingface", image_size=(64, 96), colour="bgr", antialias=False).preprocessing
+    how = DataConfig(preset="huggingface", image_size=64, colour="bgr", antialias=False).preprocessing
     assert read_preprocessing(how.render()) == how
     assert read_preprocessing(how.render()[:-1] + ', "later": 1}') == how
-    assert how.resize == 73 and how.interpolation == "bicubic" and how.upright
+    assert (how.resize, how.interpolation, how.upright, how.crop_margin) == (73, "bicubic", True, "floor")
+    older = how.render().replace('"crop_margin": "floor", ', "")
+    assert "crop_margin" not in older and read_preprocessing(older) == replace(how, crop_margin="round")
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -137,9 +160,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"resize": 0}, 'resize: got 0, expected 1 to 4096 pixels or "none"'),
     ({"resize": (32, MAX_SIDE + 1)}, r"resize: got \(32, 4097\), expected 1 to 4096"),
     ({"resize": "some"}, "resize: got 'some'"),
+    ({"crop_margin": "ceil"}, "crop_margin: got 'ceil', expected one of round, floor"),
     ({"interpolation": "area"}, "interpolation: got 'area', expected one of nearest, bilinear, bicubic, lanczos"),
     ({"interpolation": "lanczos", "antialias": False}, "antialias: got false with lanczos"),
-    ({"colour": "grb"}, 'colour: got \'grb\', expected "rgb" or "bgr"'),
+    ({"colour": "grb"}, "colour: got 'grb', expected one of rgb, bgr"),
     ({"scale": 0.0}, "scale: got 0.0, expected a positive number"),
     ({"mean": (0.5, 0.5, float("nan"))}, "mean: got .*expected three finite numbers"),
     ({"std": (0.5, 0.0, 0.5)}, "std: got .*expected three positive numbers"),

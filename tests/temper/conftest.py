@@ -73,7 +73,8 @@ def load_run(mode: str, at: float, throughput: float, p50: float) -> dict[str, A
         "rate_rps": at if mode == "open" else None,
         "throughput_ips": throughput,
         "completed": int(throughput * 3),
-        "errors": {"deadline": 2} if at == 16 else {},
+        "errors": {"INTERNAL": 2} if at == 16 else {},
+        "reasons": {"INTERNAL": "image: <is none>"} if at == 16 else {},
         "lost": 0,
         "latency_ms": {
             "p50": p50,
@@ -165,6 +166,7 @@ def variant(name: str, folder: Path, speed: float, accuracy: float, square: floa
     return {
         "name": name,
         "model": f"digits_{name}",
+        "encoded_model": f"digits_{name}_jpeg",
         "version": 1,
         "engine": "openvino",
         "engine_reason": "no NVIDIA GPU",
@@ -180,6 +182,7 @@ def variant(name: str, folder: Path, speed: float, accuracy: float, square: floa
             "max_abs_diff": 0.0000312 if name == "fp32" else 0.91,
             "max_abs_logit": 17.25,
             "runtime": "PyTorch",
+            "num_same_encoded": 64,
             "retries": {},
         },
         "throughput_ips": speed * 1.5,
@@ -221,6 +224,7 @@ def step(name: str, ratio: float | None) -> dict[str, Any]:
         "agreement": 1.0,
         "latency_ms": 2.5,
         "latency_ratio": ratio,
+        "latency_before_ms": 2.5 / ratio if ratio else None,
         "engine": "OpenVINO",
         "accuracy_change": paired(-0.002) if ratio else None,
         "verdict": None,
@@ -271,6 +275,7 @@ def make_report(folder: Path) -> dict[str, Any]:
         "server": "the embedded tritonserver",
         "stopped": None,
         "deaths": [],
+        "warnings": [],
         "commit": "25c252350e69",
         "machine": {
             "cpu": "AMD EPYC",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from temper.builder.explain.config import PARTS, ExplainConfig, Part
+from temper.builder.explain.config import ExplainConfig, Part
 from temper.cli.commands.main_job import log_to_file, resumable
 from temper.errors import ReportError, WorkflowError
 from temper.progress import Display
@@ -70,9 +70,7 @@ def explain_command(
 
 
 def _with_look(recipe: Recipe, parts: tuple[Part, ...], num_images: int | None) -> Recipe:
-    """The recipe with the look that was asked for; by itself an ONNX file gets what needs no PyTorch network."""
-    if not parts and recipe.explain is None and recipe.model.graph is not None:
-        parts = tuple(part for part in PARTS if part != "features")
+    """The recipe with the look that was asked for."""
     config = recipe.explain or ExplainConfig()
     if parts:
         config = replace(config, parts=tuple(dict.fromkeys(parts)))

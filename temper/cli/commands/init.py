@@ -12,7 +12,7 @@ import click
 
 from temper.builder.network.resnet import ModelConfig
 from temper.errors import RecipeError
-from temper.run.init_recipe import look, name_for, render_recipe
+from temper.run.init_recipe import doubts, look, name_for, render_recipe
 from temper.run.recipe import load_recipe
 from temper.terminal import echo
 
@@ -54,14 +54,22 @@ def init_command(
     recipe = load_recipe(out)
     command = f"temper run {shlex.quote(str(out))}"
     if as_json:
-        written = {"path": str(out), "found": asdict(found), "recipe": asdict(recipe), "next": command}
+        written = {
+            "path": str(out),
+            "found": asdict(found),
+            "recipe": asdict(recipe),
+            "doubts": doubts(found),
+            "next": command,
+        }
         echo(json.dumps(written, indent=2, ensure_ascii=False, allow_nan=False))
         return
     epochs = recipe.train.head_epochs + recipe.train.epochs
     trained = f"trained for {epochs} epochs" if epochs else "taken as they are"
     echo(f"{len(found.class_names)} classes; {found.described}")
     if found.weights.described:
-        echo(f"{'ONNX file' if found.weights.arch is None else 'checkpoint'}: {found.weights.described}")
+        echo(f"{found.weights.kind}: {found.weights.described}")
+    for line in doubts(found):
+        echo(line)
     arch = found.weights.arch or "ONNX"
     echo(f"{arch} at {recipe.data.image_size} pixels; weights: {recipe.model.weights}, {trained}")
     echo(f"wrote {out}; it says why, and what else there is. Next:\n\n    {command}")

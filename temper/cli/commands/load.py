@@ -164,7 +164,7 @@ def _notes(results: Sequence[LoadResult]) -> Iterator[str]:
     for result in results:
         reason = result.why_unanswered() if result.interrupted is None else None
         if reason is None and result.errors:
-            reason = f"errors: {', '.join(f'{count:,} {kind}' for kind, count in result.errors.items())}"
+            reason = f"errors: {result.say_errors()}"
         if reason is not None:
             yield f"{_load(result)}: {reason}"
     if any(result.shed for result in results):

@@ -64,6 +64,8 @@ def show_report(report: Report, folder: Path, *, as_json: bool) -> None:
         echo(render_json(report))
         return
     click.echo(render_table(report, color=sys.stdout.isatty()))
+    for warning in report.warnings:
+        echo(warning)
     if best := ", ".join(variant.name for variant in report.variants if variant.frontier):
         echo(f"On the frontier: {best}.")
     else:

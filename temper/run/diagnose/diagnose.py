@@ -242,6 +242,8 @@ def _pipelines(
     base, source = (own, "from beside the checkpoint") if own else (server, "as the server says")
     if not base:
         base, source = {"preset": "torchvision"}, "torchvision's, as nothing else is stated"
+        if size is not None and size[0] != size[1]:  # of which a preset does not say the resize
+            base["resize"] = "cover"
     if "preset" in stated:
         base = {}
     source = "as stated with --trained" if stated else source

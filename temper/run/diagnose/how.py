@@ -89,7 +89,9 @@ def fields_of_server(info: ModelInfo) -> Fields:
 def _of_preprocessing(how: Preprocessing) -> Fields:
     stated = asdict(how)
     size = [stated.pop("height"), stated.pop("width")]
-    return {"preset": None, **stated, "image_size": size, "resize": how.resize or "cover"}
+    # The one thing of a preset that no key says.
+    preset = "huggingface" if stated.pop("crop_margin") == "floor" else None
+    return {"preset": preset, **stated, "image_size": size, "resize": how.resize or "cover"}
 
 
 def make_pipeline(stated: Fields, size: tuple[int, int] | None) -> Pipeline:

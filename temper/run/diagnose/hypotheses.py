@@ -33,7 +33,8 @@ USUAL: dict[str, tuple[Triple, Triple]] = {
 _ZERO, _ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _CAFFE = {"colour": "bgr", "scale": 255.0, "mean": (103.939, 116.779, 123.68), "std": _ONE}
 _FILTERS = {
-    ("nearest", False): "nearest neighbour",
+    ("nearest", True): "nearest neighbour, as Pillow's",
+    ("nearest", False): "nearest neighbour, as OpenCV's INTER_NEAREST or PyTorch's interpolate",
     ("bilinear", True): "bilinear with antialiasing, as Pillow's and torchvision's on images",
     ("bilinear", False): "bilinear without antialiasing, as OpenCV's INTER_LINEAR or a tensor's antialias=False",
     ("bicubic", True): "bicubic with antialiasing, as Pillow's",
@@ -192,9 +193,9 @@ def _of_client(right: Pipeline, sent: Pipeline | None) -> Iterator[Hypothesis]:
     """What the client is known to do otherwise, as one cause."""
     if sent is None or sent.geometry == right.geometry:
         return
-    names = ("resize", "interpolation", "antialias", "upright")
+    names = ("resize", "crop_margin", "interpolation", "antialias", "upright")
     changes = {name: getattr(sent, name) for name in names if getattr(sent, name) != getattr(right, name)}
-    if len(changes) == 1 and next(iter(changes)) != "resize":
+    if len(changes) == 1 and next(iter(changes)) not in ("resize", "crop_margin"):
         return  # in the rows of its own
     said = ", ".join(f"{name} = {_toml(value)}" for name, value in changes.items())
     yield Hypothesis(
@@ -226,8 +227,6 @@ def _toml(value: object) -> str:
 
 def _of_filter(right: Pipeline) -> Iterator[Hypothesis]:
     for (interpolation, antialias), words in _FILTERS.items():
-        if interpolation == right.interpolation == "nearest":
-            continue
         changes = {"interpolation": interpolation, "antialias": antialias}
         yield Hypothesis(
             kind="resize filter", words=f"images scaled by {words}", changes=changes, mends=_sizing(right)

@@ -1,19 +1,20 @@
 """All that is done between an image file and the scores, as a value: right, or with a mistake in it.
 
-The geometry is torchvision's: `Resize` on Pillow images, or without antialias on tensors, then `CenterCrop`.
+The geometry is that of `[data]` (`imaging/fit.py`), and the two ways of sizing that only a mistake has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from temper.imaging.fit import fit_image, resized_size
 from temper.imaging.formats import max_pixels
-from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Triple, covering
+from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD, CropMargin, Preprocessing, Triple
 from temper.imaging.read import decode_image
 
 if TYPE_CHECKING:
@@ -34,14 +35,6 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int8 of 7 bits", "int8, sat
 
 IMAGENET: tuple[Triple, Triple] = (IMAGENET_MEAN, IMAGENET_STD)
 _GREY = (0.299, 0.587, 0.114)
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-}
-INTERPOLATIONS = tuple(_FILTERS)
 # What takes an upright image back to how its file holds it, by EXIF's orientation.
 _AS_STORED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,6 +58,8 @@ class Pipeline:
     resize: Resize = "cover"
     """The shorter side; or exactly (height, width); or until height x width is covered, until it fits in (the rest
     is black), or not at all. The centre is cut out afterwards."""
+    crop_margin: CropMargin = "round"
+    """How half of an odd margin becomes whole."""
     interpolation: Interpolation = "bilinear"
     """The filter."""
     antialias: bool = True
@@ -97,7 +92,8 @@ class Pipeline:
     @property
     def geometry(self) -> tuple[Any, ...]:
         """All that decides on `fit`."""
-        return (self.height, self.width, self.resize, self.interpolation, self.antialias, self.upright)
+        sizes = (self.height, self.width, self.resize, self.crop_margin)
+        return (*sizes, self.interpolation, self.antialias, self.upright)
 
     @property
     def pixels(self) -> tuple[Any, ...]:
@@ -147,51 +143,22 @@ def open_picture(path: Path, how: Pipeline) -> Picture:
 def fit(picture: Picture, how: Pipeline) -> NDArray[np.uint8]:
     """Returns the pixels of a picture at the network's size, uint8 [H, W, 3], RGB."""
     image = picture.oriented(how.upright)
-    height, width = how.height, how.width
-    return _crop(_resized(image, _target(image, how), how), height, width)
-
-
-def _target(image: Image.Image, how: Pipeline) -> tuple[int, int]:
-    """The height and width that an image is scaled to."""
-    width, height = image.size
-    if how.resize == "none":
-        return height, width
-    if isinstance(how.resize, tuple):
-        return how.resize
-    if isinstance(how.resize, int):  # torchvision's Resize(int): the longer side is cut off, not rounded
-        short, side = min(height, width), how.resize
-        return int(side * height / short), int(side * width / short)
-    if how.resize == "cover":
-        wanted = covering(image.size, Preprocessing(height=how.height, width=how.width))
-        return wanted[1], wanted[0]
-    factor = min(how.height / height, how.width / width)
-    return max(1, round(factor * height)), max(1, round(factor * width))
-
-
-def _resized(image: Image.Image, size: tuple[int, int], how: Pipeline) -> NDArray[np.uint8]:
-    height, width = size
-    if image.size == (width, height):
-        return np.asarray(image)
-    if how.antialias or how.interpolation not in ("bilinear", "bicubic"):
-        return np.asarray(image.resize((width, height), _FILTERS[how.interpolation]))
-    import torch
-
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-    made = torch.nn.functional.interpolate(pixels, size, mode=how.interpolation, align_corners=False)
-    rounded: NDArray[np.uint8] = made[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
-    return rounded
-
-
-def _crop(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Torchvision's CenterCrop: what is smaller is filled up with black."""
-    found_height, found_width = pixels.shape[:2]
-    missing = max(0, height - found_height), max(0, width - found_width)
-    if any(missing):
-        sides = [(number // 2, (number + 1) // 2) for number in missing]
-        pixels = np.pad(pixels, (*sides, (0, 0)))
-        found_height, found_width = pixels.shape[:2]
-    top, left = round((found_height - height) / 2), round((found_width - width) / 2)
-    return pixels[top : top + height, left : left + width]
+    resize = how.resize
+    if resize == "pad":
+        factor = min(how.height / image.height, how.width / image.width)
+        resize = max(1, round(factor * image.height)), max(1, round(factor * image.width))
+    wanted = Preprocessing(
+        height=how.height,
+        width=how.width,
+        resize=None if resize == "cover" else resize,
+        crop_margin=how.crop_margin,
+        interpolation="bilinear" if how.interpolation == "box" else how.interpolation,
+        antialias=how.antialias,
+    )
+    if how.interpolation == "box":  # which [data] does not have
+        image = image.resize(resized_size(image.size, wanted), Image.Resampling.BOX)
+        wanted = replace(wanted, resize="none")
+    return np.asarray(fit_image(image, wanted))
 
 
 def normalise(images: NDArray[np.uint8], how: Pipeline) -> NDArray[np.float32]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from temper.builder.built import Built
-from temper.builder.explain.config import ExplainConfig
 from temper.errors import WorkflowError
 from temper.host.machine import commit, machine, versions
 from temper.report.explained import FORMAT, Explanation
@@ -115,7 +114,7 @@ def check_asked(recipe: Recipe, variants: Sequence[str], *, tries: bool) -> None
             raise WorkflowError(
                 f"explain: variant {name!r} is an ensemble, which has no network of its own; name its members"
             )
-    if tries and "blame" not in (recipe.explain or ExplainConfig()).parts:
+    if tries and "blame" not in recipe.look.parts:
         raise WorkflowError("explain: nothing to try without the part blame; add --part blame")
 
 

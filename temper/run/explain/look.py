@@ -18,7 +18,7 @@ from temper.builder.engines.build import pick_engine
 from temper.builder.engines.kind import ENGINES
 from temper.builder.errors import BuilderError
 from temper.builder.explain.activations import RunsIn, pick_runs_in
-from temper.builder.explain.config import ExplainConfig, Part
+from temper.builder.explain.config import Part
 from temper.builder.network.stage import Setting
 from temper.builder.store.artifacts import Artifact, Store
 from temper.client.errors import ClientError
@@ -85,7 +85,7 @@ class Look:
             chosen: The variants to look at; none is an ensemble.
         """
         self.recipe, self.folder, self.display, self.chosen = recipe, folder, display, chosen
-        self.config = recipe.explain or ExplainConfig()
+        self.config = recipe.look
         self.built = {one.variant: one for one in built}
         self.store = Store(folder / "stages")
         self.setting = Setting(data=recipe.data, model=recipe.model, train=recipe.train)

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -462,6 +463,16 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1600])
 
 
+def pack_with_holes(path: Path) -> None:
+    """Writes a shard as GNU tar does it of a file that has a hole."""
+    image = path.with_name("0.png")
+    with image.open("wb") as file:
+        file.seek(1 << 20)
+        file.write(png(0))
+    (path.parent / "0.cls").write_text("0")
+    subprocess.run(["tar", "--sparse", "-cf", path.name, "0.png", "0.cls"], cwd=path.parent, check=True)
+
+
 # What is in the shard, keys, what is done to it, and the message.
 BAD_SHARDS: dict[str, tuple[dict[str, bytes], dict[str, Any], Callable[[Path], object], str]] = {
     "no label": (
@@ -510,6 +521,12 @@ BAD_SHARDS: dict[str, tuple[dict[str, bytes], dict[str, Any], Callable[[Path], o
     ),
     "no images": ({"a.txt": b""}, {}, repr, "holds no labelled images, expected some"),
     "cut": (TWO, {}, cut, "is no whole tar file"),
+    "holes": (
+        TWO,
+        {},
+        pack_with_holes,
+        "sample 0 is stored with its holes left out, as `tar --sparse` does",
+    ),
     "empty": (TWO, {}, lambda path: path.write_bytes(b""), "a.tar: is empty, expected tar shards of images"),
     "packed": (
         TWO,

@@ -118,7 +118,7 @@ def test_photographs_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prepare(tmp_path: Path) -> None:
     config = DataConfig(
-        source="photos", preset="torchvision", image_size=(32, 48), num_test=20, num_calibration=10
+        source="photos", preset="torchvision", image_size=(32, 48), resize=48, num_test=20, num_calibration=10
     )
     info = prepare_data(config, tmp_path)
     assert describe_data(info) == "2880 train, 20 test images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from temper.builder.data.config import DataConfig
-from temper.builder.data.prepare import load_train, prepare_data
+from temper.builder.data.prepare import file_of, load_train, prepare_data
 from temper.builder.data.sources import open_source
 from temper.builder.errors import DataError
 
@@ -157,3 +158,12 @@ def test_unknown_torchvision_name_is_one_line(tmp_path: Path, name: str) -> None
 def test_config_is_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataConfig(**changes)
+
+
+def test_file_of_a_test_image_is_as_it_lies_and_else_a_png(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
+    image.save(path := tmp_path / "image.jpg")
+    lies = path.read_bytes()
+    assert file_of(path) == file_of(io.BytesIO(lies)) == lies
+    made = Image.open(io.BytesIO(file_of(image)))
+    assert made.format == "PNG" and np.array_equal(np.asarray(made), np.asarray(image))

@@ -70,13 +70,35 @@ class Net(nn.Module):
         return found
 
 
-def make_net(seed: int = 0, **settings: Any) -> Net:
+def make_net(kind: type[Net] = Net, **settings: Any) -> Net:
     """A network of a seed, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = Net(**settings)
+        torch.manual_seed(0)
+        net = kind(**settings)
     net.eval()
     return net
+
+
+class Transformer(Net):
+    """Timm's vision transformer of one block, with a class token and attention of two heads."""
+
+    def __init__(self) -> None:
+        """Makes the layers; timm's own weights are so small that every image has the same answer."""
+        from timm.models.vision_transformer import VisionTransformer
+
+        nn.Module.__init__(self)
+        self.nhwc, self.takes_uint8, self.end = False, False, None
+        self.vit = VisionTransformer(
+            img_size=SIZE, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=CLASSES
+        )
+        for name, weight in self.named_parameters():
+            if weight.ndim > 1 or name.endswith("bias"):
+                nn.init.normal_(weight, 0, 0.3)
+
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """All of it."""
+        logits: torch.Tensor = self.vit(image)
+        return logits
 
 
 def export(

@@ -209,7 +209,7 @@ def ema_pytorch_both(folder: Path) -> Made:
     return "ema.pt", ema.ema_model
 
 
-def timm_saver(averaged: bool) -> Callable[[Path], Made]:
+def timm_saver(told: argparse.Namespace | None = None, averaged: bool = True) -> Callable[[Path], Made]:
     def make(folder: Path) -> Made:
         import timm
         from timm.utils.checkpoint_saver import CheckpointSaver
@@ -219,7 +219,7 @@ def timm_saver(averaged: bool) -> Callable[[Path], Made]:
         ema = ModelEmaV3(network)
         settle(ema.module, 1)
         optimizer = torch.optim.SGD(network.parameters(), 0.1)
-        args = argparse.Namespace(model="resnet18", lr=0.1)
+        args = told or argparse.Namespace(model="resnet18", lr=0.1)
         make_saver: Any = CheckpointSaver
         saver = make_saver(network, optimizer, args=args, model_ema=ema, checkpoint_dir=str(folder))
         saver.save_checkpoint(0, metric=0.5)
@@ -373,8 +373,8 @@ LOADS: dict[str, Loads] = {
     "ema_pytorch": Loads(ema_pytorch, "prefix `ema_model.`, averaged (EMA) weights used"),
     "ema_pytorch, both": Loads(ema_pytorch_both, "prefix `ema_model.`", {"averaged": True}),
     "same weights twice": Loads(saved({"state_dict": state(), "best": state()}), "`state_dict`"),
-    "timm's saver, averaged": Loads(timm_saver(True), "training checkpoint, `state_dict_ema`", {"averaged": True}),
-    "timm's saver, raw": Loads(timm_saver(False), "training checkpoint, `state_dict`", {"averaged": False}),
+    "timm's saver, averaged": Loads(timm_saver(), "training checkpoint, `state_dict_ema`", {"averaged": True}),
+    "timm's saver, raw": Loads(timm_saver(None, False), "training checkpoint, `state_dict`", {"averaged": False}),
     "timm resnet10t": Loads(timm_state("resnet10t"), "torch.save file"),
     "timm resnet14t": Loads(timm_state("resnet14t", "w.safetensors"), "safetensors file"),
     "timm resnet18d": Loads(timm_hub("resnet18d"), "timm model, names of 3 classes", class_names=True),
@@ -406,7 +406,11 @@ LOADS: dict[str, Loads] = {
         "head `fc` of two layers, taken to have a ReLU between",
     ),
     "named layers": Loads(saved(lambda: state(with_head(NAMED)), with_head(NAMED)), "head `fc` of two layers"),
-    "no bias": Loads(saved(lambda: state(with_head(UNBIASED)), with_head(UNBIASED)), ""),
+    "no bias": Loads(saved(lambda: state(with_head(UNBIASED)), with_head(UNBIASED)), "head `fc` without a bias"),
+    "no bias, beside": Loads(
+        saved(lambda: state(Wrapped(net=with_head(nn.Identity()), proj=UNBIASED)), with_head(UNBIASED)),
+        "prefix `net.`, head `proj` without a bias",
+    ),
     "one channel": Loads(saved(lambda: state(grey()), grey()), "reads grey images", grey=True),
     "children and head": Loads(saved(lambda: sequential(LINEAR), with_head(LINEAR)), "head `11`"),
     "children and two": Loads(saved(lambda: sequential(TWO), with_head(TWO)), "head of two layers"),
@@ -415,6 +419,11 @@ LOADS: dict[str, Loads] = {
     "omegaconf": Loads(saved(omega), "`state_dict`"),
     "class names": Loads(
         saved({"model": state(), "class_to_idx": {"bee": 1, "ant": 0, "cat": 2}}), "names of", class_names=True
+    ),
+    "class names in ImageNet's form": Loads(
+        saved(lambda: {"model": state(), "idx_to_class": {n: [name, "a"] for n, name in enumerate(NAMES)}}),
+        "names of",
+        class_names=True,
     ),
     "class names in meta": Loads(
         saved({"meta": {"CLASSES": tuple(NAMES)}, "state_dict": state()}), "", class_names=True
@@ -444,6 +453,37 @@ def test_checkpoint_gives_its_makers_logits(tmp_path: Path, row: Loads) -> None:
     assert row.says in checkpoint.description and checkpoint.description.isprintable()
     assert checkpoint.num_classes == 3
     assert checkpoint.class_names == (NAMES if row.class_names else None)
+
+
+def named(arch: str, **more: Any) -> Callable[[Path], Made]:
+    return saved(lambda: {"state_dict": state(), "arch": arch, **more})
+
+
+SCRIPT = argparse.Namespace(model="resnet18", img_size=160, mean=[0.5], std=None, crop_pct=None, interpolation="")
+# Whose network it is, and what timm's script was told.
+LIBRARIES: dict[str, tuple[Callable[[Path], Made], str | None, dict[str, Any]]] = {
+    "nobody's": (named("resnet18"), None, {}),
+    "torchvision's script": (saved(lambda: reference()[0]), None, {}),
+    "another script": (named("resnet18", args=argparse.Namespace(img_size=160)), None, {}),
+    "timm's script": (timm_saver(SCRIPT), "timm", {"img_size": 160, "mean": [0.5]}),
+    "timm's saver": (timm_saver(argparse.Namespace(model="x", img_size=160)), "timm", {"img_size": 160}),
+    "timm's saver alone": (timm_saver(), "timm", {}),
+    "timm's layers": (timm_state("resnet18d"), "timm", {}),
+    "timm's name": (named("tv_resnet18"), "timm", {}),
+    "timm's weights": (saved(lambda: {"model": state(), "model_name": "resnet18.a1_in1k"}), "timm", {}),
+    "timm's name in Lightning": (lightning(lambda: {"net": own()}, arch="resnet18.a1_in1k"), "timm", {}),
+    "timm's folder": (timm_hub("resnet18"), "timm", {}),
+    "Hugging Face's": (transformers_hub(), "huggingface", {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the makers' own
+@pytest.mark.parametrize(("make", "library", "args"), LIBRARIES.values(), ids=LIBRARIES.keys())
+def test_whose_network_it_is(
+    tmp_path: Path, make: Callable[[Path], Made], library: str | None, args: dict[str, Any]
+) -> None:
+    checkpoint = open_checkpoint(tmp_path / make(tmp_path)[0], prefer_averaged=True)
+    assert (checkpoint.library, checkpoint.timm_args) == (library, args)
 
 
 def as_grey(images: torch.Tensor) -> torch.Tensor:
@@ -485,7 +525,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Made], str]] = {
         saved(lambda: reference()[0]),
         rf"as trained .`model`. and averaged ones .`model_ema`, .*{AVERAGED}",
     ),
-    "timm's saver": (timm_saver(True), rf"`state_dict`. and averaged ones .`state_dict_ema`.; {AVERAGED}"),
+    "timm's saver": (timm_saver(), rf"`state_dict`. and averaged ones .`state_dict_ema`.; {AVERAGED}"),
     "ema_pytorch": (
         ema_pytorch_both,
         rf"prefix `online_model.`. and averaged ones .prefix `ema_model.`.; {AVERAGED}",

@@ -40,8 +40,10 @@ SETTINGS: list[dict[str, Any]] = [
     {},
     {"preset": "torchvision"},
     {"preset": "timm", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
-    {"preset": "huggingface", "resize": (40, 40)},
+    {"preset": "huggingface", "resize": (41, 39)},
+    {"preset": "huggingface", "resize": "none"},
     {"image_size": (32, 48), "interpolation": "lanczos"},
+    {"resize": 41, "interpolation": "nearest", "antialias": False},
     {"resize": "none", "scale": 255.0},
     {"source": "digits", "preset": "torchvision"},
 ]

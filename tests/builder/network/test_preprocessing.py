@@ -11,29 +11,29 @@ import pytest
 import torch
 from PIL import Image
 
+from temper.builder.data.config import DataConfig
 from temper.builder.errors import ModelError
-from temper.builder.network.preprocessing import preprocessing_of, preprocessing_source
+from temper.builder.network.preprocessing import left_to_timm, preprocessing_of, preprocessing_source
+from temper.imaging.fit import fit_image
+
+SIZES = [(330, 260), (331, 260), (261, 330), (261, 331)]
+"""Width and height: margins of every rest by four, where half of an odd one may be rounded up or down."""
 
 
-@pytest.fixture(scope="module")
-def image() -> Image.Image:
+def picture(size: tuple[int, int]) -> Image.Image:
     coarse = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((330, 260), Image.Resampling.BICUBIC)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 def apply(keys: dict[str, Any], image: Image.Image) -> torch.Tensor:
-    """What the keys say, with torchvision's functions."""
-    from torchvision.transforms import InterpolationMode, functional  # type: ignore[import-untyped]  # ships none
-
-    if keys["resize"] != "none":
-        image = functional.resize(
-            image, keys["resize"], InterpolationMode(keys["interpolation"]), antialias=keys["antialias"]
-        )
-    pixels = (
-        functional.pil_to_tensor(functional.center_crop(image, keys["image_size"])).float() / 255 * keys["scale"]
-    )
-    result: torch.Tensor = functional.normalize(pixels, keys["mean"], keys["std"])
-    return result
+    """What a recipe with these keys makes of an image."""
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()
+    }
+    how = DataConfig(**given).preprocessing
+    pixels = torch.from_numpy(np.asarray(fit_image(image, how)).copy()).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(each).reshape(3, 1, 1) for each in how.normalization)
+    return (pixels - mean) / std
 
 
 def write_timm(folder: Path, **pretrained: Any) -> None:
@@ -51,7 +51,7 @@ TIMM: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("pretrained", TIMM.values(), ids=TIMM.keys())
-def test_timm_makes_the_same_pixels(tmp_path: Path, image: Image.Image, pretrained: dict[str, Any]) -> None:
+def test_timm_makes_the_same_pixels(tmp_path: Path, pretrained: dict[str, Any]) -> None:
     from timm.data.config import resolve_data_config
     from timm.data.transforms_factory import create_transform
 
@@ -60,15 +60,49 @@ def test_timm_makes_the_same_pixels(tmp_path: Path, image: Image.Image, pretrain
     assert keys is not None and keys["preset"] == "timm"
     resolve: Any = resolve_data_config
     transform: Any = create_transform(**resolve(pretrained_cfg=pretrained))
-    assert torch.allclose(apply(keys, image), transform(image), atol=1e-6)
+    for image in map(picture, SIZES):
+        assert torch.allclose(apply(keys, image), transform(image), atol=1e-5)
+
+
+# What timm's training script was told, and what it left to the architecture's settings.
+SCRIPT: dict[str, tuple[dict[str, Any], str]] = {
+    "all": (
+        {"img_size": 160, "crop_pct": 0.9, "interpolation": "bilinear", "mean": [0.4] * 3, "std": [0.3] * 3},
+        "",
+    ),
+    "one mean": ({"input_size": [3, 64, 64], "crop_pct": 1.0, "mean": [0.5], "std": [0.5]}, "interpolation"),
+    "a size": ({"img_size": 96}, "crop_pct and interpolation"),
+    "a crop": ({"crop_pct": 0.95, "crop_mode": "center"}, "img_size and interpolation"),
+}
+
+
+@pytest.mark.parametrize(("args", "left"), SCRIPT.values(), ids=SCRIPT.keys())
+def test_timms_script_made_the_same_pixels(args: dict[str, Any], left: str) -> None:
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
+
+    keys = preprocessing_of(Path("last.pth.tar"), args)
+    assert keys is not None and keys["preset"] == "timm"
+    resolve: Any = resolve_data_config
+    transform: Any = create_transform(**resolve(args))
+    for image in map(picture, SIZES):
+        assert torch.allclose(apply(keys, image), transform(image), atol=1e-5)
+    assert " and ".join(left_to_timm(args)) == left
+    source = preprocessing_source(Path("last.pth.tar"), args)
+    assert source.startswith(f"timm's training script in last.pth.tar: {next(iter(args))}") and left in source
 
 
 HUGGINGFACE: dict[str, tuple[str, dict[str, Any]]] = {
     "ConvNeXt, small": ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.875}),
+    "ConvNeXt, odd": ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.95}),
     "ConvNeXt, large": ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}, "resample": 2}),
     "ViT": ("ViTImageProcessor", {"size": {"height": 96, "width": 128}}),
     "ViT, as it is": ("ViTImageProcessor", {"do_normalize": False, "resample": 3}),
     "Bit": ("BitImageProcessor", {"size": {"shortest_edge": 200}, "crop_size": {"height": 160, "width": 192}}),
+    "CLIP, odd": (
+        "CLIPImageProcessor",
+        {"size": {"shortest_edge": 199}, "crop_size": {"height": 160, "width": 97}},
+    ),
     "Bit, 0 to 255": (
         "BitImageProcessor",
         {"do_rescale": False, "image_mean": [1.0, 2.0, 3.0], "image_std": [60.0] * 3},
@@ -78,22 +112,42 @@ HUGGINGFACE: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own
 @pytest.mark.parametrize(("kind", "config"), HUGGINGFACE.values(), ids=HUGGINGFACE.keys())
+@pytest.mark.parametrize("size", SIZES)
 def test_huggingface_makes_the_same_pixels(
-    tmp_path: Path, image: Image.Image, kind: str, config: dict[str, Any]
+    tmp_path: Path, kind: str, config: dict[str, Any], size: tuple[int, int]
 ) -> None:
+    """Of its processors on Pillow to the pixel; those on tensors, its default, round in their resize."""
     import transformers
 
-    processor: Any = getattr(transformers, kind)(**config)
-    processor.save_pretrained(tmp_path)
+    getattr(transformers, kind)(**config).save_pretrained(tmp_path)
     keys = preprocessing_of(tmp_path)
     assert keys is not None and keys["preset"] == "huggingface"
-    expected = processor(image, return_tensors="pt")["pixel_values"][0]
+    image = picture(size)
     found = apply(keys, image)
-    assert found.shape == expected.shape
-    # Its resize of tensors and Pillow's round differently, by a step or two.
     step = keys["scale"] / 255 / min(keys["std"])
-    assert float((found - expected).abs().mean()) < step and float((found - expected).abs().max()) < 4 * step
-    assert kind.removesuffix("Fast") in preprocessing_source(tmp_path)
+    for backend, most in (("Pil", 0), ("", 2)):
+        processor: Any = getattr(transformers, f"{kind}{backend}")(**config)
+        expected = processor(image, return_tensors="pt")["pixel_values"][0]
+        assert found.shape == expected.shape
+        assert float((found - expected).abs().max()) < (most + 0.01) * step
+    assert kind in preprocessing_source(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+@pytest.mark.parametrize("size", [(40, 40), (41, 40), (43, 45), (64, 33), (31, 29), (30, 47), (50, 27), (32, 33)])
+def test_huggingface_cuts_and_fills_up_alike(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Its default processors, where nothing is resized: every pixel, also of an image that is smaller."""
+    from transformers import CLIPImageProcessor, ConvNextImageProcessor
+
+    crop = {"height": 32, "width": 33}
+    for kind in (CLIPImageProcessor, ConvNextImageProcessor):
+        config = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_center_crop": True}
+        processor: Any = kind(**config, crop_size=crop)
+        keys = {"preset": "huggingface", "image_size": [32, 33], "resize": "none", "scale": 255.0}
+        image = picture(size)
+        expected = processor(image, return_tensors="pt")["pixel_values"][0]
+        found = apply({**keys, "mean": [0.0] * 3, "std": [1.0] * 3}, image)
+        assert torch.equal(found.round().byte(), expected.byte())
 
 
 @pytest.mark.parametrize(
@@ -112,6 +166,11 @@ def test_huggingface_makes_the_same_pixels(
             "config.json",
             {"architecture": "x", "pretrained_cfg": {"interpolation": "random"}},
             "interpolation is 'random'",
+        ),
+        (
+            "config.json",
+            {"architecture": "x", "pretrained_cfg": {"input_size": [3, 16, 16]}},
+            "cannot: image_size: got 16, expected 32 to 1024 pixels; write .data. by hand",
         ),
         (
             "config.json",

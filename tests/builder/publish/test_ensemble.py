@@ -29,7 +29,7 @@ from temper.builder.publish.defence import (
     RandomResizeConfig,
     render_defences,
 )
-from temper.builder.publish.ensemble import publish_ensemble
+from temper.builder.publish.ensemble import publish_ensemble, publish_jpeg, retract_jpeg
 from temper.builder.publish.entry import Published, publish
 from temper.builder.publish.serving import ServingConfig
 from temper.builder.publish.triton_config import EnsembleBackend, PluginBackend, TritonConfig
@@ -92,6 +92,22 @@ def test_ensemble_is_published_with_its_mean(repository: Path) -> None:
         subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
         card = json.loads((folder / "card.json").read_text())
         assert card == {"model": model, "members": MEMBERS, "recipe": "toy"}
+
+
+@pytest.mark.parametrize("taken", [None, "toy_fp32_jpeg", "toy_fp32_jpeg_decode"])
+def test_what_took_files_is_removed_and_nothing_else(repository: Path, taken: str | None) -> None:
+    (member,) = (replace(CONFIG, name=name, backend=PluginBackend(engine="openvino")) for name in MEMBERS[:1])
+    publish_jpeg(repository, member, labels=LABELS, card={})
+    names = ["toy_fp32_jpeg", "toy_fp32_jpeg_decode"]
+    if taken is not None:  # another model, which has this name
+        text = (repository / MEMBERS[1] / "config.pbtxt").read_text()
+        (repository / taken / "config.pbtxt").write_text(text)
+    gone = [name for name in names if name != taken]
+    assert retract_jpeg(repository, MEMBERS[0]) == gone
+    left = sorted([*MEMBERS, *([taken] if taken else [])])
+    assert sorted(path.name for path in repository.iterdir()) == left
+    assert retract_jpeg(repository, MEMBERS[0]) == []
+    assert [path.name for path in repository.with_name(".repository-work").iterdir()] == ["lock"]
 
 
 def test_ensemble_says_its_steps(repository: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from temper.builder.engines.isa import why_inexact
 from temper.report import figures, write_report
-from temper.report.answer import answers, faults
+from temper.report.answer import answers, faults, say_chance
 from temper.report.gallery import amplified_difference, write_gallery
 from temper.report.model import Report
 from temper.report.svg import Axis, span
@@ -68,6 +68,9 @@ def test_page_answers_first(report: Json, tmp_path: Path, check_page: CheckPage)
         assert heading in words
     assert "attacks[0].epsilon" in words
     assert "L∞ 23.5/255" in words  # the nearest wrong image
+    assert "2.50 ms 0.40× the step before, then 6.25 ms" in " ".join(words.split())
+    assert "2 INTERNAL image: <is none>" in " ".join(words.split())
+    assert "digits_int8 v1; digits_int8_jpeg takes image files" in words
 
 
 def test_page_tells_what_went_wrong_behind_the_figures(
@@ -87,14 +90,14 @@ def test_page_tells_what_went_wrong_behind_the_figures(
     assert faults(typed(report)) == sentences
     checker, _ = check_page(report, tmp_path)
     words = " ".join(checker.words)
-    assert all(sentence in words for sentence in [*sentences, "1,234 (40.0 %)", "2 deadline"])
+    assert all(sentence in words for sentence in [*sentences, "1,234 (40.0 %)", "2 INTERNAL"])
 
 
 def test_page_proves_that_served_is_as_trained(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
     words = " ".join(check_page(report, tmp_path)[0].words)
     for sentence in (
         "63 of 64 test images have the very pixels of torchvision, the others differ by up to 12.0 of 255.",
-        "fp32 100.0 % 98.0–100.0, 64 images <0.01 % 3e-05 largest logit 17.2",
+        "fp32 100.0 % 98.0–100.0, 64 images <0.01 % 3e-05 largest logit 17.2 64 of 64 through digits_fp32_jpeg",
         "int8 98.4 % 96.4–100.0, 64 images 3.10 % 0.9 largest logit 17.2",
         "transforms and PyTorch before any compression",
     ):
@@ -102,6 +105,9 @@ def test_page_proves_that_served_is_as_trained(report: Json, tmp_path: Path, che
     report["variants"][0]["parity"]["runtime"] = "ONNX Runtime"
     words = " ".join(check_page(report, tmp_path)[0].words)
     assert "transforms and ONNX Runtime before any compression" in " ".join(words.split())
+    for variant in report["variants"]:
+        variant["parity"]["num_same_encoded"] = None
+    assert "same logits to the bit" not in check_page(report, tmp_path)[1]
     for variant in report["variants"]:
         variant["parity"] = None
     assert "Served as the recipe says" not in check_page(report, tmp_path)[1]
@@ -133,6 +139,37 @@ def test_int8_that_depends_on_the_cpu_is_a_fault(report: Json, tmp_path: Path, c
     words = " ".join(check_page(report, tmp_path)[0].words)
     assert first in words
     assert second in words
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "value", "high", "warned"),
+    [
+        ((25, 25, 25, 25), 0.11, 0.17, 0.26, "25.0 %"),
+        ((25, 25, 25, 25), 0.23, 0.27, 0.32, "25.0 %"),
+        ((25, 25, 25, 25), 0.24, 0.30, 0.36, None),
+        ((90, 10), 0.88, 0.90, 0.908, "90.0 %"),  # a constant answer
+        ((90, 10), 0.90, 0.93, 0.95, None),
+        ((), 0.0, 0.1, 0.2, None),
+    ],
+)
+def test_accuracy_at_chance_is_said(
+    report: Json, counts: tuple[int, ...], low: float, value: float, high: float, warned: str | None
+) -> None:
+    found = report["variants"][0]
+    found["accuracy"] |= {"value": value, "low": low, "high": high}
+    classes = {"value": 0.5, "low": 0.4, "high": 0.6}
+    found["per_class"] = [{"label": f"c{i}", **classes, "num_images": num} for i, num in enumerate(counts)]
+    said = say_chance(typed(report).variants[0])
+    assert (said is not None) == (warned is not None)
+    if said is not None:
+        assert said.startswith(f"fp32: the accuracy, {100 * value:.1f} % (95 % interval ")
+        assert said.endswith(f"is not clearly above chance: calling every image c0 is right for {warned}")
+
+
+def test_warnings_come_before_the_answer(report: Json, tmp_path: Path, check_page: CheckPage) -> None:
+    report["warnings"] = ["fp32: the accuracy is <none>"]
+    words = " ".join(check_page(report, tmp_path)[0].words)
+    assert words.index("fp32: the accuracy is <none>") < words.index("int8 against fp32")
 
 
 def test_warning_of_a_shared_stage_is_said_once(report: Json) -> None:

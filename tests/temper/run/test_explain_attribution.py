@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from captum.attr import LayerAttribution, LayerGradCam  # type: ignore[import-untyped]  # it ships no py.typed
@@ -128,6 +129,35 @@ def test_grad_cam_is_that_of_captum_on_the_network(
     fine = LayerAttribution.interpolate(coarse, size, "bilinear").detach()[:, 0].numpy()
     np.testing.assert_allclose(found, fine, rtol=1e-4, atol=1e-4 * fine.max())
     assert fine.max() > 0
+
+
+# One network in both layouts: channels last is what others export.
+BOTH = """<ir_version: 8, opset_import: ["": 17]>
+net (uint8[N, 12, 20, 3] image) => (float[N, 3] logits) {{
+  a = Cast<to = 1>(image)
+  b = Transpose<perm = [0, 3, 1, 2]>(a)
+  c = Conv<strides = [2, 2]>(b, w)
+  {}
+  logits = MatMul(f, h)
+}}"""
+FIRST = "r = Relu(c) f = ReduceMean<axes = [2, 3], keepdims = 0>(r)"
+LAST = "t = Transpose<perm = [0, 2, 3, 1]>(c) r = Relu(t) f = ReduceMean<axes = [1, 2], keepdims = 0>(r)"
+
+
+def test_grad_cam_is_the_same_of_channels_last(tmp_path: Path) -> None:
+    rng, maps = np.random.default_rng(0), []
+    images = rng.integers(0, 256, (3, 12, 20, 3)).astype(np.uint8)
+    weights = {"w": rng.normal(size=(5, 3, 2, 2)), "h": rng.normal(size=(5, 3))}
+    for body in (FIRST, LAST):
+        model = onnx.parser.parse_model(BOTH.format(body))
+        for name, value in weights.items():
+            model.graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.float32), name))
+        onnx.save(model, tmp_path / "model.onnx")
+        found, places = grad_cam(Surrogate([tmp_path / "model.onnx"], device="cpu"), images, np.arange(3))
+        assert places == (6, 10)
+        maps.append(found)
+    np.testing.assert_allclose(maps[0], maps[1], rtol=1e-4)
+    assert maps[0].max() > 0
 
 
 def test_feature_maps_that_are_too_coarse_are_refused(toy_onnx: Path) -> None:

@@ -223,6 +223,23 @@ def test_what_is_chosen(changes: dict[str, Any], weights: str, expected: dict[st
     assert said["weights"] == weights
 
 
+HUGGINGFACE = {"preset": "huggingface", "image_size": [240, 320], "resize": [240, 320], "upright": True}
+NO_SQUARE: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"size": (240, 320)}, {"preset": None, "resize": None}),
+    ({"pixels": HUGGINGFACE}, {"preset": "huggingface", "resize": (240, 320), "upright": None}),
+]
+
+
+@pytest.mark.parametrize(("known", "expected"), NO_SQUARE)
+def test_what_is_no_square_is_written_so_that_it_is_read(
+    known: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    seen = found(weights=Weights(given="model.onnx", arch=None, num_classes=2, **known))
+    (tmp_path / "recipe.toml").write_text(render_recipe(seen, name="x", images=tmp_path, folder=tmp_path))
+    said = vars(load_recipe(tmp_path / "recipe.toml").data)
+    assert {key: said[key] for key in expected} == expected and said["image_size"] == (240, 320)
+
+
 def test_comments_hold_no_control_characters(tmp_path: Path) -> None:
     seen = found(described="1 left out: a\x1b\nb")
     text = render_recipe(seen, name="x", images=tmp_path, folder=tmp_path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -60,6 +62,38 @@ def write_huggingface(folder: Path) -> Path:
     return folder / "hub"
 
 
+NET = """<ir_version: 8, opset_import: ["": 17]>
+net (float[n, 3, {size}] x) => (float[n, 3] logits) <float[3, 3, 3, 3] w, float[3, 3] h> {{
+  c = Conv<pads = [1, 1, 1, 1]>(x, w)
+  p = GlobalAveragePool(c)
+  f = Flatten(p)
+  logits = Gemm(f, h)
+}}"""
+
+
+BELOW = "onnx/model.onnx"
+"""Where many of the hub's folders have it."""
+
+
+def write_onnx(
+    folder: Path, size: str = "height, width", names: tuple[str, ...] = ("model.onnx", "model_quantized.onnx")
+) -> Path:
+    """What Optimum leaves: the graph beside the files of Hugging Face."""
+    from transformers import BitImageProcessor, ResNetConfig
+
+    ResNetConfig(id2label=dict(enumerate(OTHER))).save_pretrained(folder / "hub")
+    sized: dict[str, Any] = {"size": {"shortest_edge": 80}, "crop_size": {"height": 64, "width": 64}}
+    BitImageProcessor(**sized, image_mean=[0.1] * 3, image_std=[0.2] * 3).save_pretrained(folder / "hub")
+    model, rng = onnx.parser.parse_model(NET.format(size=size)), np.random.default_rng(0)
+    for weight, shape in (("w", (3, 3, 3, 3)), ("h", (3, 3))):
+        values = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, weight))
+    for name in names:
+        (folder / "hub" / name).parent.mkdir(exist_ok=True)
+        onnx.save(model, folder / "hub" / name)
+    return folder / "hub"
+
+
 def write_timm(folder: Path) -> Path:
     import timm
     from timm.models import save_for_hf
@@ -75,6 +109,7 @@ def write_checkpoint(folder: Path) -> Path:
     return folder / "last.pth"
 
 
+BIT = {"image_size": 64, "preset": "huggingface", "resize": 80, "mean": (0.1,) * 3, "std": (0.2,) * 3}
 # Who wrote it, and what the recipe says in `[data]`.
 MADE: dict[str, tuple[Callable[[Path], Path], str, dict[str, Any]]] = {
     "huggingface": (
@@ -92,6 +127,9 @@ MADE: dict[str, tuple[Callable[[Path], Path], str, dict[str, Any]]] = {
         "recipe.classes.txt",
         {"image_size": 64, "preset": "torchvision", "resize": None},
     ),
+    "ONNX in a folder": (write_onnx, "hub/config.json", BIT),
+    "ONNX": (lambda folder: write_onnx(folder) / "model_quantized.onnx", "hub/config.json", BIT),
+    "ONNX below": (lambda folder: write_onnx(folder, names=(BELOW,)) / BELOW, "hub/config.json", BIT),
 }
 
 
@@ -105,11 +143,100 @@ def test_recipe_says_how_it_was_trained(
     assert read_class_names(Path(recipe.data.labels)) == OTHER
     assert {key: getattr(recipe.data, key) for key in expected} == expected
     assert (recipe.model.replace_head, recipe.train.epochs) == (False, 0)
+    assert (recipe.model.graph is not None) == (expected is BIT)
+
+
+def test_pytorchs_weights_beside_an_onnx_file_win(tmp_path: Path) -> None:
+    make_images(tmp_path / "images")
+    write_onnx(tmp_path)
+    assert init(tmp_path, "--weights", write_huggingface(tmp_path)).model.graph is None
+
+
+def write_script(folder: Path) -> Path:
+    """What timm's training script leaves."""
+    args = argparse.Namespace(model="resnet18", img_size=64, crop_pct=0.8, interpolation="", mean=[0.5])
+    content = {"state_dict": network_of(CLASSES)["state_dict"], "arch": "resnet18", "version": 2, "args": args}
+    torch.save(content, folder / "last.pth.tar")
+    return folder / "last.pth.tar"
+
+
+def write_lightning(folder: Path, num_classes: int = 3) -> Path:
+    torch.manual_seed(0)
+    state = build_model(ModelConfig(arch="resnet18d"), num_classes).state_dict()
+    named = {"hyper_parameters": {"model_name": "resnet18d"}, "pytorch-lightning_version": "2"}
+    torch.save({"state_dict": {f"net.{name}": value for name, value in state.items()}, **named}, folder / "a.ckpt")
+    return folder / "a.ckpt"
+
+
+ALL = "preprocessing: all of it guessed, as the weights do not say; see [data]"
+ORDER = "classes: guessed to be in the order of the folders' names; --labels FILE gives another"
+# What is written, what becomes of an image, and what is said in the terminal beside.
+DOUBTS: dict[str, tuple[Callable[[Path], object], dict[str, Any], list[str]]] = {
+    "nothing": (lambda folder: "random", {"preset": None}, []),
+    "all is known": (write_huggingface, {"preset": "huggingface"}, []),
+    "ONNX alone": (
+        lambda folder: write_onnx(folder).joinpath("model.onnx").rename(folder / "model.onnx"),
+        {"preset": "torchvision", "image_size": 64},
+        [ALL, ORDER],
+    ),
+    "timm's script": (
+        write_script,
+        {"preset": "timm", "image_size": 64, "resize": 80, "mean": (0.5,) * 3, "interpolation": None},
+        ["preprocessing: interpolation guessed, as the weights do not say; see [data]", ORDER],
+    ),
+    "timm's layers": (write_lightning, {"preset": "timm", "image_size": 64}, [ALL, ORDER]),
+    "another task": (
+        lambda folder: write_lightning(folder, 5),
+        {"preset": "timm"},
+        [ALL, "head: a new one is trained, as the checkpoint has a head of 5 classes"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "expected", "lines"), DOUBTS.values(), ids=DOUBTS.keys())
+def test_what_is_guessed_is_said(
+    tmp_path: Path, make: Callable[[Path], object], expected: dict[str, Any], lines: list[str]
+) -> None:
+    make_images(tmp_path / "images")
+    out = tmp_path / "recipe.toml"
+    result = run("init", "--images", tmp_path / "images", "--weights", make(tmp_path), "--out", out)
+    kinds = ("preprocessing:", "classes:", "head:")
+    said = [line for line in result.stdout.splitlines() if line.startswith(kinds)]
+    assert (result.exit_code, said) == (0, lines)
+    assert {key: getattr(load_recipe(out).data, key) for key in expected} == expected
+    script = "from timm's training script in last.pth.tar: img_size, crop_pct, mean (interpolation, which it took"
+    assert (script in " ".join(out.read_text().replace("\n# ", " ").split())) == (make is write_script)
+
+
+# What is written, and what `temper init` says of it.
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another size": (
+        lambda folder: write_onnx(folder, "32, 32"),
+        "hub/model.onnx: takes images of 32 x 32 pixels, preprocessor_config.json of Hugging Face "
+        "(BitImageProcessor) beside it says 64 x 64; mend that file",
+    ),
+    "several": (
+        lambda folder: write_onnx(folder, names=("a.onnx", "b.onnx")),
+        "folder hub: holds a.onnx, b.onnx, expected one; give the file to be served",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), FOLDERS.values(), ids=FOLDERS.keys())
+def test_folder_of_onnx_files_that_is_unclear_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "images")
+    write(tmp_path)
+    refused = run("init", "--images", "images", "--weights", "hub")
+    assert refused.exit_code == 1 and message in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_images_of_the_right_size_are_left_as_they_are(tmp_path: Path) -> None:
     make_images(tmp_path / "images", (64, 64))
     assert init(tmp_path, "--weights", write_checkpoint(tmp_path)).data.preset is None
+    assert init(tmp_path, "--force", "--weights", write_lightning(tmp_path)).data.preset == "timm"
 
 
 def test_classes_in_their_own_order_need_no_list(tmp_path: Path) -> None:
@@ -131,6 +258,32 @@ def test_classes_of_other_names_are_asked_for(tmp_path: Path) -> None:
     assert load_recipe(out).data.labels == str(tmp_path / "mine.json")
 
 
+# The checkpoint's classes, those of --labels, and what is refused.
+LISTS = {
+    "another order": (
+        OTHER,
+        CLASSES,
+        "calls its output 0 cat, labels mine.txt calls it ant; put the list",
+    ),
+    "the same order": (OTHER, OTHER, None),
+    "partly others": (["cat", "ant", "wasp"], CLASSES, None),
+    "others": (["x", "y", "z"], CLASSES, None),
+}
+
+
+@pytest.mark.parametrize(("names", "listed", "message"), LISTS.values(), ids=LISTS.keys())
+def test_list_that_contradicts_the_checkpoint_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], listed: list[str], message: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "images")
+    torch.save(network_of(names), "last.pth")
+    Path("mine.txt").write_text("\n".join(listed))
+    result = run("init", "--images", "images", "--weights", "last.pth", "--labels", "mine.txt")
+    assert (result.exit_code, bool(result.stderr)) == ((1, True) if message else (0, False))
+    assert (message or "") in result.stderr and Path("recipe.toml").exists() == (message is None)
+
+
 # The checkpoint's classes, and what a build says where the recipe has no list.
 ORDERS = {
     "another order": (OTHER, "lists its classes in another order than the data: cat, ant, bee; write them"),
@@ -150,6 +303,10 @@ def test_build_takes_no_order_by_accident(tmp_path: Path, names: list[str], mess
     places = ("--repository", tmp_path / "repo", "--runs", tmp_path / "runs")
     refused = run("build", recipe, *places)
     assert refused.exit_code == 1 and message in refused.stderr
-    (tmp_path / "classes.txt").write_text("cat\nant\nbee\n")
+    (tmp_path / "classes.txt").write_text("bee\nant\ncat\n")
     recipe.write_text(recipe.read_text().replace("[model]", 'labels = "classes.txt"\n[model]'))
+    if set(names) == set(CLASSES):
+        listed = f"calls its output 0 cat, labels {tmp_path / 'classes.txt'} calls it bee; put the list into"
+        assert listed in run("build", recipe, *places).stderr
+        (tmp_path / "classes.txt").write_text("cat\nant\nbee\n")
     assert run("build", recipe, *places).exit_code == 0

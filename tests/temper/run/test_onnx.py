@@ -111,6 +111,10 @@ MISTAKES = {
         {"epochs = 0": "epochs = 0\nhead_epochs = 1"},
         f"train.head_epochs: got 1, expected 0: {GRAPH} and cannot be trained",
     ),
+    "arch": (
+        {"[train]": 'arch = "resnet18"\n[train]'},
+        'model.arch: got "resnet18" with an ONNX file, expected no such key: the file holds its own network',
+    ),
     "another head": (
         {"[train]": "replace_head = true\n[train]"},
         "model.replace_head: got true with an ONNX file, expected false: its head cannot be trained",
@@ -126,7 +130,7 @@ MISTAKES = {
         f"cast: {GRAPH}",
     ),
     "features": (
-        {"[train]": "[explain]\n[train]"},
+        {"[train]": '[explain]\nparts = ["blame", "features"]\n[train]'},
         "explain.parts: got features, which needs the PyTorch network's head, expected some of "
         '"blame", "representation", "attributions": model.weights is an ONNX file',
     ),
@@ -138,6 +142,11 @@ def test_what_needs_pytorch_is_refused(tmp_path: Path, changes: dict[str, str], 
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, changes))
     assert str(caught.value) == f"{tmp_path / 'recipe.toml'}: {line}"
+
+
+def test_default_look_leaves_out_what_needs_pytorch(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, {"[train]": "[explain]\nnum_images = 8\n[train]"}))
+    assert recipe.look.parts == ("blame", "representation", "attributions") and recipe.look.num_images == 8
 
 
 def test_path_is_the_recipes_own(tmp_path: Path) -> None:
@@ -204,6 +213,22 @@ def test_other_number_of_classes_is_refused(built: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_classes_in_another_order_than_beside_the_file_are_refused(built: Path, tmp_path: Path) -> None:
+    for name in ("images", "model.onnx"):
+        (tmp_path / name).symlink_to(built / name)
+    names = {str(index): f"class {2 - index}" for index in range(3)}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "x", "id2label": names}))
+    write(tmp_path)
+    assert (
+        build(tmp_path)
+        .stderr.splitlines()[-1]
+        .startswith(
+            f"error: ONNX file {tmp_path / 'model.onnx'}: lists its classes in another order than the data: "
+        )
+    )
+
+
+@pytest.mark.slow
 def test_quantised_file_is_served_and_not_quantised_again(built: Path, tmp_path: Path) -> None:
     (tmp_path / "images").symlink_to(built / "images")
     (tmp_path / "model.onnx").write_bytes((built / "models" / "x_int8" / "1" / "model.onnx").read_bytes())
@@ -225,12 +250,12 @@ def test_init_writes_a_recipe_that_builds(built: Path, tmp_path: Path) -> None:
     out = tmp_path / "recipe.toml"
     result = run("init", "--images", built / "images", "--weights", built / "model.onnx", "--out", out)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[2].startswith("ONNX at 32 pixels; weights: ")
+    assert result.stdout.splitlines()[4].startswith("ONNX at 32 pixels; weights: ")
     recipe, text = load_recipe(out), " ".join(out.read_text().replace("\n# ", " ").split())
     assert (recipe.data.image_size, recipe.train.epochs) == (32, 0)
     assert recipe.model.graph == built / "model.onnx" and "arch" not in text
     assert "The ONNX file takes 32 x 32." in text
-    assert "ONNX, NCHW float input 32 x 32, softmax removed, batch of 1 made free. It has 3 classes, taken" in text
+    assert "ONNX, NCHW float input 32 x 32, softmax removed, fixed batch of 1. It has 3 classes, taken" in text
     assert build(tmp_path).exit_code == 0
 
 

@@ -80,6 +80,8 @@ def test_every_step_has_its_figures(built: Built, sample: Sample, tmp_path: Path
     assert 0.9 < int8.agreement <= 1.0
     assert int8.latency_ratio is not None
     assert int8.latency_ratio > 0
+    assert first.latency_before_ms is None and int8.latency_before_ms is not None
+    assert int8.latency_ms / int8.latency_before_ms == pytest.approx(int8.latency_ratio, rel=0.5)
 
 
 def test_accuracy_is_counted_against_the_labels(built: Built, sample: Sample, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from temper.builder.data.config import DataConfig
 from temper.client.model import ModelInfo
+from temper.run.diagnose.diagnose import Question, _pipelines
 from temper.run.diagnose.errors import DiagnoseError
-from temper.run.diagnose.how import fields_of_checkpoint, make_pipeline, read_fields
+from temper.run.diagnose.how import fields_of_checkpoint, fields_of_server, make_pipeline, read_fields
 from temper.run.diagnose.pipeline import Pipeline, fit, normalise, open_picture
 from temper.run.diagnose.served import read_answers, read_wire
 
@@ -141,6 +143,24 @@ def test_files_of_libraries_are_read(tmp_path: Path, content: dict[str, Any], ex
     (tmp_path / name).write_text(json.dumps(content))
     made = make_pipeline(fields_of_checkpoint(tmp_path), None)
     assert {name: getattr(made, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("size", "resize"), [((64, 64), 73), ((64, 96), "cover")])
+def test_what_nothing_states_is_torchvisions_and_covers_what_is_no_square(
+    tmp_path: Path, size: tuple[int, int], resize: Any
+) -> None:
+    info = ModelInfo(**{**INFO, "image_shape": (*size, 3), "max_batch_size": 8})
+    question = Question(model="m", files=[], root=tmp_path, weights=[tmp_path / "x.pt"])
+    for how in _pipelines(question, info, size)[:2]:
+        assert (how.resize, how.upright, how.interpolation) == (resize, False, "bilinear")
+
+
+def test_margin_of_what_is_served_is_kept() -> None:
+    """By way of its preset, as no key says it."""
+    how = DataConfig(preset="huggingface", image_size=32).preprocessing
+    info = ModelInfo(**{**INFO, "image_shape": (32, 32, 3), "max_batch_size": 8, "preprocessing": how})
+    made = make_pipeline(fields_of_server(info), (32, 32))
+    assert (made.crop_margin, made.resize, made.interpolation) == ("floor", 36, "bicubic")
 
 
 INPUTS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
