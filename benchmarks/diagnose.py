@@ -167,7 +167,7 @@ def _right(path: Path, size: int) -> np.ndarray[Any, Any]:
     return np.asarray(transform(size * 8 // 7, size)(_opened(path)))
 
 
-SIZED = ("--trained", "image_size = 64, resize = 73")
+SIZED = ("--trained", "image_size = 64, resize = 73, upright = true")  # torchvision turns nothing
 COVERED = ("--trained", 'resize = "cover"')
 UINT8 = {"dtype": "UINT8", "batch": 8}
 

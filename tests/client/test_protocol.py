@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import grpc  # type: ignore[import-untyped]  # ships none
 import numpy as np
@@ -131,6 +132,12 @@ def test_labels_are_read_by_index() -> None:
         "dog: big",
     )
     assert protocol.with_labels(INFO, _labels("0.9:2", "0.1:0", "0:1")).labels == ()
+
+
+@pytest.mark.parametrize(("dtype", "is_asked"), [("FP32", True), ("FP16", False), ("INT64", False)])
+def test_labels_are_asked_for_only_where_triton_names_classes(dtype: str, is_asked: bool) -> None:
+    info = replace(INFO, output_dtype=dtype)
+    assert (protocol.label_request(info, "1") is not None) is is_asked
 
 
 def _metadata(inputs: int = 1, datatype: str = "UINT8") -> object:

@@ -81,7 +81,7 @@ class Networks:
 
         with FlopCounterMode(display=False) as counted:
             self.logits(np.zeros((1, 3, how.height, how.width), np.float32), how)
-        return max(1, counted.get_total_flops() // 2)
+        return max(1, int(counted.get_total_flops()) // 2)
 
     def _network(self, how: Pipeline) -> nn.Module:
         key = (how.network, how.batch_norm > 0, how.precision)

@@ -99,6 +99,60 @@ def test_wrong_usage_is_one_line(folder: Path, args: list[str], code: int, messa
     assert "Traceback" not in done.output
 
 
+def _arrays(folder: Path, place: Path) -> list[object]:
+    np.save(place / "a.npy", np.zeros((16, 10), np.float32))
+    np.save(place / "labels.npy", np.arange(16))
+    (place / "one").mkdir()
+    Image.new("RGB", (64, 64)).save(place / "one" / "a.png")
+    np.save(place / "b.npy", np.zeros((1, 10), np.float32))
+    return ["--trained", "image_size = 32"]
+
+
+FEW: list[tuple[list[str], str]] = [
+    (
+        ["--answers", "a.npy", "--labels", "labels.npy"],
+        "labels: got 0 to 15, expected the network's outputs",
+    ),
+    (["--answers", "b.npy", "--images", "one"], "one: holds 1 image, expected at least 2, better 24"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), FEW, ids=["labels", "one image"])
+def test_images_and_labels_that_do_not_do_are_one_line(
+    folder: Path, tmp_path: Path, args: list[str], message: str
+) -> None:
+    common = _arrays(folder, tmp_path)
+    placed = [arg if arg.startswith("--") else str(tmp_path / arg) for arg in args]
+    usual = ["--images", folder / "images", "--weights", folder / "weights.safetensors"]
+    done = CliRunner().invoke(cli, ["diagnose", *map(str, [*usual, *common, *placed])])
+    assert done.exit_code == 1
+    assert message in done.output and "Traceback" not in done.output
+
+
+def test_images_that_memory_does_not_hold_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("temper.run.diagnose.diagnose._MAX_PIXELS", 5000)
+    done = run(folder, "--answers", tmp_path / "a.npy", *_arrays(folder, tmp_path))
+    assert done.exit_code == 1
+    assert "--num-images: got 16, of which 2 have " in done.output
+
+
+def test_raw_weights_beside_averaged_ones_are_found(
+    server: TritonServer, sample: Sample, folder: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    raw = sample.model.state_dict()
+    averaged = {name: value * 1.1 if name.startswith("fc.") else value for name, value in raw.items()}
+    torch.save({"state_dict": raw, "state_dict_ema": averaged}, tmp_path / "both.pt")
+    given = [MODEL, "--url", server.grpc_url, "--images", folder / "images", "--weights", tmp_path / "both.pt"]
+    done = CliRunner().invoke(cli, ["diagnose", *map(str, given)])
+    assert done.exit_code == 3, done.output
+    assert "both.pt (averaged)" in done.output
+    assert f"served with the weights of {tmp_path / 'both.pt'} (as trained)" in done.stdout
+
+
 def test_answers_without_a_stated_size_are_refused(folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((16, 10), np.float32))
     done = run(folder, "--answers", tmp_path / "a.npy")
