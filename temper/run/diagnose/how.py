@@ -110,9 +110,9 @@ def make_pipeline(stated: Fields, size: tuple[int, int] | None) -> Pipeline:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    # What `[data]` cannot say in words.
+    # What `[data]` has no word for; "none" in its place, as a preset wants something there.
     own = stated.get("resize") if stated.get("resize") in ("cover", "pad") else None
-    given = {**({} if size is None else {"image_size": size}), **stated, **({"resize": None} if own else {})}
+    given = {**({} if size is None else {"image_size": size}), **stated, **({"resize": "none"} if own else {})}
     try:
         config = TypeAdapter(PixelsConfig).validate_json(json.dumps(given, default=str), strict=True)
     except ValidationError as error:
