@@ -85,7 +85,9 @@ def saved(
     return make
 
 
-def distributed(folder: Path) -> Made:
+@cache
+def distributed() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What DistributedDataParallel saves, of a network and of a compiled one."""
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
@@ -96,23 +98,16 @@ def distributed(folder: Path) -> Made:
         world_size=1,
     )
     try:
-        wrapped = DistributedDataParallel(copy.deepcopy(own()))
-        torch.save(wrapped.state_dict(), folder / "ddp.pt")
-        compiled: Any = torch.compile(copy.deepcopy(own()))
-        torch.save({"model": DistributedDataParallel(compiled).state_dict()}, folder / "both.pt")
+        plain = DistributedDataParallel(copy.deepcopy(own())).state_dict()
+        both = DistributedDataParallel(compiled()).state_dict()
     finally:
         distributed.destroy_process_group()
-    assert next(iter(torch.load(folder / "both.pt")["model"])).startswith("module._orig_mod.")
-    return "ddp.pt", own()
+    assert next(iter(both)).startswith("module._orig_mod.")
+    return plain, both
 
 
 def compiled() -> Any:
     return torch.compile(copy.deepcopy(own()))
-
-
-def both_wrappers(folder: Path) -> Made:
-    distributed(folder)
-    return "both.pt", own()
 
 
 def lightning(build: Callable[[], Any], network: Any = None, **hyper: Any) -> Callable[[Path], Made]:
@@ -343,9 +338,9 @@ LOADS: dict[str, Loads] = {
     "state dict": Loads(saved(state), "torch.save file"),
     "of before zip": Loads(saved(state, _use_new_zipfile_serialization=False), "torch.save file"),
     "safetensors": Loads(safetensors, "safetensors file"),
-    "DDP": Loads(distributed, "prefix `module.`"),
+    "DDP": Loads(saved(lambda: distributed()[0]), "prefix `module.`"),
     "compiled": Loads(saved(lambda: state(compiled())), "torch.save file, `_orig_mod.` left out"),
-    "DDP of compiled": Loads(both_wrappers, "`model`, prefix `module.`"),
+    "DDP of compiled": Loads(saved(lambda: {"model": distributed()[1]}), "`model`, prefix `module.`"),
     "a compiled layer": Loads(
         saved({k.replace("layer1.", "layer1._orig_mod."): v for k, v in state().items()}), ""
     ),
@@ -382,7 +377,6 @@ LOADS: dict[str, Loads] = {
     "timm resnet26": Loads(timm_hub("resnet26", safe=False), "timm model", class_names=True),
     "timm resnet50s": Loads(timm_state("resnet50s"), "torch.save file"),
     "timm resnext50d_32x4d": Loads(timm_state("resnext50d_32x4d"), "torch.save file"),
-    "timm wide_resnet50_2": Loads(timm_state("wide_resnet50_2"), "torch.save file"),
     "timm, one channel": Loads(timm_state("resnet18d", in_chans=1), "reads grey images", grey=True),
     "Hugging Face": Loads(transformers_hub(), "Hugging Face model, prefix `resnet.`", class_names=True),
     "Hugging Face, shards": Loads(transformers_hub("10MB"), "Hugging Face model", class_names=True),

@@ -95,16 +95,6 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"dynamo": True, "batch": 2, "is_free": True},
         "NCHW float input 32 x 32, softmax removed",
     ),
-    "dynamo, float16": (
-        {},
-        {"dynamo": True, "half": True, "external_data": False},
-        "NCHW float16 input 32 x 32, batch of 1 made free",
-    ),
-    "dynamo, uint8": (
-        {"takes_uint8": True, "nhwc": True},
-        {"dynamo": True},
-        "NHWC uint8 input 32 x 32, mean and std are its own, batch of 1 made free",
-    ),
 }
 
 

@@ -23,7 +23,7 @@ from temper.builder.network.resnet import ModelConfig, build_model
 from temper.builder.network.served import Served
 from temper.builder.network.stage import Setting, initial_network, open_snapshot
 from temper.builder.network.stage_weights import make_weights
-from temper.builder.network.train import TrainConfig, finetune, train_epochs
+from temper.builder.network.train import TrainConfig, finetune, pick_device, train_epochs
 from temper.builder.store.artifacts import Artifact
 from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
@@ -280,9 +280,9 @@ def test_damaged_training_image_names_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_missing_gpu_is_one_line(tmp_path: Path) -> None:
+def test_missing_gpu_is_one_line() -> None:
     with pytest.raises(TrainError, match=r"train.device: got 'cuda', but PyTorch sees no GPU; set it to 'auto'"):
-        train(make_images(tmp_path / "images"), tmp_path / "out", device="cuda")
+        pick_device(TrainConfig(device="cuda"))
 
 
 @pytest.mark.parametrize(
