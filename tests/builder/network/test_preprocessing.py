@@ -153,7 +153,7 @@ def test_huggingface_cuts_and_fills_up_alike(tmp_path: Path, size: tuple[int, in
             "do_normalize": False,
             "do_center_crop": True,
         }
-        processor: Any = kind(**config, do_center_crop=True, crop_size=crop)
+        processor: Any = kind(**config, crop_size=crop)
         keys = {"preset": "huggingface", "image_size": [32, 33], "resize": "none", "scale": 255.0}
         image = picture(size)
         expected = processor(image, return_tensors="pt")["pixel_values"][0]
