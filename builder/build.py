@@ -487,9 +487,9 @@ class _Build:
                 card=self._card(way).to_json(),
                 binding=binding and replace(binding, graph_sha256=sha256_file(way.graph.path / GRAPH_FILE)),
             )
-            jpeg = self._publish_jpeg(triton, labels, way.variant, way.data)
+            jpeg, note = self._settle_jpeg(triton, labels, way.variant, way.data)
             view.reused = published.reused
-            view.note = self._note(published, jpeg)
+            view.note = published.note + note
         return Built(
             variant=way.variant.name,
             model=published.model,
@@ -533,9 +533,9 @@ class _Build:
         assert self.repository is not None, "given to whoever runs"
         with self.progress_factory(f"{variant.name}: publish") as view:
             published = publish_ensemble(self.repository, triton, labels=labels, card=card.to_json())
-            jpeg = self._publish_jpeg(triton, labels, variant, first.data)
+            jpeg, note = self._settle_jpeg(triton, labels, variant, first.data)
             view.reused = published.reused
-            view.note = self._note(published, jpeg)
+            view.note = published.note + note
         return Built(
             variant=variant.name,
             model=published.model,
@@ -554,35 +554,28 @@ class _Build:
             jpeg=jpeg,
         )
 
-    def _publish_jpeg(
+    def _settle_jpeg(
         self, triton: TritonConfig, labels: Sequence[str], variant: VariantConfig, data: Artifact
-    ) -> Published | None:
-        """Publishes what takes image files for a variant, where the recipe wants it."""
-        from temper.builder.publish.ensemble import publish_jpeg
+    ) -> tuple[Published | None, str]:
+        """Publishes what takes image files for a variant, or removes it where the recipe wants none any more.
 
+        Returns:
+            It, if there is one, and what there is to say beside the variant itself.
+        """
+        from temper.builder.publish.ensemble import publish_jpeg, retract_jpeg
+
+        assert self.repository is not None, "given to whoever runs"
         if not self.serving.jpeg:
-            return None
-        card = Card(
-            recipe=CardRecipe(
-                name=self.recipe_name,
-                data=asdict(self.data),
-                variant=variant.to_json(),
-                engine=asdict(self.engine),
-            ),
-            data_digest=data.digest,
+            return None, "".join(f"; {name} removed" for name in retract_jpeg(self.repository, triton.name))
+        recipe = CardRecipe(
+            name=self.recipe_name,
+            data=asdict(self.data),
+            variant=variant.to_json(),
+            engine=asdict(self.engine),
         )
-        assert self.repository is not None, "given to whoever runs"
-        return publish_jpeg(self.repository, triton, labels=labels, card=card.to_json())
-
-    def _note(self, published: Published, jpeg: Published | None) -> str:
-        """Says what was published; what took image files until now, and shall no more, is removed."""
-        from temper.builder.publish.ensemble import retract_jpeg
-
-        assert self.repository is not None, "given to whoever runs"
-        if jpeg is not None:
-            return f"{published.note}; {jpeg.note} takes image files"
-        gone = retract_jpeg(self.repository, published.model)
-        return "; ".join([published.note, *(f"{name} removed" for name in gone)])
+        card = Card(recipe=recipe, data_digest=data.digest)
+        jpeg = publish_jpeg(self.repository, triton, labels=labels, card=card.to_json())
+        return jpeg, f"; {jpeg.note} takes image files"
 
     def _card(self, way: _Underway) -> Card:
         unused = ("arch",) if self.model.graph is not None else ()
