@@ -479,6 +479,7 @@ class _Build:
             in_ensemble=way.variant.name in self.members or self.serving.jpeg,
         )
         with self.progress_factory(f"{way.variant.name}: publish") as view:
+            gone = self._retract_jpeg(triton.name)
             published = publish(
                 self.repository,
                 triton,
@@ -487,9 +488,9 @@ class _Build:
                 card=self._card(way).to_json(),
                 binding=binding and replace(binding, graph_sha256=sha256_file(way.graph.path / GRAPH_FILE)),
             )
-            jpeg, note = self._settle_jpeg(triton, labels, way.variant, way.data)
+            jpeg = self._publish_jpeg(triton, labels, way.variant, way.data)
             view.reused = published.reused
-            view.note = published.note + note
+            view.note = published.note + (f"; {jpeg.note} takes image files" if jpeg else gone)
         return Built(
             variant=way.variant.name,
             model=published.model,
@@ -532,10 +533,11 @@ class _Build:
         )
         assert self.repository is not None, "given to whoever runs"
         with self.progress_factory(f"{variant.name}: publish") as view:
+            gone = self._retract_jpeg(triton.name)
             published = publish_ensemble(self.repository, triton, labels=labels, card=card.to_json())
-            jpeg, note = self._settle_jpeg(triton, labels, variant, first.data)
+            jpeg = self._publish_jpeg(triton, labels, variant, first.data)
             view.reused = published.reused
-            view.note = published.note + note
+            view.note = published.note + (f"; {jpeg.note} takes image files" if jpeg else gone)
         return Built(
             variant=variant.name,
             model=published.model,
@@ -554,19 +556,25 @@ class _Build:
             jpeg=jpeg,
         )
 
-    def _settle_jpeg(
-        self, triton: TritonConfig, labels: Sequence[str], variant: VariantConfig, data: Artifact
-    ) -> tuple[Published | None, str]:
-        """Publishes what takes image files for a variant, or removes it where the recipe wants none any more.
+    def _retract_jpeg(self, model: str) -> str:
+        """Removes what took image files for a model, where the recipe wants none any more, and says so.
 
-        Returns:
-            It, if there is one, and what there is to say beside the variant itself.
+        Before the model is published: its queue is bounded by number then, which a step of an ensemble may not be.
         """
-        from temper.builder.publish.ensemble import publish_jpeg, retract_jpeg
+        from temper.builder.publish.ensemble import retract_jpeg
 
         assert self.repository is not None, "given to whoever runs"
+        gone = [] if self.serving.jpeg else retract_jpeg(self.repository, model)
+        return "".join(f"; {name} removed" for name in gone)
+
+    def _publish_jpeg(
+        self, triton: TritonConfig, labels: Sequence[str], variant: VariantConfig, data: Artifact
+    ) -> Published | None:
+        """Publishes what takes image files for a variant, where the recipe wants it."""
+        from temper.builder.publish.ensemble import publish_jpeg
+
         if not self.serving.jpeg:
-            return None, "".join(f"; {name} removed" for name in retract_jpeg(self.repository, triton.name))
+            return None
         recipe = CardRecipe(
             name=self.recipe_name,
             data=asdict(self.data),
@@ -574,8 +582,8 @@ class _Build:
             engine=asdict(self.engine),
         )
         card = Card(recipe=recipe, data_digest=data.digest)
-        jpeg = publish_jpeg(self.repository, triton, labels=labels, card=card.to_json())
-        return jpeg, f"; {jpeg.note} takes image files"
+        assert self.repository is not None, "given to whoever runs"
+        return publish_jpeg(self.repository, triton, labels=labels, card=card.to_json())
 
     def _card(self, way: _Underway) -> Card:
         unused = ("arch",) if self.model.graph is not None else ()

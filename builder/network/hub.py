@@ -130,12 +130,27 @@ def read_hub_config(path: Path) -> HubConfig | None:
 def read_json_beside(path: Path, name: str) -> dict[str, Any] | None:
     """Reads a JSON object beside weights; None where there is none, or where they are not named as on a hub.
 
+    An ONNX file may lie anywhere, so what is no such object beside it is somebody else's.
+
     Raises:
         ModelError: It is there and is none.
     """
     if not path.is_dir() and path.name not in WEIGHT_FILES and path.suffix != ".onnx":
         return None
-    file = hub_folder(path) / name
+    try:
+        return read_json(hub_folder(path) / name)
+    except ModelError:
+        if path.suffix == ".onnx":
+            return None
+        raise
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """Reads a hub's JSON object; None where there is no such file.
+
+    Raises:
+        ModelError: It is there and is none.
+    """
     try:
         with file.open("rb") as opened:
             content = json.loads(opened.read(_MAX_BYTES))

@@ -169,13 +169,11 @@ def _holders(content: object) -> list[Mapping[str, Any]]:
 
 def _timm_args(content: object) -> dict[str, Any] | None:
     """What timm's training script was told of the images; None of a file that is another's."""
-    is_savers = isinstance(content, dict) and {"arch", "version", "state_dict"} <= content.keys()
-    found = [held for held in _holders(content) if is_savers or "crop_pct" in held]
-    if not found:
+    if not isinstance(content, dict) or not {"arch", "version", "state_dict"} <= content.keys():
         return None
     return {
         key: value
-        for held in found
+        for held in _holders(content)
         for key in TIMM_KEYS
         if isinstance(value := held.get(key), int | float | str | list | tuple) and value
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from temper.builder.data.pixels import PixelsConfig
 from temper.builder.errors import ModelError
-from temper.builder.network.hub import PREPROCESSOR_FILE, hub_folder, read_hub_config, read_json_beside
+from temper.builder.network.hub import PREPROCESSOR_FILE, hub_folder, read_hub_config, read_json, read_json_beside
 from temper.imaging.errors import show
 from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
 
@@ -24,7 +24,7 @@ _SCALES = {1 / 255: 1.0, 1.0: 255.0}
 TIMM_KEYS = ("input_size", "img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 """Arguments of timm's training script that say how images are made."""
 # Whose `size`, where it is one number as in older files, is a square, or the shorter side.
-_SQUARES = ("Beit", "DeiT", "Pvt", "ViT")
+_SQUARES = ("Beit", "DeiT", "Pvt", "Segformer", "ViT")
 _SHORTER_SIDES = ("Bit", "CLIP", "ChineseCLIP", "Levit", "MobileNetV1", "MobileNetV2")
 _LEVIT_FACTOR = 256 / 224
 # Keys of PoolFormer, MobileViT and EfficientNet, which do what is not read here.
@@ -51,8 +51,26 @@ def preprocessing_of(path: Path, timm_args: Mapping[str, Any] | None = None) -> 
     if stated is None:
         return None
     file, content = stated
+    return _as_keys(file, content, is_timms=file.name != PREPROCESSOR_FILE)
+
+
+def preprocessing_in(file: Path) -> dict[str, Any] | None:
+    """Does what `preprocessing_of` does, of one JSON file: timm's, with a pretrained_cfg, or Hugging Face's.
+
+    Raises:
+        ModelError: As there.
+    """
+    content = read_json(file)
+    if content is not None and isinstance(own := content.get("pretrained_cfg"), dict):
+        return _as_keys(file, own, is_timms=True)
+    if content is None or not content.keys() & {"do_resize", "do_normalize", "image_mean", "size"}:
+        return None
+    return _as_keys(file, content, is_timms=False)
+
+
+def _as_keys(file: Path, content: Mapping[str, Any], *, is_timms: bool) -> dict[str, Any]:
     try:
-        listed = _from_timm(content) if file.name != PREPROCESSOR_FILE else _from_huggingface(content)
+        listed = _from_timm(content) if is_timms else _from_huggingface(content)
         keys: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in listed.items()
         }
@@ -166,6 +184,8 @@ def _sizes(content: Mapping[str, Any], kind: str) -> tuple[int | list[int], int 
     size = content.get("size", None if name in _SHORTER_SIDES else {"height": 224, "width": 224})
     if isinstance(size, int) and name in (*_SQUARES, *_SHORTER_SIDES):
         size = {"shortest_edge": size} if name in _SHORTER_SIDES else {"height": size, "width": size}
+    if isinstance(size, dict):
+        size = {key: value for key, value in size.items() if value is not None}
     if not isinstance(size, dict) or set(size) not in ({"height", "width"}, {"shortest_edge"}):
         raise ValueError(f"size is {size} of {kind or 'no processor'}")
     exact = _height_width(size) if "height" in size else None

@@ -117,8 +117,6 @@ def publish_jpeg(
 def retract_jpeg(repository: Path, model: str) -> list[str]:
     """Removes what `publish_jpeg` published for a model, if it did; the ensemble first.
 
-    Without `jpeg` a model's queue is bounded by number, which a step of an ensemble may not be.
-
     Returns:
         What was removed; an entry of that name that is another thing stays.
 
@@ -127,13 +125,14 @@ def retract_jpeg(repository: Path, model: str) -> list[str]:
     """
     jpeg = jpeg_name(model)
     decoder = decode_name(jpeg)
+    ensemble, step = (_read_config(repository / name) for name in (jpeg, decoder))
     gone = []
-    for name in (jpeg, decoder):
-        config = _read_config(repository / name)
-        steps = [] if config is None else [step.model_name for step in config.ensemble_scheduling.step]
-        if steps == [decoder, model] or (name == decoder and config and config.backend == DecodeBackend.name):
-            remove_entry(repository, name)
-            gone.append(name)
+    if ensemble is not None and [one.model_name for one in ensemble.ensemble_scheduling.step] == [decoder, model]:
+        gone.append(jpeg)
+    if step is not None and step.backend == DecodeBackend.name and (gone or not (repository / jpeg).exists()):
+        gone.append(decoder)  # nobody's step any more
+    for name in gone:
+        remove_entry(repository, name)
     return gone
 
 

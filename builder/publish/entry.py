@@ -150,7 +150,7 @@ def publish_entry(repository: Path, entry: Entry) -> Published:
 
 
 def remove_entry(repository: Path, model: str) -> None:
-    """Removes a model, in one rename; what a kill leaves of it is in the work folder.
+    """Removes a model, in one rename; what a kill leaves of it is in the work folder. One that is gone is fine.
 
     Raises:
         PublishError: It cannot be removed.
@@ -158,8 +158,9 @@ def remove_entry(repository: Path, model: str) -> None:
     try:
         repository = repository.resolve()
         with _work_folder(repository) as work:
-            os.rename(repository / model, work / model)
-            fsync_path(repository)
+            if (repository / model).exists():
+                os.rename(repository / model, work / model)
+                fsync_path(repository)
     except OSError as error:
         raise PublishError(
             f"model {model}: cannot be removed from {repository}: {describe_os_error(error)}"

@@ -78,6 +78,7 @@ def _look_at_checkpoint(given: str, path: Path) -> Weights:
     from temper.builder.network.preprocessing import left_to_timm, preprocessing_of, preprocessing_source
 
     checkpoint = open_checkpoint(path, prefer_averaged=True)
+    script = {} if preprocessing_of(path) else checkpoint.timm_args  # what lies beside it says more
     return Weights(
         given=given,
         arch=checkpoint.arch,
@@ -85,9 +86,9 @@ def _look_at_checkpoint(given: str, path: Path) -> Weights:
         described=checkpoint.description,
         has_averaged=checkpoint.has_both,
         **_named(path, checkpoint.class_names),
-        pixels=preprocessing_of(path, checkpoint.timm_args) or {},
-        pixels_from=preprocessing_source(path, checkpoint.timm_args),
-        pixels_open=tuple(left_to_timm(checkpoint.timm_args)),
+        pixels=preprocessing_of(path, script) or {},
+        pixels_from=preprocessing_source(path, script),
+        pixels_open=tuple(left_to_timm(script)),
         library=checkpoint.library,
     )
 

@@ -65,9 +65,9 @@ def _of_keys(text: str) -> Fields:
 
 
 def _of_library(path: Path) -> Fields:
-    from temper.builder.network.preprocessing import preprocessing_of
+    from temper.builder.network.preprocessing import preprocessing_in
 
-    if not (stated := preprocessing_of(path.parent if path.is_file() else path)):
+    if not (stated := preprocessing_in(path)):
         raise DiagnoseError(f"{show(path)}: states no preprocessing, expected {_EXPECTED}")
     return stated
 

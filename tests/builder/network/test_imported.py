@@ -459,6 +459,7 @@ LIBRARIES: dict[str, tuple[Callable[[Path], Made], str | None, dict[str, Any]]] 
     "nobody's": (named("resnet18"), None, {}),
     "torchvision's script": (saved(lambda: reference()[0]), None, {}),
     "another script": (named("resnet18", args=argparse.Namespace(img_size=160)), None, {}),
+    "a script with timm's words": (named("resnet18", args={"crop_pct": 0.9, "mean": "imagenet"}), None, {}),
     "timm's script": (timm_saver(SCRIPT), "timm", {"img_size": 160, "mean": [0.5]}),
     "timm's saver": (timm_saver(argparse.Namespace(model="x", img_size=160)), "timm", {"img_size": 160}),
     "timm's saver alone": (timm_saver(), "timm", {}),

@@ -149,6 +149,9 @@ def test_int8_that_depends_on_the_cpu_is_a_fault(report: Json, tmp_path: Path, c
         ((25, 25, 25, 25), 0.24, 0.30, 0.36, None),
         ((90, 10), 0.88, 0.90, 0.908, "90.0 %"),  # a constant answer
         ((90, 10), 0.90, 0.93, 0.95, None),
+        ((10,) * 100, 0.08, 0.1, 0.11, None),  # ten times chance
+        ((10,) * 100, 0.007, 0.013, 0.022, "1.0 %"),
+        ((90,), 0.96, 1.0, 1.0, None),
         ((), 0.0, 0.1, 0.2, None),
     ],
 )

@@ -94,6 +94,14 @@ def write_onnx(
     return folder / "hub"
 
 
+def write_onnx_beside_others(folder: Path) -> Path:
+    """Its config.json is of another program, and so is what is called as Hugging Face's file."""
+    hub = write_onnx(folder)
+    (hub / "config.json").write_text("[1]  // mine")
+    (hub / "preprocessor_config.json").write_text("[]")
+    return hub / "model.onnx"
+
+
 def write_timm(folder: Path) -> Path:
     import timm
     from timm.models import save_for_hf
@@ -176,6 +184,11 @@ DOUBTS: dict[str, tuple[Callable[[Path], object], dict[str, Any], list[str]]] = 
     "all is known": (write_huggingface, {"preset": "huggingface"}, []),
     "ONNX alone": (
         lambda folder: write_onnx(folder).joinpath("model.onnx").rename(folder / "model.onnx"),
+        {"preset": "torchvision", "image_size": 64},
+        [ALL, ORDER],
+    ),
+    "ONNX beside somebody's files": (
+        write_onnx_beside_others,
         {"preset": "torchvision", "image_size": 64},
         [ALL, ORDER],
     ),

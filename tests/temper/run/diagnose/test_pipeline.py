@@ -142,7 +142,11 @@ JSON: list[tuple[dict[str, Any], dict[str, Any]]] = [
 def test_files_of_libraries_are_read(tmp_path: Path, content: dict[str, Any], expected: dict[str, Any]) -> None:
     name = "config.json" if "pretrained_cfg" in content else "preprocessor_config.json"
     (tmp_path / name).write_text(json.dumps(content))
-    for fields in (fields_of_checkpoint(tmp_path), read_fields([str(tmp_path / name)])):
+    other = tmp_path / "other" / "mine.json"  # the file that is named, whatever lies beside it
+    other.parent.mkdir()
+    other.write_text(json.dumps(content))
+    (other.parent / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 32, "width": 32}}))
+    for fields in (fields_of_checkpoint(tmp_path), read_fields([str(tmp_path / name)]), read_fields([str(other)])):
         made = make_pipeline(fields, None)
         assert {name: getattr(made, name) for name in expected} == expected
 
