@@ -231,19 +231,6 @@ def arrange(
     )
 
 
-def to_number(text: object) -> int | None:
-    """Returns a label as a number where it is one, as 3, "3" and 3.0 are; None otherwise."""
-    if isinstance(text, bool):
-        return int(text)
-    if isinstance(text, int | np.integer):
-        return int(text)
-    if isinstance(text, float) and text.is_integer():
-        return int(text)
-    if isinstance(text, str) and text.isascii() and text.removeprefix("-").isdigit() and len(text) < 20:
-        return int(text)
-    return None
-
-
 def _index(
     where: str, labels: Sequence[int | str], names: Sequence[str] | None
 ) -> tuple[NDArray[np.int64], list[str], bool]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from temper.builder.data.encoded import to_number
+from temper.builder.class_names import EXPECTED, as_class_names
 from temper.builder.errors import DataError
 from temper.builder.names import is_printable
 from temper.imaging.errors import show
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES = (".txt", ".json")
-_EXPECTED = (
-    "expected the class names in the order of the network's outputs: text, one a line, or JSON: a list, "
-    '{"0": name}, {name: 0}, or Hugging Face\'s config.json'
-)
 _MAX_BYTES = 1 << 24
 
 
@@ -44,7 +40,7 @@ def read_class_names(path: Path) -> list[str]:
     while names and not names[-1]:
         names.pop()
     if len(names) < 2:
-        raise DataError(f"{where}: holds {len(names)} names, {_EXPECTED}")
+        raise DataError(f"{where}: holds {len(names)} names, {EXPECTED}")
     odd = next((number for number, name in enumerate(names) if not name or not is_printable(name)), None)
     if odd is not None:
         raise DataError(f"{where}: name {odd} is {show(names[odd])!r}, expected one line of printable text")
@@ -52,44 +48,6 @@ def read_class_names(path: Path) -> list[str]:
         shown = name_few([f"{show(name)} ({_places(names, name)})" for name in twice])
         raise DataError(f"{where}: got the same name more than once: {shown}; make them differ")
     return names
-
-
-def as_class_names(value: object) -> list[str]:
-    """Returns the names in a list, `{"0": name}` or `{name: 0}`, in the order of their numbers.
-
-    Of ImageNet's `{"0": [id, name]}` it takes the id, its folder's name.
-
-    Raises:
-        ValueError: It is none of these; the text says why, to follow the name of what holds it.
-    """
-    if isinstance(value, dict):
-        value = _in_order(value)
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"is other JSON, {_EXPECTED}")
-    return list(value)
-
-
-def check_same_order(where: str, own: Sequence[str], listed: Sequence[str], path: str) -> None:
-    """Refuses a list that has a network's classes in another order than the network says itself.
-
-    A list of other names is one of classes that were renamed.
-
-    Args:
-        where: What messages begin with.
-        own: What the network's outputs are called.
-        listed: What they are called in the list.
-        path: The file that has the list.
-
-    Raises:
-        DataError: They are the same names in another order.
-    """
-    if list(own) == list(listed) or sorted(own) != sorted(listed):
-        return
-    index = next(index for index, names in enumerate(zip(own, listed, strict=True)) if len(set(names)) > 1)
-    raise DataError(
-        f"{where}: calls its output {index} {show(own[index])}, labels {show(path)} calls it "
-        f"{show(listed[index])}; put the list into the order of the outputs, or leave it out"
-    )
 
 
 def map_labels(
@@ -140,19 +98,19 @@ def _places(names: Sequence[str], name: str) -> str:
 
 def _read(path: Path, where: str) -> str:
     if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{where}: expected a file that ends in {' or '.join(SUFFIXES)}; {_EXPECTED}")
+        raise DataError(f"{where}: expected a file that ends in {' or '.join(SUFFIXES)}; {EXPECTED}")
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise DataError(f"{where}: {why}; {_EXPECTED}") from error
+        raise DataError(f"{where}: {why}; {EXPECTED}") from error
     if len(content) > _MAX_BYTES:
-        raise DataError(f"{where}: longer than {_MAX_BYTES:,} bytes, {_EXPECTED}")
+        raise DataError(f"{where}: longer than {_MAX_BYTES:,} bytes, {EXPECTED}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: is not UTF-8 text (byte {error.start}), {_EXPECTED}") from error
+        raise DataError(f"{where}: is not UTF-8 text (byte {error.start}), {EXPECTED}") from error
 
 
 def _from_json(text: str, where: str) -> list[str]:
@@ -164,7 +122,7 @@ def _from_json(text: str, where: str) -> list[str]:
     try:
         content = json.loads(text, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is no JSON ({show(str(error))}), {_EXPECTED}") from error
+        raise DataError(f"{where}: is no JSON ({show(str(error))}), {EXPECTED}") from error
     if isinstance(content, dict):
         inner = [
             content[key] for key in ("id2label", "class_to_idx", "label2id") if isinstance(content.get(key), dict)
@@ -174,17 +132,3 @@ def _from_json(text: str, where: str) -> list[str]:
         return as_class_names(content)
     except ValueError as error:
         raise DataError(f"{where}: {error}") from error
-
-
-def _in_order(content: dict[Any, Any]) -> list[Any]:
-    places: dict[int | None, Any]
-    if all(isinstance(value, int) and not isinstance(value, bool) for value in content.values()):
-        places = {value: key for key, value in content.items()}
-    elif None not in (numbers := {key: to_number(key) for key in content}).values():
-        places = {number: content[key] for key, number in numbers.items()}
-    else:
-        raise ValueError(f"is other JSON, {_EXPECTED}")
-    if len(places) < len(content) or sorted(places, key=lambda each: each or 0) != list(range(len(content))):
-        raise ValueError(f"got {len(content)} classes, expected the indices 0 to {len(content) - 1}, each once")
-    ordered = [places[index] for index in range(len(content))]
-    return [each[0] if isinstance(each, list) and each else each for each in ordered]

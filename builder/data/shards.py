@@ -22,7 +22,8 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from temper.builder.data.encoded import Found, arrange, state_of, to_number
+from temper.builder.class_names import to_number
+from temper.builder.data.encoded import Found, arrange, state_of
 from temper.builder.data.splits import Split, pick_split, role_of
 from temper.builder.data.tables import LABEL_NAMES
 from temper.builder.errors import DataError

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from temper.builder.data.encoded import Files, Found, arrange, state_of, to_number
+from temper.builder.class_names import to_number
+from temper.builder.data.encoded import Files, Found, arrange, state_of
 from temper.builder.data.splits import Split, pick_split, role_of
 from temper.builder.errors import DataError
 from temper.imaging.errors import show

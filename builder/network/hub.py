@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from temper.builder.class_names import as_class_names
 from temper.builder.contract import GRAPH_FILE
 from temper.builder.errors import ModelError
 from temper.builder.network.design import ARCHITECTURES
@@ -202,8 +203,6 @@ def hub_folder(path: Path) -> Path:
 
 def class_names_in(value: object) -> list[str] | None:
     """Returns the names that a value lists, in the order of the outputs; None where it lists none."""
-    from temper.builder.data.labels import as_class_names  # brings numpy along
-
     try:
         return as_class_names(value) or None
     except ValueError:

@@ -20,7 +20,6 @@ from temper.builder.network.design import (
 from temper.builder.network.head import Head
 from temper.builder.network.hub import HubConfig, Library, arch_called, check_name, class_names_in, read_hub_config
 from temper.builder.network.pickled import Inert
-from temper.builder.network.preprocessing import TIMM_KEYS
 from temper.builder.network.unwrap import (
     Found,
     Network,
@@ -51,6 +50,8 @@ _NAMES_KEYS = (
 _ARCH_KEYS = ("arch", "model", "model_name", "architecture", "backbone")
 _INSIDE = ("meta", "args", "hyper_parameters", "config", "cfg")
 """Where training scripts keep what is no weight."""
+_TIMM_KEYS = ("input_size", "img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+"""Arguments of timm's training script that say how images are made."""
 _MAX_NAMED = 3
 
 
@@ -174,7 +175,7 @@ def _timm_args(content: object) -> dict[str, Any] | None:
     return {
         key: value
         for held in _holders(content)
-        for key in TIMM_KEYS
+        for key in _TIMM_KEYS
         if isinstance(value := held.get(key), int | float | str | list | tuple) and value
     }
 

@@ -21,8 +21,6 @@ _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _STANDARD = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 _PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _SCALES = {1 / 255: 1.0, 1.0: 255.0}
-TIMM_KEYS = ("input_size", "img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
-"""Arguments of timm's training script that say how images are made."""
 # Whose `size`, where it is one number as in older files, is a square, or the shorter side.
 _SQUARES = ("Beit", "DeiT", "Pvt", "Segformer", "ViT")
 _SHORTER_SIDES = ("Bit", "CLIP", "ChineseCLIP", "Levit", "MobileNetV1", "MobileNetV2")

@@ -12,7 +12,6 @@ from temper.builder.names import read_labels
 from temper.builder.network.files import load_network
 from temper.builder.network.resnet import build_model, load_model
 from temper.imaging.errors import show
-from temper.imaging.folder import name_few
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,38 +41,6 @@ class Setting:
     """The architecture and its weights."""
     train: TrainConfig
     """How they were finetuned."""
-
-
-def check_order(setting: Setting, names: list[str], own: list[str] | None) -> None:
-    """Refuses classes that a network's outputs have in another order, as it says itself.
-
-    Args:
-        setting: What the recipe says.
-        names: The classes in the order of the recipe's data.
-        own: Those in the order of the outputs; None where nothing says it.
-
-    Raises:
-        ModelError: They differ, and the recipe has no list of its own.
-        DataError: It has one, of the same names in another order.
-    """
-    from temper.builder.data.labels import check_same_order  # brings numpy along
-
-    if own is None or own == names:
-        return
-    where = f"{'checkpoint' if setting.model.graph is None else 'ONNX file'} {show(setting.model.weights)}"
-    if setting.data.labels is not None:
-        check_same_order(where, own, names, setting.data.labels)
-        return
-    shown = name_few([show(name) for name in own])
-    if sorted(own) == sorted(names):
-        raise ModelError(
-            f"{where}: lists its classes in another order than the data: {shown}; write them into a file, one a "
-            'line, and set data.labels = "classes.txt", or let `temper init` do so'
-        )
-    raise ModelError(
-        f"{where}: lists the classes {shown}, the data has {name_few([show(name) for name in names])}; set "
-        "data.labels to a file of the data's names in the order of its outputs, one a line"
-    )
 
 
 def images_of(data: Artifact, name: str) -> NDArray[Any]:

@@ -15,7 +15,8 @@ from temper.builder.network.hub import class_names_beside
 from temper.builder.network.onnx_import import Pixels, check_size, count_graph, import_onnx
 from temper.builder.network.onnx_original import Original
 from temper.builder.network.onnx_read import read_classifier, wrong
-from temper.builder.network.stage import NUM_VERIFY, Progress, Setting, check_order, images_of, labels_of
+from temper.builder.network.stage import NUM_VERIFY, Progress, Setting, images_of, labels_of
+from temper.builder.network.stated import check_order, warn_of_pixels
 from temper.imaging.preprocess import sides
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def import_weights(setting: Setting, data: Artifact, folder: Path, progress: Pro
         "epochs": 0,
         "head_epochs": 0,
         "snapshots": [],
+        **warn_of_pixels(setting, path),
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from temper.builder.errors import ModelError, reason_of
-from temper.builder.network.hub import CONFIG_FILE, WEIGHT_FILES, hub_folder, read_json_beside
+from temper.builder.network.hub import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES, hub_folder, read_json_beside
 from temper.builder.network.pickled import freeing_line, read_torch
 from temper.builder.store.files import sha256_file
 from temper.imaging.content import is_safetensors, name_content
@@ -68,10 +68,11 @@ def read_content(path: Path) -> Any:
 
 
 def sha256_checkpoint(path: Path) -> str:
-    """Returns the digest of all that decides which weights are read: of a folder its weights and config.json."""
+    """Returns the digest of all that decides which weights are read: of a folder also what lies beside."""
+    beside = (CONFIG_FILE, PREPROCESSOR_FILE)
     files = [
         *_files(path),
-        *([hub_folder(path) / CONFIG_FILE] if path.is_dir() or path.name in WEIGHT_FILES else []),
+        *([hub_folder(path) / name for name in beside] if path.is_dir() or path.name in WEIGHT_FILES else []),
     ]
     digests = [sha256_file(file) for file in files if file.exists()]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

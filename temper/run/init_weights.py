@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from temper.builder.data.labels import check_same_order, read_class_names
+from temper.builder.class_names import check_same_order
+from temper.builder.data.labels import read_class_names
 from temper.builder.errors import DataError, ModelError
 from temper.builder.network.hub import Library
 from temper.builder.network.resnet import ModelConfig

@@ -13,6 +13,7 @@ import numpy as np
 from temper.client.model import ModelInfo
 from temper.client.stats import Estimate, compare_paired, proportion
 from temper.imaging.errors import show
+from temper.imaging.folder import name_few
 from temper.run.diagnose.decide import Cause, Verdict
 from temper.run.diagnose.errors import DiagnoseError
 from temper.run.diagnose.hypotheses import Hypothesis, Known
@@ -74,6 +75,34 @@ def accuracy(
         "reference": dict(proportion(hits[1])),
         "difference": compare_paired(hits[1], hits[0]).to_json(),
     }
+
+
+def other_order(answers: NDArray[np.int64], right: NDArray[np.int64], names: Sequence[str]) -> str:
+    """Says so when the network's answers are right in another order of the classes, as with a wrong list of them.
+
+    Args:
+        answers: The network's, [N].
+        right: The right classes, [N].
+        names: What the outputs are called; empty where nothing says it.
+    """
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # ships none
+
+    num = int(max(answers.max(), right.max())) + 1
+    counts = np.zeros((num, num), np.int64)
+    np.add.at(counts, (answers, right), 1)
+    _, meant = linear_sum_assignment(counts, maximize=True)
+    # One image alone would fit any order.
+    ordered = (meant[answers] == right) & (counts[answers, right] > 1)
+    now, then = proportion(answers == right), proportion(ordered)
+    if then["low"] <= max(0.5, now["high"]):
+        return ""
+    moved = [index for index in np.unique(answers) if meant[index] != index and counts[index, meant[index]] > 1]
+    shown = [f"output {index} is {show(names[meant[index]] if names else str(meant[index]))}" for index in moved]
+    better, worse = (f"{100 * each['value']:.1f} %" for each in (then, now))
+    return (
+        f"classes: {better} instead of {worse} would be right in another order, in which {name_few(shown)}; put "
+        "the names into the order of the network's outputs: `labels` in [data]"
+    )
 
 
 def labels_of_folders(files: Sequence[Path], root: Path, known: Known) -> tuple[NDArray[np.int64] | None, str]:

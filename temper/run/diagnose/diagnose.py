@@ -14,7 +14,7 @@ from temper.client.model import ModelInfo
 from temper.client.stats import proportion
 from temper.imaging.errors import ImageError, show
 from temper.imaging.folder import name_few
-from temper.run.diagnose.classes import accuracy, labels_of_folders, read_classes, with_names
+from temper.run.diagnose.classes import accuracy, labels_of_folders, other_order, read_classes, with_names
 from temper.run.diagnose.decide import Verdict, judge
 from temper.run.diagnose.errors import DiagnoseError
 from temper.run.diagnose.how import (
@@ -211,6 +211,7 @@ def diagnose(
     if labels is None:
         labels, said = labels_of_folders(question.files, question.root, known)
     reference = bench.answer(right)
+    order = "" if labels is None else other_order(reference.argmax(1), labels[chosen], known.classes)
     return Diagnosis(
         model=question.model,
         num_images=len(pictures),
@@ -227,7 +228,7 @@ def diagnose(
         else f"{say_pipeline(sent, whole=info is None or info.input_dtype != 'UINT8')}; {sources[1]}",
         notes=[
             *([f"compared with {weights[0]}"] if len(weights) > len(question.weights) else []),
-            *filter(None, [said]),
+            *filter(None, [said, order]),
         ],
         seconds=round(time.monotonic() - started, 2),
     )

@@ -223,7 +223,7 @@ def test_what_is_chosen(changes: dict[str, Any], weights: str, expected: dict[st
     assert said["weights"] == weights
 
 
-HUGGINGFACE = {"preset": "huggingface", "image_size": [240, 320], "resize": [240, 320], "upright": True}
+HUGGINGFACE = {"preset": "huggingface", "image_size": (240, 320), "resize": (240, 320), "upright": True}
 NO_SQUARE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"size": (240, 320)}, {"preset": None, "resize": None}),
     ({"pixels": HUGGINGFACE}, {"preset": "huggingface", "resize": (240, 320), "upright": None}),
