@@ -293,6 +293,8 @@ def test_commands_send_files_to_what_takes_them(served: TritonServer, tmp_path: 
         code, output = run("load", "--model", model, "--encoded", "--images", good, *short)
         assert (code, "closed, 2 in flight" in output) == (0, True), output
     code, output = run("load", "--model", "toy", "--encoded", *short)
+    assert (code, "--encoded: sends image files, expected --images with some" in output) == (2, True)
+    code, output = run("load", "--model", "toy_jpeg", *short)
     assert (code, "toy_jpeg: takes image files, expected --images with some" in output) == (1, True)
     code, output = run("load", "--model", "toy", "--encoded", "--images", str(tmp_path / "bad.jpg"), *short)
     assert (code, "INVALID_ARGUMENT (" in output, "image: is text, expected PNG" in output) == (1, True, True)

@@ -68,6 +68,8 @@ def init_command(
     echo(f"{len(found.class_names)} classes; {found.described}")
     if found.weights.described:
         echo(f"{found.weights.kind}: {found.weights.described}")
+    if found.weights.pixels_from:
+        echo(f"images are made what this says: {found.weights.pixels_from}")
     for line in doubts(found):
         echo(line)
     arch = found.weights.arch or "ONNX"

@@ -72,7 +72,7 @@ def load_command(
         config = LoadConfig(**settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    model = _asked(model, encoded=encoded)
+    model = _asked(model, images, encoded=encoded)
     results: list[LoadResult] = []
     with Display() as display, Endpoint(url, repository, models=[model], display=display) as endpoint:
         pixels = endpoint.retrying(model, lambda url: _images(images, url, model, config, display))
@@ -104,7 +104,10 @@ def load_command(
         raise LoadError(reasons[-1])
 
 
-def _asked(model: str, *, encoded: bool) -> str:
+def _asked(model: str, images: Sequence[Path], *, encoded: bool) -> str:
+    """The model to ask; what it lacks is said before a server is started."""
+    if encoded and not images:
+        raise click.UsageError("--encoded: sends image files, expected --images with some; none are made up")
     return model.removesuffix(JPEG_SUFFIX) + JPEG_SUFFIX if encoded else model
 
 

@@ -31,8 +31,8 @@ SAID: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str | None]] = {
         {**SAME, "preset": "torchvision"},
         {},
         "it was trained with crop_margin floor, interpolation bicubic, upright True (preprocessor_config.json of "
-        "Hugging Face (ConvNextImageProcessor)), and [data] has crop_margin round, interpolation bilinear, upright "
-        "False",
+        "Hugging Face (ConvNextImageProcessor)), and [data] has crop_margin round, interpolation bilinear, "
+        "upright False",
     ),
     "another mean": (
         HUB,
