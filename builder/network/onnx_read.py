@@ -285,7 +285,7 @@ def _check_functions(path: Path, model: ModelProto) -> None:
 def _inlined(
     own: Mapping[tuple[str, ...], int], calls: Mapping[tuple[str, ...], Counter[tuple[str, ...]]], allowed: int
 ) -> int:
-    """Returns what the largest body comes to with what it calls in it; more than is allowed where that has no end."""
+    """Returns what the largest body comes to with what it calls; more than is allowed where that has no end."""
     sizes = dict(own)
     for _ in range(_MAX_NESTING):
         before = sizes

@@ -87,6 +87,18 @@ def constant_elsewhere(path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
+def holding(kind: int, dims: list[int], **values: object) -> Write:
+    """A map instead of scores, beside a constant."""
+
+    def write(path: Path) -> None:
+        model = onnx.load_from_string(graph("y = Relu(x)", outputs="float[N, 3, 8, 8] y"))
+        model.graph.initializer.append(TensorProto(name="k", data_type=kind, dims=dims, **values))
+        model.graph.node.append(helper.make_node("Identity", ["k"], ["i"]))
+        path.write_bytes(model.SerializeToString())
+
+    return write
+
+
 def calling(body: Callable[[int], list[onnx.NodeProto]], levels: int, times: int = 1, **given: object) -> Write:
     """An image that goes through the last of some functions of x and z, "f0" to "f39", so many times."""
 
@@ -217,6 +229,13 @@ WRONG: dict[str, tuple[Write, str]] = {
     "a constant given often": (
         calling(given_often, 1, value=numpy_helper.from_array(np.zeros(1 << 19, np.float32))),
         "its functions hold more than 1,073,741,824 bytes",
+    ),
+    "a constant cut short": (holding(1, [4], raw_data=bytes(7)), "its constant k cannot be read: .*; export"),
+    "a constant of less than none": (holding(1, [-2, -2], raw_data=bytes(16)), "its constant k cannot be read"),
+    "a map beside any bytes": (holding(8, [1], string_data=[bytes([255])]), r"answers \['N', 3, 8, 8\], expected"),
+    "a type that is none": (
+        raw(graph(f"k = Constant<value = float[1] {{1}}>() i = Cast<to = 0>(k) {POOLED}")),
+        "nothing tells the size of Cast 'i'; export it again",
     ),
     "branches": (branched, "has the operator If, whose branches depend on the image"),
     "an early opset": (raw(graph(POOLED, opset=6)), "is of opset 6, expected 7 or later"),
