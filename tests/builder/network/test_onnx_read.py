@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -87,7 +88,7 @@ def constant_elsewhere(path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def holding(kind: int, dims: list[int], **values: object) -> Write:
+def holding(kind: int, dims: list[int], **values: Any) -> Write:
     """A map instead of scores, beside a constant."""
 
     def write(path: Path) -> None:
@@ -99,7 +100,7 @@ def holding(kind: int, dims: list[int], **values: object) -> Write:
     return write
 
 
-def calling(body: Callable[[int], list[onnx.NodeProto]], levels: int, times: int = 1, **given: object) -> Write:
+def calling(body: Callable[[int], list[onnx.NodeProto]], levels: int, times: int = 1, **given: Any) -> Write:
     """An image that goes through the last of some functions of x and z, "f0" to "f39", so many times."""
 
     def write(path: Path) -> None:
