@@ -4,13 +4,13 @@ The rules (TensorRT's "Working with Quantized Types"): the input of every Conv, 
 tensor, its weight too with one scale per output channel, and of a residual Add after a convolution exactly one
 branch is quantised: the one that is not fused into that convolution. A float input makes a runtime fall back to a
 float kernel without a word, so a layer that is left in float must have a reason and is named with it. What
-multiplies two activations, as attention does, has no weight and is left in float.
+multiplies by an activation, as attention does, has no weight in the place of one and is left in float.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] =
     if not weighted:
         raise AuditError(f"{path}: has no Conv, Gemm or MatMul; expected a quantised network")
     reports = list[NodeReport]()
-    high = [KeptHigh(node.name, node.op_type, "multiplies two activations") for node in products(content)]
+    high = [KeptHigh(node.name, node.op_type, why) for node, why in _multiplying(content) if why is not None]
     for node in weighted:
         reason = "kept on request" if node.name in kept_high else graph.why_high(node)
         if reason is not None and not graph.has_quantized_weight(node):
@@ -115,24 +115,30 @@ def audit_qdq(path: Path, precision: str = "int8", *, kept_high: Sequence[str] =
 
 def weighted_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Returns the convolutions and linear layers, in the graph's order."""
-    return [node for node, is_weighted in _multiplying(graph) if is_weighted]
+    return [node for node, why in _multiplying(graph) if why is None]
 
 
 def products(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Returns what multiplies two activations, as attention does; int8 would make no weight smaller."""
-    return [node for node, is_weighted in _multiplying(graph) if not is_weighted]
+    """Returns what multiplies by an activation, as attention does; int8 would make no weight smaller."""
+    return [node for node, why in _multiplying(graph) if why is not None]
 
 
-def _multiplying(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, bool]]:
-    """Every Conv, Gemm and MatMul, and whether what it multiplies by is a constant, quantised or not."""
+def _multiplying(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, str | None]]:
+    """Every Conv, Gemm and MatMul, and why it has no weight; None where what it multiplies by is a constant."""
     constants = _constants(graph)
     producers = {name: node for node in graph.node for name in node.output}
     for node in graph.node:
         if node.op_type in WEIGHTED_OPS:
-            name = node.input[1]
-            while name in producers and producers[name].op_type in (*_LAYOUT_OPS, *_PAIR):
-                name = producers[name].input[0]
-            yield node, name in constants
+            first, second = (_stored(name, producers) in constants for name in node.input[:2])
+            product = "multiplies a constant by an activation" if first else "multiplies two activations"
+            yield node, None if second else product
+
+
+def _stored(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
+    """Returns what a tensor is before pairs and layouts."""
+    while name in producers and producers[name].op_type in (*_LAYOUT_OPS, *_PAIR):
+        name = producers[name].input[0]
+    return name
 
 
 def residual_adds(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

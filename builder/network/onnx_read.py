@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -87,7 +89,7 @@ def fingerprint_onnx(path: Path) -> str:
     digest = hashlib.sha256(sha256_file(path).encode())
     for file in sorted({path.parent / name for name, _ in _external(_parse(path))}):
         digest.update(sha256_file(_check_external(path, file.name)).encode())
-    if (config := hub_folder(path) / CONFIG_FILE).exists():  # it may list the classes
+    if (config := hub_folder(path) / CONFIG_FILE).is_file():  # it may list the classes
         digest.update(sha256_file(config).encode())
     return digest.hexdigest()
 
@@ -258,17 +260,57 @@ def _check_operators(path: Path, model: ModelProto) -> None:
 
 
 def _check_functions(path: Path, model: ModelProto) -> None:
-    """Refuses functions that call each other until there are more operators than memory."""
-    sizes = {(one.domain, one.name): 0 for one in model.functions}
+    """Refuses functions that call each other until there are more operators, or bytes, than memory."""
+    if not model.functions:
+        return
+    bodies = {("",): model.graph.node} | {_function(one, one.name): one.node for one in model.functions}
+    inner = {key: list(_with_branches(body)) for key, body in bodies.items()}
+    calls = {key: Counter(_function(node, node.op_type) for node in nodes) for key, nodes in inner.items()}
+    # An attribute of a call, or what stands for it, is copied to wherever the function refers to it.
+    given = [one for function in model.functions for one in function.attribute_proto]
+    for node in chain.from_iterable(inner.values()):
+        given += node.attribute if _function(node, node.op_type) in bodies else ()
+    largest = max((one.ByteSize() for one in given), default=0)
+    count = {key: len(nodes) for key, nodes in inner.items()}
+    num_bytes = {
+        key: sum(node.ByteSize() for node in body)
+        + largest * sum(bool(one.ref_attr_name) for node in inner[key] for one in node.attribute)
+        for key, body in bodies.items()
+    }
+    for own, allowed, what in ((count, _MAX_NODES, "operators"), (num_bytes, MAX_BYTES, "bytes")):
+        if _inlined(own, calls, allowed) > allowed:
+            raise wrong(path, f"its functions hold more than {allowed:,} {what}; export it without functions")
+
+
+def _inlined(
+    own: Mapping[tuple[str, ...], int], calls: Mapping[tuple[str, ...], Counter[tuple[str, ...]]], allowed: int
+) -> int:
+    """Returns what the largest body comes to with what it calls; more than is allowed where that has no end."""
+    sizes = dict(own)
     for _ in range(_MAX_NESTING):
-        before = dict(sizes)
-        for one in model.functions:
-            sizes[one.domain, one.name] = sum(before.get((node.domain, node.op_type), 1) for node in one.node)
-        if sizes == before:
-            return
-        if max(sizes.values()) > _MAX_NODES:
-            break
-    raise wrong(path, f"its functions hold more than {_MAX_NODES:,} operators; export it without functions")
+        before = sizes
+        sizes = {
+            key: size + sum(times * before.get(name, 0) for name, times in calls[key].items())
+            for key, size in own.items()
+        }
+        largest = max(sizes.values())
+        if sizes == before or largest > allowed:
+            return largest
+    return allowed + 1
+
+
+def _function(of: NodeProto | onnx.FunctionProto, name: str) -> tuple[str, ...]:
+    """Returns what a function is found by."""
+    return ("" if of.domain == "ai.onnx" else of.domain, name, of.overload)
+
+
+def _with_branches(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The operators, and those within them."""
+    for node in nodes:
+        yield node
+        for one in node.attribute:
+            for graph in (one.g, *one.graphs):
+                yield from _with_branches(graph.node)
 
 
 def _end_training(graph: GraphProto) -> int:

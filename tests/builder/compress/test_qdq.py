@@ -147,6 +147,24 @@ def test_broken_graph_names_its_node(
         audit_qdq(tmp_path / "broken.onnx")
 
 
+@pytest.mark.parametrize(
+    ("factors", "reason"),
+    [
+        (("left", "float_features"), "multiplies a constant by an activation"),
+        (("float_features", "float_features"), "multiplies two activations"),
+    ],
+)
+def test_product_without_a_weight_says_of_what(
+    toy_int8: Path, tmp_path: Path, factors: tuple[str, str], reason: str
+) -> None:
+    model = onnx.load(toy_int8)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((2, 2), np.float32), "left"))
+    model.graph.node.append(helper.make_node("MatMul", factors, ["more"], "/product"))
+    onnx.save(model, tmp_path / "product.onnx")
+    (kept,) = audit_qdq(tmp_path / "product.onnx").kept_high
+    assert (kept.name, kept.reason) == ("/product", reason)
+
+
 def test_float_graph_fails(toy_onnx: Path) -> None:
     with pytest.raises(AuditError, match=r"Conv '/model/conv1/Conv': its input '.*' is not quantised"):
         audit_qdq(toy_onnx)

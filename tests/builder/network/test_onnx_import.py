@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from temper.builder.compress.saturation import weight_bits
 from temper.builder.contract import INPUT_NAME, OUTPUT_NAME
 from temper.builder.errors import ModelError
 from temper.builder.network.export import OPSET, compare_logits, run_graph
+from temper.builder.network.onnx_bounds import check_bounds
 from temper.builder.network.onnx_import import Pixels, count_graph, describe_onnx, import_onnx
+from temper.builder.network.onnx_read import read_classifier
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, SIZE, SIZE, 3), np.uint8)
 PIXELS = Pixels(size=(SIZE, SIZE), mean=MEAN, std=STD)
@@ -261,6 +264,28 @@ BOMBS = {
         + " c = Identity(t8)",
         "with Concat 't8' it takes 2,143,289,344 bytes",
     ),
+    "in sequences": (
+        "t0 = ConstantOfShape(n) "
+        + " ".join(
+            f"q{turn} = SequenceConstruct(t{turn}, t{turn}) t{turn + 1} = ConcatFromSequence<axis = 0>(q{turn})"
+            for turn in range(7)
+        )
+        + " c = Identity(t7)",
+        "with SequenceConstruct 'q6' it takes 1,598,029,824 bytes",
+    ),
+    "past every number": (
+        "e = Mul(s, s) c = ConstantOfShape(e) d = Shape(c)",
+        "with ConstantOfShape 'c' it takes 4,835,703,278,458,516,698,824,704 bytes",
+    ),
+    "by nothing": ("e = Div(s, zero) c = ConstantOfShape(e)", "Div 'e' divides whole numbers by 0 or -1"),
+    "by less": (
+        "d = Neg(one) e = Mod(s, d) c = ConstantOfShape(e)",
+        "Mod 'e' divides whole numbers by 0 or -1",
+    ),
+    "by many": (
+        "d = ConstantOfShape<value = int64[1] {3}>(two) e = Sub(d, d) b = Div(two, e) c = Cast<to = 1>(b)",
+        "Div 'b' divides whole numbers by 0 or -1",
+    ),
     "not told": (
         'e = Einsum<equation = "i->i">(s) c = ConstantOfShape(e)',
         "nothing tells the size of ConstantOfShape 'c'",
@@ -282,10 +307,53 @@ def test_graph_that_would_fill_the_memory_is_refused(tmp_path: Path, made: str, 
             take()
 
 
+# What takes no more than is allowed, and what a little more of it takes; none of it is computed here.
+SIZES: dict[str, tuple[str, str, str | None]] = {
+    "Unique": ("N", "e = Unique(s) c = Cast<to = 1>(e)", None),
+    "NonZero": ("N", "e = NonZero(s) c = Cast<to = 1>(e)", None),
+    "a shape rounded": (
+        "N",
+        "a = Shape(x) b = Cast<to = 1>(a) d = Round(b) e = Cast<to = 7>(d) c = ConstantOfShape(e)",
+        None,
+    ),
+    "a part of a sequence": (
+        "N",
+        "q = SplitToSequence(n) e = SequenceAt(q, zero) c = Cast<to = 1>(e)",
+        None,
+    ),
+    "a sequence": ("N", "q = SequenceConstruct(o, o) c = ConcatFromSequence<axis = 0>(q)", None),
+    "a hundred images": ("100", "c = Tile(x, layer)", None),
+    "a thousand images": (
+        "1000",
+        "c = Tile(x, layer)",
+        "with Tile 'c' it takes 13,246,464,000 bytes of memory, expected at most 8,589,934,592",
+    ),
+    "weights of 8 bits": (
+        "N",
+        "e = Mul(n, many) q = ConstantOfShape<value = int8[1] {1}>(e) c = DequantizeLinear(q, scale)",
+        None,
+    ),
+    "large weights of 8 bits": (
+        "N",
+        "d = Mul(n, many) e = Mul(d, two) q = ConstantOfShape<value = int8[1] {1}>(e) "
+        "c = DequantizeLinear(q, scale)",
+        "with DequantizeLinear 'c' it takes 1,",
+    ),
+}
+
+
+@pytest.mark.parametrize(("batch", "made", "message"), SIZES.values(), ids=SIZES.keys())
+def test_size_is_of_what_is_kept(tmp_path: Path, batch: str, made: str, message: str | None) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(as_graph((BOMB % made).replace("[N,", f"[{batch},")))
+    with pytest.raises(ModelError, match=message) if message else contextlib.nullcontext():
+        check_bounds(read_classifier(path), (8, 8))
+
+
 BOMB = """<ir_version: 8, opset_import: ["": 17]>
 net (float[N, 3, 8, 8] x) => (float[N, 3] y)
 <int64[1] n = {1048576}, int64[2] s = {1048576, 1048576}, int64 zero = {0}, int64 one = {1}, int64[1] two = {2},
- float[1, 1] o = {1}> {
+ float[1, 1] o = {1}, int64[4] layer = {1, 22, 28, 28}, int64 many = {288}, float scale = {1}> {
   p = GlobalAveragePool(x)
   f = Flatten(p)
   %s

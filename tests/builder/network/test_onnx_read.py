@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -87,20 +88,73 @@ def constant_elsewhere(path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def nested(path: Path) -> None:
-    """Functions of which each calls the one before it twice."""
-    model, opsets = (
-        onnx.load_from_string(graph(POOLED)),
-        [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)],
-    )
-    for level in range(40):
-        domain, called = ("f", f"f{level - 1}") if level else ("", "Relu")
-        nodes = [helper.make_node(called, [a], [b], domain=domain) for a, b in ("xy", "yz")]
-        model.functions.append(helper.make_function("f", f"f{level}", ["x"], ["z"], nodes, opsets))
-    model.opset_import.append(opsets[1])
-    model.graph.node.insert(0, helper.make_node("f39", ["x"], ["i"], domain="f"))
-    model.graph.node[1].input[0] = "i"
-    path.write_bytes(model.SerializeToString())
+def holding(kind: int, dims: list[int], **values: Any) -> Write:
+    """A map instead of scores, beside a constant."""
+
+    def write(path: Path) -> None:
+        model = onnx.load_from_string(graph("y = Relu(x)", outputs="float[N, 3, 8, 8] y"))
+        model.graph.initializer.append(TensorProto(name="k", data_type=kind, dims=dims, **values))
+        model.graph.node.append(helper.make_node("Identity", ["k"], ["i"]))
+        path.write_bytes(model.SerializeToString())
+
+    return write
+
+
+def calling(body: Callable[[int], list[onnx.NodeProto]], levels: int, times: int = 1, **given: Any) -> Write:
+    """An image that goes through the last of some functions of x and z, "f0" to "f39", so many times."""
+
+    def write(path: Path) -> None:
+        model = onnx.load_from_string(graph(POOLED))
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
+        for level in range(levels):
+            made = helper.make_function("f", f"f{level}", ["x"], ["z"], body(level), opsets, list(given))
+            model.functions.append(made)
+        model.opset_import.append(opsets[1])
+        for turn in range(times):
+            ends = [f"i{turn - 1}" if turn else "x"], [f"i{turn}"]
+            called = helper.make_node(f"f{levels - 1}", *ends, domain="f", **given)
+            model.graph.node.insert(turn, called)
+        model.graph.node[times].input[0] = f"i{times - 1}"
+        path.write_bytes(model.SerializeToString())
+
+    return write
+
+
+def twice(level: int) -> list[onnx.NodeProto]:
+    """Calls the function before it twice."""
+    domain, called = ("f", f"f{level - 1}") if level else ("", "Relu")
+    return [helper.make_node(called, [a], [b], domain=domain) for a, b in ("xy", "yz")]
+
+
+def twice_in_branches(level: int) -> list[onnx.NodeProto]:
+    nodes, ends = twice(level), [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)]
+    branch = helper.make_graph(nodes, "branch", [], ends)
+    chosen = helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
+    return [helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.array(True))), chosen]
+
+
+def itself(level: int) -> list[onnx.NodeProto]:
+    return [helper.make_node(f"f{level}", ["x"], ["z"], domain="f")]
+
+
+def large(level: int) -> list[onnx.NodeProto]:
+    """Adds a constant of a MB."""
+    weight = numpy_helper.from_array(np.zeros(1 << 18, np.float32))
+    added = helper.make_node("ReduceSum", ["k"], ["s"], keepdims=0), helper.make_node("Add", ["x", "s"], ["z"])
+    return [helper.make_node("Constant", [], ["k"], value=weight), *added]
+
+
+def given_often(level: int) -> list[onnx.NodeProto]:
+    """Has a thousand constants, all of them what the call gives."""
+    nodes = [helper.make_node("Constant", [], [f"k{turn}"]) for turn in range(1000)]
+    for node in nodes:
+        node.attribute.add(name="value", ref_attr_name="value", type=onnx.AttributeProto.TENSOR)
+    return [*nodes, helper.make_node("Relu", ["x"], ["z"])]
+
+
+def straight(level: int) -> list[onnx.NodeProto]:
+    nodes = [helper.make_node("Relu", [f"t{turn}"], [f"t{turn + 1}"]) for turn in range(1000)]
+    return [helper.make_node("Relu", ["x"], ["t0"]), *nodes, helper.make_node("Relu", ["t1000"], ["z"])]
 
 
 def branched(path: Path) -> None:
@@ -168,7 +222,22 @@ WRONG: dict[str, tuple[Write, str]] = {
         raw(graph("p = com.microsoft.Gelu(x) q = GlobalAveragePool(p) y = Flatten(q)")),
         r"has the operator com\.microsoft\.Gelu, expected ONNX's own; export it without optimisation",
     ),
-    "functions of functions": (nested, "its functions hold more than 100,000 operators; export it without"),
+    "functions of functions": (calling(twice, 40), "its functions hold more than 100,000 operators; export it"),
+    "functions in branches": (calling(twice_in_branches, 20), "its functions hold more than 100,000 operators"),
+    "a function of itself": (calling(itself, 1), "its functions hold more than 100,000 operators"),
+    "functions called often": (calling(straight, 1, 100), "its functions hold more than 100,000 operators"),
+    "a constant called often": (calling(large, 1, 1025), "its functions hold more than 1,073,741,824 bytes"),
+    "a constant given often": (
+        calling(given_often, 1, value=numpy_helper.from_array(np.zeros(1 << 19, np.float32))),
+        "its functions hold more than 1,073,741,824 bytes",
+    ),
+    "a constant cut short": (holding(1, [4], raw_data=bytes(7)), "its constant k cannot be read: .*; export"),
+    "a constant of less than none": (holding(1, [-2, -2], raw_data=bytes(16)), "its constant k cannot be read"),
+    "a map beside any bytes": (holding(8, [1], string_data=[bytes([255])]), r"answers \['N', 3, 8, 8\], expected"),
+    "a type that is none": (
+        raw(graph(f"k = Constant<value = float[1] {{1}}>() i = Cast<to = 0>(k) {POOLED}")),
+        "nothing tells the size of Cast 'i'; export it again",
+    ),
     "branches": (branched, "has the operator If, whose branches depend on the image"),
     "an early opset": (raw(graph(POOLED, opset=6)), "is of opset 6, expected 7 or later"),
 }  # fmt: skip
@@ -197,6 +266,9 @@ def test_fingerprint_is_of_the_data_files_too(tmp_path: Path) -> None:
     assert before == fingerprint_onnx(path)
     (tmp_path / "w.bin").write_bytes(b"\1" + bytes(47))
     changed = fingerprint_onnx(path)
+    (tmp_path / "config.json").mkdir()
+    assert fingerprint_onnx(path) == changed
+    (tmp_path / "config.json").rmdir()
     (tmp_path / "config.json").write_text("{}")
     assert len({before, changed, fingerprint_onnx(path)}) == 3
 
