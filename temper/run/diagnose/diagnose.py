@@ -217,7 +217,7 @@ def diagnose(
         num_images=len(pictures),
         verdict=verdict,
         side={
-            index: _side(one.hypothesis, right, sent, answers is not None)
+            index: _side(one.hypothesis, right, sent, info)
             for index, one in enumerate(verdict.causes)
         },
         agreement=dict(proportion(served.argmax(1) == reference.argmax(1))),
@@ -313,8 +313,10 @@ def _stated_precision(info: ModelInfo | None) -> Precision:
     return stated.get(info.precision_hint or "", "fp32")
 
 
-def _side(hypothesis: Hypothesis, right: Pipeline, sent: Pipeline, is_answered: bool) -> Side:
-    if is_answered or hypothesis.kind in GEOMETRY:
+def _side(hypothesis: Hypothesis, right: Pipeline, sent: Pipeline, info: ModelInfo | None) -> Side:
+    if info is None or hypothesis.kind in GEOMETRY:
         return "client"
+    if info.input_dtype == "UINT8":  # pixels as they are: the rest is in what is served
+        return "graph"
     differs = any(getattr(right, name) != getattr(sent, name) for name in _PIXELS)
     return "client" if differs and set(_PIXELS) & set(hypothesis.changes) else "graph"

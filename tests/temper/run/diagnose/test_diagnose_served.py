@@ -61,6 +61,14 @@ def test_a_client_that_sizes_images_otherwise_is_found(server: TritonServer, fol
     assert found["candidates"] and found["agrees"] is False
 
 
+def test_a_mean_of_a_model_that_takes_bytes_is_the_graphs(server: TritonServer, folder: Path) -> None:
+    stated = ("--trained", "mean = [0.3, 0.3, 0.3], std = [0.2, 0.2, 0.2]")
+    found = json.loads(run(folder, MODEL, "--url", server.grpc_url, *stated, "--json").stdout)
+    cause = found["causes"][0]
+    assert (cause["kind"], cause["side"]) == ("mean and std", "graph")
+    assert cause["mend"].startswith("export again with `mean = [0.3, 0.3, 0.3]`")
+
+
 def test_answers_of_a_client_with_bgr_are_diagnosed_without_a_server(
     server: TritonServer, folder: Path, tmp_path: Path
 ) -> None:
