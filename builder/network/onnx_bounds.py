@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _MAX_SHORT = 256
 """Numbers in a value that is worked out here: a shape, or what is computed on the way to it."""
-_ROUNDS = 8
-"""How often a size may follow from a value whose own size follows from another."""
+_ROUNDS = 256
+"""How often a size may follow from a value whose own size follows from another; a Swin does so in every block."""
 _SHAPES = ("Shape", "Size")
 # What exporters compute shapes with; none takes more memory than its inputs and outputs do.
 _ARITHMETIC = (

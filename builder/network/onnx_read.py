@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +21,7 @@ from onnx import TensorProto
 from temper.builder.contract import NUM_CHANNELS
 from temper.builder.errors import ModelError, reason_of
 from temper.builder.network.hub import CONFIG_FILE, hub_folder
+from temper.builder.network.onnx_functions import count_inlined
 from temper.builder.store.files import sha256_file
 from temper.imaging.content import name_content
 from temper.imaging.errors import show
@@ -36,7 +35,6 @@ Layout = Literal["NCHW", "NHWC"]
 MAX_BYTES = 1 << 30
 _HEAD_BYTES = 1024
 _MAX_NODES = 100_000  # a ResNet-152 has 600
-_MAX_NESTING = 100
 _MIN_OPSET = 7  # ONNX Runtime reads none before it
 _IMAGE_TYPES = {
     TensorProto.FLOAT: "float32",
@@ -261,56 +259,10 @@ def _check_operators(path: Path, model: ModelProto) -> None:
 
 def _check_functions(path: Path, model: ModelProto) -> None:
     """Refuses functions that call each other until there are more operators, or bytes, than memory."""
-    if not model.functions:
-        return
-    bodies = {("",): model.graph.node} | {_function(one, one.name): one.node for one in model.functions}
-    inner = {key: list(_with_branches(body)) for key, body in bodies.items()}
-    calls = {key: Counter(_function(node, node.op_type) for node in nodes) for key, nodes in inner.items()}
-    # An attribute of a call, or what stands for it, is copied to wherever the function refers to it.
-    given = [one for function in model.functions for one in function.attribute_proto]
-    for node in chain.from_iterable(inner.values()):
-        given += node.attribute if _function(node, node.op_type) in bodies else ()
-    largest = max((one.ByteSize() for one in given), default=0)
-    count = {key: len(nodes) for key, nodes in inner.items()}
-    num_bytes = {
-        key: sum(node.ByteSize() for node in body)
-        + largest * sum(bool(one.ref_attr_name) for node in inner[key] for one in node.attribute)
-        for key, body in bodies.items()
-    }
-    for own, allowed, what in ((count, _MAX_NODES, "operators"), (num_bytes, MAX_BYTES, "bytes")):
-        if _inlined(own, calls, allowed) > allowed:
+    counts = count_inlined(model) if model.functions else (0, 0)
+    for count, allowed, what in zip(counts, (_MAX_NODES, MAX_BYTES), ("operators", "bytes"), strict=True):
+        if count > allowed:
             raise wrong(path, f"its functions hold more than {allowed:,} {what}; export it without functions")
-
-
-def _inlined(
-    own: Mapping[tuple[str, ...], int], calls: Mapping[tuple[str, ...], Counter[tuple[str, ...]]], allowed: int
-) -> int:
-    """Returns what the largest body comes to with what it calls; more than is allowed where that has no end."""
-    sizes = dict(own)
-    for _ in range(_MAX_NESTING):
-        before = sizes
-        sizes = {
-            key: size + sum(times * before.get(name, 0) for name, times in calls[key].items())
-            for key, size in own.items()
-        }
-        largest = max(sizes.values())
-        if sizes == before or largest > allowed:
-            return largest
-    return allowed + 1
-
-
-def _function(of: NodeProto | onnx.FunctionProto, name: str) -> tuple[str, ...]:
-    """Returns what a function is found by."""
-    return ("" if of.domain == "ai.onnx" else of.domain, name, of.overload)
-
-
-def _with_branches(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """The operators, and those within them."""
-    for node in nodes:
-        yield node
-        for one in node.attribute:
-            for graph in (one.g, *one.graphs):
-                yield from _with_branches(graph.node)
 
 
 def _end_training(graph: GraphProto) -> int:

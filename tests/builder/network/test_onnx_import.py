@@ -316,6 +316,13 @@ SIZES: dict[str, tuple[str, str, str | None]] = {
         "a = Shape(x) b = Cast<to = 1>(a) d = Round(b) e = Cast<to = 7>(d) c = ConstantOfShape(e)",
         None,
     ),
+    "a shape of a shape": (
+        "N",
+        "r0 = Relu(x) "
+        + " ".join(f"a{turn} = Shape(r{turn}) r{turn + 1} = Reshape(r{turn}, a{turn})" for turn in range(20))
+        + " b = Shape(r20) c = ConstantOfShape(b)",
+        None,
+    ),
     "a part of a sequence": (
         "N",
         "q = SplitToSequence(n) e = SequenceAt(q, zero) c = Cast<to = 1>(e)",
