@@ -216,10 +216,7 @@ def diagnose(
         model=question.model,
         num_images=len(pictures),
         verdict=verdict,
-        side={
-            index: _side(one.hypothesis, right, sent, info)
-            for index, one in enumerate(verdict.causes)
-        },
+        side={index: _side(one.hypothesis, right, sent, info) for index, one in enumerate(verdict.causes)},
         agreement=dict(proportion(served.argmax(1) == reference.argmax(1))),
         accuracy=None if labels is None else accuracy(served, reference, labels[chosen]),
         trained=f"{say_pipeline(right)}; {sources[0]}",
