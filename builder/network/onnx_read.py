@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from temper.builder.contract import NUM_CHANNELS
 from temper.builder.errors import ModelError, reason_of
-from temper.builder.network.hub import CONFIG_FILE, hub_folder
+from temper.builder.network.hub import CONFIG_FILE, PREPROCESSOR_FILE, hub_folder
 from temper.builder.network.onnx_functions import count_inlined
 from temper.builder.store.files import sha256_file
 from temper.imaging.content import name_content
@@ -79,7 +79,7 @@ def wrong(path: Path, what: str) -> ModelError:
 
 
 def fingerprint_onnx(path: Path) -> str:
-    """Returns a digest of a file, of the data files that it names, and of the config.json beside it.
+    """Returns a digest of a file, of the data files that it names, and of a hub's files beside it.
 
     Raises:
         ModelError: As `read_classifier`.
@@ -87,8 +87,9 @@ def fingerprint_onnx(path: Path) -> str:
     digest = hashlib.sha256(sha256_file(path).encode())
     for file in sorted({path.parent / name for name, _ in _external(_parse(path))}):
         digest.update(sha256_file(_check_external(path, file.name)).encode())
-    if (config := hub_folder(path) / CONFIG_FILE).is_file():  # it may list the classes
-        digest.update(sha256_file(config).encode())
+    for beside in (hub_folder(path) / name for name in (CONFIG_FILE, PREPROCESSOR_FILE)):
+        if beside.is_file():  # the classes may stand in it, or what images are made into
+            digest.update(sha256_file(beside).encode())
     return digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from temper.builder.class_names import check_same_order
 from temper.builder.data.pixels import PixelsConfig
 from temper.builder.errors import ModelError
-from temper.builder.network.preprocessing import preprocessing_of, preprocessing_source
+from temper.builder.network.preprocessing import left_to_timm, preprocessing_of, preprocessing_source
 from temper.imaging.errors import show
 from temper.imaging.folder import name_few
 
@@ -19,6 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from temper.builder.network.stage import Setting
+    from temper.imaging.preprocess import Preprocessing
+
+# What follows from an argument of timm's script that was left to timm.
+_OF_TIMM = {
+    "img_size": ("height", "width", "resize"),
+    "crop_pct": ("resize",),
+    "interpolation": ("interpolation",),
+}
 
 
 def check_order(setting: Setting, names: list[str], own: list[str] | None) -> None:
@@ -52,7 +59,7 @@ def check_order(setting: Setting, names: list[str], own: list[str] | None) -> No
 
 
 def warn_of_pixels(setting: Setting, path: Path, timm_args: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Says where `[data]` makes other images than weights that are taken as they are were trained with.
+    """Says where `[data]` makes other images than weights that are taken as they are state.
 
     Args:
         setting: What the recipe says.
@@ -65,20 +72,26 @@ def warn_of_pixels(setting: Setting, path: Path, timm_args: Mapping[str, Any] | 
     if setting.train.epochs or setting.train.head_epochs:
         return {}
     try:
-        stated = preprocessing_of(path, timm_args)
+        beside = preprocessing_of(path)
+        stated = beside or preprocessing_of(path, timm_args)
     except ModelError:  # what [data] cannot say, the recipe has in another way
         return {}
     if stated is None:
         return {}
-    own, given = PixelsConfig(**stated).preprocessing, setting.data.preprocessing
-    pairs = {each.name: (getattr(own, each.name), getattr(given, each.name)) for each in fields(own)}
-    other = {name: pair for name, pair in pairs.items() if not _is_same(*pair)}
+    guessed = {key for left in left_to_timm({} if beside else timm_args or {}) for key in _OF_TIMM[left]}
+    own, given = (_plain(each) for each in (PixelsConfig(**stated).preprocessing, setting.data.preprocessing))
+    other = [key for key in own if key not in guessed and not _is_same(own[key], given[key])]
     if not other:
         return {}
-    theirs, ours = (", ".join(f"{name} {_say(pair[at])}" for name, pair in other.items()) for at in (0, 1))
-    return {
-        "warning": f"it was trained with {theirs} ({preprocessing_source(path, timm_args)}), and [data] has {ours}"
-    }
+    theirs, ours = (", ".join(f"{key} {_say(each[key])}" for key in other) for each in (own, given))
+    return {"warning": f"the weights state {theirs} ({preprocessing_source(path, timm_args)}), [data] has {ours}"}
+
+
+def _plain(how: Preprocessing) -> dict[str, Any]:
+    """What tells one from another: not a scale, which mean and std can hold, nor how half a pixel is rounded."""
+    mean, std = how.normalization
+    keys = ("height", "width", "resize", "interpolation", "antialias", "upright", "colour")
+    return {**{key: getattr(how, key) for key in keys}, "mean": mean, "std": std}
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -88,4 +101,6 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _say(value: Any) -> str:
-    return "of none" if value is None else str(list(value) if isinstance(value, tuple) else value)
+    if isinstance(value, tuple):
+        return str([round(each, 6) for each in value])
+    return "to cover" if value is None else str(value)

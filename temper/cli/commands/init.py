@@ -69,7 +69,7 @@ def init_command(
     if found.weights.described:
         echo(f"{found.weights.kind}: {found.weights.described}")
     if found.weights.pixels_from:
-        echo(f"images are made what this says: {found.weights.pixels_from}")
+        echo(f"preprocessing is from {found.weights.pixels_from}")
     for line in doubts(found):
         echo(line)
     arch = found.weights.arch or "ONNX"

@@ -211,7 +211,8 @@ def diagnose(
     if labels is None:
         labels, said = labels_of_folders(question.files, question.root, known)
     reference = bench.answer(right)
-    order = "" if labels is None else other_order(reference.argmax(1), labels[chosen], known.classes)
+    # Where the folders' own order is a guess, it says nothing of the network's.
+    order = "" if labels is None or said else other_order(reference.argmax(1), labels[chosen], known.classes)
     return Diagnosis(
         model=question.model,
         num_images=len(pictures),

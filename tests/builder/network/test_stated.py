@@ -30,16 +30,21 @@ SAID: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str | None]] = {
         HUB,
         {**SAME, "preset": "torchvision"},
         {},
-        "it was trained with crop_margin floor, interpolation bicubic, upright True (preprocessor_config.json of "
-        "Hugging Face (ConvNextImageProcessor)), and [data] has crop_margin round, interpolation bilinear, "
-        "upright False",
+        "the weights state interpolation bicubic, upright True (preprocessor_config.json of Hugging Face "
+        "(ConvNextImageProcessor)), [data] has interpolation bilinear, upright False",
     ),
     "another mean": (
         HUB,
         {**SAME, "mean": (0.4, 0.5, 0.5)},
         {},
-        "it was trained with mean [0.5, 0.5, 0.5] (preprocessor_config.json of Hugging Face "
-        "(ConvNextImageProcessor)), and [data] has mean [0.4, 0.5, 0.5]",
+        "the weights state mean [0.5, 0.5, 0.5] (preprocessor_config.json of Hugging Face "
+        "(ConvNextImageProcessor)), [data] has mean [0.4, 0.5, 0.5]",
+    ),
+    "the same on another scale": (
+        HUB,
+        {**SAME, "scale": 255.0, "mean": (127.5,) * 3, "std": (63.75,) * 3},
+        {},
+        None,
     ),
     "trained anew": (HUB, {**SAME, "preset": "torchvision"}, {"epochs": 1}, None),
     "nothing stated": (None, SAME, {}, None),
@@ -59,3 +64,13 @@ def test_other_images_than_in_training_are_said(
         train=TrainConfig(**{"epochs": 0, "head_epochs": 0, **train}),
     )
     assert warn_of_pixels(setting, tmp_path).get("warning") == warning
+
+
+def test_what_timms_script_left_to_timm_is_not_held_against_a_recipe(tmp_path: Path) -> None:
+    data = DataConfig(preset="timm", image_size=96, resize=101, interpolation="bilinear", mean=(0.4,) * 3)
+    setting = Setting(data=data, model=ModelConfig(), train=TrainConfig(epochs=0, head_epochs=0))
+    said = warn_of_pixels(setting, tmp_path / "last.pth.tar", {"img_size": 96, "mean": [0.5] * 3})["warning"]
+    assert said.startswith(
+        "the weights state mean [0.5, 0.5, 0.5] (timm's training script in last.pth.tar: img_size, "
+    )
+    assert said.endswith("), [data] has mean [0.4, 0.4, 0.4]")

@@ -217,7 +217,7 @@ def test_what_is_guessed_is_said(
     said = [line for line in result.stdout.splitlines() if line.startswith(kinds)]
     assert (result.exit_code, said) == (0, lines)
     is_stated = expected["preset"] is not None and ALL not in lines
-    assert ("images are made what this says: " in result.stdout) == is_stated
+    assert ("preprocessing is from " in result.stdout) == is_stated
     assert {key: getattr(load_recipe(out).data, key) for key in expected} == expected
     script = "from timm's training script in last.pth.tar: img_size, crop_pct, mean (interpolation, which it took"
     assert (script in " ".join(out.read_text().replace("\n# ", " ").split())) == (make is write_script)
