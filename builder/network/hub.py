@@ -184,11 +184,7 @@ def graph_in(folder: Path) -> Path | None:
 
 
 def class_names_beside(path: Path, num_classes: int) -> list[str] | None:
-    """Returns the names of an ONNX file's outputs, as the config.json beside it has them; None where it does not.
-
-    Raises:
-        ModelError: It is there and cannot be read.
-    """
+    """Returns the names of an ONNX file's outputs, as the config.json beside it has them, if it does."""
     hub = read_hub_config(path)
     names = hub.class_names if hub is not None else None
     return names if names is not None and len(names) == num_classes else None

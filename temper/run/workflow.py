@@ -3,6 +3,8 @@
 Build, serve, measure, attack, compare, report. Everything before the report is a stage that is kept, so a second
 run does only what changed; with nothing changed the server is not even started. When it dies again after it was
 started again, what was measured until then is reported all the same.
+
+Over 500 lines, as one class holds the order of all that is measured; how it is measured stands in `measure.py`.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def test_a_line_that_grows_when_it_is_resized_is_refused(size: tuple[int, int], 
 
 def test_what_is_decoded_at_a_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve images of 44 % of the room each, in six threads: two at once, never more, and all are decoded."""
-    held, most, lock = 0, 0, threading.Lock()
+    held, most, lock, pair = 0, 0, threading.Lock(), threading.Barrier(2)
     image = Image.new("1", (1000, 1000))
 
     def read(file: Any, how: Preprocessing, *, limit: int, admit: Callable[[Image.Image], None]) -> Any:
@@ -119,7 +119,8 @@ def test_what_is_decoded_at_a_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -
         with lock:
             held += 1
             most = max(most, held)
-        time.sleep(0.02)
+        pair.wait(60)  # two are there at once, however slow the machine is
+        time.sleep(0.02)  # and a third, if one were let in
         with lock:
             held -= 1
         return 7

@@ -67,6 +67,8 @@ def _of_keys(text: str) -> Fields:
 def _of_library(path: Path) -> Fields:
     from temper.builder.network.preprocessing import preprocessing_in
 
+    if not path.is_file():
+        raise DiagnoseError(f"{show(path)}: no such file, expected {_EXPECTED}")
     if not (stated := preprocessing_in(path)):
         raise DiagnoseError(f"{show(path)}: states no preprocessing, expected {_EXPECTED}")
     return stated

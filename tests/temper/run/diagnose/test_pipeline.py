@@ -94,7 +94,7 @@ WRONG = [
     ("std = [1, 1, 0]", "std: got (1.0, 1.0, 0.0), expected three positive numbers"),
     ('colour = "cmyk"', 'expected one of "rgb", "bgr"'),
     ("image_size = 100", "image_size: got 100 x 100, and the server takes 64 x 64"),
-    ("nowhere.json", "nowhere.json: states no preprocessing, expected"),
+    ("nowhere.json", "nowhere.json: no such file, expected"),
 ]
 
 
