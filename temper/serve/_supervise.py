@@ -5,8 +5,8 @@ Standard input is a pipe held by the parent: its first line is the order, in JSO
 `environment`, `log`); a later one says whether the server is `loading` or `serving`. The pipe closes when the
 parent ends, whatever ended it, so no server is left behind. Standard output is JSON, too: the first line is `pid`,
 the server's, and `hidden`, whether its secrets are in no command line; a second one comes only when it ended by
-itself: `status` (negative: the signal's number), of the stub of `instance` where that one died, and `log`, which is
-moved out of the run folder that is removed.
+itself: `status` (negative: the signal's number), of the stub of `instance` where that one died, and `log`, which
+is moved out of the run folder that is removed.
 
 Nothing of this is done after a SIGKILL, which Ray, for one, gives to what its workers leave behind. So a second
 process, which does nothing else, waits for the supervisor's end and then kills what is left of the server.

@@ -77,7 +77,7 @@ class Control:
                 index[row.name] = (row.state, row.reason)
         return index
 
-    def load(self, model: str) -> str | None:
+    def load(self, model: str, timeout_s: float = _LOAD_TIMEOUT_S) -> str | None:
         """Load a model as its config.pbtxt says now; what was loaded of it answers until that is ready.
 
         Returns:
@@ -88,7 +88,7 @@ class Control:
 
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         try:
-            self._service.RepositoryModelLoad(request, timeout=_LOAD_TIMEOUT_S, metadata=self._metadata)
+            self._service.RepositoryModelLoad(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             return str(error.details())
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.server
 
 Until = Callable[[Callable[[], object]], None]
+Switch = Callable[[Path, int], None]
 SHIFT = 1000.0
 
 
@@ -35,13 +35,6 @@ def server(two_versions: Path, tmp_path: Path) -> Iterator[TritonServer]:
     server = TritonServer(two_versions, http_port=0, log_file=tmp_path / "log", strict=False, reloads=True)
     with server:
         yield server
-
-
-def switch(repository: Path, version: int) -> None:
-    """As a promotion does, in one rename."""
-    model = repository / "toy"
-    shutil.copy(model / str(version) / "config.pbtxt", repository.parent / "config")
-    os.replace(repository.parent / "config", model / "config.pbtxt")
 
 
 @contextmanager
@@ -69,7 +62,9 @@ def asking(server: TritonServer, sample: Sample) -> Iterator[list[bool]]:
     assert errors == []
 
 
-def test_switch_and_return_lose_no_request(server: TritonServer, sample: Sample, until: Until) -> None:
+def test_switch_and_return_lose_no_request(
+    server: TritonServer, sample: Sample, until: Until, switch: Switch
+) -> None:
     said: list[str] = []
     follower = Follower(server, said.append)
     with asking(server, sample) as seen:
@@ -116,7 +111,7 @@ BROKEN = {
 
 
 def test_version_that_does_not_load_is_said_once_and_the_old_one_answers(
-    server: TritonServer, sample: Sample
+    server: TritonServer, sample: Sample, switch: Switch
 ) -> None:
     said: list[str] = []
     follower = Follower(server, said.append)
@@ -162,7 +157,7 @@ def test_nobody_else_controls_the_models(server: TritonServer, ask_http: Callabl
         assert client.versions("toy") == ("1",)
 
 
-def test_temper_serve_switches_by_itself(two_versions: Path, sample: Sample) -> None:
+def test_temper_serve_switches_by_itself(two_versions: Path, sample: Sample, switch: Switch) -> None:
     command = [sys.executable, "-m", "temper.cli.main", "serve", "--repository", str(two_versions)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
