@@ -24,8 +24,8 @@ CONFIG = "config.pbtxt"
 _DEFAULT_MAX_BATCH = 32
 _CHUNK_BYTES = 1 << 20
 _VERSION = re.compile(rb"specific\s*\{\s*versions:\s*(\d{1,18})\s*\}")
-# Beside the versions; an older temper kept the class names there.
-_BESIDE = re.compile(r"config\.pbtxt|[1-9][0-9]*|labels(\.[0-9]+)?\.txt")
+# Beside the versions; an older temper kept the class names there. The history is for people: nothing is served by it.
+_BESIDE = re.compile(r"config\.pbtxt|history\.jsonl|[1-9][0-9]*|labels(\.[0-9]+)?\.txt")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")
 
 
