@@ -4,8 +4,8 @@ An ensemble is several entries of the repository. `<model>` is a Triton *ensembl
 and takes and answers what any of its members does. `<model>_mean` is its last step, run by the backend
 `temper_mean`, where it has several members; `<model>_defence` its first, run by `temper_defence`, where it has a
 defence. `<model>_jpeg` is an ensemble of one model, and `<model>_jpeg_decode` its first step, run by
-`temper_decode`. Members are served as they are, in whatever version their own config.pbtxt names; each of these entries
-is a candidate of its own, and `switch.py` switches a model with those that have its name.
+`temper_decode`. Members are served as they are, in whatever version their own config.pbtxt names; each of these
+entries is a candidate of its own, and `switch.py` switches a model with those that have its name.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def publish_ensemble(
     """Publishes an ensemble of published models, and the models that defend them and average their logits.
 
     All are written as `entry.publish` writes an engine: atomically, each as a new version unless the
-    newest one holds the same, a candidate but for its first. The ensemble comes last, so it never names a model that
-    is not there. It is held against its members' newest versions, which are candidates as it is; a new one, which is
-    served at once, also against the served ones.
+    newest one holds the same, a candidate but for its first. The ensemble comes last, so it never names a model
+    that is not there. It is held against its members' newest versions, which are candidates as it is; a new one,
+    which is served at once, also against the served ones.
 
     Args:
         repository: The model repository that holds the members.
@@ -170,7 +170,7 @@ def unfit_ensembles(repository: Path, model: str, version: int) -> list[str]:
 
 
 def _check_served(repository: Path, wanted: TritonConfig, members: Sequence[str]) -> None:
-    """Compares with what is served of the members of a new ensemble; who has none is for `_check_member` to say."""
+    """Compares with what is served of a new ensemble's members."""
     for member in members:
         folder = repository / member
         version, config = served_version(folder), read_config(folder / CONFIG_FILE)
@@ -178,7 +178,8 @@ def _check_served(repository: Path, wanted: TritonConfig, members: Sequence[str]
             continue
         misfit = _misfit(config, wanted.image_dims, wanted.num_classes, wanted.max_batch)
         how = config.parameters[PREPROCESSING].string_value if PREPROCESSING in config.parameters else None
-        if misfit is None and wanted.preprocessing is not None and how not in (None, wanted.preprocessing.render()):
+        made = wanted.preprocessing and wanted.preprocessing.render()
+        if misfit is None and made and how not in (None, made):
             misfit = "takes images that are made otherwise", ""
         if misfit is not None:
             raise NotYetError(

@@ -1,10 +1,10 @@
 """Writes a model repository entry that Triton can load at any moment, whatever happens to the writer.
 
 Everything is written and flushed in a work folder *beside* the repository (Triton takes any folder inside it for
-a model, even one whose name starts with a dot), then renamed in. A new model appears in one rename, and its first
-version is served, as nothing else could be. A new version of a model is a *candidate*: its folder is renamed in, and
-that is all. It is served to nobody, because config.pbtxt names the version to serve (`version_policy { specific }`),
-until `switch.py` puts the candidate's in its place.
+a model, even one whose name starts with a dot), then renamed in. A new model appears in one rename, and its
+first version is served, as nothing else could be. A new version of a model is a *candidate*: its folder is renamed
+in, and that is all. It is served to nobody, because config.pbtxt names the version to serve
+(`version_policy { specific }`), until `switch.py` puts the candidate's in its place.
 
 A version's folder holds all that belongs to it, its labels and a copy of its config.pbtxt included, and SHA256SUMS
 names every file. So whatever config.pbtxt is in place, its digest is in the version that it serves. The
@@ -314,7 +314,7 @@ def _write_version(folder: Path, entry: Entry, texts: Mapping[str, bytes]) -> No
 
 
 def _holds(version: Path, entry: Entry, texts: Mapping[str, bytes]) -> bool:
-    """Returns True when the version's files are whole and hold the same, with no other but its verdict beside them."""
+    """Returns True when the version's files are whole and hold the same, with at most a verdict beside them."""
     names = {*texts, *(plan.name for plan in entry.plans)}
     if not version.is_dir() or {path.name for path in version.iterdir()} - {VERDICT_FILE} != names:
         return False

@@ -53,7 +53,7 @@ class Event:
     reason: str = ""
     """Why, in the words of whoever did it."""
     companions: tuple[Change, ...] = ()
-    """What is served with it, the same as before or not: entries that take image files for it, or are steps of it."""
+    """What is served with it, the same as before or not: what takes image files for it, and steps of it."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the event as JSON."""

@@ -1,9 +1,9 @@
 """Which version of a model is served: switching it, and what was served when.
 
-Publishing a version serves it to nobody; `switch` does, under the publisher's lock. A model may be several entries: its
-companions (`_mean`, `_defence`, `_jpeg`, `_jpeg_decode`) are switched with it, steps before their ensemble. What is to
-be done is written down first, beside the repository. The rename of the model's own config.pbtxt decides: whoever holds
-the lock next finishes a switch that was killed after it, and takes back one that was killed before.
+Publishing a version serves it to nobody; `switch` does, under the publisher's lock. A model may be several entries:
+its companions (`_mean`, `_defence`, `_jpeg`, `_jpeg_decode`) are switched with it, steps before their ensemble. What
+is to be done is written down first, beside the repository. The rename of the model's own config.pbtxt decides: whoever
+holds the lock next finishes a switch that was killed after it, and takes back one that was killed before.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def switch(
     verdict: Mapping[str, Any] | None = None,
     override: bool = False,
 ) -> Switched:
-    """Serves another version of a model, with what belongs to it, durably; nothing happens when it is served already.
+    """Serves another version of a model, with what belongs to it, durably; one that is served already is left alone.
 
     A kill at any moment leaves the old version or the new one.
 
@@ -136,7 +136,7 @@ def _say(versions: Sequence[int]) -> str:
 
 @contextmanager
 def opened(repository: Path) -> Iterator[Path]:
-    """A new folder beside the repository, for the one who holds its lock; a switch that was killed is over by then."""
+    """A new folder beside the repository for the one who holds its lock; a switch that was killed is over then."""
     with work_folder(repository) as work:
         _settle(repository, work)
         yield work
@@ -217,8 +217,8 @@ def companions_of(repository: Path, model: str, version: int) -> dict[str, int]:
     """Finds what else is served with a version of a model, as far as it is in the repository.
 
     Returns:
-        The companions by name, steps before their ensemble, each in the version with which this one was served last,
-        else its newest.
+        The companions by name, steps before their ensemble, each in the version with which this one was served
+        last, else its newest.
     """
     served: dict[str, int | None] = {}
     for event in read_events(repository / model):

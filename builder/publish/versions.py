@@ -1,6 +1,6 @@
 """A model's folder in the repository: its versions, the one that is served, and the lock of whoever changes it.
 
-A version is served because the model's config.pbtxt is a copy of the version's own. So one is served by one rename.
+A version is served because the model's config.pbtxt is a copy of the version's own: one rename does it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def named_version(model: Path) -> int | None:
 
 
 def served_version(model: Path) -> int | None:
-    """Returns the version that is served; None when config.pbtxt names none that is there with a config of its own."""
+    """Returns the version that is served; None when config.pbtxt names none that could be."""
     version = named_version(model)
     return version if version is not None and can_be_served(model, version) else None
 
@@ -118,7 +118,7 @@ def remove_versions(
     A version leaves the repository in one rename; what a kill leaves of it is in the work folder.
 
     Returns:
-        The versions that are gone, and a line for each that could not be removed, with the reason: it does no harm.
+        The versions that are gone, and a line for each that could not be removed, which does no harm.
     """
     gone, stuck = [], []
     for version in versions_in(model)[:-keep]:
