@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from temper.client.robustness import AttackConfig, AttackResult
 
 CORRECT_FILE = "correct.npy"
+ANSWERS_FILE = "answers.npy"
+CONFIDENCE_FILE = "confidence.npy"
 _CHECKPOINT = "finished.jsonl"
 _GALLERY_SIZE = 8
 _MAX_EXACT = 500
@@ -98,7 +100,7 @@ class Measurements:
     url: str | None = None
 
     def accuracy(self, target: Subject) -> Artifact:
-        """Accuracy on all test images; `correct.npy` (bool [N]) lies in the artifact's folder."""
+        """Accuracy on all test images; the vectors of `AccuracyResult` lie in the artifact's folder."""
 
         def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
             from temper.client.accuracy import evaluate_accuracy
@@ -108,6 +110,9 @@ class Measurements:
                 url, target.model, images, labels, progress=stage, version=str(target.version)
             )
             np.save(folder / CORRECT_FILE, result.correct)
+            np.save(folder / ANSWERS_FILE, result.answers)
+            if result.confidence is not None:
+                np.save(folder / CONFIDENCE_FILE, result.confidence)
             return result.to_json()
 
         return self._run("accuracy", target, {}, make, _note_accuracy, code=("temper.client.accuracy",))
