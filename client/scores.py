@@ -157,7 +157,7 @@ def finite_rows(scores: Float32Array) -> npt.NDArray[np.bool_]:
 def top_probability(scores: Float32Array) -> Float32Array:
     """Return float32 [N], the probability of the class that each row of scores [N, classes] answers.
 
-    Rows that are probabilities already are taken as they are, others as logits, by softmax; NaN where a score is none.
+    Rows that are probabilities already are taken as they are, others as logits; NaN where a score is none.
     """
     top = scores.max(axis=1)
     is_probability = (scores >= 0).all(axis=1) & (np.abs(scores.sum(axis=1) - 1) < _SUM_SLACK)
