@@ -12,6 +12,8 @@ _RESTRICTED = "shared-memory,trace,logging"
 _NAME = "temper-key"
 # Only a server that hangs takes as long: a call that expires can crash a Triton of this age.
 _TIMEOUT_S = 60.0
+# States of a model, with their reasons.
+_READY, _UNLOADED = ("READY", ""), ("UNAVAILABLE", "unloaded")
 
 
 class Key:
@@ -50,11 +52,20 @@ class Control:
         return answer is not None and bool(answer.live)
 
     def index(self) -> dict[str, tuple[str, str]] | None:
-        """State and reason of every model; None from a server that does not answer."""
+        """State and reason of every model; None from a server that does not answer.
+
+        Of a model with several versions those of the first that is not ready, but for those that were unloaded.
+        """
         from tritonclient.grpc import service_pb2
 
         answer = self._ask(self._service.RepositoryIndex, service_pb2.RepositoryIndexRequest())
-        return None if answer is None else {model.name: (model.state, model.reason) for model in answer.models}
+        if answer is None:
+            return None
+        index: dict[str, tuple[str, str]] = {}
+        for row in answer.models:
+            if index.get(row.name, _UNLOADED) in (_UNLOADED, _READY):
+                index[row.name] = (row.state, row.reason)
+        return index
 
     def _ask(self, method: Any, request: Any) -> Any:
         import grpc  # type: ignore[import-untyped]  # no stubs

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -56,6 +56,9 @@ class TritonServer:
         repository: Folder of Triton models.
         models: Models to load; None loads all. A model that is not named is not loaded, so a broken
             neighbour in the repository does no harm.
+        versions: By model, the versions to load in the place of the served one, also of those that an ensemble is
+            made of. A request that names no version goes to the highest that is loaded, so this is for a server
+            that measures, never for one that others ask.
         log_file: Where the server's log goes; None puts it into the run folder that is deleted at the end. Only
             when the server ended by itself is it kept, at the place that `death` names.
         grpc_port: Port of the gRPC endpoint; None takes a free one. The metrics port likewise.
@@ -77,6 +80,7 @@ class TritonServer:
         repository: Path | str,
         *,
         models: Sequence[str] | None = None,
+        versions: Mapping[str, Sequence[int]] | None = None,
         log_file: Path | str | None = None,
         grpc_port: int | None = None,
         http_port: int | None = None,
@@ -89,6 +93,7 @@ class TritonServer:
         """Keep the options; `start` or the context manager starts the process."""
         self.repository = Path(repository).resolve()
         self.models = None if models is None else tuple(models)
+        self.versions = dict(versions or {})
         self.ready_timeout_s = ready_timeout_s
         self.strict = strict
         self.only_published = only_published
@@ -211,7 +216,7 @@ class TritonServer:
             raise ServerError(
                 f"model repository {self.repository} holds no model; publish one with `temper build`"
             )
-        for model in self.models or ():
+        for model in (*(self.models or ()), *self.versions):
             if model not in known:
                 raise ServerError(
                     f"model {model!r} is not in {self.repository}; it holds: {', '.join(known) or 'no model'}"
@@ -221,7 +226,7 @@ class TritonServer:
         """Why models may not be given to the server: the plugin never sees one that names another backend."""
         if not self.only_published:
             return {}
-        changed = find_changed(self.repository, self.models)
+        changed = find_changed(self.repository, self.models, self.versions)
         lines = "; ".join(f"model {model}: {reason}" for model, reason in changed.items())
         if changed and self.strict:
             raise ServerError(lines)
@@ -236,7 +241,8 @@ class TritonServer:
             self.log = self.log_file or self._folder / LOG
             self.log.parent.mkdir(parents=True, exist_ok=True)
             lay_out_backends(runtime, self._folder / BACKENDS)
-            self._refused = changed | lay_out_view(self.repository, self.models, changed, self._folder / VIEW)
+            view = self._folder / VIEW
+            self._refused = changed | lay_out_view(self.repository, self.models, changed, view, self.versions)
             self._take_ports()
             self._launch(runtime, lock)
         except OSError as error:
@@ -260,7 +266,7 @@ class TritonServer:
         order = {
             "command": [str(runtime / "bin" / "tritonserver"), *self._arguments()],
             "secrets": self.key.arguments(http=self.http_port is not None),
-            "environment": environment(runtime),
+            "environment": environment(runtime, staging=bool(self.versions)),
             "folder": str(self._folder),
             "log": str(self.log),
         }
