@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,6 +236,23 @@ def companions_of(repository: Path, model: str, version: int) -> dict[str, int]:
         wanted = served.get(name)
         is_there = wanted is not None and can_be_served(repository / name, wanted)
         found[name] = wanted if wanted is not None and is_there else _matching(repository / name, own)
+    return found
+
+
+def versions_with(repository: Path, versions: Iterable[tuple[str, int]]) -> dict[str, tuple[int, ...]]:
+    """Finds what a server must load to answer with versions of models: these, and their companions.
+
+    Args:
+        repository: The model repository.
+        versions: Models, each with its version.
+
+    Returns:
+        The versions of each entry, as a server takes them.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for model, version in versions:
+        found |= {name: (one,) for name, one in companions_of(repository, model, version).items()}
+        found[model] = (version,)
     return found
 
 

@@ -177,15 +177,20 @@ def test_companions_are_switched_along_and_back(tmp_path: Path) -> None:
 
 def test_new_ensemble_waits_for_what_it_is_made_of(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    publish_bytes(tmp_path)
-    with pytest.raises(
-        NotYetError, match="version 1 of m_int8, which is served, bounds its queue .*; promote m_int8"
-    ):
+    publish_bytes(tmp_path, image_size=64)
+    line = r"version 1 of m_int8, which is served, takes images of \[64, 64\] .*; promote m_int8 first, then build"
+    with pytest.raises(NotYetError, match=line):
         publish_with_jpeg(tmp_path, b"engine 2")
     assert served(repository) == {"m_int8": 1}
     switch(repository, "m_int8", 2, event="promoted")
     publish_with_jpeg(tmp_path, b"engine 2")
     assert served(repository) == {"m_int8": 2, "m_int8_jpeg": 1, "m_int8_jpeg_decode": 1}
+
+
+def test_new_ensemble_does_not_wait_for_the_queues_of_its_members(tmp_path: Path) -> None:
+    publish_bytes(tmp_path)
+    publish_with_jpeg(tmp_path, b"engine 2")
+    assert served(tmp_path / "repository") == dict.fromkeys(ENTRIES, 1)
 
 
 def test_mean_is_switched_with_its_ensemble(tmp_path: Path) -> None:
