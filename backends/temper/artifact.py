@@ -21,13 +21,14 @@ from typing import Any
 SUMS = "SHA256SUMS"
 CARD = "card.json"
 CONFIG = "config.pbtxt"
+VERDICT = "verdict.json"
 _DEFAULT_MAX_BATCH = 32
 _CHUNK_BYTES = 1 << 20
 _VERSION = re.compile(rb"specific\s*\{\s*versions:\s*(\d{1,18})\s*\}")
 _POLICY = re.compile(rb"version_policy\s*\{\s*specific\s*\{\s*((?:versions:\s*\d{1,18}\s*)+)\}\s*\}")
 _LABELS = re.compile(rb'label_filename: "\d{1,18}/')
-# Beside the versions; an older temper kept the class names there.
-_BESIDE = re.compile(r"config\.pbtxt|[1-9][0-9]*|labels(\.[0-9]+)?\.txt")
+# Beside the versions; an older temper kept the class names there. Nothing is served by the history.
+_BESIDE = re.compile(r"config\.pbtxt|history\.jsonl|[1-9][0-9]*|labels(\.[0-9]+)?\.txt")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")
 
 
@@ -51,6 +52,8 @@ class Entry:
     """Triton's `cc_model_filenames`: compute capability, as "9.0", to the file built for it."""
     card: Mapping[str, Any]
     """card.json."""
+    judged: str | None = None
+    """SHA-256 of the only engine that may be loaded, as a verdict names it; None when any may."""
 
     @property
     def max_batch(self) -> int:
@@ -108,8 +111,13 @@ class Entry:
         """The engine's bytes, their digest checked once more: exactly these may be deserialised.
 
         Raises:
-            ArtifactError: The file changed since it was verified, or cannot be read.
+            ArtifactError: The file changed since it was verified, cannot be read, or is not what was judged.
         """
+        if self.judged not in (None, self.digest):
+            raise ArtifactError(
+                f"{self.file}: the verdict is on another engine of this version, for another GPU; judge this one "
+                "on a GPU that runs it"
+            )
         try:
             content = self.file.read_bytes()
         except OSError as error:
@@ -231,6 +239,9 @@ def verify_files(folder: Path, config: Mapping[str, Any], text: bytes | None = N
 def verify_sums(folder: Path) -> dict[str, str]:
     """Check that a version holds the files that SHA256SUMS names, as it names them, and no others.
 
+    A verdict may lie there as well, as it is given after the publication; `verdict.check_verdict` says what it is
+    worth.
+
     Returns:
         SHA-256 of every file.
 
@@ -243,7 +254,7 @@ def verify_sums(folder: Path) -> dict[str, str]:
         if not path.is_file():
             raise ArtifactError(f"{path} is named in {SUMS} but missing; publish this version again")
         _check_digest(path, _sha256(path), digest)
-    unknown = sorted({path.name for path in folder.iterdir()} - {*digests, SUMS})
+    unknown = sorted({path.name for path in folder.iterdir()} - {*digests, SUMS, VERDICT})
     if unknown:
         raise ArtifactError(f"{folder / unknown[0]}: is not named in {SUMS}, so nobody published it; remove it")
     return digests

@@ -1,7 +1,7 @@
 """verdict.json, typed: may this version be shipped, and what says so. Standard library only.
 
-It lies in the version's folder, beside SHA256SUMS, which does not name it: a verdict is given after the publication.
-What it is bound to are the digests that it holds.
+It lies in the version's folder, beside SHA256SUMS, which does not name it: a verdict is given after the
+publication. What it is bound to are the digests that it holds.
 """
 
 from __future__ import annotations
