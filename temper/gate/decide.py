@@ -1,8 +1,8 @@
 """The decision: what all rules' looks amount to, with the error over all of them within what is asked for.
 
 Source: for shipping, R. L. Berger, "Multiparameter hypothesis testing and acceptance sampling", Technometrics 24
-(1982), 295-300; for holding, S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal
-of Statistics 6 (1979), 65-70.
+(1982), 295-300; for holding, S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian
+Journal of Statistics 6 (1979), 65-70.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def decide(config: GateConfig, evidence: Evidence) -> tuple[Answer, tuple[Findin
     num_open = sum(one.more(config.power) is not None for one in judged)
     findings = tuple(one.finding(num_open) for one in judged)
     answers = [finding.answer for finding in findings]
-    answer = next((one for one in _WORST_FIRST if one in answers))
+    answer = next(one for one in _WORST_FIRST if one in answers)
     return answer, findings, _correction(config.confidence)
 
 
@@ -139,5 +139,5 @@ def _percent(share: float) -> str:
 
 def _three_figures(number: int) -> int:
     """The number, rounded up to three figures."""
-    step = 10 ** max(0, len(str(number)) - 3)
+    step: int = 10 ** max(0, len(str(number)) - 3)
     return math.ceil(number / step) * step

@@ -93,7 +93,8 @@ class WorstClassRule(Rule):
             most = max(whole, key=lambda index: whole[index])
             given = (
                 f"margin {self.max_drop:g} points, {100 * apart[most]:.2g} % disagreeing in "
-                f"{evidence.class_names[classes[most]]}, {100 * drops[most].num_images / len(before):.2g} % of the images"
+                f"{evidence.class_names[classes[most]]}, "
+                f"{100 * drops[most].num_images / len(before):.2g} % of the images"
             )
             return More(num=whole[most], given=given)
 
