@@ -27,8 +27,8 @@ _CHUNK_BYTES = 1 << 20
 _VERSION = re.compile(rb"specific\s*\{\s*versions:\s*(\d{1,18})\s*\}")
 _POLICY = re.compile(rb"version_policy\s*\{\s*specific\s*\{\s*((?:versions:\s*\d{1,18}\s*)+)\}\s*\}")
 _LABELS = re.compile(rb'label_filename: "\d{1,18}/')
-# Beside the versions; an older temper kept the class names there.
-_BESIDE = re.compile(r"config\.pbtxt|[1-9][0-9]*|labels(\.[0-9]+)?\.txt")
+# Beside the versions; an older temper kept the class names there. Nothing is served by the history.
+_BESIDE = re.compile(r"config\.pbtxt|history\.jsonl|[1-9][0-9]*|labels(\.[0-9]+)?\.txt")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")
 
 

@@ -25,7 +25,8 @@ class ServingConfig:
     """How long a request may wait for an instance before it is refused, in milliseconds; by default as long as the
     client waits. What a caller is promised, such as 500, sheds sooner under overload."""
     keep_versions: int = 5
-    """The newest versions of a model that stay in the repository, and with them the one that was served before."""
+    """The newest versions of a model that stay in the repository, and with them the served one and the one before
+    it."""
     watch_queries: int | None = None
     """Count, in Triton's metrics, images in a run of at least so many near-identical ones from one client, as an
     attack by queries sends them; 25 is a start. Not given: nothing is watched. Only the plugin can."""

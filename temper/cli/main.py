@@ -336,6 +336,61 @@ def verify(repository: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("model")
+@click.option("--version", type=click.IntRange(min=1), metavar="N", help="The version.  [the newest]")
+@click.option("--override", is_flag=True, help="Also what is not SHIP, or has no verdict; needs --reason.")
+@click.option("--reason", default="", metavar="TEXT", help="Why; the history keeps it.")
+@repository_option
+@json_option
+def promote(model: str, version: int | None, override: bool, reason: str, repository: Path, as_json: bool) -> None:
+    """Serve a candidate of MODEL, if its verdict says SHIP.
+
+    Every version but a model's first is a candidate when it is published: whole, and served to nobody. Entries
+    that belong to MODEL, such as MODEL_jpeg, are switched with it. A version that is served already stays.
+    """
+    from temper.cli.commands.promote import promote_command
+
+    promote_command(
+        model, version=version, override=override, reason=reason, repository=repository, as_json=as_json
+    )
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--reason", default="", metavar="TEXT", help="Why; the history keeps it.")
+@repository_option
+@json_option
+def rollback(model: str, reason: str, repository: Path, as_json: bool) -> None:
+    """Serve the version of MODEL that was served before; a second time the one before that."""
+    from temper.cli.commands.promote import rollback_command
+
+    rollback_command(model, reason=reason, repository=repository, as_json=as_json)
+
+
+@cli.command()
+@click.argument("model")
+@repository_option
+@json_option
+def history(model: str, repository: Path, as_json: bool) -> None:
+    """Print which version of MODEL was served when, and the versions that are there with their verdicts."""
+    from temper.cli.commands.history import history_command
+
+    history_command(model, repository=repository, as_json=as_json)
+
+
+@cli.command("prune-versions")
+@click.argument("model")
+@click.option("--keep", type=click.IntRange(min=1), required=True, metavar="N", help="The newest that stay.")
+@repository_option
+@json_option
+def prune_versions(model: str, keep: int, repository: Path, as_json: bool) -> None:
+    """Remove old versions of MODEL; the served one and the one before it stay as well."""
+    from temper.cli.commands.history import prune_command
+
+    prune_command(model, keep=keep, repository=repository, as_json=as_json)
+
+
+@cli.command()
 @click.argument("images", type=path_type, nargs=-1, required=True, metavar="IMAGE...")
 @model_option
 @url_option()

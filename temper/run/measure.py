@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from temper.builder.contract import (
+    DIGESTS_FILE,
     GRAPH_FILE,
     LABELS_FILE,
     OWNER_LOGITS_FILE,
@@ -23,6 +23,7 @@ from temper.builder.contract import (
 from temper.builder.names import read_labels
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.code import tree_digest
+from temper.builder.store.files import sha256_file
 from temper.client.errors import ClientError
 from temper.client.robustness.base import ATTACKS
 from temper.errors import WorkflowError
@@ -64,7 +65,7 @@ class LoadStopped(WorkflowError):  # noqa: N818 - says what happened
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One published model, and the key of what is served."""
+    """One version of a published model, and its key."""
 
     name: str
     """The variant."""
@@ -72,15 +73,12 @@ class Subject:
     """Triton's name of it."""
     version: int
     artifact: Artifact
-    """Its folder in the repository; the digest is over its files' digests and its settings."""
+    """Its folder in the repository; the digest is over its files' digests, its own config.pbtxt among them."""
 
 
 def subject(name: str, model: str, version: int, path: Path) -> Subject:
-    """Describes the version of a model at `path`, `<repository>/<model>/<version>`."""
-    digest = hashlib.sha256()
-    for file in (path / "SHA256SUMS", path.parent / "config.pbtxt"):
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    artifact = Artifact(path=path, digest=digest.hexdigest(), info={}, reused=True)
+    """Describes the version of a model at `path`, `<repository>/<model>/<version>`, whatever version is served."""
+    artifact = Artifact(path=path, digest=sha256_file(path / DIGESTS_FILE), info={}, reused=True)
     return Subject(name=name, model=model, version=version, artifact=artifact)
 
 
