@@ -335,6 +335,36 @@ def verify(repository: Path, as_json: bool) -> None:
     verify_command(repository, as_json=as_json)
 
 
+@cli.group()
+def keys() -> None:
+    """Make the keys that sign verdicts, so that a server need not believe a file in its repository."""
+
+
+@keys.command("create")
+@click.option("--out", type=path_type, metavar="FILE", help="The private key.  [verdicts.pem in ~/.config/temper]")
+def create_keys(out: Path | None) -> None:
+    """Make a private key and, beside it, FILE.pub with the public one, which a server is given to trust.
+
+    The private key is readable by its owner alone and is encrypted when TEMPER_KEY_PASSPHRASE holds a passphrase.
+    Neither file is ever overwritten.
+    """
+    from temper.cli.commands.keys import create_command
+
+    create_command(out)
+
+
+@keys.command("show")
+@click.argument("file", type=path_type, required=False, metavar="[FILE]")
+def show_keys(file: Path | None) -> None:
+    """Print the public keys of FILE: a private key, a public one, or a folder of those.
+
+    Without FILE it is the private key that `create` makes when it is not told where.
+    """
+    from temper.cli.commands.keys import show_command
+
+    show_command(file)
+
+
 @cli.command()
 @click.argument("model")
 @click.option("--version", type=click.IntRange(min=1), metavar="N", help="The version.  [the newest]")
