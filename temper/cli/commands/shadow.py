@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from temper.cli.inputs import Labels, open_labels
 from temper.cli.pictures import Pictures
@@ -18,13 +20,15 @@ from temper.client.shadow import Disagreement, ShadowResult, compare_versions
 from temper.errors import TemperError
 from temper.imaging.errors import show
 from temper.progress import Display
+from temper.report import write_shadow
+from temper.report.measured import Paired, Share
+from temper.report.shadowed import Shadow, ShadowAnswer, ShadowImage, ShadowSide
 from temper.report.text import bounds, signed
 from temper.serve.endpoint import Endpoint
+from temper.serve.verify import VerifyError, staged_config
 from temper.terminal import echo
 
-if TYPE_CHECKING:
-    from temper.report.shadowed import Shadow, ShadowImage
-
+Result = TypeVar("Result")
 _PICTURES = "disagreements"
 
 
@@ -53,45 +57,87 @@ def shadow_command(
     folder = out or Path("runs") / f"{model.replace('/', '_')}-shadow"
     if url is None:
         _check_repository(repository, model, versions)
-    with Display() as display, _endpoint(url, repository, model, versions, display) as endpoint:
+    with Display() as display, ExitStack() as stack:
+        ends = _open(url, repository, model, versions, display, stack)
+        pictures: Pictures | None = None
         try:
-            info = endpoint.retrying(model, lambda url: _describe(url, model, versions))
+            info = _ask(ends, model, lambda urls: _describe(urls, model, versions, display))
             pictures = Pictures(images, info, display.say)
             truth = None if labels is None else open_labels(labels, len(pictures), info)
             folder.mkdir(parents=True, exist_ok=True)  # now, and not after an hour of requests
-
-            def measure(url: str) -> ShadowResult:
-                with display.stage(
-                    f"{len(pictures):,} images to versions {versions[0]} and {versions[1]}"
-                ) as stage:
-                    return compare_versions(
-                        url,
-                        model,
-                        (str(versions[0]), str(versions[1])),
-                        pictures.read,
-                        len(pictures),
-                        labels=truth,
-                        keep=keep,
-                        progress=stage,
-                    )
-
-            result = endpoint.retrying(model, measure)
+            result = _ask(ends, model, _measure(model, versions, pictures, truth, keep, display))
         except ClientError as error:
-            raise ShadowError(endpoint.why(error)) from error
+            raise ShadowError(
+                ends[1].why(error) if ends[0] is ends[1] else ends[0].why(ends[1].why(error))
+            ) from error
         except ValueError as error:
-            pictures.say_failed()  # raises, when that is why
+            if pictures is not None:
+                pictures.say_failed()  # raises, when that is why
             raise ShadowError(str(error)) from error
         if failed := pictures.say_failed():
             display.say(f"{show(images)}: {failed}")
-        found = _record(result, info, versions, pictures, truth, folder, endpoint.description)
-    page = _write(found, folder)
+        found = _record(result, info, versions, pictures, truth, folder, ends[0].description)
+    page = write_shadow(found, folder)
     echo(json.dumps(found.to_json(), indent=2, allow_nan=False) if as_json else _text(found, page))
 
 
-def _endpoint(
-    url: str | None, repository: Path, model: str, versions: tuple[int, int], display: Display
-) -> Endpoint:
-    return Endpoint(url, repository, models=[model], versions={model: versions}, display=display)
+def _open(
+    url: str | None,
+    repository: Path,
+    model: str,
+    versions: tuple[int, int],
+    display: Display,
+    stack: ExitStack,
+) -> tuple[Endpoint, Endpoint]:
+    """The server of each version: one for both, or two where the versions need another config.pbtxt each."""
+    groups: list[tuple[int, ...]] = [versions]
+    if url is None and _need_two(repository / model, versions):
+        groups = [(versions[0],), (versions[1],)]
+    ends = [
+        stack.enter_context(Endpoint(url, repository, models=[model], versions={model: group}, display=display))
+        for group in groups
+    ]
+    return ends[0], ends[-1]
+
+
+def _need_two(place: Path, versions: tuple[int, int]) -> bool:
+    try:
+        staged_config(place, versions)
+    except VerifyError:
+        return True
+    return False
+
+
+def _ask(ends: tuple[Endpoint, Endpoint], model: str, ask: Callable[[tuple[str, str]], Result]) -> Result:
+    """Asks both servers, and once again where one died."""
+    first, second = ends
+    return first.retrying(model, lambda one: second.retrying(model, lambda two: ask((one, two))))
+
+
+def _measure(
+    model: str,
+    versions: tuple[int, int],
+    pictures: Pictures,
+    truth: Labels | None,
+    keep: int,
+    display: Display,
+) -> Callable[[tuple[str, str]], ShadowResult]:
+    first, second = map(str, versions)
+
+    def measure(urls: tuple[str, str]) -> ShadowResult:
+        with display.stage(f"{len(pictures):,} images to versions {first} and {second}") as stage:
+            return compare_versions(
+                urls,
+                model,
+                (first, second),
+                pictures.read,
+                len(pictures),
+                labels=truth,
+                keep=keep,
+                progress=stage,
+            )
+
+    return measure
 
 
 def _check_repository(repository: Path, model: str, versions: tuple[int, int]) -> None:
@@ -105,21 +151,33 @@ def _check_repository(repository: Path, model: str, versions: tuple[int, int]) -
         raise ShadowError(f"{show(place)}: has no version {missing[0]}, expected two of its versions: {known}")
 
 
-def _describe(url: str, model: str, versions: tuple[int, int]) -> ModelInfo:
-    """What the server says of the second version.
+def _describe(urls: tuple[str, str], model: str, versions: tuple[int, int], display: Display) -> ModelInfo:
+    """What the server says of the second version, which images are prepared for.
 
     Raises:
-        ShadowError: The two are not alike enough to be compared.
-        ClientError: The server does not answer, or does not serve both.
+        ShadowError: The two are not alike enough to answer the same requests.
+        ClientError: A server does not answer, or does not serve its version.
     """
-    with Client(url) as client:
-        first, second = (client.model_info(model, str(version)) for version in versions)
-    if first.num_classes != second.num_classes:
-        raise ShadowError(
-            f"model {show(model)}: version {versions[0]} has {first.num_classes} classes, version {versions[1]} "
-            f"{second.num_classes}, expected as many; answers of other classes cannot be compared"
-        )
+    first, second = (_info(url, model, version) for url, version in zip(urls, versions, strict=True))
+    for one, two in (
+        (f"{first.num_classes} classes", f"{second.num_classes} classes"),
+        (f"an input of {list(first.image_shape)}", f"an input of {list(second.image_shape)}"),
+    ):
+        if one != two:
+            raise ShadowError(
+                f"model {show(model)}: version {versions[0]} has {one}, version {versions[1]} has {two}; expected "
+                "the same of both, as they answer the same requests"
+            )
+    if first.labels != second.labels:
+        display.say(f"{model}: the versions name their classes otherwise; they are compared by index")
+    if first.preprocessing != second.preprocessing:
+        display.say(f"{model}: the versions want images prepared otherwise; both get them as {versions[1]} wants")
     return second
+
+
+def _info(url: str, model: str, version: int) -> ModelInfo:
+    with Client(url) as client:
+        return client.model_info(model, str(version))
 
 
 def _record(
@@ -132,9 +190,6 @@ def _record(
     server: str,
 ) -> Shadow:
     """The result as shadow.json has it; writes the pictures."""
-    from temper.report.measured import Paired, Share
-    from temper.report.shadowed import Shadow, ShadowSide
-
     shares = result.accuracy or (None, None)
     first, second = (
         ShadowSide(
@@ -170,8 +225,6 @@ def _keep(
 ) -> ShadowImage:
     from PIL import Image
 
-    from temper.report.shadowed import ShadowAnswer, ShadowImage
-
     pixels, rows = pictures.read(one.index, one.index + 1)
     picture = f"{number:04d}-{one.index}.png" if len(rows) else None
     if picture is not None:
@@ -192,12 +245,6 @@ def _keep(
         answers=(first, second),
         difference=one.difference,
     )
-
-
-def _write(found: Shadow, folder: Path) -> Path:
-    from temper.report import write_shadow
-
-    return write_shadow(found, folder)
 
 
 def _text(found: Shadow, page: Path) -> str:
