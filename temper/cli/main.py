@@ -628,6 +628,49 @@ def corrupt(
 
 
 @cli.command()
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--versions",
+    callback=parse_integers,
+    required=True,
+    metavar="A,B",
+    help="The two versions; with --url the server must serve both.",
+)
+@click.option(
+    "--images",
+    type=path_type,
+    required=True,
+    help="Folder of images, sent in the order of their names, or .npy of uint8 [N, H, W, 3].",
+)
+@click.option("--labels", type=path_type, help=".npy of the images' classes, integers [N], in that order.")
+@url_option()
+@repository_option
+@click.option("--out", type=path_type, metavar="DIR", help="Where the disagreements go.  [runs/MODEL-shadow]")
+@click.option(
+    "--keep",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Disagreements that are kept, the most different ones.",
+)
+@json_option
+def shadow(model: str, versions: tuple[int, ...], **settings: Any) -> None:
+    """Let two versions of MODEL answer the same images and keep where they disagree.
+
+    Prints how often they do and, with --labels, what that does to the accuracy; writes the images with both
+    answers to DIR/shadow.html and shadow.json. What came in as requests is given as a folder of files whose names
+    sort in the order that they came. How fast the two are is not compared: for that ask them apart, with
+    `temper load`.
+    """
+    from temper.cli.commands.shadow import shadow_command
+
+    if len(versions) != 2 or versions[0] == versions[1]:
+        got = ",".join(map(str, versions))
+        raise click.UsageError(f"--versions: got {got}, expected two versions that differ, such as 3,4")
+    shadow_command(model, versions=(versions[0], versions[1]), **settings)
+
+
+@cli.command()
 @click.option(
     "--unused-for",
     "unused_days",
