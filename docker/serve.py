@@ -12,7 +12,7 @@ TEMPER_ADMIN_KEY_FILE       file with the key of the restricted calls: 16 or mor
                             it the key is random and nobody is told
 TEMPER_CLIENT_SHM           true: clients may send images through shared memory
 TEMPER_REQUIRE_VERDICT      1: no engine is loaded without a SHIP verdict that a trusted key signed
-TEMPER_TRUSTED_KEYS         file or folder of the public keys that are trusted; mount it, not the repository, for that
+TEMPER_TRUSTED_KEYS         the public keys that are trusted, a file or folder that lies outside the repository
 TEMPER_VERSION_COMPATIBLE   true: plans that were built version compatible may run the host code they carry
 
 Every model is asked for an answer now and then. One that answered once and now gives errors alone, as Triton's own

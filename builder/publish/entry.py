@@ -28,7 +28,14 @@ from temper.builder.names import is_model_name, is_printable, render_labels
 from temper.builder.publish.plans import Binding, Plan, carried_plans, plan_name, runtime_of
 from temper.builder.publish.switch import opened, spared_versions
 from temper.builder.publish.triton_config import TritonConfig, render_config
-from temper.builder.publish.versions import newest_in, remove_versions, same_content, serve_version, served_version
+from temper.builder.publish.versions import (
+    can_be_served,
+    newest_in,
+    remove_versions,
+    same_content,
+    serve_version,
+    served_version,
+)
 from temper.builder.store.files import describe_os_error, fsync_path, fsync_tree, sha256_file
 
 
@@ -257,9 +264,11 @@ def _add_version(model: Path, entry: Entry, work: Path) -> Published:
         fsync_tree(work / str(version))
         os.rename(work / str(version), model / str(version))
         fsync_path(model)
-    # Where nothing could be served, this one is; else what somebody changed by hand is put back.
-    served = served_version(model) or version
-    serve_version(model, served, work)
+    served = served_version(model)
+    if served is None:  # somebody removed it, or wrote a config.pbtxt
+        served = newest if can_be_served(model, newest) else version
+    if can_be_served(model, served):  # what somebody changed is put back
+        serve_version(model, served, work)
     spared = {version, *spared_versions(model.parent, model.name)}
     _, stuck = remove_versions(model, entry.config.serving.keep_versions, spared, work)
     return Published(

@@ -1,9 +1,10 @@
 """Which version of a model is served: switching it, and what was served when.
 
-Publishing a version serves it to nobody; `switch` does, under the publisher's lock. A model may be several entries:
-its companions (`_mean`, `_defence`, `_jpeg`, `_jpeg_decode`) are switched with it, steps before their ensemble. What
-is to be done is written down first, beside the repository. The rename of the model's own config.pbtxt decides: whoever
-holds the lock next finishes a switch that was killed after it, and takes back one that was killed before.
+Publishing a version serves it to nobody; `switch` does, under the publisher's lock. A model may be several
+entries: its companions (`_mean`, `_defence`, `_jpeg`, `_jpeg_decode`) are switched with it, steps before their
+ensemble. What is to be done is written down first, beside the repository. The rename of the model's own
+config.pbtxt decides: whoever holds the lock next finishes a switch that was killed after it, and takes back one
+that was killed before.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from temper.builder.contract import CONFIG_FILE, DIGESTS_FILE
 from temper.builder.errors import PublishError
+from temper.builder.names import is_model_name
 from temper.builder.publish.history import (
     Change,
     Event,
@@ -43,6 +45,7 @@ from temper.builder.publish.versions import (
     work_root,
 )
 from temper.builder.store.files import describe_os_error, fsync_path, replace_file
+from temper.imaging.errors import show
 
 _INTENT = "switch.json"
 
@@ -81,7 +84,7 @@ def switch(
     verdict: Mapping[str, Any] | None = None,
     override: bool = False,
 ) -> Switched:
-    """Serves another version of a model, with what belongs to it, durably; one that is served already is left alone.
+    """Serves another version of a model, with what belongs to it, durably; one that is served already stays.
 
     A kill at any moment leaves the old version or the new one.
 
@@ -99,9 +102,9 @@ def switch(
     """
     with _opened(repository, f"model {model}: cannot be switched in") as (repository, work):
         folder = repository / model
-        if not can_be_served(folder, version):
+        if version not in versions_of(repository, model) or not can_be_served(folder, version):
             raise PublishError(
-                f"model {model}: has no version {version} to serve; it has {_say(versions_in(folder))}"
+                f"model {model}: has no version {version} to serve; it has {_say(versions_of(repository, model))}"
             )
         before = served_version(folder)
         if before == version:
@@ -262,8 +265,8 @@ def read_history(repository: Path, model: str) -> list[Event]:
     """
     repository = repository.resolve()
     folder = repository / model
-    if not versions_in(folder):
-        raise PublishError(f"model {model}: is not in {repository}; publish it with `temper build`")
+    if not versions_of(repository, model):
+        raise PublishError(f"model {show(model)}: is not in {repository}; publish it with `temper build`")
     try:
         events = read_events(folder)
         intent = _read_intent(repository)
@@ -277,7 +280,7 @@ def read_history(repository: Path, model: str) -> list[Event]:
 
 def versions_of(repository: Path, model: str) -> list[int]:
     """Returns the versions of a model in the repository, ascending; none where there is no such model."""
-    return versions_in(repository / model)
+    return versions_in(repository / model) if is_model_name(model) else []
 
 
 def prune_versions(repository: Path, model: str, keep: int) -> Pruned:
@@ -294,6 +297,7 @@ def prune_versions(repository: Path, model: str, keep: int) -> Pruned:
         PublishError: There is no such model, its history cannot be read, or the repository cannot be written.
     """
     gone, stuck = {}, []
+    read_history(repository, model)  # says whether it is there
     with _opened(repository, f"model {model}: cannot be pruned in") as (repository, work):
         for name in (model, *_companion_names(repository, model)):
             spared = spared_versions(repository, name)

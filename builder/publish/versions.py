@@ -16,7 +16,7 @@ from typing import Any
 
 from temper.builder.contract import CONFIG_FILE, DIGESTS_FILE, LABELS_FILE
 from temper.builder.errors import PublishError
-from temper.builder.store.files import fsync_path, locked, replace_file
+from temper.builder.store.files import fsync_path, locked, replace_file, sha256_file
 
 _WORK_PREFIX = "publish-"
 _WORK = re.compile(_WORK_PREFIX + "[a-z0-9_]{8}")  # as mkdtemp fills it up
@@ -87,14 +87,26 @@ def named_version(model: Path) -> int | None:
 
 
 def served_version(model: Path) -> int | None:
-    """Returns the version that is served; None when config.pbtxt names none that could be."""
+    """Returns the version that is served; None when config.pbtxt names none that is there."""
     version = named_version(model)
-    return version if version is not None and can_be_served(model, version) else None
+    return version if version in versions_in(model) else None
 
 
 def can_be_served(model: Path, version: int) -> bool:
-    """Whether a version has what it takes to be switched to."""
-    return all((model / str(version) / name).is_file() for name in (CONFIG_FILE, LABELS_FILE, DIGESTS_FILE))
+    """Whether a version is there with what takes the place of the model's own files, as it was published."""
+    folder = model / str(version)
+    digests = read_digests(folder / DIGESTS_FILE)
+    files = [folder / name for name in (CONFIG_FILE, LABELS_FILE)]
+    return all(file.is_file() and sha256_file(file) == digests.get(file.name) for file in files)
+
+
+def read_digests(path: Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file that SHA256SUMS names; none when it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def serve_version(model: Path, version: int, work: Path) -> None:

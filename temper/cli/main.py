@@ -373,6 +373,61 @@ def show_keys(file: Path | None) -> None:
 
 
 @cli.command()
+@click.argument("model")
+@click.option("--version", type=click.IntRange(min=1), metavar="N", help="The version.  [the newest]")
+@click.option("--override", is_flag=True, help="Also what is not SHIP, or has no verdict; needs --reason.")
+@click.option("--reason", default="", metavar="TEXT", help="Why; the history keeps it.")
+@repository_option
+@json_option
+def promote(model: str, version: int | None, override: bool, reason: str, repository: Path, as_json: bool) -> None:
+    """Serve a candidate of MODEL, if its verdict says SHIP.
+
+    Every version but a model's first is a candidate when it is published: whole, and served to nobody. Entries
+    that belong to MODEL, such as MODEL_jpeg, are switched with it. A version that is served already stays.
+    """
+    from temper.cli.commands.promote import promote_command
+
+    promote_command(
+        model, version=version, override=override, reason=reason, repository=repository, as_json=as_json
+    )
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--reason", default="", metavar="TEXT", help="Why; the history keeps it.")
+@repository_option
+@json_option
+def rollback(model: str, reason: str, repository: Path, as_json: bool) -> None:
+    """Serve the version of MODEL that was served before; a second time the one before that."""
+    from temper.cli.commands.promote import rollback_command
+
+    rollback_command(model, reason=reason, repository=repository, as_json=as_json)
+
+
+@cli.command()
+@click.argument("model")
+@repository_option
+@json_option
+def history(model: str, repository: Path, as_json: bool) -> None:
+    """Print which version of MODEL was served when, and the versions that are there with their verdicts."""
+    from temper.cli.commands.history import history_command
+
+    history_command(model, repository=repository, as_json=as_json)
+
+
+@cli.command("prune-versions")
+@click.argument("model")
+@click.option("--keep", type=click.IntRange(min=1), required=True, metavar="N", help="The newest that stay.")
+@repository_option
+@json_option
+def prune_versions(model: str, keep: int, repository: Path, as_json: bool) -> None:
+    """Remove old versions of MODEL; the served one and the one before it stay as well."""
+    from temper.cli.commands.history import prune_command
+
+    prune_command(model, keep=keep, repository=repository, as_json=as_json)
+
+
+@cli.command()
 @click.argument("images", type=path_type, nargs=-1, required=True, metavar="IMAGE...")
 @model_option
 @url_option()
@@ -577,6 +632,49 @@ def corrupt(
         against=against,
         as_json=as_json,
     )
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--versions",
+    callback=parse_integers,
+    required=True,
+    metavar="A,B",
+    help="The two versions; with --url the server must serve both.",
+)
+@click.option(
+    "--images",
+    type=path_type,
+    required=True,
+    help="Folder of images, sent in the order of their names, or .npy of uint8 [N, H, W, 3].",
+)
+@click.option("--labels", type=path_type, help=".npy of the images' classes, integers [N], in that order.")
+@url_option()
+@repository_option
+@click.option("--out", type=path_type, metavar="DIR", help="Where the disagreements go.  [runs/MODEL-shadow]")
+@click.option(
+    "--keep",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Disagreements that are kept, the most different ones.",
+)
+@json_option
+def shadow(model: str, versions: tuple[int, ...], **settings: Any) -> None:
+    """Let two versions of MODEL answer the same images and keep where they disagree.
+
+    Prints how often they do and, with --labels, what that does to the accuracy; writes the images with both
+    answers to DIR/shadow.html and shadow.json. What came in as requests is given as a folder of files whose names
+    sort in the order that they came. How fast the two are is not compared: for that ask them apart, with
+    `temper load`.
+    """
+    from temper.cli.commands.shadow import shadow_command
+
+    if len(versions) != 2 or versions[0] == versions[1]:
+        got = ",".join(map(str, versions))
+        raise click.UsageError(f"--versions: got {got}, expected two versions that differ, such as 3,4")
+    shadow_command(model, versions=(versions[0], versions[1]), **settings)
 
 
 @cli.command()

@@ -27,6 +27,7 @@ from temper.builder.engines.latency import timing_engine
 from temper.builder.errors import BuilderError
 from temper.builder.network.stage import Setting
 from temper.builder.publish.defence import render_defences
+from temper.builder.publish.switch import companions_of
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.files import describe_os_error, locked
 from temper.client.errors import ClientError
@@ -151,7 +152,11 @@ def _run_alone(
     _check_surrogates(recipe)
     built = build_recipe(recipe, repository=repository, runs=runs, display=display, check_data=check)
     models = [one.jpeg.model if one.jpeg else one.model for one in built]  # with what it is made of
-    endpoint = Endpoint(url, repository, models=models, log_file=folder / SERVER_LOG, display=display)
+    if url is not None:
+        _check_served(built, url)
+    versions = _versions_of(repository, built)
+    log_file = folder / SERVER_LOG
+    endpoint = Endpoint(url, repository, models=models, versions=versions, log_file=log_file, display=display)
     store = Store(runs / recipe.name / "stages")
     measurements = Measurements(store=store, endpoint=endpoint, data=built[0].data, display=display, url=url)
     run = _Run(recipe, built, measurements, folder)
@@ -171,6 +176,32 @@ def _run_alone(
         if run.explanation is not None:  # its page links back to what is there
             write_explanation(run.explanation, folder)
     return report
+
+
+def _versions_of(repository: Path, built: Sequence[Built]) -> dict[str, tuple[int, ...]]:
+    """What the embedded server has to load in place of what is served: every entry of what was built."""
+    found = {}
+    for one in built:
+        entries = {**companions_of(repository, one.model, one.version), one.model: one.version}
+        found |= {name: (version,) for name, version in entries.items()}
+    return found
+
+
+def _check_served(built: Sequence[Built], url: str) -> None:
+    """Refuses to measure candidates on a server that does not have them."""
+    from temper.client.client import Client
+
+    for one in built:
+        if one.version == one.served:
+            continue
+        try:
+            with Client(url) as client:
+                client.model_info(one.model, str(one.version))
+        except ClientError as error:
+            raise WorkflowError(
+                f"{one.model} version {one.version} is a candidate, which the server at {url} does not have "
+                f"({error}); leave --url out, or promote it"
+            ) from error
 
 
 def _check_corruptions(recipe: Recipe) -> None:

@@ -49,6 +49,7 @@ def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: b
             "variant": one.variant,
             "model": one.model,
             "version": one.version,
+            "served": one.served,
             "encoded_model": one.jpeg and one.jpeg.model,
             "engine": one.engine,
             "engine_reason": one.engine_reason,
@@ -64,6 +65,8 @@ def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: b
         return
     for row in rows:
         state = "reused" if row["reused"] else "published"
+        if row["served"] != row["version"]:
+            state += f", a candidate (version {row['served']} is served)"
         echo(
             f"{row['model']} version {row['version']} {state}: {row['engine']}, {row['size_bytes'] / 1e6:.1f} MB, "
             f"{row['path']}" + (f"; {row['encoded_model']} takes image files" if row["encoded_model"] else "")
