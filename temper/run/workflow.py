@@ -27,7 +27,7 @@ from temper.builder.engines.latency import timing_engine
 from temper.builder.errors import BuilderError
 from temper.builder.network.stage import Setting
 from temper.builder.publish.defence import render_defences
-from temper.builder.publish.switch import companions_of
+from temper.builder.publish.switch import versions_with
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.files import describe_os_error, locked
 from temper.client.errors import ClientError
@@ -176,8 +176,9 @@ def _run_alone(
     models = [one.jpeg.model if one.jpeg else one.model for one in built]  # with what it is made of
     if url is not None:
         _check_served(built, url)
-    against_served = recipe.gate is not None and recipe.gate.against == SERVED
-    versions = _versions_of(repository, built, against_served=against_served)
+    versions = versions_with(repository, ((one.model, one.version) for one in built))
+    if recipe.gate is not None and recipe.gate.against == SERVED:
+        versions |= {one.model: tuple(sorted({one.served, one.version})) for one in built}
     log_file = folder / SERVER_LOG
     endpoint = Endpoint(url, repository, models=models, versions=versions, log_file=log_file, display=display)
     store = Store(runs / recipe.name / "stages")
@@ -200,20 +201,6 @@ def _run_alone(
         if run.explanation is not None:  # its page links back to what is there
             write_explanation(run.explanation, folder)
     return report
-
-
-def _versions_of(repository: Path, built: Sequence[Built], *, against_served: bool) -> dict[str, tuple[int, ...]]:
-    """What the embedded server has to load in place of what is served: every entry of what was built.
-
-    With `against_served` what is served today as well, which it is held against.
-    """
-    found = {}
-    for one in built:
-        entries = {**companions_of(repository, one.model, one.version), one.model: one.version}
-        found |= {name: (version,) for name, version in entries.items()}
-        if against_served:
-            found[one.model] = tuple(sorted({one.served, one.version}))
-    return found
 
 
 def _check_served(built: Sequence[Built], url: str) -> None:
