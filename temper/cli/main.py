@@ -394,15 +394,22 @@ def serve(
 
 @cli.command()
 @click.argument("repository", type=path_type)
+@click.option(
+    "--trusted-keys",
+    type=path_type,
+    metavar="FILE|DIR",
+    help="Public keys: refuse what has no SHIP verdict that one of them signed, as a server with them does.",
+)
 @json_option
-def verify(repository: Path, as_json: bool) -> None:
+def verify(repository: Path, trusted_keys: Path | None, as_json: bool) -> None:
     """Check that every model of REPOSITORY is what was published.
 
-    Compares the served version of each with its digests, config.pbtxt and class names included; needs no server.
+    Compares the served version of each with its digests, config.pbtxt and class names included, and says what each
+    version's verdict is worth; needs no server.
     """
     from temper.cli.commands.verify import verify_command
 
-    verify_command(repository, as_json=as_json)
+    verify_command(repository, trusted_keys=trusted_keys, as_json=as_json)
 
 
 @cli.group()

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from temper.report.verdict import Verdict
 from temper.report.measured import (
     Accuracy,
     Attack,
@@ -28,6 +27,7 @@ from temper.report.measured import (
     Share,
     WorstCase,
 )
+from temper.report.verdict import Verdict
 
 AnyAttack = TypeVar("AnyAttack", bound=Attack)
 FORMAT: Literal[2] = 2

@@ -23,6 +23,7 @@ from temper.errors import RecipeError
 from temper.gate.config import SERVED, GateConfig
 from temper.gate.decide import decide
 from temper.gate.evidence import Answers, Evidence
+from temper.gate.seal import side_of, write_verdict
 from temper.host.machine import commit, machine, versions
 from temper.imaging.errors import show
 from temper.report.model import Variant
