@@ -35,7 +35,7 @@ BUILDER = (*ROOMS, "built", "build")
 ORDERS = (
     ("imaging", *(f"builder.{room}" for room in BUILDER)),
     ("imaging", "client"),
-    ("errors", "terminal", "progress", "host", "serve", "report", "run", "cli"),
+    ("errors", "terminal", "progress", "host", "serve", "report", "gate", "run", "cli"),
 )
 GROUND = ("lazy", "plugins", "imaging", "builder", "client", "backends")
 """What `temper`'s own rooms stand on; of these only the backends import nothing of ours at all."""
