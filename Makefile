@@ -42,7 +42,7 @@ lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 
-schemas: $(READY)  ## the JSON Schemas of report.json, explain.json and card.json, from their types
+schemas: $(READY)  ## the JSON Schemas of report.json and the others, from their types
 	$(BIN)/python -m temper.report.schemas
 
 # From nothing, as what a former build left would hide a link that leads nowhere; a warning is an error.

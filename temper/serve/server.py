@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -41,6 +42,8 @@ _KEY_VISIBLE = (
     "warning: the kernel forbids ptrace here, so other users of this machine can read the embedded server's key "
     "in its command line; with it they can change its log, its trace and its shared memory"
 )
+# What Triton logs once it has tried every model, and what it logs when they were named.
+_GAVE_UP = re.compile(r'failed to load all models|tritonserver\.cc:\d+\] ".*load failed for model')
 # Longer than the supervisor waits with its report, also while models load; only one that is stopped takes it.
 _REPORT_S = 60.0
 # Longer than the supervisor gives tritonserver.
@@ -68,6 +71,8 @@ class TritonServer:
         strict: Raise when a model fails to load. False leaves the others served, as `failed` tells.
         only_published: Check before every start that the models are what was published; what is not counts as one
             that fails to load, and the server never sees it. False is for models written by hand.
+        reloads: Let this process, which alone has the key, load models anew while the server runs, as
+            `temper.serve.follow` does. Clients cannot ask such a server for its index.
         extra_args: Further tritonserver options, verbatim.
 
     Raises:
@@ -88,6 +93,7 @@ class TritonServer:
         ready_timeout_s: float = 300.0,
         strict: bool = True,
         only_published: bool = True,
+        reloads: bool = False,
         extra_args: Sequence[str] = (),
     ) -> None:
         """Keep the options; `start` or the context manager starts the process."""
@@ -97,8 +103,10 @@ class TritonServer:
         self.ready_timeout_s = ready_timeout_s
         self.strict = strict
         self.only_published = only_published
+        self.reloads = reloads
         self.extra_args = tuple(extra_args)
         self.failed: dict[str, str] = {}
+        self.loaded: tuple[str, ...] = ()
         self.pid = 0
         self.log_file = None if log_file is None else Path(log_file).resolve()
         self.log = self.log_file or Path(LOG)
@@ -187,6 +195,28 @@ class TritonServer:
             raise
         return self
 
+    def reload(self, model: str) -> None:
+        """Load a model as its config.pbtxt says now, on a server that `reloads`; returns when the old one is gone.
+
+        No request is lost: what was served answers until the other is ready, and ends what it has begun.
+
+        Raises:
+            ServerError: It is not what was published, or does not load. What was served is served on.
+        """
+        changed = find_changed(self.repository, [model]) if self.only_published else {}
+        if model in changed:
+            raise ServerError(changed[model])
+        self._tell("loading")
+        with open_control(self.grpc_url, self.key.grpc_headers) as control:
+            failure = control.load(model)
+            while self.alive and (control.index() or {}).get(model, ("", ""))[0] in ("LOADING", "UNLOADING"):
+                time.sleep(_POLL_S)
+        self._tell("serving")
+        if failure is not None:
+            reason = failure.partition(" is at UNAVAILABLE state: ")[2] or failure
+            raise ServerError(self._name_paths(_first_line(reason)))
+        self.failed.pop(model, None)
+
     def stop(self) -> None:
         """End the server: SIGTERM, then SIGKILL after its own exit timeout. Safe to call twice."""
         with self._asking:
@@ -243,6 +273,7 @@ class TritonServer:
             lay_out_backends(runtime, self._folder / BACKENDS)
             view = self._folder / VIEW
             self._refused = changed | lay_out_view(self.repository, self.models, changed, view, self.versions)
+            self.loaded = tuple(sorted(path.name for path in view.iterdir()))
             self._take_ports()
             self._launch(runtime, lock)
         except OSError as error:
@@ -265,7 +296,7 @@ class TritonServer:
         self.key = Key()
         order = {
             "command": [str(runtime / "bin" / "tritonserver"), *self._arguments()],
-            "secrets": self.key.arguments(http=self.http_port is not None),
+            "secrets": self.key.arguments(http=self.http_port is not None, control=self.reloads),
             "environment": environment(runtime, staging=bool(self.versions)),
             "folder": str(self._folder),
             "log": str(self.log),
@@ -305,16 +336,20 @@ class TritonServer:
         http = ["--allow-http=false"]
         if self.http_port is not None:
             http = [f"--http-address={LOOPBACK}", f"--http-port={self.http_port}"]
+        # Nobody else loads or unloads: a load with a config or files of one's own runs code.
+        control = ["--model-control-mode=none"]
+        if self.reloads:
+            control = ["--model-control-mode=explicit", *(f"--load-model={model}" for model in self.loaded)]
         return [
             # Relative to the run folder.
             f"--model-repository={VIEW}",
             f"--backend-directory={BACKENDS}",
             # Python-based backends, ours too, take the python backend's.
             f"--backend-config=python,shm-region-prefix-name={self._folder.name}-",
-            # Nobody loads or unloads: a load with a config or files of one's own runs code.
-            "--model-control-mode=none",
+            *control,
             "--exit-on-error=false",
-            "--strict-readiness=true",
+            # A strict one says that it is not ready while a model is loaded anew, though it answers all the time.
+            f"--strict-readiness={'false' if self.reloads else 'true'}",
             f"--grpc-address={LOOPBACK}",
             f"--grpc-port={self.grpc_port}",
             *http,
@@ -329,7 +364,7 @@ class TritonServer:
 
     def _wait_ready(self) -> None:
         patience = _Patience(self.log, self.ready_timeout_s)
-        with open_control(self.grpc_url) as control:
+        with open_control(self.grpc_url, self.key.grpc_headers) as control:
             while not control.live():
                 self._check_alive(patience)
             while True:
@@ -367,7 +402,7 @@ class TritonServer:
 
     def _gave_up(self) -> bool:
         """Whether Triton has tried every model and says that some did not load."""
-        return "failed to load all models" in self._logged()
+        return bool(_GAVE_UP.search(self._logged()))
 
     def _logged(self) -> str:
         """What this life of the server wrote into its log, to which it was appended."""

@@ -249,7 +249,9 @@ def served(
     # Triton loads an ensemble's members with it.
     models = ["pair", "narrow", "bounded", "squeezed", "resized", "orphan", "loose"]
     log = folder / "tritonserver.log"
-    server = TritonServer(repository, models=models, log_file=log, strict=False, only_published=False)
+    server = TritonServer(
+        repository, models=models, log_file=log, strict=False, only_published=False, reloads=True
+    )
     with share_server(request, server) as running:
         yield running
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,3 +53,15 @@ def two_versions(toy_onnx: Path, shifted_onnx: Path, tmp_path: Path) -> Path:
     for name in ("config.pbtxt", "labels.txt"):
         shutil.copy(root / "toy" / "1" / name, root / "toy" / name)
     return root
+
+
+@pytest.fixture
+def switch() -> Callable[[Path, int], None]:
+    """Serves a version of `toy`, as a promotion does: in one rename."""
+
+    def serve(repository: Path, version: int) -> None:
+        model = repository / "toy"
+        shutil.copy(model / str(version) / "config.pbtxt", repository.parent / "config")
+        os.replace(repository.parent / "config", model / "config.pbtxt")
+
+    return serve
