@@ -203,7 +203,7 @@ def gate(
 @runs_option
 @json_option
 def build(recipe: Path, repository: Path, runs: Path, as_json: bool) -> None:
-    """Build and publish the variants of RECIPE, no more."""
+    """Build and publish the variants of RECIPE, no more: candidates, but for a model's first version."""
     from temper.cli.commands.main_job import build_command
 
     build_command(recipe, repository=repository, runs=runs, as_json=as_json)
