@@ -34,9 +34,10 @@ class ServingConfig:
     """Publish `<recipe>_<variant>_jpeg` beside every variant: it takes image files as they are and decodes them on
     the server, to the pixels that `temper query` would send. All queues are bounded by time alone then, as those
     of members of an ensemble."""
+
     require_verdict: bool = False
     """The plugin loads a version only when its verdict.json says SHIP and is signed by a key that the server
-    trusts (TEMPER_TRUSTED_KEYS in its environment). Only the plugin can."""
+    trusts (`TEMPER_TRUSTED_KEYS` in its environment). Only the plugin can."""
 
     def __post_init__(self) -> None:
         """Checks every field.

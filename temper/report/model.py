@@ -379,6 +379,9 @@ class Report(Record):
     explanation: str | None = None
     """The page beside the report that says where losses come from, `explain.html`; null when it was not made."""
 
+    verdicts: tuple[Verdict, ...] = ()
+    """What the gate says of each variant that it judged, in the recipe's order; empty without a gate."""
+
     def budgets(self) -> tuple[tuple[str, float], ...]:
         """The budget of each norm, (norm, epsilon), that is told first.
 

@@ -12,6 +12,7 @@ from typing import Any
 from temper.builder.publish.card import Card
 from temper.report.explained import Explanation
 from temper.report.model import Report
+from temper.report.verdict import Verdict
 from temper.report.shadowed import Shadow
 
 FOLDER = Path(__file__).with_name("schema")
@@ -20,6 +21,7 @@ TYPES: dict[str, type[Any]] = {
     "explain.json": Explanation,
     "shadow.json": Shadow,
     "card.json": Card,
+    "verdict.json": Verdict,
 }
 """What each file holds, by its name; its schema has the same name."""
 
