@@ -64,6 +64,20 @@ class Switched:
     companions: tuple[Change, ...] = ()
     """Those that are served with it, also where nothing had to change."""
 
+    def describe(self) -> Iterator[str]:
+        """Yields a line for the model, and one for each that was switched with it."""
+        if self.before == self.after:
+            yield f"{self.model}: version {self.after} is served already"
+            return
+        yield f"{self.model}: version {self.after} is served, {_before(self.before)} before"
+        for one in self.companions:
+            if one.before != one.after:
+                yield f"{one.model}: version {one.after} with it, {_before(one.before)} before"
+
+
+def _before(version: int | None) -> str:
+    return "none" if version is None else f"version {version}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:

@@ -362,8 +362,6 @@ class Report(Record):
     """Where it was measured."""
     versions: dict[str, str]
     """Versions of Python and of the libraries that a figure depends on."""
-    verdicts: tuple[Verdict, ...] = ()
-    """May it be shipped? One for each variant that was judged by `[gate]`, in the recipe's order."""
     config: dict[str, Any]
     """The recipe, with its defaults."""
     data: dict[str, Any]

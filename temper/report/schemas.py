@@ -12,8 +12,8 @@ from typing import Any
 from temper.builder.publish.card import Card
 from temper.report.explained import Explanation
 from temper.report.model import Report
-from temper.report.verdict import Verdict
 from temper.report.shadowed import Shadow
+from temper.report.verdict import Verdict
 
 FOLDER = Path(__file__).with_name("schema")
 TYPES: dict[str, type[Any]] = {
