@@ -170,12 +170,17 @@ def unfit_ensembles(repository: Path, model: str, version: int) -> list[str]:
 
 
 def _check_served(repository: Path, wanted: TritonConfig, members: Sequence[str]) -> None:
-    """Compares with what is served of a new ensemble's members."""
+    """Compares with what is served of a new ensemble's members, but for how their queues are bounded.
+
+    That only matters to an older tritonserver that is overloaded while somebody asks the new ensemble, before its
+    members are promoted; what does not fit otherwise keeps it from being loaded.
+    """
     for member in members:
         folder = repository / member
         version, config = served_version(folder), read_config(folder / CONFIG_FILE)
         if version is None or config is None or version == newest_in(folder):
             continue
+        config.dynamic_batching.default_queue_policy.max_queue_size = 0
         misfit = _misfit(config, wanted.image_dims, wanted.num_classes, wanted.max_batch)
         how = config.parameters[PREPROCESSING].string_value if PREPROCESSING in config.parameters else None
         made = wanted.preprocessing and wanted.preprocessing.render()

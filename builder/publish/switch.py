@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ from temper.builder.publish.versions import (
 )
 from temper.builder.store.files import describe_os_error, fsync_path, replace_file
 from temper.imaging.errors import show
+from temper.imaging.preprocess import PREPROCESSING
 
 _INTENT = "switch.json"
 
@@ -62,6 +63,20 @@ class Switched:
     """The version that is."""
     companions: tuple[Change, ...] = ()
     """Those that are served with it, also where nothing had to change."""
+
+    def describe(self) -> Iterator[str]:
+        """Yields a line for the model, and one for each that was switched with it."""
+        if self.before == self.after:
+            yield f"{self.model}: version {self.after} is served already"
+            return
+        yield f"{self.model}: version {self.after} is served, {_before(self.before)} before"
+        for one in self.companions:
+            if one.before != one.after:
+                yield f"{one.model}: version {one.after} with it, {_before(one.before)} before"
+
+
+def _before(version: int | None) -> str:
+    return "none" if version is None else f"version {version}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +236,7 @@ def companions_of(repository: Path, model: str, version: int) -> dict[str, int]:
 
     Returns:
         The companions by name, steps before their ensemble, each in the version with which this one was served
-        last, else its newest.
+        last; else the newest that takes the same images, as the newest ones of all are published together.
     """
     served: dict[str, int | None] = {}
     for event in read_events(repository / model):
@@ -230,19 +245,50 @@ def companions_of(repository: Path, model: str, version: int) -> dict[str, int]:
         if event.after == version:
             served |= {one.model: one.after for one in event.companions}
     found: dict[str, int] = {}
-    for name in _companion_names(repository, model):
+    own = _taken(repository / model / str(version))
+    for name in _companions(repository, model):
         wanted = served.get(name)
         is_there = wanted is not None and can_be_served(repository / name, wanted)
-        found[name] = wanted if wanted is not None and is_there else newest_in(repository / name)
+        found[name] = wanted if wanted is not None and is_there else _matching(repository / name, own)
     return found
 
 
-def _companion_names(repository: Path, model: str) -> Iterator[str]:
-    steps = steps_of(repository / model)
-    yield from (name for name in _own_steps(model) if name in steps)
-    jpeg = jpeg_name(model)
+def versions_with(repository: Path, versions: Iterable[tuple[str, int]]) -> dict[str, tuple[int, ...]]:
+    """Finds what a server must load to answer with versions of models: these, and their companions.
+
+    Args:
+        repository: The model repository.
+        versions: Models, each with its version.
+
+    Returns:
+        The versions of each entry, as a server takes them.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for model, version in versions:
+        found |= {name: (one,) for name, one in companions_of(repository, model, version).items()}
+        found[model] = (version,)
+    return found
+
+
+def _matching(companion: Path, own: tuple[object, ...]) -> int:
+    """Returns a companion's newest version that takes what a version of its model does, else its newest."""
+    versions = versions_in(companion)[::-1]
+    return next((one for one in versions if _taken(companion / str(one)) == own), versions[0])
+
+
+def _taken(version: Path) -> tuple[object, ...]:
+    """What images a version takes, and how many at once."""
+    config = read_config(version / CONFIG_FILE)
+    return () if config is None else (config.parameters[PREPROCESSING].string_value, config.max_batch_size)
+
+
+def _companions(repository: Path, model: str) -> list[str]:
+    """Returns the companions that are there, steps before their ensemble."""
+    steps, jpeg = steps_of(repository / model), jpeg_name(model)
+    names = [name for name in _own_steps(model) if name in steps]
     if steps_of(repository / jpeg) == [decode_name(jpeg), model]:
-        yield from (decode_name(jpeg), jpeg)
+        names += [decode_name(jpeg), jpeg]
+    return [name for name in names if versions_of(repository, name)]
 
 
 def _own_steps(model: str) -> tuple[str, ...]:
@@ -299,7 +345,7 @@ def prune_versions(repository: Path, model: str, keep: int) -> Pruned:
     gone, stuck = {}, []
     read_history(repository, model)  # says whether it is there
     with _opened(repository, f"model {model}: cannot be pruned in") as (repository, work):
-        for name in (model, *_companion_names(repository, model)):
+        for name in (model, *_companions(repository, model)):
             spared = spared_versions(repository, name)
             gone[name], trouble = remove_versions(repository / name, keep, spared, work)
             stuck += [f"{name}: {line}" for line in trouble]

@@ -1,8 +1,8 @@
 """The `temper` command, as it is declared; each of its commands is a file of `commands/`.
 
 Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
-that says why; 2: wrong usage; 3: `diagnose` found a difference; 130: Ctrl-C. Nothing heavy is
-imported before a command needs it.
+that says why; 2: wrong usage; 3: `diagnose` found a difference, or `gate` says HOLD; 4: `gate` lacks data;
+130: Ctrl-C. Nothing heavy is imported before a command needs it.
 
 Long because every option of every command is declared here, where they can be compared.
 """
@@ -115,16 +115,86 @@ def recipe(recipe_file: Path | None, schema: bool, as_json: bool) -> None:
 @url_option("Serve from this running server, which must read --repository; started here when not given.")
 @repository_option
 @runs_option
+@click.option("--sign", type=path_type, metavar="KEY", help="Sign the verdicts with this key (`temper keys`).")
 @json_option
-def run(recipe: Path, url: str | None, repository: Path, runs: Path, as_json: bool) -> None:
-    """Build, serve, measure and attack; write the report.
+def run(recipe: Path, url: str | None, repository: Path, runs: Path, sign: Path | None, as_json: bool) -> None:
+    """Build, serve, measure, attack and judge; write the report.
 
     Does all that RECIPE says, prints one table and writes runs/NAME/report.html and report.json. Whatever is done
     already is reused.
     """
     from temper.cli.commands.main_job import run_command
 
-    run_command(recipe, url=url, repository=repository, runs=runs, as_json=as_json)
+    run_command(recipe, url=url, repository=repository, runs=runs, sign=sign, as_json=as_json)
+
+
+@cli.command()
+@click.argument("recipe", type=path_type, required=False, metavar="[RECIPE]")
+@click.option("--model", metavar="NAME", help="The served model to judge, in place of RECIPE's variants.")
+@click.option(
+    "--against",
+    default="served",
+    show_default=True,
+    metavar="NAME",
+    help="The served model that it is held against; `served` is the version of --model that answers today.",
+)
+@click.option("--version", type=click.IntRange(1), help="Version of --model.  [the newest]")
+@click.option("--against-version", type=click.IntRange(1), help="Version of --against.  [the served one]")
+@click.option(
+    "--images",
+    type=path_type,
+    metavar="DIR|FILE",
+    help="Labelled images: one folder per class, or a .npy of uint8 [N, H, W, 3].",
+)
+@click.option("--labels", type=path_type, metavar="FILE", help="With a .npy of images: the .npy of classes [N].")
+@click.option(
+    "--sent",
+    multiple=True,
+    metavar="HOW",
+    help="How images are prepared, as of `temper diagnose`.  [what the server says]",
+)
+@click.option(
+    "--rule", "rules", multiple=True, metavar="RULE.LIMIT=V", help="A rule, as accuracy.max_drop=0.5; again."
+)
+@click.option("--rules", "rules_file", type=path_type, metavar="FILE", help="A TOML file with a table [gate].")
+@click.option("--sign", type=path_type, metavar="KEY", help="Sign the verdict with this key (`temper keys`).")
+@click.option("--markdown", type=path_type, metavar="FILE", help="Write the verdict for a pull request's comment.")
+@click.option("--junit", type=path_type, metavar="FILE", help="Write it as JUnit XML, one test per finding.")
+@url_option("Ask this running server; started here when not given.")
+@click.option(
+    "--repository",
+    type=path_type,
+    help="Model repository, where verdict.json is written.  [model_repository, without --url]",
+)
+@runs_option
+@json_option
+def gate(
+    recipe: Path | None, model: str | None, url: str | None, repository: Path | None, **settings: Any
+) -> None:
+    """Say whether a model may be shipped: SHIP, HOLD or NOT ENOUGH DATA.
+
+    Judges RECIPE's variants by its table [gate], running what of it is not done; or one served model of any KServe
+    v2 server, --model, by its answers to labelled --images and by --rule or --rules. Every rule is decided by an
+    interval on the same images, against another model or against what is served today. Exits 0, 3 and 4.
+    """
+    from temper.cli.commands.gate import gate_recipe_command, gate_served_command
+
+    images, labels, runs = settings["images"], settings["labels"], settings.pop("runs")
+    if (recipe is None) == (model is None):
+        raise click.UsageError("expected either RECIPE or --model")
+    place = repository or (Path("model_repository") if url is None or recipe is not None else None)
+    if recipe is not None:
+        shown = {name: settings[name] for name in ("sign", "markdown", "junit", "as_json")}
+        given = sorted(name for name, value in settings.items() if name not in shown and value)
+        if set(given) - {"against"}:
+            raise click.UsageError(f"--{given[0].replace('_', '-')}: expected none with RECIPE, which says all")
+        gate_recipe_command(recipe, url=url, repository=place or Path(), runs=runs, **shown)
+        return
+    if images is None:
+        raise click.UsageError("--images: expected labelled images with --model")
+    check_labels(images, labels, "--images", "--labels")
+    versions = settings.pop("version"), settings.pop("against_version")
+    gate_served_command(model or "", versions=versions, url=url, repository=place, **settings)
 
 
 @cli.command()
@@ -133,7 +203,7 @@ def run(recipe: Path, url: str | None, repository: Path, runs: Path, as_json: bo
 @runs_option
 @json_option
 def build(recipe: Path, repository: Path, runs: Path, as_json: bool) -> None:
-    """Build and publish the variants of RECIPE, no more."""
+    """Build and publish the variants of RECIPE, no more: candidates, but for a model's first version."""
     from temper.cli.commands.main_job import build_command
 
     build_command(recipe, repository=repository, runs=runs, as_json=as_json)

@@ -13,6 +13,8 @@ import jsonschema  # type: ignore[import-untyped]  # ships none
 import pytest
 import yaml  # type: ignore[import-untyped]  # ships none
 
+from temper.cli.main import cli
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 WORKFLOW = DEPLOY / "gate-workflow.yaml"
@@ -49,6 +51,10 @@ def pods() -> list[dict[str, Any]]:
         find("Rollout")["spec"]["template"]["spec"],
         job()["template"]["spec"],
     ]
+
+
+def options_of_gate() -> set[str]:
+    return {name for each in cli.commands["gate"].params for name in each.opts}
 
 
 def job() -> dict[str, Any]:
@@ -105,7 +111,8 @@ def test_job_asks_once_and_asks_the_canary() -> None:
     (container,) = job()["template"]["spec"]["containers"]
     words = container["args"]
     assert words[0] == "gate"
-    assert {"--model", "--against", "--url", "--images", "--json"} <= {*words}
+    assert {"--model", "--against", "--url", "--images", "--rule", "--json"} <= {*words}
+    assert {word for word in words if word.startswith("--")} <= options_of_gate()
     (argument,) = find("AnalysisTemplate")["spec"]["args"]
     assert words[words.index("--url") + 1] == f"{{{{args.{argument['name']}}}}}"
     canary = find("Rollout")["spec"]["strategy"]["canary"]
@@ -158,5 +165,6 @@ def test_workflow_asks_the_gate_for_a_summary_and_junit() -> None:
     steps = yaml.safe_load(WORKFLOW.read_text())["jobs"]["gate"]["steps"]
     (command,) = (step["run"] for step in steps if "temper gate" in step.get("run", ""))
     assert re.search(r'temper gate \S+\.toml --markdown "\$GITHUB_STEP_SUMMARY" --junit (\S+)$', command)
+    assert {*re.findall(r"--\S+", command)} <= options_of_gate()
     (kept,) = (step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", ""))
     assert command.rpartition(" ")[2] in kept.split()
