@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from temper.report import text
 from temper.report.table import text_table
-from temper.report.verdict import Answer, Finding, Verdict
+from temper.report.verdict import Answer, Finding, Side, Verdict
 
 COLUMNS = ("answer", "what", "figure", "interval", "limit", "images", "what decided")
 SYMBOLS: dict[Answer, str] = {
@@ -37,9 +37,12 @@ def short(verdict: Verdict) -> str:
 
 def headline(verdict: Verdict) -> str:
     """The answer, what it is on, and what decided, in one sentence."""
-    side, other = verdict.candidate, verdict.reference
-    against = f"{other.model} version {other.version}"
-    return f"{short(verdict)} version {side.version} against {against}: {_summary(verdict)}"
+    sides = f"{_side(verdict.candidate)} against {_side(verdict.reference)}"
+    return f"{verdict.answer} {sides}: {_summary(verdict)}"
+
+
+def _side(side: Side) -> str:
+    return side.model if side.version is None else f"{side.model} version {side.version}"
 
 
 def _summary(verdict: Verdict) -> str:
@@ -152,7 +155,7 @@ def render_junit(verdicts: Sequence[Verdict]) -> str:
         suite = ElementTree.SubElement(
             root,
             "testsuite",
-            name=_xml(f"temper gate: {side.model} version {side.version}"),
+            name=_xml(f"temper gate: {_side(side)}"),
             timestamp=_xml(verdict.created.removesuffix("Z")),
         )
         cases = [(one.name, one.answer, one.reason, _shown(one)) for one in verdict.findings]

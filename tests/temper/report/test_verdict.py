@@ -96,6 +96,13 @@ def test_headline_begins_with_the_answer_and_says_what_decided(judged: Verdict, 
     assert headline(judged) == f"{judged.answer} {against}: {said}"
 
 
+def test_a_server_that_names_no_versions_has_none() -> None:
+    judged = verdict("SHIP", SIZE)
+    side = dataclasses.replace(judged.reference, version=None)
+    said = headline(dataclasses.replace(judged, candidate=side, reference=side))
+    assert said == "SHIP digits_fp32 against digits_fp32: the limit is kept"
+
+
 @pytest.mark.parametrize(
     ("value", "unit", "shown"),
     [
