@@ -185,9 +185,11 @@ def gate(
     place = repository or (Path("model_repository") if url is None or recipe is not None else None)
     if recipe is not None:
         shown = {name: settings[name] for name in ("sign", "markdown", "junit", "as_json")}
-        given = sorted(name for name, value in settings.items() if name not in shown and value)
-        if set(given) - {"against"}:
-            raise click.UsageError(f"--{given[0].replace('_', '-')}: expected none with RECIPE, which says all")
+        source = click.get_current_context().get_parameter_source
+        for name in settings.keys() - shown.keys():
+            if source(name) is click.core.ParameterSource.COMMANDLINE:
+                option = {"rules_file": "rules", "rules": "rule"}.get(name, name).replace("_", "-")
+                raise click.UsageError(f"--{option}: expected none with RECIPE, which says it all")
         gate_recipe_command(recipe, url=url, repository=place or Path(), runs=runs, **shown)
         return
     if images is None:
