@@ -41,6 +41,8 @@ def decide(config: GateConfig, evidence: Evidence) -> tuple[Answer, tuple[Findin
     return answer, findings, _correction(config.confidence)
 
 
+_MOST = 100_000_000
+"""Images that nobody has: so near to its limit a figure is as good as at it."""
 _WORST_FIRST: tuple[Answer, ...] = ("HOLD", "NOT ENOUGH DATA", "SHIP")
 
 
@@ -97,7 +99,8 @@ class _Judged:
         """What would decide it with a power of its own; None where it is decided, or nothing would."""
         if self.answer != "NOT ENOUGH DATA" or self.look.needs is None:
             return None
-        return self.look.needs(self.config.confidence, power)
+        more = self.look.needs(self.config.confidence, power)
+        return None if more is None or more.num > _MOST else more
 
     def finding(self, num_open: int) -> Finding:
         """Says it, as one of all that are open."""

@@ -47,13 +47,13 @@ def test_ship_needs_all_and_hold_takes_one(
 
 def test_holding_is_corrected_for_the_number_of_tests(counted: Any) -> None:
     """A drop that would hold alone is one among several tests, and says so."""
-    evidence = counted(2000, 20, 3, size_bytes=SMALL)
+    evidence = counted(2000, 21, 3, size_bytes=SMALL)
     alone, (one,), _ = decide(GateConfig(accuracy=AccuracyRule(max_drop=0.5)), evidence)
     together, findings, _ = decide(
         GateConfig(accuracy=ALL.accuracy, worst_class=ALL.worst_class, flips=FlipsRule(max=5)), evidence
     )
-    assert alone == "HOLD" and "3.4 % of cases, 5 % at most" in one.reason
-    assert together == "NOT ENOUGH DATA" and "10 % among 3 tests, too many to hold it" in findings[0].reason
+    assert alone == "HOLD" and "4.2 % of cases, 5 % at most" in one.reason
+    assert together == "NOT ENOUGH DATA" and "13 % among 3 tests, too many to hold it" in findings[0].reason
 
 
 def test_power_is_shared_by_all_that_are_open(counted: Any) -> None:
