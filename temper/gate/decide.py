@@ -122,7 +122,9 @@ class _Judged:
     def _asked(self, more: More, num_open: int) -> str:
         joint = f" for the {num_open} that are open together" if num_open > 1 else ""
         power = f"power {100 * self.config.power:g} %"
-        return f"{_three_figures(more.num):,} {more.what} would decide: {more.given}, {power}{joint}"
+        # Beyond the limit already, but not surely.
+        hope = ", if nothing is lost in truth" if self.look.broken < self.look.kept else ""
+        return f"{_three_figures(more.num):,} {more.what} would decide{hope}: {more.given}, {power}{joint}"
 
     def _decided(self) -> str:
         answer, allowed = self.answer, _percent(self.allowed)
