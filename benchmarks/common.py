@@ -21,6 +21,7 @@ from temper.imaging.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from benchmarks.sample import Sample
+    from temper.builder.publish.entry import Published
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
@@ -53,7 +54,7 @@ def resnet50_repository() -> Path:
         export_onnx(model, fp32, image_size=IMAGE_SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         quantize_onnx(fp32, int8, random_images(32), QuantizeConfig(method="max"))
     for name, (weights, hint, num_instances) in _MODELS.items():
-        publish(
+        published = publish(
             CACHE / "model_repository",
             TritonConfig(
                 name=name,
@@ -67,7 +68,16 @@ def resnet50_repository() -> Path:
             labels=[str(number) for number in range(1000)],
             card={"recipe": "benchmarks"},
         )
+        serve(published)
     return CACHE / "model_repository"
+
+
+def serve(published: Published) -> None:
+    """Serve what was published, also in a repository that an older run left."""
+    from temper.builder.publish.switch import switch
+
+    repository = published.path.parent.parent
+    switch(repository, published.model, published.version, event="promoted", reason="a benchmark")
 
 
 def publish_sample(folder: Path, models: Mapping[str, Mapping[str, Any]]) -> Sample:

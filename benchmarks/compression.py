@@ -99,7 +99,8 @@ def _served(rounds: int, seconds: float, display: Display) -> dict[str, Any]:
     print(f"half_int8 has {share:.3f} of the FLOPs")
     results: dict[str, Any] = {"flops_share": share}
     images = random_images(16)
-    with TritonServer(REPOSITORY, models=[one.model for one in built]) as server:
+    versions = {one.model: (one.version,) for one in built}
+    with TritonServer(REPOSITORY, models=list(versions), versions=versions) as server:
         for concurrency in (1, 16):
             contenders = {
                 one.variant: measure_load(server.grpc_url, one, images, concurrency, seconds) for one in built

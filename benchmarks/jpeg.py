@@ -27,6 +27,7 @@ from benchmarks.common import (
     random_images,
     ratio,
     resnet50_repository,
+    serve,
     write_results,
 )
 from temper.client.client import Client
@@ -102,8 +103,9 @@ def _repository() -> Any:
         num_instances=2,
         in_ensemble=True,
     )
-    publish(repository, config, engine_file=engine, labels=labels, card={"recipe": "benchmarks"})
-    publish_jpeg(repository, replace(config, parameters={}), labels=labels, card={"recipe": "benchmarks"})
+    serve(publish(repository, config, engine_file=engine, labels=labels, card={"recipe": "benchmarks"}))
+    plain = replace(config, parameters={})
+    serve(publish_jpeg(repository, plain, labels=labels, card={"recipe": "benchmarks"}))
     return repository
 
 

@@ -34,6 +34,7 @@ from temper.builder.publish.defence import (
     RandomResizeConfig,
     render_defences,
 )
+from temper.builder.publish.switch import versions_with
 from temper.builder.store.artifacts import Artifact, Store
 from temper.client.robustness.attacks.noise import NoiseConfig
 from temper.client.robustness.attacks.square import SquareConfig
@@ -91,6 +92,12 @@ def _build(
     return build_recipe(recipe, repository=options.repository, runs=options.runs, display=display)
 
 
+def _endpoint(options: argparse.Namespace, models: Sequence[tuple[str, int]], display: Display) -> Endpoint:
+    """A server of these versions, served or not."""
+    names, versions = [name for name, _ in models], versions_with(options.repository, models)
+    return Endpoint(None, options.repository, models=names, versions=versions, display=display)
+
+
 def _measurements(built: Built, endpoint: Endpoint, options: argparse.Namespace, display: Display) -> Measurements:
     store = Store(options.runs / "benchmark-robustness" / "stages")
     return Measurements(store=store, endpoint=endpoint, data=built.data, display=display)
@@ -111,7 +118,7 @@ def _against_autoattack(name: str, options: argparse.Namespace, display: Display
     (built,) = _build(name, options, display)
     graph, target = built.snapshots[-1].graph, subject("fp32", built.model, built.version, built.path)
     configs = _attacks(options.images, _EPSILONS[name])
-    with Endpoint(None, options.repository, models=[built.model], display=display) as endpoint:
+    with _endpoint(options, [(built.model, built.version)], display) as endpoint:
         measurements = _measurements(built, endpoint, options, display)
         images, labels = measurements.test_images()
         attacks = [measurements.attack(target, config, {"own": [(graph, "")]}) for config in configs]
@@ -177,8 +184,8 @@ def _trap(options: argparse.Namespace, display: Display) -> dict[str, Any]:
         SquareConfig(epsilon=8, num_images=options.images, max_queries=300),
         ApgdCeConfig(epsilon=8, num_images=options.images),
     ]
-    models = [target.model for target in targets.values()]
-    with Endpoint(None, options.repository, models=models, display=display) as endpoint:
+    models = [(target.model, target.version) for target in targets.values()]
+    with _endpoint(options, models, display) as endpoint:
         measurements = _measurements(built, endpoint, options, display)
         labels = measurements.test_images()[1]
         attacks = {
@@ -195,9 +202,9 @@ def _trap(options: argparse.Namespace, display: Display) -> dict[str, Any]:
 def _defences(options: argparse.Namespace, display: Display) -> dict[str, Any]:
     variants = [VariantConfig(name=name, ensemble=("fp32",), defend=(one,)) for name, one in _DEFENCES.items()]
     all_built = _build("digits", options, display, variants)
-    graph, models = all_built[0].snapshots[-1].graph, [built.model for built in all_built]
+    graph, models = all_built[0].snapshots[-1].graph, [(built.model, built.version) for built in all_built]
     found: dict[str, Any] = {}
-    with Endpoint(None, options.repository, models=models, display=display) as endpoint:
+    with _endpoint(options, models, display) as endpoint:
         for built in all_built:
             measurements = _measurements(built, endpoint, options, display)
             labels = measurements.test_images()[1]

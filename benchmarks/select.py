@@ -75,7 +75,8 @@ def _served(recipe: Recipe, rounds: int, seconds: float, display: Display) -> di
     built = build_recipe(recipe, repository=REPOSITORY, runs=RUNS, display=display)
     images = random_images(64, recipe.data.preprocessing.height)
     results: dict[str, Any] = {}
-    with TritonServer(REPOSITORY, models=[one.model for one in built]) as server:
+    versions = {one.model: (one.version,) for one in built}
+    with TritonServer(REPOSITORY, models=list(versions), versions=versions) as server:
         for concurrency in (1, 16):
             contenders = {
                 one.variant: measure_load(server.grpc_url, one, images, concurrency, seconds) for one in built

@@ -195,10 +195,10 @@ class _Build:
 
     def run(self, variants: Sequence[VariantConfig]) -> list[Built]:
         from temper.builder.engines.build import pick_engine
-        from temper.builder.publish.triton_config import check_watch
+        from temper.builder.publish.triton_config import check_serving
 
         engine = pick_engine(self.engine)
-        check_watch(self.serving, engine.kind.backend(engine.config, None))
+        check_serving(self.serving, engine.kind.backend(engine.config, None))
         self.members = {name for variant in variants for name in variant.ensemble}
         shared = self._make_shared(variants)
         built: dict[str, Built] = {}
@@ -488,9 +488,9 @@ class _Build:
                 card=self._card(way).to_json(),
                 binding=binding and replace(binding, graph_sha256=sha256_file(way.graph.path / GRAPH_FILE)),
             )
-            jpeg = self._publish_jpeg(triton, labels, way.variant, way.data)
+            jpeg, taking = self._publish_jpeg(triton, labels, way.variant, way.data)
             view.reused = published.reused
-            view.note = published.note + (f"; {jpeg.note} takes image files" if jpeg else gone)
+            view.note = published.note + gone + taking
         return Built(
             variant=way.variant.name,
             model=published.model,
@@ -500,6 +500,7 @@ class _Build:
             size_bytes=engine.info["size_bytes"],
             path=published.path,
             reused=published.reused,
+            served=published.served,
             data=data,
             digest=engine.digest,
             stages=[each.report for each in way.done],
@@ -535,9 +536,9 @@ class _Build:
         with self.progress_factory(f"{variant.name}: publish") as view:
             gone = self._retract_jpeg(triton.name)
             published = publish_ensemble(self.repository, triton, labels=labels, card=card.to_json())
-            jpeg = self._publish_jpeg(triton, labels, variant, first.data)
+            jpeg, taking = self._publish_jpeg(triton, labels, variant, first.data)
             view.reused = published.reused
-            view.note = published.note + (f"; {jpeg.note} takes image files" if jpeg else gone)
+            view.note = published.note + gone + taking
         return Built(
             variant=variant.name,
             model=published.model,
@@ -548,6 +549,7 @@ class _Build:
             size_bytes=sum(one.size_bytes for one in members),
             path=published.path,
             reused=published.reused,
+            served=published.served,
             data=first.data,
             digest=hashlib.sha256(
                 (json.dumps(digests, sort_keys=True) + render_defences(variant.defend)).encode()
@@ -569,12 +571,12 @@ class _Build:
 
     def _publish_jpeg(
         self, triton: TritonConfig, labels: Sequence[str], variant: VariantConfig, data: Artifact
-    ) -> Published | None:
-        """Publishes what takes image files for a variant, where the recipe wants it."""
-        from temper.builder.publish.ensemble import publish_jpeg
+    ) -> tuple[Published | None, str]:
+        """Publishes what takes image files for a variant, where the recipe wants it, and says so."""
+        from temper.builder.publish.ensemble import NotYetError, publish_jpeg
 
         if not self.serving.jpeg:
-            return None
+            return None, ""
         recipe = CardRecipe(
             name=self.recipe_name,
             data=asdict(self.data),
@@ -583,7 +585,11 @@ class _Build:
         )
         card = Card(recipe=recipe, data_digest=data.digest)
         assert self.repository is not None, "given to whoever runs"
-        return publish_jpeg(self.repository, triton, labels=labels, card=card.to_json())
+        try:
+            published = publish_jpeg(self.repository, triton, labels=labels, card=card.to_json())
+        except NotYetError as error:
+            return None, f"; {error}"
+        return published, f"; {published.note} takes image files"
 
     def _card(self, way: _Underway) -> Card:
         unused = ("arch",) if self.model.graph is not None else ()

@@ -52,7 +52,7 @@ class Built:
     model: str
     """Its model in the repository."""
     version: int
-    """The version that is served."""
+    """The version that was published."""
     engine: str
     """The kind of engine that runs it."""
     engine_reason: str
@@ -62,7 +62,9 @@ class Built:
     path: Path
     """The version's folder in the repository."""
     reused: bool
-    """True when the repository already served exactly this."""
+    """True when the newest version already was exactly this."""
+    served: int
+    """The version that is served; another one makes this one a candidate."""
     data: Artifact
     """The images: test_images.npy, test_labels.npy, calibration_images.npy, labels.txt."""
     digest: str

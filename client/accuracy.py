@@ -21,6 +21,7 @@ from temper.client.scores import (
     UInt8Array,
     ask,
     check_labels,
+    top_probability,
 )
 from temper.client.stats import BoolArray, Proportion, proportion, proportion_per_class
 
@@ -43,6 +44,9 @@ class AccuracyResult:
     """bool [num_images], in the order of the images; compare two variants with `stats.compare_paired`"""
     answers: Int64Array
     """int64 [num_images], the class answered; -1 where the answer was no score"""
+    confidence: Float32Array | None = None
+    """float32 [num_images], the probability of that class, NaN where the answer was no score; None of an endpoint
+    that answers the class alone"""
 
     errors: dict[str, int] = field(default_factory=dict)
     """images whose answer was no score, by kind ("nonfinite_output", "short_output", "server_error"); each counts
@@ -168,16 +172,21 @@ async def evaluate(
         raise ValueError(f"batch_size, concurrency: got {batch_size}, {concurrency}, expected at least 1")
     wanted = all_labels[chosen]
     answers: Int64Array = np.full(len(chosen), -1, dtype=np.int64)
+    confidence: Float32Array | None = np.full(len(chosen), np.nan, dtype=np.float32)
     errors: Counter[str] = Counter()
     starts = iter(range(0, len(chosen), batch_size))
     num_done = 0
 
     async def worker(todo: Iterator[int]) -> None:
-        nonlocal num_done
+        nonlocal num_done, confidence
         for start in todo:
             part = slice(start, start + batch_size)
             found = await ask(infer, np.array(images[chosen[part]]), wanted[part])
             answers[part] = found.classes
+            if found.scores is None:
+                confidence = None
+            elif confidence is not None:
+                confidence[part] = top_probability(found.scores)
             errors.update(found.kinds[found.kinds != ""].tolist())
             num_done += len(found.classes)
             if progress:
@@ -197,6 +206,7 @@ async def evaluate(
         per_class=proportion_per_class(correct, wanted),
         correct=correct,
         answers=answers,
+        confidence=confidence,
         errors=dict(errors),
     )
 

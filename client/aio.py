@@ -209,7 +209,12 @@ class AsyncClient:
 
     async def _learn_version(self, model: str, version: str, metadata: Any) -> ModelInfo:
         """Ask all else of that one version, so that it fits together while another is promoted."""
-        answer = await self._call("ModelConfig", wire.pb.ModelConfigRequest(name=model, version=version))
+        try:
+            answer = await self._call("ModelConfig", wire.pb.ModelConfigRequest(name=model, version=version))
+        except ServerError as error:
+            if not protocol.lacks(error):
+                raise
+            return protocol.model_info(model, version, metadata, protocol.assumed_config(metadata))
         info = protocol.model_info(model, version, metadata, answer.config)
         request = protocol.label_request(info, version)
         if request is None:

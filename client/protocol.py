@@ -31,6 +31,22 @@ from temper.imaging.preprocess import PREPROCESSING, Preprocessing, read_preproc
 MAX_CALLS = 3
 # A size the server leaves open (-1) is tried at ImageNet's when the labels are asked for.
 _OPEN_SIZE = 224
+# Images of one request to a server that takes any number and says nothing of the largest.
+_ASSUMED_BATCH = 32
+# The typed fields of an answer, for servers that do not send raw bytes.
+_CONTENTS = {
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "BOOL": "bool_contents",
+}
 # An image file of one black pixel, for the same.
 _PIXEL = b"P6 1 1 255\n\0\0\0"
 
@@ -77,6 +93,19 @@ def model_info(name: str, version: str, metadata: Any, config: Any) -> ModelInfo
         preprocessing=how,
         precision_hint=_parameter(config, "precision_hint") or None,
     )
+
+
+def lacks(error: ClientError) -> bool:
+    """Tell whether a server does not know a call at all: KServe v2 has fewer than Triton."""
+    return error.code == "UNIMPLEMENTED"
+
+
+def assumed_config(metadata: Any) -> Any:
+    """Make a ModelConfig of a ModelMetadataResponse: tensors whose first size is open take a batch there."""
+    shapes = [list(tensor.shape) for tensor in (*metadata.inputs, *metadata.outputs)]
+    is_batched = all(len(shape) > 1 and shape[0] == -1 for shape in shapes)
+    size = _ASSUMED_BATCH if is_batched else 0
+    return pb.ModelConfigResponse(config={"max_batch_size": size}).config
 
 
 def served_versions(metadata: Any) -> tuple[str, ...]:
@@ -210,6 +239,8 @@ def decode(info: ModelInfo, message: bytes | Any, num_images: int) -> npt.NDArra
     dtype = DTYPES.get(tensor.datatype)
     if dtype is None:
         raise ServerError(f"model {info.name}: output {tensor.name} is {tensor.datatype}, expected a numeric type")
+    if not response.raw_output_contents and tensor.datatype in _CONTENTS:
+        raw = np.array(getattr(tensor.contents, _CONTENTS[tensor.datatype]), dtype).tobytes()
     per_image = shape[1:] if info.max_batch_size > 0 else shape
     rows = shape[0] if info.max_batch_size > 0 and shape else 1
     declared = math.prod(shape) * dtype.itemsize

@@ -20,6 +20,8 @@ Infer = Callable[[UInt8Array], Awaitable[npt.NDArray[Any]]]
 """The seam to an endpoint: uint8 [N, H, W, 3] in, one row of scores per image out, float32 [N, classes]; of an
 endpoint that answers the class alone, int64 [N]."""
 
+# Of what FP16 leaves of a sum of 1.
+_SUM_SLACK = 1e-2
 # Errors that may be the fault of what was sent, and not the end of the server.
 _OF_THE_REQUEST = (ServerError, ShortOutput, InvalidRequest)
 
@@ -150,3 +152,15 @@ def finite_rows(scores: Float32Array) -> npt.NDArray[np.bool_]:
     """
     finite: npt.NDArray[np.bool_] = np.isfinite(scores).all(axis=1)
     return finite
+
+
+def top_probability(scores: Float32Array) -> Float32Array:
+    """Return float32 [N], the probability of the class that each row of scores [N, classes] answers.
+
+    Rows that are probabilities already are taken as they are, others as logits; NaN where a score is none.
+    """
+    top = scores.max(axis=1)
+    is_probability = (scores >= 0).all(axis=1) & (np.abs(scores.sum(axis=1) - 1) < _SUM_SLACK)
+    with np.errstate(invalid="ignore"):
+        softmax = 1 / np.exp(scores - top[:, None], dtype=np.float64).sum(axis=1)
+    return np.where(is_probability, top, softmax).astype(np.float32)

@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ from typing import Any
 SUMS = "SHA256SUMS"
 CARD = "card.json"
 CONFIG = "config.pbtxt"
+VERDICT = "verdict.json"
 _DEFAULT_MAX_BATCH = 32
 _CHUNK_BYTES = 1 << 20
 _VERSION = re.compile(rb"specific\s*\{\s*versions:\s*(\d{1,18})\s*\}")
-# Beside the versions; an older temper kept the class names there.
-_BESIDE = re.compile(r"config\.pbtxt|[1-9][0-9]*|labels(\.[0-9]+)?\.txt")
+_POLICY = re.compile(rb"version_policy\s*\{\s*specific\s*\{\s*((?:versions:\s*\d{1,18}\s*)+)\}\s*\}")
+_LABELS = re.compile(rb'label_filename: "\d{1,18}/')
+# Beside the versions; an older temper kept the class names there. Nothing is served by the history.
+_BESIDE = re.compile(r"config\.pbtxt|history\.jsonl|[1-9][0-9]*|labels(\.[0-9]+)?\.txt")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")
 
 
@@ -49,6 +52,8 @@ class Entry:
     """Triton's `cc_model_filenames`: compute capability, as "9.0", to the file built for it."""
     card: Mapping[str, Any]
     """card.json."""
+    judged: str | None = None
+    """SHA-256 of the only engine that may be loaded, as a verdict names it; None when any may."""
 
     @property
     def max_batch(self) -> int:
@@ -106,8 +111,13 @@ class Entry:
         """The engine's bytes, their digest checked once more: exactly these may be deserialised.
 
         Raises:
-            ArtifactError: The file changed since it was verified, or cannot be read.
+            ArtifactError: The file changed since it was verified, cannot be read, or is not what was judged.
         """
+        if self.judged not in (None, self.digest):
+            raise ArtifactError(
+                f"{self.file}: the verdict is on another engine of this version, for another GPU; judge this one "
+                "on a GPU that runs it"
+            )
         try:
             content = self.file.read_bytes()
         except OSError as error:
@@ -137,12 +147,13 @@ def folder_of_this_process(model: str) -> Path:
     return folder
 
 
-def verify(folder: Path, config: Mapping[str, Any]) -> Entry:
+def verify(folder: Path, config: Mapping[str, Any], text: bytes | None = None) -> Entry:
     """Check all files of a version, as `verify_files` does, and return the engine.
 
     Args:
         folder: `<repository>/<model>/<version>`.
         config: config.pbtxt, as Triton's JSON gives it.
+        text: config.pbtxt itself, where it is not the one of the model's folder.
 
     Raises:
         ArtifactError: A file is not what was published, or the engine has no digest.
@@ -150,7 +161,7 @@ def verify(folder: Path, config: Mapping[str, Any]) -> Entry:
     # A reader of the text form leaves out what is empty, as the batch sizes of "no CUDA graph" are.
     parameters = {key: str(value.get("string_value", "")) for key, value in config.get("parameters", {}).items()}
     name = parameters.get("file", "model.onnx")
-    digests = verify_files(folder, config)
+    digests = verify_files(folder, config, text)
     file_of_capability = dict(config.get("cc_model_filenames") or {})
     for file in file_of_capability.values() or [name]:
         if file not in digests:
@@ -197,12 +208,13 @@ def check_beside(model: Path) -> None:
         raise ArtifactError(f"{model / unknown[0]}: nobody published it; remove it")
 
 
-def verify_files(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def verify_files(folder: Path, config: Mapping[str, Any], text: bytes | None = None) -> dict[str, str]:
     """Check a version's files, as `verify_sums` does, and that config.pbtxt is its own.
 
     Args:
         folder: `<repository>/<model>/<version>`.
-        config: config.pbtxt, as Triton's JSON gives it: its class names must be a file of this version.
+        config: config.pbtxt, as Triton's JSON gives it: its class names must be a file of a version that it names.
+        text: config.pbtxt itself, where it is not the one of the model's folder.
 
     Returns:
         SHA-256 of every file.
@@ -211,10 +223,12 @@ def verify_files(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         ArtifactError: As from `verify_sums`, or config.pbtxt is another one.
     """
     digests = verify_sums(folder)
-    _check_config(folder, digests)
+    _check_config(folder, digests, text)
+    named = config.get("version_policy", {}).get("specific", {}).get("versions", [])
+    own = {f"{version}/{name}" for version in named or [folder.name] for name in digests}
     for tensor in config.get("output", ()):
         labels = tensor.get("label_filename") or ""
-        if labels and labels not in {f"{folder.name}/{name}" for name in digests}:
+        if labels and labels not in own:
             raise ArtifactError(
                 f"{folder.parent / CONFIG}: takes its class names from {labels}, expected a file of {folder}; "
                 "publish this version again"
@@ -224,6 +238,9 @@ def verify_files(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
 
 def verify_sums(folder: Path) -> dict[str, str]:
     """Check that a version holds the files that SHA256SUMS names, as it names them, and no others.
+
+    A verdict may lie there as well, as it is given after the publication; `verdict.check_verdict` says what it is
+    worth.
 
     Returns:
         SHA-256 of every file.
@@ -237,17 +254,17 @@ def verify_sums(folder: Path) -> dict[str, str]:
         if not path.is_file():
             raise ArtifactError(f"{path} is named in {SUMS} but missing; publish this version again")
         _check_digest(path, _sha256(path), digest)
-    unknown = sorted({path.name for path in folder.iterdir()} - {*digests, SUMS})
+    unknown = sorted({path.name for path in folder.iterdir()} - {*digests, SUMS, VERDICT})
     if unknown:
         raise ArtifactError(f"{folder / unknown[0]}: is not named in {SUMS}, so nobody published it; remove it")
     return digests
 
 
-def _check_config(folder: Path, digests: Mapping[str, str]) -> None:
+def _check_config(folder: Path, digests: Mapping[str, str], content: bytes | None) -> None:
     """Compare the config.pbtxt that Triton read with the one that was published with this version.
 
     A publisher may have put that of another version into its place since Triton read it; that one names its
-    version, and is just as much what was published.
+    version, and is just as much what was published. A server that measures loads several versions by one.
     """
     path = folder.parent / CONFIG
     if CONFIG not in digests:
@@ -255,11 +272,16 @@ def _check_config(folder: Path, digests: Mapping[str, str]) -> None:
             f"{folder / SUMS} has no digest of {CONFIG}, as an older temper wrote it; publish this version again"
         )
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if content is None else content
+        own = (folder / CONFIG).read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); publish this version again") from error
     found = hashlib.sha256(content).hexdigest()
-    if not hmac.compare_digest(found, digests[CONFIG]) and not _belongs_to_a_neighbour(path, content, found):
+    if not (
+        hmac.compare_digest(found, digests[CONFIG])
+        or _belongs_to_a_neighbour(path, content, found)
+        or _names_several(content, own)
+    ):
         raise ArtifactError(
             f"{path}: is not the one that was published with version {folder.name}; set what it shall say in the "
             f"recipe and publish again, or put the published one back: cp {folder / CONFIG} {path}"
@@ -276,6 +298,33 @@ def _belongs_to_a_neighbour(path: Path, content: bytes, digest: str) -> bool:
         return _read_sums(folder / SUMS).get(CONFIG) == digest == _sha256(folder / CONFIG)
     except (ArtifactError, OSError):
         return False
+
+
+def _names_several(content: bytes, own: bytes) -> bool:
+    """Whether a config is a version's own but for the versions that it names, this one and others."""
+    found = _POLICY.search(content)
+    versions = [int(number) for number in re.findall(rb"\d+", found[1])] if found else []
+    return len(versions) > 1 and content == config_for(versions, own)
+
+
+def config_for(versions: Sequence[int], own: bytes) -> bytes:
+    """The config.pbtxt of a server that loads several versions of a model, each as it is served alone.
+
+    Triton has one config for all versions of a model, so it is the same made of the own one of each; the class
+    names, which only Triton's classification extension answers with, are the highest version's.
+
+    Args:
+        versions: Those to load.
+        own: What was published with one of them.
+
+    Raises:
+        ArtifactError: It names no version.
+    """
+    named = b"".join(b"    versions: %d\n" % version for version in sorted(versions))
+    text, count = _POLICY.subn(b"version_policy {\n  specific {\n" + named + b"  }\n}", own)
+    if count != 1:
+        raise ArtifactError(f"{CONFIG} names no version, so `temper build` did not publish it; publish it again")
+    return _LABELS.sub(b'label_filename: "%d/' % max(versions), text)
 
 
 def served_version(config: bytes) -> int | None:

@@ -1,10 +1,10 @@
 """Writes a model repository entry that Triton can load at any moment, whatever happens to the writer.
 
 Everything is written and flushed in a work folder *beside* the repository (Triton takes any folder inside it for
-a model, even one whose name starts with a dot), then renamed in. A new model appears in one rename. A new version
-of a model appears in two steps: its folder is renamed in, which changes nothing, because config.pbtxt names the
-version to serve (`version_policy { specific }`); then config.pbtxt is replaced, which switches shapes, labels and
-version at once. A crash between the two leaves the old version served; the next publish goes on from there.
+a model, even one whose name starts with a dot), then renamed in. A new model appears in one rename, and its
+first version is served, as nothing else could be. A new version of a model is a *candidate*: its folder is renamed
+in, and that is all. It is served to nobody, because config.pbtxt names the version to serve
+(`version_policy { specific }`), until `switch.py` puts the candidate's in its place.
 
 A version's folder holds all that belongs to it, its labels and a copy of its config.pbtxt included, and SHA256SUMS
 names every file. So whatever config.pbtxt is in place, its digest is in the version that it serves. The
@@ -16,26 +16,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from temper.builder.contract import CARD_FILE, CONFIG_FILE, DIGESTS_FILE, LABELS_FILE
+from temper.builder.contract import CARD_FILE, CONFIG_FILE, DIGESTS_FILE, LABELS_FILE, VERDICT_FILE
 from temper.builder.errors import PublishError
 from temper.builder.names import is_model_name, is_printable, render_labels
 from temper.builder.publish.plans import Binding, Plan, carried_plans, plan_name, runtime_of
+from temper.builder.publish.switch import opened, spared_versions
 from temper.builder.publish.triton_config import TritonConfig, render_config
-from temper.builder.store.files import describe_os_error, fsync_path, fsync_tree, locked, replace_file, sha256_file
-
-_WORK_PREFIX = "publish-"
-_WORK = re.compile(_WORK_PREFIX + "[a-z0-9_]{8}")  # as mkdtemp fills it up
-_LOCK = "lock"
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+from temper.builder.publish.versions import (
+    can_be_served,
+    newest_in,
+    remove_versions,
+    same_content,
+    serve_version,
+    served_version,
+)
+from temper.builder.store.files import describe_os_error, fsync_path, fsync_tree, sha256_file
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,26 @@ class Published:
     model: str
     """Triton's model name."""
     version: int
-    """The version that config.pbtxt serves now."""
+    """The version that was published."""
     path: Path
     """The version's folder."""
     reused: bool
-    """True when the repository already served exactly this."""
+    """True when the newest version already was exactly this."""
+    served: int
+    """The version that config.pbtxt names; another one makes this one a candidate."""
     stuck: tuple[str, ...] = ()
     """Older versions that were to be removed and could not be, each with the reason; they do no harm."""
 
     @property
     def note(self) -> str:
         """Says in one line what was published."""
-        return "; ".join([f"{self.model} version {self.version}", *self.stuck])
+        role = "" if self.is_served else f", a candidate: version {self.served} is served"
+        return "; ".join([f"{self.model} version {self.version}{role}", *self.stuck])
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is served; a candidate is not."""
+        return self.version == self.served
 
 
 @dataclass(frozen=True)
@@ -89,11 +98,11 @@ def publish(
     card: Mapping[str, Any],
     binding: Binding | None = None,
 ) -> Published:
-    """Publishes an engine as the newest version of a model, atomically.
+    """Publishes an engine as the newest version of a model, atomically: a candidate, but for a model's first.
 
     Nothing is written when the newest version already holds the same. An older version is never changed; of the
-    older ones only the newest few are kept (`serving.keep_versions`). Several publishers of one repository take
-    turns.
+    older ones only the newest few are kept (`serving.keep_versions`), with the served one and the one before it.
+    Several publishers of one repository take turns.
 
     A plan that runs on one compute capability only is published with it. When the newest version holds plans of
     the same graph for others, the new version gets copies of them, so that one entry serves several types of GPU;
@@ -109,7 +118,7 @@ def publish(
         binding: Of a plan that does not run on every GPU.
 
     Returns:
-        The version served from now on.
+        The version, and which one is served.
 
     Raises:
         PublishError: The name, the labels or the compute capability are wrong, an ONNX file keeps weights in
@@ -157,7 +166,7 @@ def remove_entry(repository: Path, model: str) -> None:
     """
     try:
         repository = repository.resolve()
-        with _work_folder(repository) as work:
+        with opened(repository) as work:
             if (repository / model).exists():
                 os.rename(repository / model, work / model)
                 fsync_path(repository)
@@ -226,46 +235,10 @@ def check_names(model: str, labels: Sequence[str], num_classes: int) -> None:
 
 def _publish(repository: Path, entry: Entry) -> Published:
     repository.mkdir(parents=True, exist_ok=True)
-    with _work_folder(repository) as work:
+    with opened(repository) as work:
         if not (repository / entry.model).exists():
             return _add_model(repository, entry, work)
         return _add_version(repository / entry.model, entry, work)
-
-
-@contextmanager
-def _work_folder(repository: Path) -> Iterator[Path]:
-    """A new folder beside the repository, for the one who holds its lock."""
-    work_root = _work_root(repository)
-    with locked(work_root / _LOCK):
-        _remove_leftovers(work_root)
-        work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=work_root))
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def _work_root(repository: Path) -> Path:
-    """Returns the folder beside the repository where entries are put together, on the same file system."""
-    if repository.stat().st_dev != repository.parent.stat().st_dev:
-        raise PublishError(
-            f"repository {repository}: is the root of its file system, so nothing beside it can be renamed "
-            "into it; use a folder inside it"
-        )
-    work_root = repository.with_name(f".{repository.name}-work")
-    for path in (work_root, work_root / _LOCK):
-        # What it leads to is somebody else's.
-        if path.is_symlink():
-            raise PublishError(f"{path}: is a link, expected a place of the publisher's own; remove it")
-    work_root.mkdir(exist_ok=True)
-    return work_root
-
-
-def _remove_leftovers(work_root: Path) -> None:
-    """Removes what killed publishers left, and nothing else; the lock is ours, so nobody is using it."""
-    for path in work_root.iterdir():
-        if _WORK.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _add_model(repository: Path, entry: Entry, work: Path) -> Published:
@@ -278,61 +251,34 @@ def _add_model(repository: Path, entry: Entry, work: Path) -> Published:
     fsync_tree(folder)
     os.rename(folder, repository / entry.model)
     fsync_path(repository)
-    return Published(model=entry.model, version=1, path=repository / entry.model / "1", reused=False)
+    return Published(model=entry.model, version=1, path=repository / entry.model / "1", reused=False, served=1)
 
 
 def _add_version(model: Path, entry: Entry, work: Path) -> Published:
-    newest = max(_versions(model), default=0)
-    before = _served_version(model)
+    newest = newest_in(model)
     entry = _completed(entry, model / str(newest) if newest > 0 else None)
     reused = newest > 0 and _holds(model / str(newest), entry, _render_texts(entry, newest))
     version = newest if reused else newest + 1
-    texts = _render_texts(entry, version)
     if not reused:
-        _write_version(work / str(version), entry, texts)
+        _write_version(work / str(version), entry, _render_texts(entry, version))
         fsync_tree(work / str(version))
         os.rename(work / str(version), model / str(version))
         fsync_path(model)
-    if not _same_content(model / CONFIG_FILE, texts[CONFIG_FILE]):
-        replace_file(model / CONFIG_FILE, texts[CONFIG_FILE], work=work)
-        reused = False
-    if not _same_content(model / LABELS_FILE, entry.labels):
-        replace_file(model / LABELS_FILE, entry.labels, work=work)
-    stuck = _prune(model, entry.config.serving.keep_versions, {version, before}, work)
+    served = served_version(model)
+    if served is None:  # somebody removed it, or wrote a config.pbtxt
+        served = newest if can_be_served(model, newest) else version
+    if can_be_served(model, served):  # what somebody changed is put back
+        serve_version(model, served, work)
+    spared = {version, *spared_versions(model.parent, model.name)}
+    _, stuck = remove_versions(model, entry.config.serving.keep_versions, spared, work)
     return Published(
-        model=entry.model, version=version, path=model / str(version), reused=reused, stuck=tuple(stuck)
+        model=entry.model,
+        version=version,
+        path=model / str(version),
+        reused=reused,
+        served=served,
+        stuck=tuple(stuck),
     )
-
-
-def _versions(model: Path) -> list[int]:
-    return [int(path.name) for path in model.iterdir() if _VERSION.fullmatch(path.name)]
-
-
-def _served_version(model: Path) -> int | None:
-    """Returns the version that config.pbtxt names: the one that a running server may have open."""
-    try:
-        found = re.search(rb"specific\s*\{\s*versions:\s*(\d{1,18})\s*\}", (model / CONFIG_FILE).read_bytes())
-    except FileNotFoundError:
-        return None
-    return int(found[1]) if found else None
-
-
-def _prune(model: Path, keep: int, served: set[int | None], work: Path) -> list[str]:
-    """Removes all but the newest versions, those that are or were served until now, and what is not ours.
-
-    A version leaves the repository in one rename; what a kill leaves of it is in the work folder. The new one is
-    served already, so a version that cannot be removed is no error; it is returned, with the reason.
-    """
-    stuck = []
-    for version in sorted(_versions(model))[:-keep]:
-        folder = model / str(version)
-        if version not in served and (folder / DIGESTS_FILE).is_file() and not folder.is_symlink():
-            try:
-                os.rename(folder, work / f"old-{version}")
-                fsync_path(model)
-            except OSError as error:
-                stuck.append(f"the old version {version} cannot be removed ({error.strerror})")
-    return stuck
 
 
 def _completed(entry: Entry, newest: Path | None) -> Entry:
@@ -365,10 +311,6 @@ def _render_texts(entry: Entry, version: int) -> dict[str, bytes]:
     return {**texts, DIGESTS_FILE: "".join(f"{digest}  {name}\n" for digest, name in lines).encode()}
 
 
-def _same_content(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == content
-
-
 def _write_version(folder: Path, entry: Entry, texts: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True)
     for plan in entry.plans:
@@ -381,10 +323,10 @@ def _write_version(folder: Path, entry: Entry, texts: Mapping[str, bytes]) -> No
 
 
 def _holds(version: Path, entry: Entry, texts: Mapping[str, bytes]) -> bool:
-    """Returns True when the version's files are whole and hold the same, with no other beside them."""
+    """Returns True when the version's files are whole and hold the same, with at most a verdict beside them."""
     names = {*texts, *(plan.name for plan in entry.plans)}
-    if not version.is_dir() or {path.name for path in version.iterdir()} != names:
+    if not version.is_dir() or {path.name for path in version.iterdir()} - {VERDICT_FILE} != names:
         return False
-    return all(_same_content(version / name, content) for name, content in texts.items()) and all(
+    return all(same_content(version / name, content) for name, content in texts.items()) and all(
         (version / plan.name).is_file() and sha256_file(version / plan.name) == plan.sha256 for plan in entry.plans
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from temper.builder.errors import PublishError
+from temper.builder.publish.versions import read_digests
 from temper.builder.store.files import sha256_file
 
 _CAPABILITY = re.compile(r"[0-9]+\.[0-9]")
@@ -104,7 +105,7 @@ def carried_plans(version: Path, graph_sha256: str | None, own: Sequence[str]) -
         return []  # no version of ours, or not whole: nothing to take over
     if graph_sha256 is None or not isinstance(card, dict) or card.get("graph_sha256") != graph_sha256:
         return []
-    digests = _read_digests(version / "SHA256SUMS")
+    digests = read_digests(version / "SHA256SUMS")
     if digests.get("card.json") != hashlib.sha256(content).hexdigest():
         raise PublishError(
             f"{version / 'card.json'}: is not what was published (SHA256SUMS has another SHA-256), so no plan is "
@@ -126,15 +127,6 @@ def carried_plans(version: Path, graph_sha256: str | None, own: Sequence[str]) -
                 f"over; remove the folder {version} and publish again"
             )
     return kept
-
-
-def _read_digests(path: Path) -> dict[str, str]:
-    """Returns the SHA-256 of each file that SHA256SUMS names; none when it cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError):
-        return {}
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def _listed_plan(version: Path, listed: Mapping[str, Any]) -> Plan:

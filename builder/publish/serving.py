@@ -25,7 +25,8 @@ class ServingConfig:
     """How long a request may wait for an instance before it is refused, in milliseconds; by default as long as the
     client waits. What a caller is promised, such as 500, sheds sooner under overload."""
     keep_versions: int = 5
-    """The newest versions of a model that stay in the repository, and with them the one that was served before."""
+    """The newest versions of a model that stay in the repository, and with them the served one and the one before
+    it."""
     watch_queries: int | None = None
     """Count, in Triton's metrics, images in a run of at least so many near-identical ones from one client, as an
     attack by queries sends them; 25 is a start. Not given: nothing is watched. Only the plugin can."""
@@ -33,6 +34,10 @@ class ServingConfig:
     """Publish `<recipe>_<variant>_jpeg` beside every variant: it takes image files as they are and decodes them on
     the server, to the pixels that `temper query` would send. All queues are bounded by time alone then, as those
     of members of an ensemble."""
+
+    require_verdict: bool = False
+    """The plugin loads a version only when its verdict.json says SHIP and is signed by a key that the server
+    trusts (`TEMPER_TRUSTED_KEYS` in its environment). Only the plugin can."""
 
     def __post_init__(self) -> None:
         """Checks every field.

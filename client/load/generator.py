@@ -63,7 +63,7 @@ def run_closed_loop(
         raise ValueError(f"concurrency: got {concurrency}, expected at least 1")
     config = config or LoadConfig()
     with Client(url) as client:
-        run = _prepare(client, model, version, images, config)
+        run = prepare(client, model, version, images, config)
         return run.start(concurrency, 0.0, progress)
 
 
@@ -87,7 +87,7 @@ def run_open_loop(
         raise ValueError(f"rate_rps: got {rate_rps}, expected requests per second above 0")
     config = config or LoadConfig()
     with Client(url) as client:
-        run = _prepare(client, model, version, images, config)
+        run = prepare(client, model, version, images, config)
         return run.start(0, rate_rps, progress)
 
 
@@ -111,7 +111,7 @@ def measure(
     total_ms = one_ms * (len(config.concurrencies) + num_open)
     results: list[LoadResult] = []
     with Client(url) as client:
-        run = _prepare(client, model, version, images, config)
+        run = prepare(client, model, version, images, config)
         for concurrency, rate_rps in plan_runs(config, results):
             done_ms = one_ms * len(results)
             step = progress and _shift(progress, done_ms, total_ms)
@@ -142,7 +142,12 @@ def _shift(progress: Progress, done_ms: int, total_ms: int) -> Progress:
     return lambda done, _: progress(done_ms + done, total_ms)
 
 
-def _prepare(client: Client, model: str, version: str, images: protocol.Payload, config: LoadConfig) -> _Run:
+def prepare(client: Client, model: str, version: str, images: protocol.Payload, config: LoadConfig) -> Run:
+    """Learn a model and make the requests of its runs, once for all of them.
+
+    Raises:
+        ClientError: No server, no such model, images that do not fit.
+    """
     info = client.model_info(model, version)
     if isinstance(images, np.ndarray):
         protocol.check_images(info, images)
@@ -161,11 +166,11 @@ def _prepare(client: Client, model: str, version: str, images: protocol.Payload,
         some = images[chosen] if isinstance(images, np.ndarray) else [images[index] for index in chosen]
         # A run stays with the version it started on, even when a newer one is published meanwhile.
         requests.append(protocol.encode(info, some, version=info.version))
-    return _Run(client=client, info=info, requests=tuple(requests), config=config, pinned=bool(version))
+    return Run(client=client, info=info, requests=tuple(requests), config=config, pinned=bool(version))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
+class Run:
     """A model, its serialised requests and the settings; `start` makes one run of it."""
 
     client: Client
@@ -175,6 +180,7 @@ class _Run:
     pinned: bool
 
     def start(self, concurrency: int, rate_rps: float, progress: Progress | None) -> LoadResult:
+        """Make one run: a closed loop with so many in flight, or with 0 an open loop at the rate."""
         jobs = self._jobs(concurrency, rate_rps)
         with LoadProcesses(jobs) as processes:
             begin = time.monotonic() + _GO_DELAY_S

@@ -11,6 +11,8 @@ import numpy.typing as npt
 BoolArray = npt.NDArray[np.bool_]
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
+WORST_CASE = "worst_case"
+"""Names what is left when every attack of a recipe may try."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """verdict.json, typed: may this version be shipped, and what says so. Standard library only.
 
-It lies in the version's folder, beside SHA256SUMS, which does not name it: a verdict is given after the publication.
-What it is bound to are the digests that it holds.
+It lies in the version's folder, beside SHA256SUMS, which does not name it: a verdict is given after the
+publication. What it is bound to are the digests that it holds.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Side(Record):
 
     model: str
     """The served model's name."""
-    version: int
-    """Its version."""
+    version: int | None
+    """Its version; null when the server names none."""
     sums_sha256: str | None
     """SHA-256 of the version's SHA256SUMS, and so of every file that was published; null where the repository was
     not at hand."""

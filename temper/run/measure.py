@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from temper.builder.contract import (
+    DIGESTS_FILE,
     GRAPH_FILE,
     LABELS_FILE,
     OWNER_LOGITS_FILE,
@@ -21,6 +23,7 @@ from temper.builder.contract import (
 from temper.builder.names import read_labels
 from temper.builder.store.artifacts import Artifact, Store
 from temper.builder.store.code import tree_digest
+from temper.builder.store.files import sha256_file
 from temper.client.errors import ClientError
 from temper.client.robustness.base import ATTACKS
 from temper.errors import WorkflowError
@@ -35,10 +38,13 @@ if TYPE_CHECKING:
     from temper.builder.network.stage import Setting
     from temper.client.accuracy import AccuracyResult
     from temper.client.corruptions import CorruptionResult, CorruptionsConfig
-    from temper.client.load import LoadConfig
+    from temper.client.load import LoadConfig, RaceConfig
     from temper.client.robustness import AttackConfig, AttackResult
 
 CORRECT_FILE = "correct.npy"
+ANSWERS_FILE = "answers.npy"
+CONFIDENCE_FILE = "confidence.npy"
+SAME_FILE = "same.npy"
 _CHECKPOINT = "finished.jsonl"
 _GALLERY_SIZE = 8
 _MAX_EXACT = 500
@@ -59,7 +65,7 @@ class LoadStopped(WorkflowError):  # noqa: N818 - says what happened
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One published model, and the key of what is served."""
+    """One version of a published model, and its key."""
 
     name: str
     """The variant."""
@@ -67,15 +73,12 @@ class Subject:
     """Triton's name of it."""
     version: int
     artifact: Artifact
-    """Its folder in the repository; the digest is over its files' digests and its settings."""
+    """Its folder in the repository; the digest is over its files' digests, its own config.pbtxt among them."""
 
 
 def subject(name: str, model: str, version: int, path: Path) -> Subject:
-    """Describes the version of a model at `path`, `<repository>/<model>/<version>`."""
-    digest = hashlib.sha256()
-    for file in (path / "SHA256SUMS", path.parent / "config.pbtxt"):
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    artifact = Artifact(path=path, digest=digest.hexdigest(), info={}, reused=True)
+    """Describes the version of a model at `path`, `<repository>/<model>/<version>`, whatever version is served."""
+    artifact = Artifact(path=path, digest=sha256_file(path / DIGESTS_FILE), info={}, reused=True)
     return Subject(name=name, model=model, version=version, artifact=artifact)
 
 
@@ -98,7 +101,7 @@ class Measurements:
     url: str | None = None
 
     def accuracy(self, target: Subject) -> Artifact:
-        """Accuracy on all test images; `correct.npy` (bool [N]) lies in the artifact's folder."""
+        """Accuracy on all test images; the vectors of `AccuracyResult` lie in the artifact's folder."""
 
         def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
             from temper.client.accuracy import evaluate_accuracy
@@ -108,6 +111,9 @@ class Measurements:
                 url, target.model, images, labels, progress=stage, version=str(target.version)
             )
             np.save(folder / CORRECT_FILE, result.correct)
+            np.save(folder / ANSWERS_FILE, result.answers)
+            if result.confidence is not None:
+                np.save(folder / CONFIDENCE_FILE, result.confidence)
             return result.to_json()
 
         return self._run("accuracy", target, {}, make, _note_accuracy, code=("temper.client.accuracy",))
@@ -154,7 +160,7 @@ class Measurements:
         """
 
         def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
-            del folder, stage
+            del stage
             from temper.builder.data.prepare import file_of, open_tests
             from temper.builder.network.export import compare_logits
             from temper.client.accuracy import read_scores
@@ -165,19 +171,24 @@ class Measurements:
             expected = np.load(owner.path / OWNER_LOGITS_FILE)
             with Client(url) as client:
                 how = preprocessing_of(client.model_info(target.model, str(target.version)))
-            images = np.stack([take_image(image, how) for image in open_tests(setting.data, len(expected))])
-            same = None
+            same, retries, parts = None, Counter[str](), []
+            tests = open_tests(setting.data, len(expected))
+            while some := [take_image(image, how) for image in itertools.islice(tests, _MAX_PARITY)]:
+                answer, again = read_scores(url, target.model, np.stack(some), version=str(target.version))
+                parts.append(answer)
+                retries.update(again)
             if encoded is not None:
+                pixels = (take_image(image, how) for image in open_tests(setting.data, len(expected)))
                 files = map(file_of, open_tests(setting.data, len(expected)))
-                same = _count_same(url, target, encoded, zip(images, files, strict=True))
-            served, retries = read_scores(url, target.model, images, version=str(target.version))
-            served = np.nan_to_num(served, nan=0.0, posinf=0.0, neginf=0.0)
+                same = _count_same(url, target, encoded, zip(pixels, files, strict=True))
+            served = np.nan_to_num(np.concatenate(parts), nan=0.0, posinf=0.0, neginf=0.0)
+            np.save(folder / SAME_FILE, expected.argmax(1) == served.argmax(1))
             return {
                 **compare_logits(expected, served),
                 "agreement": proportion(expected.argmax(1) == served.argmax(1)),
                 **{name: owner.info[name] for name in ("num_same_pixels", "max_pixel_diff")},
                 "runtime": _runtime(setting),
-                "retries": retries,
+                "retries": dict(retries),
                 "num_same_encoded": same,
             }
 
@@ -185,12 +196,12 @@ class Measurements:
         config = {"owner": owner.digest, "encoded": encoded.artifact.digest if encoded else None}
         return self._run("parity", target, config, make, _note_parity, code=code)
 
-    def owners_answers(self, setting: Setting, weights: Artifact) -> Artifact:
+    def owners_answers(self, setting: Setting, weights: Artifact, num_images: int = _MAX_PARITY) -> Artifact:
         """What the network answers to the raw files by torchvision, before any compression.
 
         The raw files by torchvision's reading and transforms, then PyTorch; an ONNX file by ONNX Runtime.
         """
-        num_images = min(_MAX_PARITY, len(self.test_images()[0]))
+        num_images = min(num_images, len(self.test_images()[0]))
         libraries = {"PyTorch": ("torch",), "ONNX Runtime": ("onnx", "onnxruntime-gpu")}[_runtime(setting)]
         with self.display.stage("the same by torchvision") as shown:
 
@@ -234,6 +245,23 @@ class Measurements:
 
         code = ("temper.client.load.generator", "temper.client.load.worker")
         return self._run("load", target, dataclasses.asdict(config), make, _note_load, code=code)
+
+    def race(self, reference: Subject, target: Subject, config: RaceConfig) -> Artifact:
+        """Loads a model and the one that it is held against in turns; `info` is that of `Race`."""
+
+        def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
+            del folder
+            from temper.client.load import race
+
+            first, second = ((one.model, str(one.version)) for one in (reference, target))
+            found = race(url, first, second, self.test_images()[0], config, stage)
+            if found.trouble is not None and self.endpoint.why("") != "":
+                raise WorkflowError(f"load in turns: {self.endpoint.why(found.trouble)}")  # the server died
+            return found.to_json()
+
+        key = {**dataclasses.asdict(config), "reference": reference.artifact.digest}
+        code = ("temper.client.load.interleaved", "temper.client.load.worker")
+        return self._run("race", target, key, make, _note_race, code=code, label=f"in turns with {reference.name}")
 
     def attack(
         self,
@@ -441,6 +469,16 @@ def _note_parity(info: dict[str, Any]) -> str:
 
 def _note_load(info: dict[str, Any]) -> str:
     return f"at best {text.number(max(run['throughput_ips'] for run in info['runs']))} images/s"
+
+
+def _note_race(info: dict[str, Any]) -> str:
+    if (trouble := info["trouble"]) is not None:
+        return str(trouble)
+    pairs, p99 = info["throughput_ips"], info["p99_ms"]
+    ratio = (
+        [f"{text.times(float(np.exp(np.log([b / a for a, b in pairs]).mean())))} the throughput"] if pairs else []
+    )
+    return ", ".join([*ratio, *([f"p99 {np.mean(p99):.1f} ms"] if p99 else [])])
 
 
 def _note_attack(info: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from temper.builder.store.artifacts import Artifact
 from temper.client.robustness.base import ATTACKS
 from temper.client.robustness.result import INDICES_FILE, SURVIVED_FILE, TAKEN_FOR_FILE, count_pairs
 from temper.client.stats import PairedComparison, compare_paired, proportion, proportion_per_class
+from temper.gate.evidence import WORST_CASE, Attacked
 from temper.report import text
 from temper.report.measured import ClassShare, Confusion, Mask, PairedAttack, PairedWorstCase, WorstCase
 from temper.report.model import Variant
@@ -88,9 +89,15 @@ def _worst(outcomes: Sequence[_Outcome], budget: Budget) -> tuple[list[_Outcome]
     return within, _together(within)
 
 
+def _shared_rows(first: _Outcome, second: _Outcome) -> tuple[Indices, Indices]:
+    """Returns where the images that both judged stand in each."""
+    _, mine, theirs = np.intersect1d(first.indices, second.indices, assume_unique=True, return_indices=True)
+    return mine, theirs
+
+
 def _compare(first: _Outcome, second: _Outcome) -> PairedComparison | None:
     """Compares on the images that both judged; None when there are none."""
-    _, mine, theirs = np.intersect1d(first.indices, second.indices, assume_unique=True, return_indices=True)
+    mine, theirs = _shared_rows(first, second)
     return compare_paired(first.survived[mine], second.survived[theirs]) if mine.size else None
 
 
@@ -216,18 +223,49 @@ def compare_worst_cases(
         second: The variant's.
         variants: The two, with their worst cases.
     """
+    for budget, mine, theirs, doubt in _worst_of_both(first, second, variants):
+        paired = _compare(mine, theirs)
+        if paired is not None:
+            yield PairedWorstCase.of(paired.to_json(), norm=budget[0], epsilon=budget[1], doubt=doubt)
+
+
+def _worst_of_both(
+    first: Sequence[Artifact], second: Sequence[Artifact], variants: tuple[Variant, Variant]
+) -> Iterator[tuple[Budget, _Outcome, _Outcome, str | None]]:
+    """Yields every budget with the worst case of both, and why one of them may be none."""
     one, two = _load(first), _load(second)
     # A run that stopped early has some attacks on one of them alone: the worst of unequal sets is no comparison.
     both = {each.key for each in one} & {each.key for each in two}
     one, two = ([each for each in part if each.key in both] for part in (one, two))
     for budget in dict.fromkeys(each.budget for each in one):
-        paired = _compare(_worst(one, budget)[1], _worst(two, budget)[1])
-        if paired is not None:
-            cases = (variant.worst_at(budget) for variant in variants)
-            doubts = dict.fromkeys(case.doubt for case in cases if case is not None and case.doubt is not None)
-            yield PairedWorstCase.of(
-                paired.to_json(), norm=budget[0], epsilon=budget[1], doubt="; ".join(doubts) or None
-            )
+        cases = (variant.worst_at(budget) for variant in variants)
+        doubts = dict.fromkeys(case.doubt for case in cases if case is not None and case.doubt is not None)
+        yield budget, _worst(one, budget)[1], _worst(two, budget)[1], "; ".join(doubts) or None
+
+
+def withstood(
+    first: Sequence[Artifact], second: Sequence[Artifact], variants: tuple[Variant, Variant]
+) -> Iterator[Attacked]:
+    """Yields who withstood each attack, and the worst of them, at every budget; see `compare_worst_cases`."""
+    for budget, mine, theirs, doubt in _worst_of_both(first, second, variants):
+        yield _attacked(WORST_CASE, budget, mine, theirs, doubt)
+    masks = {mask.key: mask.evidence for variant in variants for mask in variant.masks}
+    others = {each.key: each for each in _load(second)}
+    for one in _load(first):
+        if one.key in others:
+            yield _attacked(one.info["attack"], one.budget, one, others[one.key], masks.get(one.key))
+
+
+def _attacked(name: str, budget: Budget, first: _Outcome, second: _Outcome, doubt: str | None) -> Attacked:
+    mine, theirs = _shared_rows(first, second)
+    return Attacked(
+        name=name,
+        norm=budget[0],
+        epsilon=budget[1],
+        reference=first.survived[mine],
+        candidate=second.survived[theirs],
+        doubt=doubt,
+    )
 
 
 def compare_attacks(

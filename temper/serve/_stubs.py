@@ -27,6 +27,10 @@ class Stubs:
         """The instance of every stub that was seen, by process id."""
         self._dead_since: dict[int, float] = {}
 
+    def loading(self) -> None:
+        """Say that a model is loaded or unloaded: a stub may end and wait to be reaped."""
+        self._grace_s = _LOADING_GRACE_S
+
     def serving(self) -> None:
         """Say that all models are loaded: whatever ends from now on died."""
         self._grace_s = _SERVING_GRACE_S

@@ -2,11 +2,11 @@
 
 Started by `server.py` with isolated Python and no packages: what it imports needs the standard library only.
 Standard input is a pipe held by the parent: its first line is the order, in JSON (`command`, `secrets`, `folder`,
-`environment`, `log`); a second line says that the server serves. The pipe closes when the parent ends, whatever
-ended it, so no server is left behind. Standard output is JSON, too: the first line is `pid`, the server's, and
-`hidden`, whether its secrets are in no command line; a second one comes only when it ended by itself: `status`
-(negative: the signal's number), of the stub of `instance` where that one died, and `log`, which is moved out of
-the run folder that is removed.
+`environment`, `log`); a later one says whether the server is `loading` or `serving`. The pipe closes when the
+parent ends, whatever ended it, so no server is left behind. Standard output is JSON, too: the first line is `pid`,
+the server's, and `hidden`, whether its secrets are in no command line; a second one comes only when it ended by
+itself: `status` (negative: the signal's number), of the stub of `instance` where that one died, and `log`, which
+is moved out of the run folder that is removed.
 
 Nothing of this is done after a SIGKILL, which Ray, for one, gives to what its workers leave behind. So a second
 process, which does nothing else, waits for the supervisor's end and then kills what is left of the server.
@@ -127,9 +127,13 @@ def _watch(process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
         if ended in readable:
             return {"status": process.wait()}
         if readable:
-            if not _read_line():
+            line = _read_line()
+            if not line:
                 return None
-            stubs.serving()
+            if line == b"loading\n":
+                stubs.loading()
+            else:
+                stubs.serving()
         dead = stubs.look()
         # A server that is ending leaves its stubs behind for a moment.
         if dead is not None and process.poll() is None:

@@ -6,7 +6,7 @@ does. What was being measured is then measured again on a new one, once in an en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -42,6 +42,8 @@ class Endpoint:
         url: host:port of a running server's gRPC endpoint; None starts the embedded server.
         repository: The embedded server's model repository.
         models: The models it loads; None loads all.
+        versions: By model, the versions that the embedded server loads in the place of the served one; a request
+            that names none goes to the highest. A running server loads what it loads.
         log_file: Where its log goes; None keeps none.
         display: Shows the server's start as a stage.
     """
@@ -52,6 +54,7 @@ class Endpoint:
         repository: Path,
         *,
         models: Sequence[str] | None = None,
+        versions: Mapping[str, Sequence[int]] | None = None,
         log_file: Path | None = None,
         display: Display | None = None,
     ) -> None:
@@ -59,6 +62,7 @@ class Endpoint:
         self._url = url
         self._repository = repository
         self._models = models
+        self._versions = versions
         self._log_file = log_file
         self._display = display or Display()
         self._server: TritonServer | None = None
@@ -142,4 +146,6 @@ class Endpoint:
             self._log_file.unlink(missing_ok=True)  # one run, one log
         with self._display.stage("start the embedded tritonserver") as stage:
             stage.note = f"{self._repository}: {', '.join(self._models or ['every model'])}"
-            return TritonServer(self._repository, models=self._models, log_file=self._log_file).start()
+            return TritonServer(
+                self._repository, models=self._models, versions=self._versions, log_file=self._log_file
+            ).start()

@@ -14,13 +14,14 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from temper.backends.temper.artifact import CONFIG
 from temper.errors import ServerError
 from temper.serve._supervise import remove_traces
 from temper.serve.temporary import explain
-from temper.serve.verify import VerifyError, ensemble_members, model_names, read_config
+from temper.serve.verify import VerifyError, ensemble_members, model_names, read_config, staged_config
 
 BACKENDS = "backends"
 VIEW = "repository-view"
@@ -61,11 +62,15 @@ def make_run_folder() -> tuple[Path, int]:
 
 
 def lay_out_view(
-    repository: Path, models: Iterable[str] | None, left_out: Container[str], view: Path
+    repository: Path,
+    models: Iterable[str] | None,
+    left_out: Container[str],
+    view: Path,
+    versions: Mapping[str, Sequence[int]],
 ) -> dict[str, str]:
     """Makes links to the models that are served: the named ones, with what ensembles are made of, or all.
 
-    Those that are left out get no link.
+    Those that are left out get no link. One of which versions are asked for is a folder with links to these.
 
     Returns:
         The models that cannot be served, with the reason.
@@ -79,11 +84,26 @@ def lay_out_view(
         model = todo.pop()
         if not _PLAIN_NAME.fullmatch(model):
             refused[model] = "its name may hold letters, digits and . _ + - only; publish it under another name"
-        elif not (view / model).is_symlink() and (repository / model).is_dir():
-            (view / model).symlink_to(repository / model)
+        elif not (view / model).exists() and (repository / model).is_dir():
+            try:
+                _lay_out_model(repository / model, view / model, versions.get(model, ()))
+            except VerifyError as error:
+                refused[model] = str(error)
+                continue
             with contextlib.suppress(VerifyError, OSError):  # Triton says what is wrong with its config
-                todo.extend(ensemble_members(read_config(repository / model)))
+                todo.extend(ensemble_members(read_config(view / model)))
     return refused
+
+
+def _lay_out_model(model: Path, view: Path, versions: Sequence[int]) -> None:
+    if not versions:
+        view.symlink_to(model)
+        return
+    config = staged_config(model, versions)
+    view.mkdir()
+    (view / CONFIG).write_bytes(config)
+    for version in versions:
+        (view / str(version)).symlink_to(model / str(version))
 
 
 def _sweep(parent: Path) -> None:

@@ -74,8 +74,12 @@ def lay_out_backends(runtime: Path, folder: Path) -> None:
         shutil.copytree(BACKENDS / own, folder / own, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def environment(runtime: Path) -> dict[str, str]:
+def environment(runtime: Path, *, staging: bool = False) -> dict[str, str]:
     """Returns the environment in which tritonserver and its stubs find their libraries and this Python.
+
+    Args:
+        runtime: The folder of the wheel's tritonserver.
+        staging: Let the plugin load what has no verdict yet: the server is there to measure it.
 
     Raises:
         ServerError: libpython is missing.
@@ -91,6 +95,7 @@ def environment(runtime: Path) -> dict[str, str]:
         # The stub ignores PYTHONPATH and takes its packages from the first python3 on PATH.
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "TEMPER_STAGING": "1" if staging else "",
     }
 
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -41,6 +42,8 @@ _KEY_VISIBLE = (
     "warning: the kernel forbids ptrace here, so other users of this machine can read the embedded server's key "
     "in its command line; with it they can change its log, its trace and its shared memory"
 )
+# What Triton logs once it has tried every model, and what it logs when they were named.
+_GAVE_UP = re.compile(r'failed to load all models|tritonserver\.cc:\d+\] ".*load failed for model')
 # Longer than the supervisor waits with its report, also while models load; only one that is stopped takes it.
 _REPORT_S = 60.0
 # Longer than the supervisor gives tritonserver.
@@ -56,6 +59,9 @@ class TritonServer:
         repository: Folder of Triton models.
         models: Models to load; None loads all. A model that is not named is not loaded, so a broken
             neighbour in the repository does no harm.
+        versions: By model, the versions to load in the place of the served one, also of those that an ensemble is
+            made of. A request that names no version goes to the highest that is loaded, so this is for a server
+            that measures, never for one that others ask.
         log_file: Where the server's log goes; None puts it into the run folder that is deleted at the end. Only
             when the server ended by itself is it kept, at the place that `death` names.
         grpc_port: Port of the gRPC endpoint; None takes a free one. The metrics port likewise.
@@ -65,6 +71,8 @@ class TritonServer:
         strict: Raise when a model fails to load. False leaves the others served, as `failed` tells.
         only_published: Check before every start that the models are what was published; what is not counts as one
             that fails to load, and the server never sees it. False is for models written by hand.
+        reloads: Let this process, which alone has the key, load models anew while the server runs, as
+            `temper.serve.follow` does. Clients cannot ask such a server for its index.
         extra_args: Further tritonserver options, verbatim.
 
     Raises:
@@ -77,6 +85,7 @@ class TritonServer:
         repository: Path | str,
         *,
         models: Sequence[str] | None = None,
+        versions: Mapping[str, Sequence[int]] | None = None,
         log_file: Path | str | None = None,
         grpc_port: int | None = None,
         http_port: int | None = None,
@@ -84,16 +93,20 @@ class TritonServer:
         ready_timeout_s: float = 300.0,
         strict: bool = True,
         only_published: bool = True,
+        reloads: bool = False,
         extra_args: Sequence[str] = (),
     ) -> None:
         """Keep the options; `start` or the context manager starts the process."""
         self.repository = Path(repository).resolve()
         self.models = None if models is None else tuple(models)
+        self.versions = dict(versions or {})
         self.ready_timeout_s = ready_timeout_s
         self.strict = strict
         self.only_published = only_published
+        self.reloads = reloads
         self.extra_args = tuple(extra_args)
         self.failed: dict[str, str] = {}
+        self.loaded: tuple[str, ...] = ()
         self.pid = 0
         self.log_file = None if log_file is None else Path(log_file).resolve()
         self.log = self.log_file or Path(LOG)
@@ -182,6 +195,28 @@ class TritonServer:
             raise
         return self
 
+    def reload(self, model: str) -> None:
+        """Load a model as its config.pbtxt says now, on a server that `reloads`; returns when the old one is gone.
+
+        No request is lost: what was served answers until the other is ready, and ends what it has begun.
+
+        Raises:
+            ServerError: It is not what was published, or does not load. What was served is served on.
+        """
+        changed = find_changed(self.repository, [model]) if self.only_published else {}
+        if model in changed:
+            raise ServerError(changed[model])
+        self._tell("loading")
+        with open_control(self.grpc_url, self.key.grpc_headers) as control:
+            failure = control.load(model)
+            while self.alive and (control.index() or {}).get(model, ("", ""))[0] in ("LOADING", "UNLOADING"):
+                time.sleep(_POLL_S)
+        self._tell("serving")
+        if failure is not None:
+            reason = failure.partition(" is at UNAVAILABLE state: ")[2] or failure
+            raise ServerError(self._name_paths(_first_line(reason)))
+        self.failed.pop(model, None)
+
     def stop(self) -> None:
         """End the server: SIGTERM, then SIGKILL after its own exit timeout. Safe to call twice."""
         with self._asking:
@@ -211,7 +246,7 @@ class TritonServer:
             raise ServerError(
                 f"model repository {self.repository} holds no model; publish one with `temper build`"
             )
-        for model in self.models or ():
+        for model in (*(self.models or ()), *self.versions):
             if model not in known:
                 raise ServerError(
                     f"model {model!r} is not in {self.repository}; it holds: {', '.join(known) or 'no model'}"
@@ -221,7 +256,7 @@ class TritonServer:
         """Why models may not be given to the server: the plugin never sees one that names another backend."""
         if not self.only_published:
             return {}
-        changed = find_changed(self.repository, self.models)
+        changed = find_changed(self.repository, self.models, self.versions)
         lines = "; ".join(f"model {model}: {reason}" for model, reason in changed.items())
         if changed and self.strict:
             raise ServerError(lines)
@@ -236,7 +271,9 @@ class TritonServer:
             self.log = self.log_file or self._folder / LOG
             self.log.parent.mkdir(parents=True, exist_ok=True)
             lay_out_backends(runtime, self._folder / BACKENDS)
-            self._refused = changed | lay_out_view(self.repository, self.models, changed, self._folder / VIEW)
+            view = self._folder / VIEW
+            self._refused = changed | lay_out_view(self.repository, self.models, changed, view, self.versions)
+            self.loaded = tuple(sorted(path.name for path in view.iterdir()))
             self._take_ports()
             self._launch(runtime, lock)
         except OSError as error:
@@ -259,8 +296,8 @@ class TritonServer:
         self.key = Key()
         order = {
             "command": [str(runtime / "bin" / "tritonserver"), *self._arguments()],
-            "secrets": self.key.arguments(http=self.http_port is not None),
-            "environment": environment(runtime),
+            "secrets": self.key.arguments(http=self.http_port is not None, control=self.reloads),
+            "environment": environment(runtime, staging=bool(self.versions)),
             "folder": str(self._folder),
             "log": str(self.log),
         }
@@ -299,16 +336,23 @@ class TritonServer:
         http = ["--allow-http=false"]
         if self.http_port is not None:
             http = [f"--http-address={LOOPBACK}", f"--http-port={self.http_port}"]
+        # Nobody else loads or unloads: a load with a config or files of one's own runs code.
+        control = ["--model-control-mode=none"]
+        if self.reloads:
+            control = ["--model-control-mode=explicit", *(f"--load-model={model}" for model in self.loaded)]
+            if self.only_published:
+                # What was published says all; a process that asks for more costs half of a switch.
+                control.append("--disable-auto-complete-config")
         return [
             # Relative to the run folder.
             f"--model-repository={VIEW}",
             f"--backend-directory={BACKENDS}",
             # Python-based backends, ours too, take the python backend's.
             f"--backend-config=python,shm-region-prefix-name={self._folder.name}-",
-            # Nobody loads or unloads: a load with a config or files of one's own runs code.
-            "--model-control-mode=none",
+            *control,
             "--exit-on-error=false",
-            "--strict-readiness=true",
+            # A strict one says that it is not ready while a model is loaded anew, though it answers all the time.
+            f"--strict-readiness={'false' if self.reloads else 'true'}",
             f"--grpc-address={LOOPBACK}",
             f"--grpc-port={self.grpc_port}",
             *http,
@@ -323,7 +367,7 @@ class TritonServer:
 
     def _wait_ready(self) -> None:
         patience = _Patience(self.log, self.ready_timeout_s)
-        with open_control(self.grpc_url) as control:
+        with open_control(self.grpc_url, self.key.grpc_headers) as control:
             while not control.live():
                 self._check_alive(patience)
             while True:
@@ -361,7 +405,7 @@ class TritonServer:
 
     def _gave_up(self) -> bool:
         """Whether Triton has tried every model and says that some did not load."""
-        return "failed to load all models" in self._logged()
+        return bool(_GAVE_UP.search(self._logged()))
 
     def _logged(self) -> str:
         """What this life of the server wrote into its log, to which it was appended."""

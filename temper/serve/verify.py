@@ -6,14 +6,16 @@ TensorRT backend or its ensemble scheduler runs, and before a server reads a con
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from temper.backends.temper import artifact
 from temper.backends.temper.external_data import WEIGHTS_OUTSIDE, keeps_weights_outside
 from temper.errors import TemperError
+from temper.imaging.errors import show
 
 _BACKENDS = ("temper", "temper_mean", "temper_defence", "temper_decode", "tensorrt", "ensemble")
 
@@ -48,7 +50,11 @@ def model_names(repository: Path) -> list[str]:
 
 
 def verify_repository(
-    repository: Path, models: Sequence[str] | None = None, *, only_served: bool = False
+    repository: Path,
+    models: Sequence[str] | None = None,
+    *,
+    only_served: bool = False,
+    versions: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Verdict]:
     """Checks every version of every model, the served one with its config.pbtxt and all that this names.
 
@@ -56,6 +62,7 @@ def verify_repository(
         repository: The model repository.
         models: Those to check, with the members of ensembles among them; all when not given.
         only_served: Leave out the versions that no server loads.
+        versions: By model, those that take the place of the served one.
 
     Returns:
         One verdict per model, by name.
@@ -67,17 +74,22 @@ def verify_repository(
     wanted = model_names(repository) if models is None else list(models)
     for model in wanted:
         if model not in found:
-            found[model], members = _check(repository / model, only_served)
+            found[model], members = _check(repository / model, only_served, (versions or {}).get(model, ()))
             wanted += members
     return [_with_members(found[model], repository, found) for model in sorted(found)]
 
 
-def find_changed(repository: Path, models: Sequence[str] | None = None) -> dict[str, str]:
+def find_changed(
+    repository: Path,
+    models: Sequence[str] | None = None,
+    versions: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, str]:
     """Says which models a server must not be given: the plugin never sees an entry that names another backend.
 
     Args:
         repository: The model repository.
         models: Those to be served; all when not given. What is not there is the server's to say.
+        versions: By model, those to be loaded in the place of the served one.
 
     Returns:
         What is wrong, by the model's name.
@@ -86,16 +98,17 @@ def find_changed(repository: Path, models: Sequence[str] | None = None) -> dict[
         return {}
     names = model_names(repository)
     present = names if models is None else sorted(set(names) & set(models))
-    verdicts = verify_repository(repository, present, only_served=True)
+    verdicts = verify_repository(repository, present, only_served=True, versions=versions)
     return {one.model: one.reason for one in verdicts if one.reason is not None}
 
 
-def _check(folder: Path, only_served: bool) -> tuple[Verdict, list[str]]:
+def _check(folder: Path, only_served: bool, wanted: Sequence[int]) -> tuple[Verdict, list[str]]:
     """Checks one model; returns its members as well."""
     version: int | None = None
     backend: str | None = None
     try:
-        config = read_config(folder)
+        text = staged_config(folder, wanted) if wanted else None
+        config = read_config(folder / str(max(wanted)) if wanted else folder)
         backend = config.get("backend") or config.get("platform")
         version = _served_version(folder, config)
         if backend not in _BACKENDS:
@@ -103,12 +116,8 @@ def _check(folder: Path, only_served: bool) -> tuple[Verdict, list[str]]:
                 f"{folder / artifact.CONFIG}: got the backend {backend!r}, which temper never publishes"
             )
         artifact.check_beside(folder)
-        if backend in ("temper", "tensorrt"):
-            entry = artifact.verify(folder / str(version), config)
-            if entry.file.suffix == ".onnx" and keeps_weights_outside(entry.read()):
-                raise VerifyError(f"{entry.file}: {WEIGHTS_OUTSIDE}")
-        else:
-            artifact.verify_files(folder / str(version), config)
+        for each in wanted or [version]:
+            _check_loaded(folder / str(each), config, text, has_engine=backend in ("temper", "tensorrt"))
         if not only_served:
             _check_unserved(folder, version)
         members = list(ensemble_members(config))
@@ -118,6 +127,46 @@ def _check(folder: Path, only_served: bool) -> tuple[Verdict, list[str]]:
         reason = f"{error.filename}: cannot be read: {error.strerror}"
         return Verdict(model=folder.name, version=version, backend=backend, reason=reason), []
     return Verdict(model=folder.name, version=version, backend=backend, reason=None), members
+
+
+def _check_loaded(folder: Path, config: dict[str, Any], text: bytes | None, *, has_engine: bool) -> None:
+    if not has_engine:
+        artifact.verify_files(folder, config, text)
+        return
+    entry = artifact.verify(folder, config, text)
+    if entry.file.suffix == ".onnx" and keeps_weights_outside(entry.read()):
+        raise VerifyError(f"{entry.file}: {WEIGHTS_OUTSIDE}")
+
+
+def staged_config(folder: Path, versions: Sequence[int]) -> bytes:
+    """The config.pbtxt with which a server loads the named versions of a model, whichever one is served.
+
+    Raises:
+        VerifyError: A version is not there, or was published with settings that another one has not.
+    """
+    texts: dict[int, bytes] = {}
+    for version in sorted(versions):
+        path = folder / str(version) / artifact.CONFIG
+        if not path.is_file():
+            raise VerifyError(f"{path}: no such file, expected a version that `temper build` published")
+        own = path.read_bytes()
+        try:
+            texts[version] = artifact.config_for(versions, own) if len(versions) > 1 else own
+        except artifact.ArtifactError as error:
+            raise VerifyError(f"{folder / str(version)}: {error}") from error
+    newest = max(texts)
+    for version, text in texts.items():
+        if text != texts[newest]:
+            pairs = zip_longest(text.splitlines(), texts[newest].splitlines(), fillvalue=b"nothing")
+            here, there = next(
+                (a.decode(errors="replace"), b.decode(errors="replace")) for a, b in pairs if a != b
+            )
+            raise VerifyError(
+                f"{folder}: version {version} says {show(here.strip())} where version {newest} says "
+                f"{show(there.strip())}, and Triton has one config.pbtxt for all versions that it loads at once; "
+                "load one of them at a time"
+            )
+    return texts[newest]
 
 
 def _check_unserved(folder: Path, served: int) -> None:

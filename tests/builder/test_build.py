@@ -104,7 +104,7 @@ class Workshop:
 
 def parameter_of(built: Built, name: str) -> str:
     """What config.pbtxt says of a parameter, as text; empty when it does not."""
-    config = (built.path.parent / "config.pbtxt").read_text()
+    config = (built.path / "config.pbtxt").read_text()
     return config.partition(f'key: "{name}"')[2].partition("}")[0]
 
 
@@ -252,7 +252,8 @@ def test_measured_range_belongs_to_its_openvino(workshop: Workshop, monkeypatch:
 def test_other_serving_rebuilds_nothing(workshop: Workshop) -> None:
     (one,) = workshop.build(INT8, serving=ServingConfig(max_queue=7, queue_timeout_ms=500))
     assert workshop.made() == ["int8: publish"]
-    config = (one.path.parent / "config.pbtxt").read_text()
+    assert one.served != one.version
+    config = (one.path / "config.pbtxt").read_text()
     assert "max_queue_size: 7" in config
     assert "default_timeout_microseconds: 500000" in config
 
@@ -261,7 +262,8 @@ def test_twin_that_takes_files_follows_its_variant(workshop: Workshop) -> None:
     serving = ServingConfig(jpeg=True)
     (one,) = workshop.build(INT8, serving=serving)
     root = one.path.parents[1]
-    texts = {name: (root / name / "config.pbtxt").read_text() for name in (one.model, f"{one.model}_jpeg")}
+    folders = {one.model: one.path, f"{one.model}_jpeg": root / f"{one.model}_jpeg"}
+    texts = {name: (folder / "config.pbtxt").read_text() for name, folder in folders.items()}
     assert all("max_queue_size" not in text for text in texts.values())
     assert 'name: "encoded"' in texts[f"{one.model}_jpeg"]
     assert 'key: "preprocessing"' in (root / f"{one.model}_jpeg_decode" / "config.pbtxt").read_text()

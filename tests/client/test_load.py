@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from temper.client import Client, ClientError, InvalidRequest, ModelNotFound, ServerUnavailable, wire
-from temper.client.load import LoadConfig, LoadResult, measure, run_closed_loop, run_open_loop
+from temper.client.load import LoadConfig, LoadResult, RaceConfig, measure, race, run_closed_loop, run_open_loop
 from temper.client.load.generator import plan_runs
 from temper.client.load.processes import LoadProcesses
 from temper.client.load.tally import Recorder
@@ -158,6 +158,18 @@ def test_rates_replace_the_share_of_the_best_throughput() -> None:
     assert list(plan_runs(LoadConfig(concurrencies=(), rates_rps=(5.0, 9.0)), results)) == [(0, 5.0), (0, 9.0)]
     assert list(plan_runs(LoadConfig(concurrencies=(2,), batch_size=10), results)) == [(2, 0.0), (0, 7.0)]
     assert list(plan_runs(LoadConfig(concurrencies=(2,), open_loop_fraction=None), results)) == [(2, 0.0)]
+
+
+@pytest.mark.server
+def test_two_models_are_loaded_in_turns(server: TritonServer, sample: Sample) -> None:
+    seen: list[tuple[int, int]] = []
+    config = RaceConfig(rounds=3, duration_s=0.3, warmup_s=0.1, concurrency=2, rate_rps=150.0)
+    first, second = ("toy_fp32", ""), ("toy_fp32", "1")
+    found = race(server.grpc_url, first, second, sample.images, config, lambda *step: seen.append(step))
+    assert found.trouble is None
+    assert [len(pair) for pair in found.throughput_ips] == [2, 2, 2] and len(found.p99_ms) == 3
+    assert min(min(pair) for pair in found.throughput_ips) > 0 < min(found.p99_ms)
+    assert seen == [(number, 9) for number in range(1, 10)]
 
 
 @pytest.mark.server

@@ -18,7 +18,9 @@ from temper.terminal import echo
 LOG_FILE = "temper.log"
 
 
-def run_command(recipe_file: Path, *, url: str | None, repository: Path, runs: Path, as_json: bool) -> None:
+def run_command(
+    recipe_file: Path, *, url: str | None, repository: Path, runs: Path, sign: Path | None, as_json: bool
+) -> None:
     """Runs a recipe, prints its table (or report.json) and says where the report is.
 
     Raises:
@@ -29,7 +31,7 @@ def run_command(recipe_file: Path, *, url: str | None, repository: Path, runs: P
     from temper.run.workflow import run_recipe
 
     with resumable(), Display() as display:
-        report = run_recipe(recipe, repository=repository, runs=runs, display=display, url=url)
+        report = run_recipe(recipe, repository=repository, runs=runs, display=display, url=url, sign=sign)
     folder = runs / recipe.name
     show_report(report, folder, as_json=as_json)
     if report.stopped is not None:
@@ -49,6 +51,7 @@ def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: b
             "variant": one.variant,
             "model": one.model,
             "version": one.version,
+            "served": one.served,
             "encoded_model": one.jpeg and one.jpeg.model,
             "engine": one.engine,
             "engine_reason": one.engine_reason,
@@ -64,6 +67,8 @@ def build_command(recipe_file: Path, *, repository: Path, runs: Path, as_json: b
         return
     for row in rows:
         state = "reused" if row["reused"] else "published"
+        if row["served"] != row["version"]:
+            state += f", a candidate (version {row['served']} is served)"
         echo(
             f"{row['model']} version {row['version']} {state}: {row['engine']}, {row['size_bytes'] / 1e6:.1f} MB, "
             f"{row['path']}" + (f"; {row['encoded_model']} takes image files" if row["encoded_model"] else "")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from temper.errors import ServerError
 from temper.serve.endpoint import start_again
+from temper.serve.follow import Follower
 from temper.serve.server import TritonServer
 from temper.serve.verify import model_names
 from temper.terminal import echo
@@ -28,6 +29,8 @@ def serve_command(
     """Serves a repository until Ctrl-C; a model that does not load is named, and the others are served.
 
     A server that dies is started again, for what is served has to stay up, but not when it dies twice in a minute.
+    A model that is promoted or rolled back meanwhile is switched without a lost request; one that is new is not
+    served before the next start.
 
     Args:
         repository: The model repository.
@@ -46,7 +49,9 @@ def serve_command(
         http_port=ports[1],
         metrics_port=ports[2],
         strict=False,
+        reloads=True,
     )
+    follower = Follower(server, _say)
     echo(f"starting tritonserver on {repository}", err=True)
     with server:
         ready = _ready_models(server)
@@ -57,22 +62,28 @@ def serve_command(
         echo(f"log      {server.log}")
         echo(f"models   {', '.join(ready)}")
         echo("Ctrl-C ends it", err=True)
-        _keep_up(server)
+        _keep_up(server, follower)
 
 
-def _keep_up(server: TritonServer) -> None:
+def _keep_up(server: TritonServer, follower: Follower) -> None:
     begun = -math.inf
     while True:
         while server.alive:
+            follower.look()
             time.sleep(_POLL_S)
         up_s = time.monotonic() - begun
         if up_s < _STABLE_S:
             raise ServerError(f"{server.death()}, {up_s:.0f} s after it was started again")
+        follower = Follower(server, _say)
         echo(start_again(server), err=True)
         if server.log_file is None:
             echo(f"log      {server.log}")
         _ready_models(server)
         begun = time.monotonic()
+
+
+def _say(line: str) -> None:
+    echo(line, err=True)
 
 
 def _ready_models(server: TritonServer) -> list[str]:

@@ -12,6 +12,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]  # ships
 from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]  # ships none
 
 from temper.builder.publish.entry import Published, publish
+from temper.builder.publish.switch import switch
 from temper.builder.publish.triton_config import PluginBackend, TritonConfig
 
 OPENVINO = PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"})
@@ -32,12 +33,19 @@ def publish_bytes(folder: Path, content: bytes = b"engine 1", **changes: Any) ->
     return publish(folder / "repository", replace(CONFIG, **fields), **{**arguments, **changes})
 
 
+def serve_bytes(folder: Path, content: bytes, **changes: Any) -> Published:
+    """Publishes a file of these bytes and serves it."""
+    published = publish_bytes(folder, content, **changes)
+    switch(folder / "repository", published.model, published.version, event="promoted")
+    return replace(published, served=published.version)
+
+
 def read_config(model: Path) -> Any:
     return text_format.Parse((model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
 
 
 def check_repository(repository: Path) -> list[tuple[str, int, str]]:
-    """Fails when Triton could not load what is there; returns (model, version, engine's content) of each."""
+    """Fails when Triton could not load what is served; returns (model, version, engine's content) of each."""
     found = []
     for model in sorted(repository.iterdir()):
         config = read_config(model)

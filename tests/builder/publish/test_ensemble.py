@@ -80,7 +80,7 @@ def read_config(model: Path) -> Any:
 
 def test_ensemble_is_published_with_its_mean(repository: Path) -> None:
     published = publish_pair(repository)
-    assert published == Published(model="pair", version=1, path=repository / "pair" / "1", reused=False)
+    assert published == Published(model="pair", version=1, path=repository / "pair" / "1", reused=False, served=1)
     for model in ("pair", "pair_mean"):
         folder = repository / model / "1"
         assert sorted(path.name for path in folder.iterdir()) == [
@@ -100,8 +100,8 @@ def test_what_took_files_is_removed_and_nothing_else(repository: Path, taken: st
     publish_jpeg(repository, member, labels=LABELS, card={})
     names = ["toy_fp32_jpeg", "toy_fp32_jpeg_decode"]
     if taken is not None:  # another model, which has this name
-        text = (repository / MEMBERS[1] / "config.pbtxt").read_text()
-        (repository / taken / "config.pbtxt").write_text(text)
+        shutil.rmtree(repository / taken)
+        shutil.copytree(repository / MEMBERS[1], repository / taken)
     gone = {None: names, names[0]: [], names[1]: names[:1]}[taken]  # whose step the decoder is stays with it
     assert retract_jpeg(repository, MEMBERS[0]) == gone
     left = sorted([*MEMBERS, *(name for name in names if name not in gone)])
@@ -176,7 +176,9 @@ def test_same_again_is_reused_and_other_members_are_a_new_version(repository: Pa
     assert publish_pair(repository).reused
     second = publish_pair(repository, members=MEMBERS[::-1])
     assert (second.version, second.reused) == (2, False)
-    assert list(read_config(repository / "pair_mean").version_policy.specific.versions) == [2]
+    for model in ("pair", "pair_mean"):
+        assert list(read_config(repository / model).version_policy.specific.versions) == [1]
+        assert list(read_config(repository / model / "2").version_policy.specific.versions) == [2]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,9 @@ def served(
     # Triton loads an ensemble's members with it.
     models = ["pair", "narrow", "bounded", "squeezed", "resized", "orphan", "loose"]
     log = folder / "tritonserver.log"
-    server = TritonServer(repository, models=models, log_file=log, strict=False, only_published=False)
+    server = TritonServer(
+        repository, models=models, log_file=log, strict=False, only_published=False, reloads=True
+    )
     with share_server(request, server) as running:
         yield running
 

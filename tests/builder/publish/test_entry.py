@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from onnx import TensorProto, helper
-from publishing import CONFIG, check_repository, publish_bytes, read_config
+from publishing import CONFIG, check_repository, publish_bytes, read_config, serve_bytes
 from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]  # ships none
 
 from temper.backends.temper import artifact
@@ -19,6 +20,7 @@ from temper.builder.errors import PublishError
 from temper.builder.publish.entry import Published, publish
 from temper.builder.publish.plans import Binding
 from temper.builder.publish.serving import ServingConfig
+from temper.builder.publish.switch import switch
 from temper.builder.publish.triton_config import PluginBackend
 
 # A terminal or a reader of lines takes these for more than text.
@@ -29,7 +31,8 @@ ALWAYS = ["SHA256SUMS", "card.json", "config.pbtxt", "labels.txt"]
 def test_new_model_has_everything(tmp_path: Path) -> None:
     published = publish_bytes(tmp_path)
     model = tmp_path / "repository" / "m_int8"
-    assert published == Published(model="m_int8", version=1, path=model / "1", reused=False)
+    assert published == Published(model="m_int8", version=1, path=model / "1", reused=False, served=1)
+    assert published.note == "m_int8 version 1"
     assert sorted(path.name for path in model.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
     assert sorted(path.name for path in published.path.iterdir()) == [*ALWAYS, "model.onnx"]
     assert (model / "1" / "labels.txt").read_text() == (model / "labels.txt").read_text() == "cat\ndog\n"
@@ -94,8 +97,7 @@ def test_plans_of_one_graph_are_served_together(tmp_path: Path) -> None:
     assert (second.version, second.reused) == (2, False)
     assert before == {path: path.read_bytes() for path in first.path.iterdir()}
     assert (second.path / "model_sm90.plan").read_bytes() == b"for 9.0"
-    assert check_repository(tmp_path / "repository") == [("m_int8", 2, "for 8.9")]
-    config = read_config(tmp_path / "repository" / "m_int8")
+    config = read_config(second.path)
     assert dict(config.cc_model_filenames) == {"8.9": "model_sm89.plan", "9.0": "model_sm90.plan"}
     card = json.loads((second.path / "card.json").read_text())
     assert card["graph_sha256"] == GRAPH
@@ -122,7 +124,7 @@ def test_plans_of_another_graph_are_left_behind(tmp_path: Path, graph: str | Non
     binding = Binding(compute_capability="8.9", graph_sha256=graph)
     second = publish_plan(tmp_path, "8.9", b"of another graph", binding=binding)
     assert sorted(path.name for path in second.path.iterdir()) == [*ALWAYS, "model_sm89.plan"]
-    config = read_config(tmp_path / "repository" / "m_int8")
+    config = read_config(second.path)
     assert dict(config.cc_model_filenames) == {"8.9": "model_sm89.plan"}
 
 
@@ -170,7 +172,7 @@ def test_plan_for_any_compute_capability_has_no_list(tmp_path: Path) -> None:
     publish_plan(tmp_path, "9.0", b"for 9.0")
     second = publish_plan(tmp_path, "9.0", b"for all", binding=None)
     assert sorted(path.name for path in second.path.iterdir()) == [*ALWAYS, "model.plan"]
-    assert not read_config(tmp_path / "repository" / "m_int8").cc_model_filenames
+    assert not read_config(second.path).cc_model_filenames
 
 
 def test_same_again_is_reused(tmp_path: Path) -> None:
@@ -186,18 +188,26 @@ def test_same_again_is_reused(tmp_path: Path) -> None:
     [{"content": b"engine 2"}, {"card": {"recipe": {"name": "other"}}}],
     ids=["engine", "card"],
 )
-def test_change_is_a_new_version_beside_the_old(tmp_path: Path, change: dict[str, Any]) -> None:
-    first = publish_bytes(tmp_path)
-    before = {path: path.read_bytes() for path in first.path.iterdir()}
-    second = publish_bytes(tmp_path, **change)
-    assert (second.version, second.reused) == (2, False)
-    assert before == {path: path.read_bytes() for path in first.path.iterdir()}
-    assert check_repository(tmp_path / "repository")[0][1] == 2
+def test_change_is_a_candidate_beside_what_is_served(tmp_path: Path, change: dict[str, Any]) -> None:
+    model = publish_bytes(tmp_path).path.parent
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    for reused in (False, True):  # a candidate that is the same again is the same candidate
+        second = publish_bytes(tmp_path, **change)
+        assert second.note == "m_int8 version 2, a candidate: version 1 is served"
+        assert (second.version, second.reused, second.served) == (2, reused, 1)
+        assert before == {path: path.read_bytes() for path in before}
+        assert check_repository(tmp_path / "repository") == [("m_int8", 1, "engine 1")]
+
+
+def test_verdict_makes_no_version_another(tmp_path: Path) -> None:
+    published = publish_bytes(tmp_path)
+    (published.path / "verdict.json").write_text("{}")
+    assert publish_bytes(tmp_path).reused
 
 
 def test_other_labels_and_classes_switch_with_the_version(tmp_path: Path) -> None:
     publish_bytes(tmp_path)
-    publish_bytes(tmp_path, b"engine 2", labels=["a", "b", "c"], num_classes=3)
+    serve_bytes(tmp_path, b"engine 2", labels=["a", "b", "c"], num_classes=3)
     model = tmp_path / "repository" / "m_int8"
     assert (model / "1" / "labels.txt").read_text() == "cat\ndog\n"
     config = read_config(model)
@@ -210,8 +220,7 @@ def test_change_of_config_alone_is_a_new_version(tmp_path: Path) -> None:
     publish_bytes(tmp_path)
     published = publish_bytes(tmp_path, num_instances=4)
     assert (published.version, published.reused) == (2, False)
-    check_repository(tmp_path / "repository")
-    assert read_config(tmp_path / "repository" / "m_int8").instance_group[0].count == 4
+    assert read_config(published.path).instance_group[0].count == 4
 
 
 @pytest.mark.parametrize("stray", [".DS_Store", "model.py"])
@@ -227,18 +236,32 @@ def test_version_with_a_file_of_nobody_is_not_reused(tmp_path: Path, stray: str)
 def test_tampered_version_is_not_reused(tmp_path: Path, name: str) -> None:
     first = publish_bytes(tmp_path)
     (first.path / name).write_bytes(b"{}")
+    served = (first.path.parent / "config.pbtxt").read_bytes()
     second = publish_bytes(tmp_path)
-    assert (second.version, second.reused) == (2, False)
-    check_repository(tmp_path / "repository")
+    assert (second.version, second.reused, second.served) == (2, False, 1)
+    assert (first.path.parent / "config.pbtxt").read_bytes() == served
 
 
-def test_config_changed_by_hand_is_put_back(tmp_path: Path) -> None:
-    publish_bytes(tmp_path)
-    with (tmp_path / "repository" / "m_int8" / "config.pbtxt").open("a") as config:
-        config.write('backend: "python"')
-    published = publish_bytes(tmp_path)
-    assert (published.version, published.reused) == (1, False)
-    check_repository(tmp_path / "repository")
+@pytest.mark.parametrize("change", ['backend: "python"', "", None], ids=["added", "empty", "removed"])
+def test_config_changed_by_hand_is_put_back(tmp_path: Path, change: str | None) -> None:
+    model = publish_bytes(tmp_path).path.parent
+    config = model / "config.pbtxt"
+    if change is None:
+        config.unlink()
+    else:
+        config.write_text(config.read_text() + change if change else "")
+    (model / "labels.txt").write_text("dog\ncat\n")
+    published = publish_bytes(tmp_path, b"engine 2")
+    assert (published.version, published.served) == (2, 1)
+    assert (model / "labels.txt").read_text() == "cat\ndog\n"
+    assert check_repository(tmp_path / "repository") == [("m_int8", 1, "engine 1")]
+
+
+def test_first_version_that_can_be_served_is(tmp_path: Path) -> None:
+    shutil.rmtree(publish_bytes(tmp_path).path)
+    published = publish_bytes(tmp_path, b"engine 2")
+    assert (published.version, published.served) == (1, 1)
+    assert check_repository(tmp_path / "repository") == [("m_int8", 1, "engine 2")]
 
 
 @pytest.mark.parametrize("card", ["[" * 100_000, "7", '{"stages": 7, "plans": 7}', "[]", "\xff"])
@@ -247,23 +270,29 @@ def test_card_that_is_none_is_published_over(tmp_path: Path, card: str) -> None:
     (first.path / "card.json").write_bytes(card.encode("latin-1"))
     second = publish_plan(tmp_path, "8.9", b"for 8.9")
     assert (second.version, second.reused) == (2, False)
-    check_repository(tmp_path / "repository")
 
 
-def test_only_the_newest_versions_are_kept(tmp_path: Path) -> None:
+def test_newest_versions_are_kept_and_what_one_may_go_back_to(tmp_path: Path) -> None:
     model = tmp_path / "repository" / "m_int8"
+
+    def kept() -> set[int]:
+        return {int(path.name) for path in model.iterdir() if path.is_dir()}
+
     serving = ServingConfig(keep_versions=2)
     publish_bytes(tmp_path)
     (model / "7").mkdir()  # not ours
     for number in range(8, 12):
         assert publish_bytes(tmp_path, f"engine {number}".encode(), serving=serving).version == number
-    kept = {path.name for path in model.iterdir()} - {"config.pbtxt", "labels.txt"}
-    assert kept == {"7", "10", "11"}
-    # Rolled back by hand: what a server may have open stays until the version after it is replaced.
-    (model / "config.pbtxt").write_bytes((model / "10" / "config.pbtxt").read_bytes())
-    publish_bytes(tmp_path, b"engine 12", serving=ServingConfig(keep_versions=1))
-    assert {path.name for path in model.iterdir()} - {"config.pbtxt", "labels.txt"} == {"7", "10", "12"}
-    assert check_repository(tmp_path / "repository") == [("m_int8", 12, "engine 12")]
+    assert kept() == {1, 7, 10, 11}
+    switch(tmp_path / "repository", "m_int8", 10, event="promoted")
+    for number in range(12, 15):
+        publish_bytes(tmp_path, f"engine {number}".encode(), serving=serving)
+    assert kept() == {1, 7, 10, 13, 14}
+    # By hand: what a server may have open stays, and what was served before it.
+    (model / "config.pbtxt").write_bytes((model / "13" / "config.pbtxt").read_bytes())
+    publish_bytes(tmp_path, b"engine 15", serving=ServingConfig(keep_versions=1))
+    assert kept() == {7, 10, 13, 15}
+    assert check_repository(tmp_path / "repository") == [("m_int8", 13, "engine 13")]
     assert [path.name for path in (tmp_path / ".repository-work").iterdir()] == ["lock"]
 
 
@@ -271,7 +300,7 @@ def test_version_whose_config_is_just_being_replaced_is_right(tmp_path: Path) ->
     """Triton reads config.pbtxt long before the plugin looks at it."""
     first = publish_bytes(tmp_path)
     read = {"parameters": {"engine": {"string_value": "openvino"}}, "output": [{"label_filename": "1/labels.txt"}]}
-    second = publish_bytes(tmp_path, b"engine 2")
+    second = serve_bytes(tmp_path, b"engine 2")
     assert artifact.verify(first.path, read).file == first.path / "model.onnx"
     config = first.path.parent / "config.pbtxt"
     for changed in (config, second.path / "config.pbtxt", second.path / "SHA256SUMS"):

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from publishing import check_repository, publish_bytes
+from publishing import check_repository, serve_bytes
+
+from temper.builder.publish.switch import versions_of
 
 Mount = Callable[[Path, str], list[str]]
 WITH_HELPERS = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
@@ -38,8 +40,8 @@ def test_concurrent_publishers_take_turns(tmp_path: Path) -> None:
     ]
     errors = [process.communicate()[1] for process in running]
     assert [process.returncode for process in running] == [0] * 6, errors
-    ((_, version, _),) = check_repository(tmp_path / "repository")
-    assert version == 6
+    assert [version for _, version, _ in check_repository(tmp_path / "repository")] == [1]
+    assert versions_of(tmp_path / "repository", "m_int8") == [1, 2, 3, 4, 5, 6]
 
 
 # Forks a publisher for every number of file operations, each killed by SIGKILL just before its n-th one.
@@ -47,7 +49,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from temper.builder.publish.serving import ServingConfig
-from publishing import check_repository, publish_bytes
+from temper.builder.publish.switch import versions_of
+from publishing import check_repository, publish_bytes, serve_bytes
 
 EVENTS = {
     "open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.copyfile", "tempfile.mkdtemp", "fcntl.flock"
@@ -70,21 +73,20 @@ def publish_until(folder, limit, content, **changes):
 
 import google.protobuf.text_format, tritonclient.grpc  # or their files count as ours
 root, old = Path(sys.argv[1]), sys.argv[2] == "old"
-last = 4 if old else 1
 for limit in range(1, 200):
     folder = root / str(limit)
     folder.mkdir()
-    for version in range(1, last):
-        publish_bytes(folder, f"engine {version}".encode())
+    for version in range(1, 4 if old else 1):
+        serve_bytes(folder, f"engine {version}".encode())
     changes = {"labels": ["a", "b", "c"], "num_classes": 3, "serving": ServingConfig(keep_versions=1)}
     status = publish_until(folder, limit, b"newest", **changes)
     repository = folder / "repository"
     left = check_repository(repository) if repository.exists() else []
-    expected = [("m_int8", last, "newest")]
-    assert left in ([("m_int8", 3, "engine 3")] if old else [], expected), (limit, left)
-    publish_bytes(folder, b"newest", **changes)
+    expected = [("m_int8", 3, "engine 3") if old else ("m_int8", 1, "newest")]
+    assert left in (expected if old else [], expected), (limit, left)
+    assert publish_bytes(folder, b"newest", **changes).version == (4 if old else 1)
     assert check_repository(repository) == expected, limit
-    assert len(list((repository / "m_int8").iterdir())) <= 4, limit
+    assert versions_of(repository, "m_int8") == ([2, 3, 4] if old else [1]), limit  # 2 was served before 3
     work = folder / ".repository-work"
     assert [path.name for path in work.iterdir()] == ["lock"], (limit, list(work.iterdir()))
     print(limit, status, left)
@@ -179,13 +181,13 @@ def test_old_version_that_cannot_be_removed_is_no_error(tmp_path: Path) -> None:
         from temper.builder.publish.serving import ServingConfig
 
         folder = Path(sys.argv[1])
-        for number in (3, 4):
+        for number in (4, 5):
             done = publish_bytes(folder, f"engine {number}".encode(), serving=ServingConfig(keep_versions=1))
             print(done.note)
         print(check_repository(folder / "repository"))
     """
-    for number in (1, 2):
-        old = publish_bytes(tmp_path, f"engine {number}".encode())
+    for number in (1, 2, 3):
+        old = serve_bytes(tmp_path, f"engine {number}".encode())
     mounts = f'mount --bind {old.path.parent / "1"} {old.path.parent / "1"} && exec "$@"'
     unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounts, "sh"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
@@ -198,8 +200,8 @@ def test_old_version_that_cannot_be_removed_is_no_error(tmp_path: Path) -> None:
     )
     why = "the old version 1 cannot be removed (Device or resource busy)"
     assert done.stdout.splitlines() == [
-        f"m_int8 version 3; {why}",
-        f"m_int8 version 4; {why}",
-        "[('m_int8', 4, 'engine 4')]",
+        f"m_int8 version 4, a candidate: version 3 is served; {why}",
+        f"m_int8 version 5, a candidate: version 3 is served; {why}",
+        "[('m_int8', 3, 'engine 3')]",
     ], done.stderr
-    assert sorted(path.name for path in old.path.parent.iterdir()) == ["1", "3", "4", "config.pbtxt", "labels.txt"]
+    assert versions_of(tmp_path / "repository", "m_int8") == [1, 2, 3, 5]

@@ -22,6 +22,7 @@ from temper.builder.engines.isa import instruction_set, why_inexact
 from temper.builder.engines.tensorrt import TENSORRT, TensorRtConfig
 from temper.builder.engines.tensorrt_rtx import TensorRtRtxConfig
 from temper.builder.errors import DataError
+from temper.builder.publish.switch import switch, versions_of
 from temper.builder.store.files import locked
 from temper.cli.main import cli
 from temper.errors import WorkflowError
@@ -360,7 +361,31 @@ def test_ensemble_is_measured_as_any_variant(first: Result, quick_recipe: Path, 
     run_cli(quick_recipe, home)  # the report of this file's other tests
 
 
+def serve_newest(repository: Path) -> None:
+    for model in ("quick_fp32", "quick_int8"):
+        switch(repository, model, versions_of(repository, model)[-1], event="promoted")
+
+
+def test_candidate_is_not_measured_on_a_server_that_lacks_it(
+    first: Result, quick_recipe: Path, home: Path
+) -> None:
+    serve_newest(home / "model_repository")
+    recipe = quick_recipe.with_name("other_queue.toml")
+    recipe.write_text(quick_recipe.read_text() + "\n[serving]\nqueue_timeout_ms = 20000\n")
+    with TritonServer(home / "model_repository", log_file=home / "other.log") as running:
+        result = run_cli(recipe, home, "--url", running.grpc_url)
+    assert result.exit_code == 1
+    version = versions_of(home / "model_repository", "quick_fp32")[-1]
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(
+        f"error: quick_fp32 version {version} is a candidate, which the server at {running.grpc_url}"
+    )
+    assert last.endswith("; leave --url out, or promote it")
+    run_cli(quick_recipe, home)  # the report of this file's other tests
+
+
 def test_run_on_a_running_server(first: Result, quick_recipe: Path, home: Path) -> None:
+    serve_newest(home / "model_repository")
     with TritonServer(home / "model_repository", log_file=home / "other.log") as running:
         result = run_cli(quick_recipe, home, "--url", running.grpc_url, "--json")
     assert result.exit_code == 0, result.output
@@ -372,6 +397,7 @@ def test_run_on_a_running_server(first: Result, quick_recipe: Path, home: Path) 
 
 
 def test_run_without_the_server_it_names(first: Result, quick_recipe: Path, home: Path) -> None:
+    serve_newest(home / "model_repository")
     result = run_cli(quick_recipe, home, "--url", "127.0.0.1:1")
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]

@@ -197,20 +197,22 @@ def test_server_refuses_an_unknown_model(toy_repository: Path) -> None:
         (False, "/1/SHA256SUMS cannot be read"),
     ],
 )
+@pytest.mark.parametrize("reloads", [False, True], ids=["", "reloads"])
 def test_server_serves_the_others_when_one_model_is_broken(
-    toy_repository: Path, only_published: bool, reason: str
+    toy_repository: Path, only_published: bool, reason: str, reloads: bool
 ) -> None:
     broken = toy_repository / "broken"
     (broken / "1").mkdir(parents=True)
     (broken / "config.pbtxt").write_text('name: "broken"\nbackend: "temper"\nmax_batch_size: 4\n')
-    with TritonServer(toy_repository, strict=False, only_published=only_published) as server:
+    options = {"only_published": only_published, "reloads": reloads}
+    with TritonServer(toy_repository, strict=False, **options) as server:
         # The user's path, not that of a link.
         assert f"{broken}{reason}" in server.failed["broken"]
         assert list(server.failed) == ["broken"]
         with triton.InferenceServerClient(server.grpc_url) as client:
             assert client.is_model_ready("toy_fp32")
     with pytest.raises(ServerError, match=f"broken: .*{re.escape(reason)}"):
-        TritonServer(toy_repository, only_published=only_published).start()
+        TritonServer(toy_repository, **options).start()
 
 
 @pytest.mark.parametrize("asked", [True, False], ids=["log asked for", "no log asked for"])

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from temper.builder.publish.ensemble import publish_ensemble
 from temper.builder.publish.entry import publish
+from temper.builder.publish.switch import switch
 from temper.builder.publish.triton_config import EnsembleBackend, NativeBackend, PluginBackend, TritonConfig
 from temper.cli.main import cli
 from temper.serve.verify import find_changed
@@ -55,7 +56,7 @@ def test_what_was_published_is_verified(repository: Path) -> None:
         ],
     )
     found = json.loads(verify(repository, "--json").output)
-    assert found[1] == {"model": "b", "version": 1, "backend": "tensorrt", "reason": None}
+    assert found[1] == {"model": "b", "version": 1, "backend": "tensorrt", "reason": None, "verdicts": {}}
 
 
 def replace(old: str, new: str) -> Callable[[Path], object]:
@@ -161,6 +162,7 @@ def test_version_that_is_not_served_is_verified_too(repository: Path, tmp_path: 
     engine = tmp_path / "model.onnx"
     engine.write_bytes(b"better engine")
     publish(repository, CONFIG, engine_file=engine, labels=LABELS, card={})
+    switch(repository, "a", 2, event="promoted")
     assert "a: version 2 (temper) is what was published" in verify(repository).output
     old = repository / "a" / "1"
     if change == "engine":

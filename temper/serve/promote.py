@@ -1,0 +1,150 @@
+"""Promotes a candidate, or goes back to what was served before: what is asked of a version first.
+
+Whether it may be served says its verdict (`backends/temper/verdict.py`); how it is switched to, and the history,
+`builder/publish/switch.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from temper.backends.temper import verdict
+from temper.backends.temper.artifact import ArtifactError, verify_sums
+from temper.builder.publish.ensemble import unfit_ensembles
+from temper.builder.publish.history import served_before
+from temper.builder.publish.switch import (
+    Switched,
+    companions_of,
+    read_history,
+    settle,
+    steps_of,
+    switch,
+    versions_of,
+)
+from temper.builder.publish.versions import newest_in, served_version
+from temper.errors import TemperError
+from temper.imaging.errors import show
+
+
+class PromoteError(TemperError):
+    """A version is not switched to; the text names it and says why."""
+
+
+def promote(
+    repository: Path, model: str, version: int | None = None, *, override: bool = False, reason: str = ""
+) -> Switched:
+    """Serves a candidate that may be shipped.
+
+    Args:
+        repository: The model repository.
+        model: The model; what belongs to it is switched with it.
+        version: The version; the newest when not given.
+        override: Also one whose verdict is not SHIP, is of another engine, or is missing.
+        reason: Why, which the history keeps; an override needs one.
+
+    Returns:
+        What was served and what is; the same version twice when it was served already.
+
+    Raises:
+        PromoteError: There is no such version, it is not whole, its verdict does not say SHIP, or an ensemble
+            would answer with what was not measured together.
+        PublishError: The repository cannot be written.
+    """
+    if override and not reason.strip():
+        raise PromoteError("override: got no reason, expected one that the history keeps; give it with --reason")
+    settle(repository)  # a promotion that was killed may have served it already, and not all that belongs to it
+    folder = repository / model
+    version = _existing(repository, model, version)
+    if served_version(folder) == version:
+        return Switched(model=model, before=version, after=version)
+    digests = _check_whole(repository, model, version)
+    try:
+        found = verdict.check_verdict(folder / str(version), model=model, digests=digests)
+        _check_ensembles(repository, model, version)
+    except (ArtifactError, PromoteError) as error:
+        if not override:
+            raise PromoteError(f"{error}; --override --reason TEXT promotes it all the same") from error
+        answer = _answer(folder / str(version))
+        return switch(repository, model, version, event="promoted", reason=reason, verdict=answer, override=True)
+    return switch(repository, model, version, event="promoted", reason=reason, verdict=found)
+
+
+def rollback(repository: Path, model: str, reason: str = "") -> Switched:
+    """Serves what was served before, as the history says; a second time what was served before that.
+
+    Args:
+        repository: The model repository.
+        model: The model; what belongs to it is switched with it.
+        reason: Why, which the history keeps.
+
+    Raises:
+        PromoteError: Nothing was served before, or it is gone or not whole.
+        PublishError: There is no such model, or the repository cannot be written.
+    """
+    before = served_before(read_history(repository, model))
+    if before is None:
+        raise PromoteError(
+            f"model {model}: nothing was served before version {served_version(repository / model)}, as its "
+            "history says; `temper promote` switches to a version by its number"
+        )
+    if before not in versions_of(repository, model):
+        raise PromoteError(
+            f"model {model}: version {before} was served before and is gone; it has {_say(repository, model)}, of "
+            "which `temper promote` takes one by its number"
+        )
+    _check_whole(repository, model, before)
+    answer = _answer(repository / model / str(before))
+    return switch(repository, model, before, event="rolled back", reason=reason, verdict=answer)
+
+
+def _existing(repository: Path, model: str, version: int | None) -> int:
+    versions = versions_of(repository, model)
+    if not versions:
+        raise PromoteError(f"model {show(model)}: is not in {repository}; publish it with `temper build`")
+    if version is not None and version not in versions:
+        raise PromoteError(f"model {model}: got version {version}, expected one of {_say(repository, model)}")
+    return version or versions[-1]
+
+
+def _say(repository: Path, model: str) -> str:
+    return ", ".join(map(str, versions_of(repository, model))) or "none"
+
+
+def _check_whole(repository: Path, model: str, version: int) -> dict[str, str]:
+    """Checks a version's files, and of what is served with it.
+
+    Returns:
+        SHA-256 of its own files.
+    """
+    try:
+        for name, other in companions_of(repository, model, version).items():
+            verify_sums(repository / name / str(other))
+        return verify_sums(repository / model / str(version))
+    except ArtifactError as error:
+        raise PromoteError(str(error)) from error
+    except OSError as error:
+        raise PromoteError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
+def _check_ensembles(repository: Path, model: str, version: int) -> None:
+    """Refuses what makes an ensemble answer otherwise than it was measured, or not at all."""
+    if unfit := unfit_ensembles(repository, model, version):
+        raise PromoteError("; ".join(unfit))
+    own = companions_of(repository, model, version)
+    for member in steps_of(repository / model):
+        served, newest = served_version(repository / member), newest_in(repository / member)
+        if member not in own and served != newest:
+            raise PromoteError(
+                f"ensemble {model}: was measured with version {newest} of its member {member}, of which version "
+                f"{served} is served; promote {member} first"
+            )
+
+
+def _answer(folder: Path) -> Mapping[str, Any] | None:
+    """The verdict on a version, as it stands there, for the history alone; None when there is none."""
+    try:
+        return verdict.read_verdict(folder)
+    except ArtifactError:
+        return None

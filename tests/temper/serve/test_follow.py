@@ -1,0 +1,173 @@
+"""`temper serve` follows its repository: the server is a real one, and is asked all the time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc  # type: ignore[import-untyped]  # ships none
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]  # ships none
+
+from temper.client import Client
+from temper.serve.follow import Follower
+from temper.serve.server import TritonServer
+
+if TYPE_CHECKING:
+    from benchmarks.sample import Sample
+
+pytestmark = pytest.mark.server
+
+Until = Callable[[Callable[[], object]], None]
+Switch = Callable[[Path, int], None]
+SHIFT = 1000.0
+
+
+@pytest.fixture
+def server(two_versions: Path, tmp_path: Path) -> Iterator[TritonServer]:
+    server = TritonServer(two_versions, http_port=0, log_file=tmp_path / "log", strict=False, reloads=True)
+    with server:
+        yield server
+
+
+@contextmanager
+def asking(server: TritonServer, sample: Sample) -> Iterator[list[bool]]:
+    """Asks the model and the ensemble all the time, without an error; gives which answers were the new one's."""
+    ended, seen, errors = threading.Event(), list[bool](), list[Exception]()
+
+    def ask(model: str) -> None:
+        try:
+            with Client(server.grpc_url) as client:
+                while not ended.is_set():
+                    seen.append(bool(client.infer(model, sample.images[:1])[0, 0] > SHIFT / 2))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask, args=(model,)) for model in ("toy", "toy", "squeezed")]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+
+
+def test_switch_and_return_lose_no_request(
+    server: TritonServer, sample: Sample, until: Until, switch: Switch
+) -> None:
+    said: list[str] = []
+    follower = Follower(server, said.append)
+    with asking(server, sample) as seen:
+        for version in (2, 1):
+            follower.look()
+            switch(server.repository, version)
+            follower.look()
+            begin = len(seen)
+            until(lambda begin=begin: len(seen) > begin + 20)
+            assert set(seen[begin + 5 :]) == {version == 2}
+            with Client(server.grpc_url) as client:
+                assert client.versions("toy") == (str(version),)
+                assert client.server_ready()
+    assert said == ["switched: toy is served as version 2", "switched: toy is served as version 1"]
+    # A stub that dies is noticed as before.
+    children = " ".join(path.read_text() for path in Path(f"/proc/{server.pid}/task").glob("*/children"))
+    os.kill(int(children.split()[0]), signal.SIGKILL)
+    until(server.death)
+    switch(server.repository, 2)
+    server.restart()
+    with Client(server.grpc_url) as client:
+        assert client.versions("toy") == ("2",)
+
+
+def break_engine(model: Path) -> None:
+    (model / "2" / "model.onnx").write_bytes(b"other")
+
+
+def break_config(model: Path) -> None:
+    path = model / "config.pbtxt"
+    path.write_text(path.read_text().replace("count: 1", "count: 3"))
+
+
+def no_engine(model: Path) -> None:
+    (model / "2" / "model.onnx").write_bytes(b"no network")
+    subprocess.run("sha256sum [!S]* > ../new && mv ../new SHA256SUMS", shell=True, cwd=model / "2", check=True)
+
+
+BROKEN = {
+    "engine": (break_engine, "toy/2/model.onnx: SHA-256 is "),
+    "config": (break_config, "toy/config.pbtxt: is not the one that was published with version 2"),
+    "no engine": (no_engine, "toy/2/model.onnx: OpenVINO cannot read it"),
+}
+
+
+def test_version_that_does_not_load_is_said_once_and_the_old_one_answers(
+    server: TritonServer, sample: Sample, switch: Switch
+) -> None:
+    said: list[str] = []
+    follower = Follower(server, said.append)
+    model = server.repository / "toy"
+    with asking(server, sample) as seen:
+        for name, (damage, message) in BROKEN.items():
+            switch(server.repository, 2)
+            kept = {path: path.read_bytes() for path in (model / "2").iterdir()}
+            damage(model)
+            for _ in range(2):
+                follower.look()
+            assert len(said) == 1, name
+            assert said[0].startswith(f"not switched: toy: version 2: {server.repository}/toy/"), said
+            assert message in said[0]
+            assert said.pop().endswith("; what was served is served on")
+            with Client(server.grpc_url) as client:
+                assert client.versions("toy") == ("1",)
+            for path, content in kept.items():
+                path.write_bytes(content)
+        switch(server.repository, 1)
+        follower.look()
+    assert said == ["switched: toy is served as version 1"]
+    assert not any(seen)
+
+
+def test_nobody_else_controls_the_models(server: TritonServer, ask_http: Callable[..., tuple[int, str]]) -> None:
+    wrong = dict.fromkeys(server.key.grpc_headers, "0" * 64)
+    requests: list[tuple[str, Any]] = [
+        ("RepositoryIndex", service_pb2.RepositoryIndexRequest()),
+        ("RepositoryModelLoad", service_pb2.RepositoryModelLoadRequest(model_name="toy")),
+        ("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name="toy")),
+    ]
+    with grpc.insecure_channel(server.grpc_url, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        service = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for method, request in requests:
+            for headers in ({}, wrong):
+                with pytest.raises(grpc.RpcError, match="This protocol is restricted"):
+                    getattr(service, method)(request, metadata=tuple(headers.items()), timeout=60)
+    for path in ("index", "models/toy/load", "models/toy/unload"):
+        status, text = ask_http("POST", f"http://{server.http_url}/v2/repository/{path}", b"{}")
+        assert (status, "restricted" in text) == (403, True), text
+    with Client(server.grpc_url) as client:
+        assert client.versions("toy") == ("1",)
+
+
+def test_temper_serve_switches_by_itself(two_versions: Path, sample: Sample, switch: Switch) -> None:
+    command = [sys.executable, "-m", "temper.cli.main", "serve", "--repository", str(two_versions)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            lines = [process.stdout.readline().split() for _ in range(4)]
+            assert lines[3][0] == "models", process.stderr.read()
+            switch(two_versions, 2)
+            said = [process.stderr.readline() for _ in range(3)]
+            assert said[2] == "switched: toy is served as version 2\n", said
+            with Client(lines[0][1]) as client:
+                assert client.infer("toy", sample.images[:1])[0, 0] > SHIFT / 2
+        finally:
+            process.send_signal(signal.SIGINT)
