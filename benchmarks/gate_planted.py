@@ -112,8 +112,8 @@ def measure(
     """Send all variants through one gate.
 
     Returns:
-        Shares that were shipped of the bad ones, of those without a drop, and of these where the gate had asked for
-        more images; in `levels` the shares of each answer, and the median number of images asked for.
+        Shares that were shipped of the bad ones, of those without a drop, and of these where more images were
+        asked for; in `levels` the shares of each answer, and the median number of images asked for.
     """
     rng = np.random.default_rng(seed)
     seen: list[Seen] = []

@@ -48,14 +48,14 @@ def finding(evidence: Evidence, **rules: Any) -> Finding:
         (
             1000,
             5,
-            5,
+            4,
             "NOT ENOUGH DATA",
             2800,
             "2,800 test images would decide: margin 0.5 points, 1 % disagreeing,",
         ),
         (
             1000,
-            8,
+            7,
             2,
             "NOT ENOUGH DATA",
             2800,
@@ -66,8 +66,8 @@ def finding(evidence: Evidence, **rules: Any) -> Finding:
             35,
             20,
             "NOT ENOUGH DATA",
-            55_500,
-            "55,500 test images would decide: margin 0.5 points, 1.4 % disag",
+            56_500,
+            "56,500 test images would decide: margin 0.5 points, 1.4 % disag",
         ),
         (
             10_000,
@@ -82,8 +82,8 @@ def finding(evidence: Evidence, **rules: Any) -> Finding:
             0,
             0,
             "NOT ENOUGH DATA",
-            598,
-            "598 test images would decide: margin 0.5 points, 0 % disagreeing, power",
+            2800,
+            "2,800 test images would decide: margin 0.5 points, 1 % disagreeing, power",
         ),
     ],
 )
