@@ -96,12 +96,13 @@ def _interval(finding: Finding) -> str:
 
 def facts(verdict: Verdict) -> list[str]:
     """What else a reader of a verdict must know, in sentences."""
+    commit = verdict.commit[:12] if verdict.commit else "of no checkout"
     return [
         f"Measured on {verdict.num_images:,} test images through {verdict.server}, {verdict.machine}, "
         f"{verdict.created}.",
         f"Confidence {text.whole_percent(verdict.confidence)}, one-sided: {verdict.correction}",
         f"Engine SHA-256 {verdict.candidate.engine_sha256 or 'not known'}, data SHA-256 "
-        f"{verdict.data_sha256 or 'not known'}, Temper {verdict.commit[:12] if verdict.commit else 'of no checkout'}.",
+        f"{verdict.data_sha256 or 'not known'}, Temper {commit}.",
         f"Signed by the key {verdict.signature.key}." if verdict.signature else "Not signed.",
     ]
 
@@ -116,7 +117,7 @@ def render_text(verdicts: Sequence[Verdict]) -> str:
         *head, _ = COLUMNS
         table = text_table(head, [row[:-1] for row in cells(verdict)], left=(0, 1)) if verdict.findings else ""
         reasons = "".join(
-            f"{one.name}: {_one_line(one.reason)}\n" for one in verdict.findings if one.answer != "SHIP"
+            _one_line(f"{one.name}: {one.reason}") + "\n" for one in verdict.findings if one.answer != "SHIP"
         )
         parts.append(f"{_one_line(headline(verdict))}\n\n{table}\n{reasons}".rstrip("\n") + "\n")
     return "\n".join(parts)
