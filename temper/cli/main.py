@@ -450,8 +450,17 @@ def show_keys(file: Path | None) -> None:
 @click.option("--override", is_flag=True, help="Also what is not SHIP, or has no verdict; needs --reason.")
 @click.option("--reason", default="", metavar="TEXT", help="Why; the history keeps it.")
 @repository_option
+@url_option("A running server that reads --repository and is to load it now; `temper serve` does by itself.")
 @json_option
-def promote(model: str, version: int | None, override: bool, reason: str, repository: Path, as_json: bool) -> None:
+def promote(
+    model: str,
+    version: int | None,
+    override: bool,
+    reason: str,
+    repository: Path,
+    url: str | None,
+    as_json: bool,
+) -> None:
     """Serve a candidate of MODEL, if its verdict says SHIP.
 
     Every version but a model's first is a candidate when it is published: whole, and served to nobody. Entries
@@ -460,7 +469,13 @@ def promote(model: str, version: int | None, override: bool, reason: str, reposi
     from temper.cli.commands.promote import promote_command
 
     promote_command(
-        model, version=version, override=override, reason=reason, repository=repository, as_json=as_json
+        model,
+        version=version,
+        override=override,
+        reason=reason,
+        repository=repository,
+        url=url,
+        as_json=as_json,
     )
 
 
@@ -468,12 +483,13 @@ def promote(model: str, version: int | None, override: bool, reason: str, reposi
 @click.argument("model")
 @click.option("--reason", default="", metavar="TEXT", help="Why; the history keeps it.")
 @repository_option
+@url_option("A running server that reads --repository and is to load it now; `temper serve` does by itself.")
 @json_option
-def rollback(model: str, reason: str, repository: Path, as_json: bool) -> None:
+def rollback(model: str, reason: str, repository: Path, url: str | None, as_json: bool) -> None:
     """Serve the version of MODEL that was served before; a second time the one before that."""
     from temper.cli.commands.promote import rollback_command
 
-    rollback_command(model, reason=reason, repository=repository, as_json=as_json)
+    rollback_command(model, reason=reason, repository=repository, url=url, as_json=as_json)
 
 
 @cli.command()
