@@ -120,7 +120,7 @@ def test_folder_of_images_speed_and_signature(repository: Path, sample: Sample, 
         Image.fromarray(image).save(folder / f"{index}.png")
     public = create_key(tmp_path / "key.pem")
     Path("rules.toml").write_text(
-        "[gate]\nrounds = 3\nthroughput = { min_ratio = 0.001 }\nsize = { max_ratio = 1.5 }\n"
+        "[gate]\nrounds = 3\nthroughput = { min_ratio = 0.01 }\nsize = { max_ratio = 1.5 }\n"
         "accuracy = { max_drop = 60 }\n"
     )
     options = ["--rules", "rules.toml", "--sign", "key.pem", "--repository", repository, "--json"]
