@@ -41,6 +41,8 @@ def decide(config: GateConfig, evidence: Evidence) -> tuple[Answer, tuple[Findin
     return answer, findings, _correction(config.confidence)
 
 
+_MOST = 100_000_000
+"""Images that nobody has: so near to its limit a figure is as good as at it."""
 _WORST_FIRST: tuple[Answer, ...] = ("HOLD", "NOT ENOUGH DATA", "SHIP")
 
 
@@ -97,7 +99,8 @@ class _Judged:
         """What would decide it with a power of its own; None where it is decided, or nothing would."""
         if self.answer != "NOT ENOUGH DATA" or self.look.needs is None:
             return None
-        return self.look.needs(self.config.confidence, power)
+        more = self.look.needs(self.config.confidence, power)
+        return None if more is None or more.num > _MOST else more
 
     def finding(self, num_open: int) -> Finding:
         """Says it, as one of all that are open."""
@@ -119,7 +122,9 @@ class _Judged:
     def _asked(self, more: More, num_open: int) -> str:
         joint = f" for the {num_open} that are open together" if num_open > 1 else ""
         power = f"power {100 * self.config.power:g} %"
-        return f"{_three_figures(more.num):,} {more.what} would decide: {more.given}, {power}{joint}"
+        # Beyond the limit already, but not surely.
+        hope = ", if nothing is lost in truth" if self.look.broken < self.look.kept else ""
+        return f"{_three_figures(more.num):,} {more.what} would decide{hope}: {more.given}, {power}{joint}"
 
     def _decided(self) -> str:
         answer, allowed = self.answer, _percent(self.allowed)

@@ -47,13 +47,18 @@ def test_ship_needs_all_and_hold_takes_one(
 
 def test_holding_is_corrected_for_the_number_of_tests(counted: Any) -> None:
     """A drop that would hold alone is one among several tests, and says so."""
-    evidence = counted(2000, 20, 3, size_bytes=SMALL)
+    evidence = counted(2000, 21, 3, size_bytes=SMALL)
     alone, (one,), _ = decide(GateConfig(accuracy=AccuracyRule(max_drop=0.5)), evidence)
     together, findings, _ = decide(
         GateConfig(accuracy=ALL.accuracy, worst_class=ALL.worst_class, flips=FlipsRule(max=5)), evidence
     )
-    assert alone == "HOLD" and "3.4 % of cases, 5 % at most" in one.reason
-    assert together == "NOT ENOUGH DATA" and "10 % among 3 tests, too many to hold it" in findings[0].reason
+    assert alone == "HOLD" and "4.2 % of cases, 5 % at most" in one.reason
+    assert (together, findings[0].answer) == ("NOT ENOUGH DATA", "NOT ENOUGH DATA")
+    assert findings[0].reason.startswith("3,370 test images would decide, if nothing is lost in truth: margin")
+    held, (first, *_), _ = decide(
+        GateConfig(accuracy=ALL.accuracy, worst_class=ALL.worst_class), counted(2000, 27, 3)
+    )
+    assert held == "HOLD" and "0.2 % of cases, 0.4 % among 2 tests, 5 % at most" in first.reason
 
 
 def test_power_is_shared_by_all_that_are_open(counted: Any) -> None:

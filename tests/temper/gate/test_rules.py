@@ -48,14 +48,14 @@ def finding(evidence: Evidence, **rules: Any) -> Finding:
         (
             1000,
             5,
-            5,
+            4,
             "NOT ENOUGH DATA",
             2800,
             "2,800 test images would decide: margin 0.5 points, 1 % disagreeing,",
         ),
         (
             1000,
-            8,
+            7,
             2,
             "NOT ENOUGH DATA",
             2800,
@@ -66,8 +66,8 @@ def finding(evidence: Evidence, **rules: Any) -> Finding:
             35,
             20,
             "NOT ENOUGH DATA",
-            57_700,
-            "57,700 test images would decide: margin 0.5 points, 1.4 % disag",
+            56_500,
+            "56,500 test images would decide: margin 0.5 points, 1.4 % disag",
         ),
         (
             10_000,
@@ -82,8 +82,8 @@ def finding(evidence: Evidence, **rules: Any) -> Finding:
             0,
             0,
             "NOT ENOUGH DATA",
-            598,
-            "598 test images would decide: margin 0.5 points, 0 % disagreeing, power",
+            2800,
+            "2,800 test images would decide: margin 0.5 points, 1 % disagreeing, power",
         ),
     ],
 )
@@ -92,7 +92,7 @@ def test_accuracy_answers_by_the_drop(
 ) -> None:
     found = finding(counted(n, lost, won), accuracy=AccuracyRule(max_drop=0.5))
     assert (found.answer, found.needed, found.num_images, found.unit) == (answer, needed, n, "points")
-    assert found.figure == pytest.approx(100 * (lost - won) / n)
+    assert found.figure == pytest.approx(100 * (lost - won) / n) and found.figure is not None
     assert found.low is not None and found.high is not None and found.low <= found.figure <= found.high
     assert found.reason.startswith(reason)
 
@@ -118,7 +118,7 @@ def test_an_answer_without_a_score_is_wrong(counted: Any) -> None:
     ("lost", "won", "of_class", "answer", "name", "figure"),
     [
         (60, 0, 2, "HOLD", "bird, 250 images, of 4 classes", 24.0),
-        (5, 5, 1, "NOT ENOUGH DATA", "dog, 250 images, of 4 classes", 0.0),
+        (10, 10, 1, "NOT ENOUGH DATA", "dog, 250 images, of 4 classes", 0.0),
         (0, 0, 0, "SHIP", "cat, 250 images, of 4 classes", 0.0),
     ],
 )
@@ -127,7 +127,7 @@ def test_worst_class_names_the_class_that_decides(
 ) -> None:
     evidence = counted(1000, lost, won, classes=4, of_class=of_class)
     found = finding(evidence, worst_class=WorstClassRule(max_drop=3.0))
-    assert (found.answer, found.figure, found.num_images) == (answer, pytest.approx(figure), 1000)
+    assert (found.answer, found.num_images) == (answer, 1000) and found.figure == pytest.approx(figure)
     assert found.name == f"drop of accuracy in the worst class: {name}"
 
 
@@ -162,7 +162,7 @@ def test_flips_count_what_was_right_whatever_was_won(
     counted: Any, n: int, lost: int, won: int, answer: str, needed: int | None
 ) -> None:
     found = finding(counted(n, lost, won), flips=FlipsRule(max=1.0))
-    assert (found.answer, found.figure, found.unit) == (answer, pytest.approx(100 * lost / n), "%")
+    assert (found.answer, found.unit) == (answer, "%") and found.figure == pytest.approx(100 * lost / n)
     assert found.needed is None if needed is None else found.needed == pytest.approx(needed, rel=0.03)
 
 
@@ -374,6 +374,6 @@ def test_size_is_a_plain_ratio(
 def test_engine_agrees_with_pytorch(counted: Any, n: int, other: int, answer: str, needed: int | None) -> None:
     evidence = counted(10, same_as_torch=np.arange(n) >= other)
     found = finding(evidence, engine=EngineRule(agreement_with_torch=0.995))
-    assert (found.answer, found.figure, found.num_images) == (answer, pytest.approx(1 - other / n), n)
+    assert (found.answer, found.num_images) == (answer, n) and found.figure == pytest.approx(1 - other / n)
     assert found.needed is None if needed is None else found.needed == pytest.approx(needed, rel=0.02)
     assert found.low is not None and found.high is not None and found.low <= 1 - other / n <= found.high
