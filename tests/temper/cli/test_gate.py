@@ -178,6 +178,6 @@ def test_running_server_is_asked_without_its_repository(url: str, images: list[o
 def test_what_does_not_fit_together_is_refused(
     repository: Path, images: list[object], url: str, options: list[str], exit_code: int, message: str
 ) -> None:
-    known = {"{repository}": [repository], "{url}": [url], "{images}": images}
+    known: dict[str, list[object]] = {"{repository}": [repository], "{url}": [url], "{images}": images}
     found = error_of(gate(*(part for option in options for part in known.get(option, [option]))), exit_code)
     assert message in found
