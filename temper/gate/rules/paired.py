@@ -47,7 +47,7 @@ class Drop:
 
     @property
     def likely_discordant(self) -> float:
-        """The same with one image more: what luck left out of some hundreds is not to make the next number too small."""
+        """The same with one image more, so that what luck left out of some hundreds makes no number too small."""
         return min((self.only_reference + self.only_candidate + 1) / self.num_images, 1.0)
 
     @property

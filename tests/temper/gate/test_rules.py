@@ -59,7 +59,7 @@ def finding(evidence: Evidence, **rules: Any) -> Finding:
             2,
             "NOT ENOUGH DATA",
             2800,
-            "2,800 test images would decide: margin 0.5 points, 1 % disagreeing,",
+            "2,800 test images would decide, if nothing is lost in truth: margin 0.5 points, 1 % disagr",
         ),
         (
             4000,
