@@ -42,7 +42,7 @@ lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 
-schemas: $(READY)  ## the JSON Schemas of report.json, explain.json and card.json, from their types
+schemas: $(READY)  ## the JSON Schemas of report.json and the others, from their types
 	$(BIN)/python -m temper.report.schemas
 
 # From nothing, as what a former build left would hide a link that leads nowhere; a warning is an error.
@@ -80,5 +80,5 @@ gpu-pack: $(READY)  ## what `make gpu` needs on a machine without network
 clean:  ## runs and caches, but neither the environment nor what was published
 	rm -rf runs .mypy_cache .ruff_cache .pytest_cache build docs/build *.egg-info
 
-bench-%: $(READY)  ## one of the measurements of benchmarks/: serving, load, attack, startup, engines, compression, int8, stress, exits, overload, monitor, robustness, explain, faults, hold, select, jpeg, diagnose, hot_switch
+bench-%: $(READY)  ## one of the measurements of benchmarks/: serving, load, attack, startup, engines, compression, int8, stress, exits, overload, monitor, robustness, explain, faults, hold, select, jpeg, diagnose, gate_planted, gate_mistakes, gate_served, promote_kill, hot_switch
 	$(BIN)/python -m benchmarks.$* $(ARGS)

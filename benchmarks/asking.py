@@ -83,7 +83,12 @@ class Asking:
 
 def _main(pipe: Connection, url: str, requests: list[bytes], rate_rps: float, seed: int) -> None:
     stopped = threading.Event()
-    threading.Thread(target=lambda: (pipe.recv(), stopped.set()), daemon=True).start()
+
+    def listen() -> None:
+        pipe.recv()
+        stopped.set()
+
+    threading.Thread(target=listen, daemon=True).start()
     pipe.send(asyncio.run(_ask(pipe.send, stopped.is_set, url, requests, rate_rps, seed)))
 
 

@@ -195,10 +195,10 @@ class _Build:
 
     def run(self, variants: Sequence[VariantConfig]) -> list[Built]:
         from temper.builder.engines.build import pick_engine
-        from temper.builder.publish.triton_config import check_watch
+        from temper.builder.publish.triton_config import check_serving
 
         engine = pick_engine(self.engine)
-        check_watch(self.serving, engine.kind.backend(engine.config, None))
+        check_serving(self.serving, engine.kind.backend(engine.config, None))
         self.members = {name for variant in variants for name in variant.ensemble}
         shared = self._make_shared(variants)
         built: dict[str, Built] = {}

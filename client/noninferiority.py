@@ -102,7 +102,7 @@ def paired_errors(only_first: int, only_second: int, n: int, limit: float) -> tu
     if not -1 < limit < 1:
         raise ValueError(f"limit: got {limit}, expected a difference of shares between -1 and 1")
     seen = float(paired_score(only_first, only_second, n, limit))
-    share = float(_fitted(np.float64(only_first), np.float64(only_second), n, limit))
+    share = float(_fitted(np.array(only_first, float), np.array(only_second, float), n, limit))
     first, second = _likely(n, share + limit), _likely(n, share)
     score = paired_score(first[:, None], second, n, limit)
     chance = np.exp(_log_trinomial(first[:, None], second, n, share + limit, share))
@@ -159,7 +159,7 @@ def pairs_needed(
             "expected |difference| <= discordant <= 1 and max(difference, 0) < limit < 1"
         )
     first, second = (discordant + difference) / 2, (discordant - difference) / 2
-    fitted = 2 * float(_fitted(np.float64(first), np.float64(second), 1, limit)) + limit * (1 - limit)
+    fitted = 2 * float(_fitted(np.array(first), np.array(second), 1, limit)) + limit * (1 - limit)
     alpha, beta = _quantile(_checked("confidence", confidence)), _quantile(_checked("power", power))
     spread = alpha * math.sqrt(fitted) + beta * math.sqrt(discordant - difference**2)
     # With fewer, not even a table without a difference says so.

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +147,13 @@ class RetryingInfer:
 
 @asynccontextmanager
 async def open_model(
-    url: str, model: str, *, version: str, timeout_s: float, retry: RetryPolicy | None
+    url: str,
+    model: str,
+    *,
+    version: str,
+    timeout_s: float,
+    retry: RetryPolicy | None,
+    encode: Callable[[UInt8Array], npt.NDArray[Any]] | None = None,
 ) -> AsyncIterator[tuple[ModelInfo, RetryingInfer]]:
     """Connect to one version of a model, which alone answers whatever is promoted meanwhile.
 
@@ -157,6 +163,7 @@ async def open_model(
         version: version of the model; "" is the newest one.
         timeout_s: deadline of one request in seconds.
         retry: how requests that failed are sent again; `RetryPolicy()` when not given.
+        encode: makes of uint8 [N, H, W, 3] what the model takes, where that is something else.
 
     Yields:
         What the server says of the model, and the model.
@@ -168,7 +175,8 @@ async def open_model(
         info = await client.model_info(model, version)
 
         async def ask(images: UInt8Array) -> npt.NDArray[Any]:
-            output = await client.infer(model, images, version=info.version)
+            sent = images if encode is None else encode(images)
+            output = await client.infer(model, sent, version=info.version)
             return output.astype(np.int64).reshape(len(output)) if info.answers_classes else output
 
         yield info, RetryingInfer(ask, retry, max_batch=max(1, info.max_batch_size))

@@ -56,7 +56,7 @@ class ShadowResult:
 
 
 def compare_versions(
-    url: str,
+    urls: tuple[str, str],
     model: str,
     versions: tuple[str, str],
     read: Read,
@@ -75,9 +75,9 @@ def compare_versions(
     Memory stays flat: only the batches in flight are read, and of the answers the classes are kept.
 
     Args:
-        url: host and port of the gRPC endpoint.
+        urls: host and port of the gRPC endpoint of each version; the same twice, of a server with both.
         model: name of the served model.
-        versions: the two, both served.
+        versions: the two.
         read: gives the images.
         num_images: how many there are, at least one that can be read.
         labels: integers [num_images], the class of each image.
@@ -95,7 +95,10 @@ def compare_versions(
     """
 
     async def run() -> ShadowResult:
-        one, two = (open_model(url, model, version=each, timeout_s=timeout_s, retry=retry) for each in versions)
+        one, two = (
+            open_model(url, model, version=each, timeout_s=timeout_s, retry=retry)
+            for url, each in zip(urls, versions, strict=True)
+        )
         async with one as (_, first), two as (_, second):
             result = await compare(
                 (first, second),

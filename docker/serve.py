@@ -11,6 +11,8 @@ TEMPER_REPOSITORY           the model repository; /models/repository
 TEMPER_ADMIN_KEY_FILE       file with the key of the restricted calls: 16 or more letters, digits, - and _; without
                             it the key is random and nobody is told
 TEMPER_CLIENT_SHM           true: clients may send images through shared memory
+TEMPER_REQUIRE_VERDICT      1: no engine is loaded without a SHIP verdict that a trusted key signed
+TEMPER_TRUSTED_KEYS         the public keys that are trusted, a file or folder that lies outside the repository
 TEMPER_VERSION_COMPATIBLE   true: plans that were built version compatible may run the host code they carry
 
 Every model is asked for an answer now and then. One that answered once and now gives errors alone, as Triton's own
@@ -41,7 +43,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from temper.backends.temper import artifact
+from temper.backends.temper import artifact, verdict
 from temper.serve._launch import CannotHideError, launch
 from temper.serve._stubs import Stubs, read_stat
 
@@ -68,6 +70,10 @@ _STARTED = Path(tempfile.gettempdir()) / "temper-models.json"
 _FIXED = ("--allow-http", "--http-address", "--http-port")
 # What would serve one that was not looked at.
 _REPOSITORY = ("--model-repository", "--model-store")
+# Of a config.pbtxt whose model the plugin loads, which asks for the verdict itself: the only word on a backend.
+_PLUGIN = re.compile(rb'(?m)^backend: "temper"$')
+_BACKEND = re.compile(rb"\b(?:backend|platform)\b")
+_TEXTS = {artifact.CARD, artifact.CONFIG, "labels.txt"}
 
 
 def options(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -123,14 +129,38 @@ def _read_key(file: str) -> str:
 
 
 def find_changed(repository: Path) -> list[str]:
-    """Returns a line for each model that is not what was published; no repository is tritonserver's to name."""
+    """Returns a line for each model that is not what was published, or lacks the verdict that is asked of all.
+
+    No repository is tritonserver's to name.
+    """
     lines = []
     for model in sorted(path for path in repository.glob("*") if path.is_dir()):
         try:
             artifact.verify_entry(model)
         except (artifact.ArtifactError, OSError) as error:
             lines.append(f"temper: model {model.name} is not what was published: {error}")
+            continue
+        try:
+            _check_verdict(model)
+        except (artifact.ArtifactError, OSError) as error:
+            lines.append(f"temper: model {model.name} may not be served: {error}")
     return lines
+
+
+def _check_verdict(model: Path) -> None:
+    """Asks for the verdict on an engine that the plugin does not load, where one is asked of all.
+
+    Raises:
+        ArtifactError: As from `verdict.check_required`.
+    """
+    config = (model / artifact.CONFIG).read_bytes()
+    by_plugin = _PLUGIN.search(config) is not None and len(_BACKEND.findall(config)) == 1
+    if by_plugin or not verdict.is_required({}):
+        return
+    folder = model / str(artifact.served_version(config))
+    digests = artifact.verify_sums(folder)
+    if digests.keys() - _TEXTS:
+        verdict.check_required(folder, model=model.name, parameters={}, digests=digests)
 
 
 def find_models(repository: Path) -> list[str]:

@@ -7,7 +7,7 @@ COPY docker/server-requirements.txt /tmp/requirements.txt
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir -r /tmp/requirements.txt \
     && rm /tmp/requirements.txt \
     # Each in a process of its own, as each is used; a library that the image lacks ends the build.
-    && for each in openvino cuda.bindings.runtime tensorrt_rtx tensorrt_bindings PIL; do \
+    && for each in openvino cuda.bindings.runtime tensorrt_rtx tensorrt_bindings PIL cryptography; do \
         python3 -c "import $each" || exit 1; done \
     # TensorRT-RTX's kernels are code: nobody but the server's user may write them, or the plugin leaves them alone.
     && install -d -m 0700 -o 1000 -g 1000 /var/cache/temper
@@ -15,7 +15,7 @@ RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir -r /tmp/re
 # Owned by root: the server cannot change the code that it runs.
 COPY --chown=0:0 --chmod=0555 docker/serve.py /opt/temper/serve.py
 COPY --chown=0:0 temper/serve/_launch.py temper/serve/_stubs.py /opt/temper/temper/serve/
-COPY --chown=0:0 backends/temper/artifact.py /opt/temper/temper/backends/temper/
+COPY --chown=0:0 backends/temper/artifact.py backends/temper/verdict.py /opt/temper/temper/backends/temper/
 COPY --chown=0:0 backends/temper /opt/tritonserver/backends/temper
 COPY --chown=0:0 backends/temper_mean /opt/tritonserver/backends/temper_mean
 COPY --chown=0:0 backends/temper_defence /opt/tritonserver/backends/temper_defence

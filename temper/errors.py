@@ -3,6 +3,7 @@
     TemperError
     ├── RecipeError     the recipe cannot be read, or asks for something impossible
     ├── ReportError     a report or an explanation cannot be read
+    ├── GateError       a verdict cannot be given, signed, written or read
     ├── ServerError     the embedded tritonserver did not start, or died
     └── WorkflowError   a run could not be finished; what was measured before is kept
 
@@ -21,6 +22,10 @@ class RecipeError(TemperError):
 
 class ReportError(TemperError):
     """A report.json or explain.json cannot be read, or has a format that is not known; the text names the file."""
+
+
+class GateError(TemperError):
+    """A verdict, or a key that vouches for one, cannot be used; the text names the file or the rule."""
 
 
 class ServerError(TemperError):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -197,7 +197,7 @@ def publish_toy(
     onnx: Path,
     model: str = "toy_fp32",
     num_instances: int = 2,
-    watch_queries: int | None = None,
+    **serving: Any,
 ) -> None:
     """Publish the sample model as the builder would."""
     from temper.builder.publish.entry import publish
@@ -213,7 +213,7 @@ def publish_toy(
         preprocessing=Preprocessing(height=32, width=32),
         backend=PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"}),
         num_instances=num_instances,
-        serving=ServingConfig(watch_queries=watch_queries),
+        serving=ServingConfig(**serving),
     )
     publish(repository, config, engine_file=onnx, labels=sample.class_names, card={"recipe": "toy"})
 

@@ -17,10 +17,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from temper.builder.publish.ensemble import publish_ensemble, publish_jpeg
 from temper.builder.publish.entry import publish
 from temper.builder.publish.triton_config import EnsembleBackend, NativeBackend, PluginBackend, TritonConfig
+from temper.gate.keys import public_key
+from temper.gate.seal import side_of, write_verdict
+from temper.report.verdict import Verdict
 from temper.serve.runtime import environment, find_runtime, lay_out_backends
 from temper.serve.server import TritonServer
 
@@ -446,3 +450,45 @@ def test_health_check_of_the_image_is_the_commands_own(tmp_path: Path) -> None:
     done = subprocess.run(command, env={"TEMPER_REPOSITORY": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 1, "nothing serves here"
     assert re.fullmatch(r"temper: .*\n", done.stderr)
+
+
+def test_engine_of_tritons_own_backend_needs_the_verdict_that_is_asked_of_all(
+    entries: Path, tmp_path: Path
+) -> None:
+    """The plugin asks for itself, and of an ensemble's ends, which have no engine, nobody does."""
+    key = Ed25519PrivateKey.generate()
+    keys = tmp_path / "release.pub"
+    keys.write_text(f"ed25519 {public_key(key)}\n")
+
+    def start() -> list[str]:
+        return started(
+            tmp_path,
+            TEMPER_REPOSITORY=str(entries),
+            TEMPER_REQUIRE_VERDICT="1",
+            TEMPER_TRUSTED_KEYS=str(keys),
+        )
+
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        start()
+    (line,) = failed.value.stderr.splitlines()
+    assert line.startswith(
+        f"temper: model native may not be served: {entries}/native/1/verdict.json: no such file"
+    )
+    side = side_of(entries / "native" / "1")
+    verdict = Verdict(
+        answer="SHIP",
+        candidate=side,
+        reference=side,
+        findings=(),
+        confidence=0.95,
+        correction="none",
+        config={},
+        data_sha256=None,
+        num_images=0,
+        created="2026-11-28T08:00:00Z",
+        server="none",
+        machine="none",
+        versions={},
+    )
+    write_verdict(entries / "native" / "1", verdict, key)
+    assert f"--model-repository={entries}" in start()

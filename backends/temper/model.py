@@ -10,6 +10,7 @@ inside Triton and imports nothing of ours: only numpy and the runtime of the eng
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -24,6 +25,7 @@ import artifact
 import monitor
 import priority
 import runners
+import verdict
 from runners.dlpack import DeviceTensor
 
 if TYPE_CHECKING:
@@ -49,12 +51,13 @@ class TritonPythonModel:
         """Fill in, or check, what the artifact itself knows: tensor names, types, shapes and batching.
 
         Raises:
-            TritonModelException: The artifact is missing, was tampered with, or contradicts the config.
+            TritonModelException: The artifact is missing, was tampered with, lacks the verdict that is asked for,
+                or contradicts the config.
         """
         given = config.as_dict()
         try:
             folder = artifact.folder_of_this_process(given["name"])
-            entry = artifact.verify(folder, given)
+            entry = _verify(folder, given, given["name"])
             signature = runners.load(entry.engine).signature(entry, given)
         except artifact.ArtifactError as error:
             raise pb_utils.TritonModelException(str(error)) from error
@@ -72,7 +75,8 @@ class TritonPythonModel:
         shared memory: Triton's region grows with the batches, and a runner may have to pin it then.
 
         Raises:
-            TritonModelException: The artifact is missing, was tampered with, or does not compile here.
+            TritonModelException: The artifact is missing, was tampered with, lacks the verdict that is asked for,
+                or does not compile here.
         """
         try:
             with priority.in_background():
@@ -126,7 +130,7 @@ class TritonPythonModel:
 
     def _load(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
-        entry = artifact.verify(Path(args["model_repository"]) / args["model_version"], config)
+        entry = _verify(Path(args["model_repository"]) / args["model_version"], config, args["model_name"])
         instance = _instance(config, args)
         self._input, self._output = instance.signature.input.name, instance.signature.output.name
         self._shape = tuple(instance.signature.input.dims)
@@ -174,6 +178,13 @@ class TritonPythonModel:
             f"[1..{self._max_batch}, {height}, {width}, {channels}]; resize the image and send NHWC RGB bytes"
         )
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+
+
+def _verify(folder: Path, config: dict[str, Any], model: str) -> artifact.Entry:
+    """The artifact, found to be what was published and, where a verdict is asked for, what was judged."""
+    entry = artifact.verify(folder, config)
+    judged = verdict.check_required(folder, model=model, parameters=entry.parameters, digests=entry.digests)
+    return dataclasses.replace(entry, judged=judged)
 
 
 def _instance(config: dict[str, Any], args: dict[str, str]) -> runners.Instance:

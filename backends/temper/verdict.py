@@ -23,8 +23,6 @@ if TYPE_CHECKING or not __package__:  # inside Triton
 else:
     from temper.backends.temper.artifact import SUMS, VERDICT as FILE, ArtifactError
 
-PARAMETER = "require_verdict"
-"""Of config.pbtxt: `true` asks a verdict of this model."""
 REQUIRE, TRUSTED, STAGING = "TEMPER_REQUIRE_VERDICT", "TEMPER_TRUSTED_KEYS", "TEMPER_STAGING"
 """Environment variables: `1` asks it of every model; whose signature counts; `1` asks it of none."""
 SHIP = "SHIP"
@@ -109,7 +107,9 @@ def check_verdict(
         )
     signature = verdict.get("signature")
     if signature is None and trusted is not None:
-        raise ArtifactError(f"{path}: is not signed, expected the signature of a trusted key; sign it with a key")
+        raise ArtifactError(
+            f"{path}: is not signed, expected the signature of a trusted key; judge it with --sign"
+        )
     if signature is not None:
         key = _check_signature(path, verdict, signature)
         if trusted is not None and key not in trusted:
@@ -156,9 +156,9 @@ def is_required(parameters: Mapping[str, str]) -> bool:
     Raises:
         ArtifactError: The parameter or the variable has another value.
     """
-    asked = parameters.get(PARAMETER, "false")
+    asked = parameters.get("require_verdict", "false")
     if asked not in ("true", "false"):
-        raise ArtifactError(f"{PARAMETER}: got {_show(asked)} in config.pbtxt, expected 'true' or 'false'")
+        raise ArtifactError(f"require_verdict: got {_show(asked)} in config.pbtxt, expected 'true' or 'false'")
     everywhere = os.environ.get(REQUIRE, "") or "0"
     if everywhere not in ("0", "1"):
         raise ArtifactError(f"{REQUIRE}: got {_show(everywhere)}, expected 0 or 1")

@@ -35,6 +35,10 @@ class ServingConfig:
     the server, to the pixels that `temper query` would send. All queues are bounded by time alone then, as those
     of members of an ensemble."""
 
+    require_verdict: bool = False
+    """The plugin loads a version only when its verdict.json says SHIP and is signed by a key that the server
+    trusts (`TEMPER_TRUSTED_KEYS` in its environment). Only the plugin can."""
+
     def __post_init__(self) -> None:
         """Checks every field.
 

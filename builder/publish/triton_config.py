@@ -66,6 +66,8 @@ class Backend(ABC):
     """As config.pbtxt names it."""
     watches_queries: ClassVar[bool] = True
     """Whether `serving.watch_queries` has an effect, for itself or the members of an ensemble."""
+    checks_verdicts: ClassVar[bool] = True
+    """Whether `serving.require_verdict` has, likewise."""
 
     @abstractmethod
     def fill(self, message: Any, config: TritonConfig, pb: Any) -> None:
@@ -125,6 +127,8 @@ class PluginBackend(Backend):
             parameters["version_compatible"] = "true"
         if config.serving.watch_queries is not None:
             parameters["watch_queries"] = str(config.serving.watch_queries)
+        if config.serving.require_verdict:
+            parameters["require_verdict"] = "true"
         _add_parameters(message, {**parameters, **self.parameters})
         _add_scheduler(message, config, kind)
 
@@ -139,7 +143,7 @@ class NativeBackend(Backend):
     """
 
     name = "tensorrt"
-    watches_queries = False
+    watches_queries = checks_verdicts = False
 
     opt_batch: int | None = None
     """The batch that the plan was tuned for."""
@@ -282,17 +286,22 @@ class DecodeBackend(Backend):
         message.output.add(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=config.image_dims)
 
 
-def check_watch(serving: ServingConfig, backend: Backend) -> None:
-    """Refuses to watch the queries of a model that a backend serves which cannot.
+def check_serving(serving: ServingConfig, backend: Backend) -> None:
+    """Refuses to have a backend watch queries, or ask for verdicts, which cannot.
 
     Raises:
         PublishError: As said.
     """
-    if serving.watch_queries is not None and not backend.watches_queries:
-        raise PublishError(
-            f"serving.watch_queries: got {serving.watch_queries} with Triton's own backend {backend.name!r}, "
-            "expected Temper's plugin, which alone watches; set engine.server_backend = 'temper', or leave it out"
-        )
+    for option, value, possible in (
+        ("watch_queries", serving.watch_queries, backend.watches_queries),
+        ("require_verdict", serving.require_verdict or None, backend.checks_verdicts),
+    ):
+        if value is not None and not possible:
+            shown = "true" if value is True else value
+            raise PublishError(
+                f"serving.{option}: got {shown} with Triton's own backend {backend.name!r}, expected Temper's "
+                "plugin, which alone does that; set engine.server_backend = 'temper', or leave it out"
+            )
 
 
 def mean_name(model: str) -> str:
@@ -351,9 +360,9 @@ def render_config(config: TritonConfig, *, version: int, label_filename: str) ->
         The text form of `inference.ModelConfig`, UTF-8.
 
     Raises:
-        PublishError: Queries are to be watched, and the backend cannot.
+        PublishError: As from `check_serving`.
     """
-    check_watch(config.serving, config.backend)
+    check_serving(config.serving, config.backend)
     # Here, not at the top: tritonclient.grpc costs 0.3 s, and every command imports this package's configs.
     from google.protobuf import text_format  # type: ignore[import-untyped]  # ships none
     from tritonclient.grpc import model_config_pb2 as pb  # type: ignore[import-untyped]  # ships none

@@ -212,18 +212,27 @@ class Tree:
     """What of the folder was not used, as `temper.imaging.folder.describe_left_out` says it; None of arrays."""
 
 
-def load_tree(folder: Path, info: ModelInfo, work: Path, progress: Progress | None = None) -> Tree:
-    """The images of a tree with one folder per class, decoded into a memory-mapped file in `work`.
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Labelled image files, from a tree with one folder per class."""
+
+    files: list[Path]
+    """The images."""
+    labels: Labels
+    """int64 [N]."""
+    left_out: LeftOut
+    """As of `Tree`."""
+
+
+def list_tree(folder: Path, info: ModelInfo) -> Files:
+    """The images of a tree with one folder per class, not decoded.
 
     The folders are matched with the model's labels by name; where none matches and there is one folder per class,
     by their order.
 
     Raises:
-        InputError: The model takes no pixels, there are no class folders, they are not the model's classes, or
-            files cannot be decoded.
-        OSError: `work` has no room for them.
+        InputError: There are no class folders, or they are not the model's classes.
     """
-    how = preprocessing(info)  # first: of a model that takes files the other one is to be asked, whatever comes
     if not folder.is_dir():
         raise InputError(
             f"{show(folder)}: is no folder, expected one with a folder of images per class, or a .npy file"
@@ -243,10 +252,22 @@ def load_tree(folder: Path, info: ModelInfo, work: Path, progress: Progress | No
         files += listing.paths
         labels += [index] * len(listing.paths)
         left_out += listing.left_out
-    images = create_images(work / "images.npy", len(files), how.height, how.width)
-    _decode(files, images, how, progress)
     described = describe_left_out(left_out, folder)
-    return Tree(images=images, labels=np.array(labels, dtype=np.int64), left_out=described)
+    return Files(files=files, labels=np.array(labels, dtype=np.int64), left_out=described)
+
+
+def load_tree(folder: Path, info: ModelInfo, work: Path, progress: Progress | None = None) -> Tree:
+    """The images of a tree, as `list_tree` lists them, decoded into a memory-mapped file in `work`.
+
+    Raises:
+        InputError: As `list_tree`, or the model takes no pixels, or files cannot be decoded.
+        OSError: `work` has no room for them.
+    """
+    how = preprocessing(info)  # first: of a model that takes files the other one is to be asked, whatever comes
+    found = list_tree(folder, info)
+    images = create_images(work / "images.npy", len(found.files), how.height, how.width)
+    _decode(found.files, images, how, progress)
+    return Tree(images=images, labels=found.labels, left_out=found.left_out)
 
 
 def _match_classes(folder: Path, names: list[str], info: ModelInfo) -> list[int]:

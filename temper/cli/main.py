@@ -1,8 +1,8 @@
 """The `temper` command, as it is declared; each of its commands is a file of `commands/`.
 
 Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
-that says why; 2: wrong usage; 3: `diagnose` found a difference; 130: Ctrl-C. Nothing heavy is
-imported before a command needs it.
+that says why; 2: wrong usage; 3: `diagnose` found a difference, or `gate` says HOLD; 4: `gate` lacks data;
+130: Ctrl-C. Nothing heavy is imported before a command needs it.
 
 Long because every option of every command is declared here, where they can be compared.
 """
@@ -115,16 +115,88 @@ def recipe(recipe_file: Path | None, schema: bool, as_json: bool) -> None:
 @url_option("Serve from this running server, which must read --repository; started here when not given.")
 @repository_option
 @runs_option
+@click.option("--sign", type=path_type, metavar="KEY", help="Sign the verdicts with this key (`temper keys`).")
 @json_option
-def run(recipe: Path, url: str | None, repository: Path, runs: Path, as_json: bool) -> None:
-    """Build, serve, measure and attack; write the report.
+def run(recipe: Path, url: str | None, repository: Path, runs: Path, sign: Path | None, as_json: bool) -> None:
+    """Build, serve, measure, attack and judge; write the report.
 
     Does all that RECIPE says, prints one table and writes runs/NAME/report.html and report.json. Whatever is done
     already is reused.
     """
     from temper.cli.commands.main_job import run_command
 
-    run_command(recipe, url=url, repository=repository, runs=runs, as_json=as_json)
+    run_command(recipe, url=url, repository=repository, runs=runs, sign=sign, as_json=as_json)
+
+
+@cli.command()
+@click.argument("recipe", type=path_type, required=False, metavar="[RECIPE]")
+@click.option("--model", metavar="NAME", help="The served model to judge, in place of RECIPE's variants.")
+@click.option(
+    "--against",
+    default="served",
+    show_default=True,
+    metavar="NAME",
+    help="The served model that it is held against; `served` is the version of --model that answers today.",
+)
+@click.option("--version", type=click.IntRange(1), help="Version of --model.  [the newest]")
+@click.option("--against-version", type=click.IntRange(1), help="Version of --against.  [the served one]")
+@click.option(
+    "--images",
+    type=path_type,
+    metavar="DIR|FILE",
+    help="Labelled images: one folder per class, or a .npy of uint8 [N, H, W, 3].",
+)
+@click.option("--labels", type=path_type, metavar="FILE", help="With a .npy of images: the .npy of classes [N].")
+@click.option(
+    "--sent",
+    multiple=True,
+    metavar="HOW",
+    help="How images are prepared, as of `temper diagnose`.  [what the server says]",
+)
+@click.option(
+    "--rule", "rules", multiple=True, metavar="RULE.LIMIT=V", help="A rule, as accuracy.max_drop=0.5; again."
+)
+@click.option("--rules", "rules_file", type=path_type, metavar="FILE", help="A TOML file with a table [gate].")
+@click.option("--sign", type=path_type, metavar="KEY", help="Sign the verdict with this key (`temper keys`).")
+@click.option("--markdown", type=path_type, metavar="FILE", help="Write the verdict for a pull request's comment.")
+@click.option("--junit", type=path_type, metavar="FILE", help="Write it as JUnit XML, one test per finding.")
+@url_option("Ask this running server; started here when not given.")
+@click.option(
+    "--repository",
+    type=path_type,
+    help="Model repository, where verdict.json is written.  [model_repository, without --url]",
+)
+@runs_option
+@json_option
+def gate(
+    recipe: Path | None, model: str | None, url: str | None, repository: Path | None, **settings: Any
+) -> None:
+    """Say whether a model may be shipped: SHIP, HOLD or NOT ENOUGH DATA.
+
+    Judges RECIPE's variants by its table [gate], running what of it is not done; or one served model of any KServe
+    v2 server, --model, by its answers to labelled --images and by --rule or --rules. Every rule is decided by an
+    interval on the same images, against another model or against what is served today. Exits 0, 3 and 4.
+    """
+    from temper.cli.commands.gate import gate_recipe_command, gate_served_command
+
+    images, labels, runs = settings["images"], settings["labels"], settings.pop("runs")
+    if (recipe is None) == (model is None):
+        raise click.UsageError("expected either RECIPE or --model")
+    place = repository or (Path("model_repository") if url is None or recipe is not None else None)
+    if recipe is not None:
+        shown = {name: settings[name] for name in ("sign", "markdown", "junit", "as_json")}
+        source = click.get_current_context().get_parameter_source
+        for name in settings.keys() - shown.keys():
+            if source(name) is click.core.ParameterSource.COMMANDLINE:
+                option = {"rules_file": "rules", "rules": "rule"}.get(name, name).replace("_", "-")
+                raise click.UsageError(f"--{option}: expected none with RECIPE, which says it all")
+        gate_recipe_command(recipe, url=url, repository=place or Path(), runs=runs, **shown)
+        return
+    if images is None:
+        raise click.UsageError("--images: expected labelled images with --model")
+    check_labels(images, labels, "--images", "--labels")
+    versions = settings.pop("version"), settings.pop("against_version")
+    gate_served_command(model or "", versions=versions, url=url, repository=place, **settings)
 
 
 @cli.command()
@@ -133,7 +205,7 @@ def run(recipe: Path, url: str | None, repository: Path, runs: Path, as_json: bo
 @runs_option
 @json_option
 def build(recipe: Path, repository: Path, runs: Path, as_json: bool) -> None:
-    """Build and publish the variants of RECIPE, no more."""
+    """Build and publish the variants of RECIPE, no more: candidates, but for a model's first version."""
     from temper.cli.commands.main_job import build_command
 
     build_command(recipe, repository=repository, runs=runs, as_json=as_json)
@@ -324,15 +396,52 @@ def serve(
 
 @cli.command()
 @click.argument("repository", type=path_type)
+@click.option(
+    "--trusted-keys",
+    type=path_type,
+    metavar="FILE|DIR",
+    help="Public keys: refuse what has no SHIP verdict that one of them signed, as a server with them does.",
+)
 @json_option
-def verify(repository: Path, as_json: bool) -> None:
+def verify(repository: Path, trusted_keys: Path | None, as_json: bool) -> None:
     """Check that every model of REPOSITORY is what was published.
 
-    Compares the served version of each with its digests, config.pbtxt and class names included; needs no server.
+    Compares the served version of each with its digests, config.pbtxt and class names included, and says what each
+    version's verdict is worth; needs no server.
     """
     from temper.cli.commands.verify import verify_command
 
-    verify_command(repository, as_json=as_json)
+    verify_command(repository, trusted_keys=trusted_keys, as_json=as_json)
+
+
+@cli.group()
+def keys() -> None:
+    """Make the keys that sign verdicts, so that a server need not believe a file in its repository."""
+
+
+@keys.command("create")
+@click.option("--out", type=path_type, metavar="FILE", help="The private key.  [verdicts.pem in ~/.config/temper]")
+def create_keys(out: Path | None) -> None:
+    """Make a private key and, beside it, FILE.pub with the public one, which a server is given to trust.
+
+    The private key is readable by its owner alone and is encrypted when TEMPER_KEY_PASSPHRASE holds a passphrase.
+    Neither file is ever overwritten.
+    """
+    from temper.cli.commands.keys import create_command
+
+    create_command(out)
+
+
+@keys.command("show")
+@click.argument("file", type=path_type, required=False, metavar="[FILE]")
+def show_keys(file: Path | None) -> None:
+    """Print the public keys of FILE: a private key, a public one, or a folder of those.
+
+    Without FILE it is the private key that `create` makes when it is not told where.
+    """
+    from temper.cli.commands.keys import show_command
+
+    show_command(file)
 
 
 @cli.command()
@@ -611,6 +720,49 @@ def corrupt(
         against=against,
         as_json=as_json,
     )
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--versions",
+    callback=parse_integers,
+    required=True,
+    metavar="A,B",
+    help="The two versions; with --url the server must serve both.",
+)
+@click.option(
+    "--images",
+    type=path_type,
+    required=True,
+    help="Folder of images, sent in the order of their names, or .npy of uint8 [N, H, W, 3].",
+)
+@click.option("--labels", type=path_type, help=".npy of the images' classes, integers [N], in that order.")
+@url_option()
+@repository_option
+@click.option("--out", type=path_type, metavar="DIR", help="Where the disagreements go.  [runs/MODEL-shadow]")
+@click.option(
+    "--keep",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Disagreements that are kept, the most different ones.",
+)
+@json_option
+def shadow(model: str, versions: tuple[int, ...], **settings: Any) -> None:
+    """Let two versions of MODEL answer the same images and keep where they disagree.
+
+    Prints how often they do and, with --labels, what that does to the accuracy; writes the images with both
+    answers to DIR/shadow.html and shadow.json. What came in as requests is given as a folder of files whose names
+    sort in the order that they came. How fast the two are is not compared: for that ask them apart, with
+    `temper load`.
+    """
+    from temper.cli.commands.shadow import shadow_command
+
+    if len(versions) != 2 or versions[0] == versions[1]:
+        got = ",".join(map(str, versions))
+        raise click.UsageError(f"--versions: got {got}, expected two versions that differ, such as 3,4")
+    shadow_command(model, versions=(versions[0], versions[1]), **settings)
 
 
 @cli.command()

@@ -1,8 +1,9 @@
 """What a run leaves behind: `report.json`, one table for the terminal and a self-contained `report.html`.
 
 In scope: the report's own form (`model.py`), reading and rendering it; the same for an explanation, `explain.json`
-and `explain.html`, whose form is `explained.py`. Not in scope: measuring (`temper/run/workflow.py`). Read
-`model.py` first, then `page.py`.
+and `explain.html`, whose form is `explained.py`; writing two versions' answers, `shadow.json` and `shadow.html`,
+whose form is `shadowed.py`. Not in scope: measuring (`temper/run/workflow.py`). Read `model.py` first, then
+`page.py`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from temper.report.explained import Explanation
     from temper.report.model import Report
+    from temper.report.shadowed import Shadow
 
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
 EXPLAIN_FILE = "explain.json"
 EXPLAIN_PAGE_FILE = "explain.html"
+SHADOW_FILE = "shadow.json"
+SHADOW_PAGE_FILE = "shadow.html"
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
@@ -65,8 +69,16 @@ def write_explain_page(explanation: Explanation, folder: Path) -> Path:
     return _replace(folder / EXPLAIN_PAGE_FILE, render_explanation(explanation, folder, PAGE_FILE))
 
 
-def render_json(report: Report | Explanation) -> str:
-    """Returns the text of report.json, or of explain.json."""
+def write_shadow(shadow: Shadow, folder: Path) -> Path:
+    """Writes `shadow.json` and `shadow.html` into `folder`, beside the pictures, and returns the page's path."""
+    from temper.report.shadow_page import render_shadow
+
+    _replace(folder / SHADOW_FILE, render_json(shadow) + "\n")
+    return _replace(folder / SHADOW_PAGE_FILE, render_shadow(shadow, folder))
+
+
+def render_json(report: Report | Explanation | Shadow) -> str:
+    """Returns the text of report.json, of explain.json, or of shadow.json."""
     return json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
 
 

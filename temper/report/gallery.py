@@ -1,5 +1,8 @@
 """Pictures: an attack's image, before and after, and the difference, amplified; maps of where a network looks."""
 
+from __future__ import annotations
+
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ import numpy.typing as npt
 Images = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]
 _ENLARGED = 160
+_SHOWN = 256
+"""Sides of a picture inside a page, at most: of hundreds a page is still opened."""
 _HEAT = 0.75
 """Share of the colour in the hottest place; the image is the rest."""
 
@@ -70,6 +75,19 @@ def write_enlarged(pixels: Images, path: Path) -> str:
     factor = -(-_ENLARGED // min(pixels.shape[:2]))
     Image.fromarray(pixels.repeat(factor, 0).repeat(factor, 1)).save(path)
     return path.name
+
+
+def shrunk_png(path: Path) -> bytes:
+    """A PNG file as it is, or of a large one a smaller picture, as PNG too."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if max(image.size) <= _SHOWN:
+            return path.read_bytes()
+        image.thumbnail((_SHOWN, _SHOWN))
+        made = io.BytesIO()
+        image.save(made, "PNG")
+    return made.getvalue()
 
 
 def write_gallery(entries: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:

@@ -112,7 +112,7 @@ def figures(*pictures: str) -> str:
     return f'<div class="figures">{body}</div>' if body else ""
 
 
-def png(path: Path, alt: str) -> str:
-    """A PNG file as an image inside the page."""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
+def png(source: Path | bytes, alt: str) -> str:
+    """A PNG, from its file or as its bytes, as an image inside the page."""
+    data = base64.b64encode(source if isinstance(source, bytes) else source.read_bytes()).decode("ascii")
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'

@@ -27,6 +27,7 @@ from temper.report.measured import (
     Share,
     WorstCase,
 )
+from temper.report.verdict import Verdict
 
 AnyAttack = TypeVar("AnyAttack", bound=Attack)
 FORMAT: Literal[2] = 2
@@ -375,6 +376,9 @@ class Report(Record):
     """In a sweep: the variants that could not be measured."""
     explanation: str | None = None
     """The page beside the report that says where losses come from, `explain.html`; null when it was not made."""
+
+    verdicts: tuple[Verdict, ...] = ()
+    """What the gate says of each variant that it judged, in the recipe's order; empty without a gate."""
 
     def budgets(self) -> tuple[tuple[str, float], ...]:
         """The budget of each norm, (norm, epsilon), that is told first.

@@ -1,4 +1,4 @@
-"""The JSON Schemas of report.json, explain.json and card.json, made from their types; `make schemas` writes them.
+"""The JSON Schemas of report.json and the others, made from their types; `make schemas` writes them.
 
 They are in the tree, and so in what is installed, for those who read the files without Temper.
 """
@@ -12,9 +12,17 @@ from typing import Any
 from temper.builder.publish.card import Card
 from temper.report.explained import Explanation
 from temper.report.model import Report
+from temper.report.shadowed import Shadow
+from temper.report.verdict import Verdict
 
 FOLDER = Path(__file__).with_name("schema")
-TYPES: dict[str, type[Any]] = {"report.json": Report, "explain.json": Explanation, "card.json": Card}
+TYPES: dict[str, type[Any]] = {
+    "report.json": Report,
+    "explain.json": Explanation,
+    "shadow.json": Shadow,
+    "card.json": Card,
+    "verdict.json": Verdict,
+}
 """What each file holds, by its name; its schema has the same name."""
 
 

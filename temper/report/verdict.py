@@ -52,8 +52,8 @@ class Side(Record):
 
     model: str
     """The served model's name."""
-    version: int
-    """Its version."""
+    version: int | None
+    """Its version; null when the server names none."""
     sums_sha256: str | None
     """SHA-256 of the version's SHA256SUMS, and so of every file that was published; null where the repository was
     not at hand."""

@@ -27,6 +27,8 @@ from temper.client.corruptions.config import CorruptionsConfig
 from temper.client.load.config import LoadConfig
 from temper.client.robustness.base import ATTACKS, OWN, REFERENCE, AttackConfig
 from temper.errors import RecipeError
+from temper.gate.config import SERVED, GateConfig
+from temper.gate.evidence import WORST_CASE
 from temper.run.recipe_errors import find_unjson, format_errors, show
 
 _NAME_RULE = f'expected up to {MAX_NAME_LENGTH} of a-z, 0-9, "_" and "-", as it names the model'
@@ -58,6 +60,8 @@ class Recipe:
     """The attacks that every variant goes through."""
     corruptions: CorruptionsConfig | None = None
     """Accuracy on corrupted images; not measured when not given."""
+    gate: GateConfig | None = None
+    """The rules by which a variant may be shipped; no verdict is given without."""
     explain: ExplainConfig | None = None
     """A look into the network after the measurements, on a page of its own; not taken when not given."""
 
@@ -76,6 +80,7 @@ class Recipe:
             check_imported(self.train, self.variants)
             self._check_look()
         self._check_attacks()
+        self._check_gate()
         if self.load.batch_size > self.engine.max_batch:
             raise ValueError(
                 f"load.batch_size: got {self.load.batch_size}, expected at most {self.engine.max_batch} "
@@ -166,6 +171,36 @@ class Recipe:
         if self.data.num_test is not None:
             self._check_num_test(self.data.num_test, "data.num_test")
 
+    def _check_gate(self) -> None:
+        if self.gate is None:
+            return
+        against, variants = self.gate.against, [variant.name for variant in self.variants]
+        if against not in ("", SERVED, *variants):
+            known = ", ".join(f'"{one}"' for one in (SERVED, *variants))
+            raise ValueError(f"gate.against: got {show(against)}, expected one of {known}")
+        if against != SERVED and len(variants) < 2:
+            raise ValueError(
+                f'gate.against: got one variant and nothing to hold it against, expected a second, or "{SERVED}"'
+            )
+        if against == SERVED and (joined := [one.name for one in self.variants if one.ensemble]):
+            raise ValueError(
+                f'gate.against: got "{SERVED}" with the ensemble {joined[0]}, whose members are served in one '
+                "version at a time, expected a variant"
+            )
+        if (rule := self.gate.robustness) is None:
+            return
+        if against == SERVED:
+            raise ValueError(
+                f'gate.robustness: got against = "{SERVED}", whose gradients nobody has, expected a variant'
+            )
+        aimed = dict.fromkeys(one.name for one in self.attacks if self.reference_of(one) is None)
+        if rule.attack not in (WORST_CASE, *aimed) or not aimed:
+            known = ", ".join(f'"{one}"' for one in (WORST_CASE, *aimed))
+            raise ValueError(
+                f"gate.robustness.attack: got {show(rule.attack)}, expected "
+                + (f"one of {known}" if aimed else "an attack to judge by: the recipe has no [[attacks]]")
+            )
+
     @property
     def look(self) -> ExplainConfig:
         """How the network is looked into; all parts, the default, are of an ONNX file those that it can give."""
@@ -226,7 +261,7 @@ def load_recipe(path: Path) -> Recipe:
 
     from pydantic import TypeAdapter, ValidationError
 
-    content = _read_toml(path)
+    content = read_toml(path)
     wrong = find_unjson(content, Recipe)
     if wrong:
         raise RecipeError(f"{path}: {wrong}")
@@ -244,7 +279,12 @@ def load_recipe(path: Path) -> Recipe:
     return _with_paths(recipe, path.parent)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        RecipeError: It cannot be read, or is none.
+    """
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:

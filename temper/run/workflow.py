@@ -34,6 +34,8 @@ from temper.client.errors import ClientError
 from temper.client.robustness.base import OWN, REFERENCE
 from temper.client.stats import images_needed
 from temper.errors import ReportError, TemperError, WorkflowError
+from temper.gate.config import SERVED
+from temper.gate.keys import read_key
 from temper.host.machine import commit, machine, versions
 from temper.imaging.errors import show
 from temper.progress import Display
@@ -56,6 +58,8 @@ from temper.report.model import (
     Timing,
     Variant,
 )
+from temper.report.verdict_text import headline
+from temper.run.gate import Measured, judge_run
 from temper.run.measure import LoadStopped, Measurements, Subject, subject
 from temper.run.summary import (
     compare,
@@ -67,15 +71,21 @@ from temper.run.summary import (
 )
 from temper.run.worst_case import with_worst_case
 from temper.serve.endpoint import Endpoint
+from temper.serve.promote import promote
 from temper.serve.runtime import has_backend
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from temper.builder.built import Built, StageReport
     from temper.client.robustness import AttackConfig
+    from temper.report.verdict import Verdict
     from temper.run.recipe import Recipe
 
 SERVER_LOG = "tritonserver.log"
 LOCK_FILE = ".run.lock"
+_MAX_GATED = 2000
+"""Test images that a rule on the agreement with the network looks at, at most."""
 _DISCORDANT = 0.05
 """Share of the images that two variants judge otherwise under attack: what int8 and float32 did at most."""
 
@@ -88,6 +98,7 @@ def run_recipe(
     display: Display,
     url: str | None = None,
     folder: Path | None = None,
+    sign: Path | None = None,
 ) -> Report:
     """Builds, serves, measures and attacks a recipe's variants and writes the report.
 
@@ -100,6 +111,7 @@ def run_recipe(
         display: Where progress is shown.
         url: The gRPC address of a running server that serves `repository`; None starts the embedded one.
         folder: For the report and the server's log, when they shall not lie in the run's folder.
+        sign: The private key that signs the verdicts; they are not signed without.
 
     Returns:
         The report.
@@ -111,7 +123,9 @@ def run_recipe(
     """
     folder = folder or runs / recipe.name
     with alone(folder, display):
-        return _run_alone(recipe, repository=repository, runs=runs, display=display, url=url, folder=folder)
+        return _run_alone(
+            recipe, repository=repository, runs=runs, display=display, url=url, folder=folder, sign=sign
+        )
 
 
 @contextmanager
@@ -136,7 +150,14 @@ def alone(folder: Path, display: Display) -> Iterator[None]:
 
 
 def _run_alone(
-    recipe: Recipe, *, repository: Path, runs: Path, display: Display, url: str | None, folder: Path
+    recipe: Recipe,
+    *,
+    repository: Path,
+    runs: Path,
+    display: Display,
+    url: str | None,
+    folder: Path,
+    sign: Path | None,
 ) -> Report:
     started = datetime.datetime.now(datetime.UTC), time.monotonic()
 
@@ -146,6 +167,7 @@ def _run_alone(
         except ValueError as error:
             raise WorkflowError(str(error)) from error
 
+    key = None if sign is None else read_key(sign)  # before the minutes that come next
     if url is None:
         _check_embedded(recipe)
     _check_corruptions(recipe)
@@ -155,15 +177,18 @@ def _run_alone(
     if url is not None:
         _check_served(built, url)
     versions = versions_with(repository, ((one.model, one.version) for one in built))
+    if recipe.gate is not None and recipe.gate.against == SERVED:
+        versions |= {one.model: tuple(sorted({one.served, one.version})) for one in built}
     log_file = folder / SERVER_LOG
     endpoint = Endpoint(url, repository, models=models, versions=versions, log_file=log_file, display=display)
     store = Store(runs / recipe.name / "stages")
     measurements = Measurements(store=store, endpoint=endpoint, data=built[0].data, display=display, url=url)
-    run = _Run(recipe, built, measurements, folder)
+    run = _Run(recipe, built, measurements, folder, key)
     stopped = None
     try:
         with endpoint:
             run.measure()
+            run.judge()
         run.explain()
     except (TemperError, BuilderError) as error:
         stopped = str(error)
@@ -279,10 +304,14 @@ class _Run:
     built: list[Built]
     measurements: Measurements
     folder: Path
+    key: Ed25519PrivateKey | None = None
+    """Signs the verdicts."""
     variants: dict[str, Variant] = field(init=False)
     accuracies: dict[str, Artifact] = field(default_factory=dict)
     attacks: dict[str, list[Artifact]] = field(default_factory=dict)
     corruptions: dict[str, Artifact] = field(default_factory=dict)
+    parities: dict[str, Artifact] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
     explanation: Explanation | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -402,12 +431,14 @@ class _Run:
     def _measure_parity(self, targets: Sequence[Subject]) -> None:
         setting = Setting(data=self.recipe.data, model=self.recipe.model, train=self.recipe.train)
         weights = next(one.weights for one in self.built if one.weights is not None)
-        owner = self.measurements.owners_answers(setting, weights)
+        gated = self.recipe.gate is not None and self.recipe.gate.engine is not None
+        owner = self.measurements.owners_answers(setting, weights, *([_MAX_GATED] if gated else []))
         for target, one, variant in zip(targets, self.built, self.recipe.variants, strict=True):
             encoded = None
             if one.jpeg is not None and not variant.is_random:  # which answers otherwise each time
                 encoded = subject(one.variant, one.jpeg.model, one.jpeg.version, one.jpeg.path)
-            found = self.measurements.parity(target, setting, owner, encoded).info
+            measured = self.parities[target.name] = self.measurements.parity(target, setting, owner, encoded)
+            found = measured.info
             parity = Parity.of(found, agreement=Share(**found["agreement"]))
             self.variants[target.name] = replace(self.variants[target.name], parity=parity)
 
@@ -440,6 +471,22 @@ class _Run:
             raise WorkflowError(f"explain: {error}") from error
         self.explanation = with_earlier(explanation, self.folder)
 
+    def judge(self) -> None:
+        """Gives the verdicts, and promotes what may be shipped where the recipe says so."""
+        if (config := self.recipe.gate) is None:
+            return
+        display, repository = self.measurements.display, self.built[0].path.parents[1]
+        measured = Measured(
+            variants=self.variants, accuracies=self.accuracies, attacks=self.attacks, parities=self.parities
+        )
+        for one, verdict in judge_run(config, self.built, measured, self.measurements, self.key):
+            self.verdicts.append(verdict)
+            display.say(headline(verdict))
+            if config.promote == "on-ship" and verdict.answer == "SHIP" and one.served != one.version:
+                switched = promote(repository, one.model, one.version, url=self.measurements.url, reason="on-ship")
+                for line in switched.describe():
+                    display.say(line)
+
     def report(self, started: tuple[datetime.datetime, float], stopped: str | None) -> Report:
         """What was measured until now.
 
@@ -464,6 +511,7 @@ class _Run:
             stopped=stopped,
             deaths=tuple(self.measurements.endpoint.deaths),
             warnings=tuple(self.warnings),
+            verdicts=tuple(self.verdicts),
             commit=commit(),
             machine=Machine.of(here, flags=tuple(here["flags"]), gpu=Gpu.of(here["gpu"]) if here["gpu"] else None),
             versions=versions(),

@@ -14,7 +14,15 @@ from temper.backends.temper import verdict
 from temper.backends.temper.artifact import ArtifactError, verify_sums
 from temper.builder.publish.ensemble import unfit_ensembles
 from temper.builder.publish.history import served_before
-from temper.builder.publish.switch import Switched, companions_of, read_history, steps_of, switch, versions_of
+from temper.builder.publish.switch import (
+    Switched,
+    companions_of,
+    read_history,
+    settle,
+    steps_of,
+    switch,
+    versions_of,
+)
 from temper.builder.publish.versions import newest_in, served_version
 from temper.errors import TemperError
 from temper.imaging.errors import show
@@ -56,6 +64,7 @@ def promote(
     """
     if override and not reason.strip():
         raise PromoteError("override: got no reason, expected one that the history keeps; give it with --reason")
+    settle(repository)  # a promotion that was killed may have served it already, and not all that belongs to it
     folder = repository / model
     version = _existing(repository, model, version)
     if url is not None:

@@ -126,7 +126,7 @@ def test_paired_errors_are_the_tails_over_all_tables(counts: tuple[int, int, int
     seen, tails = float(paired_score(only_first, only_second, n, limit)), [0.0, 0.0]
     for first in range(n + 1):
         for second in range(n - first + 1):
-            chance = math.comb(n, first) * math.comb(n - first, second)
+            chance = float(math.comb(n, first) * math.comb(n - first, second))
             chance *= (share + limit) ** first * share**second * (1 - 2 * share - limit) ** (n - first - second)
             score = float(paired_score(first, second, n, limit))
             tails[0] += chance * (score <= seen + 1e-9)

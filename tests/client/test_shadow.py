@@ -26,7 +26,8 @@ def read(start: int, end: int) -> tuple[UInt8Array, Int64Array]:
 
 def endpoint(scores: npt.NDArray[Any]) -> Infer:
     async def infer(images: UInt8Array) -> npt.NDArray[Any]:
-        return scores[images[:, 0, 0, 0]]
+        answers: npt.NDArray[Any] = scores[images[:, 0, 0, 0]]
+        return answers
 
     return infer
 

@@ -18,7 +18,9 @@ from temper.terminal import echo
 LOG_FILE = "temper.log"
 
 
-def run_command(recipe_file: Path, *, url: str | None, repository: Path, runs: Path, as_json: bool) -> None:
+def run_command(
+    recipe_file: Path, *, url: str | None, repository: Path, runs: Path, sign: Path | None, as_json: bool
+) -> None:
     """Runs a recipe, prints its table (or report.json) and says where the report is.
 
     Raises:
@@ -29,7 +31,7 @@ def run_command(recipe_file: Path, *, url: str | None, repository: Path, runs: P
     from temper.run.workflow import run_recipe
 
     with resumable(), Display() as display:
-        report = run_recipe(recipe, repository=repository, runs=runs, display=display, url=url)
+        report = run_recipe(recipe, repository=repository, runs=runs, display=display, url=url, sign=sign)
     folder = runs / recipe.name
     show_report(report, folder, as_json=as_json)
     if report.stopped is not None:

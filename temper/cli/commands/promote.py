@@ -46,14 +46,5 @@ def _show(switched: Switched, *, as_json: bool) -> None:
     if as_json:
         echo(json.dumps(dataclasses.asdict(switched), indent=2))
         return
-    if switched.before == switched.after:
-        echo(f"{switched.model}: version {switched.after} is served already")
-        return
-    echo(f"{switched.model}: version {switched.after} is served, {_say(switched.before)} before")
-    for one in switched.companions:
-        if one.before != one.after:
-            echo(f"{one.model}: version {one.after} with it, {_say(one.before)} before")
-
-
-def _say(version: int | None) -> str:
-    return "none" if version is None else f"version {version}"
+    for line in switched.describe():
+        echo(line)

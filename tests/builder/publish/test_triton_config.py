@@ -83,16 +83,22 @@ def test_queue_is_bounded(changes: dict[str, Any], size: int, timeout_us: int) -
     assert (policy.timeout_action, policy.allow_timeout_override) == (pb.ModelQueuePolicy.REJECT, False)
 
 
-def test_only_the_plugin_is_told_to_watch_queries() -> None:
-    watch = ServingConfig(watch_queries=25)
-    assert "watch_queries" not in parameters(read(PLUGIN))
-    assert parameters(read(replace(PLUGIN, serving=watch)))["watch_queries"] == "25"
+@pytest.mark.parametrize(
+    ("serving", "option", "written"),
+    [
+        (ServingConfig(watch_queries=25), "watch_queries", "25"),
+        (ServingConfig(require_verdict=True), "require_verdict", "true"),
+    ],
+)
+def test_only_the_plugin_is_told_what_it_alone_does(serving: ServingConfig, option: str, written: str) -> None:
+    assert option not in parameters(read(PLUGIN))
+    assert parameters(read(replace(PLUGIN, serving=serving)))[option] == written
     refused = (
-        "serving.watch_queries: got 25 with Triton's own backend 'tensorrt', expected Temper's plugin, which "
-        "alone watches; set engine.server_backend = 'temper', or leave it out"
+        f"serving.{option}: got {written} with Triton's own backend 'tensorrt', expected Temper's plugin, which "
+        "alone does that; set engine.server_backend = 'temper', or leave it out"
     )
     with pytest.raises(PublishError, match=f"^{re.escape(refused)}$"):
-        read(replace(NATIVE, serving=watch))
+        read(replace(NATIVE, serving=serving))
 
 
 def test_native_entry_lists_every_graph() -> None:

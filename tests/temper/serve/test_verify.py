@@ -56,7 +56,7 @@ def test_what_was_published_is_verified(repository: Path) -> None:
         ],
     )
     found = json.loads(verify(repository, "--json").output)
-    assert found[1] == {"model": "b", "version": 1, "backend": "tensorrt", "reason": None}
+    assert found[1] == {"model": "b", "version": 1, "backend": "tensorrt", "reason": None, "verdicts": {}}
 
 
 def replace(old: str, new: str) -> Callable[[Path], object]:

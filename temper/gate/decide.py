@@ -1,0 +1,148 @@
+"""The decision: what all rules' looks amount to, with the error over all of them within what is asked for.
+
+Source: for shipping, R. L. Berger, "Multiparameter hypothesis testing and acceptance sampling", Technometrics 24
+(1982), 295-300; for holding, S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian
+Journal of Statistics 6 (1979), 65-70.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from temper.gate.config import GateConfig
+from temper.gate.evidence import Evidence
+from temper.gate.rules.base import Look, More
+from temper.report.verdict import Answer, Finding
+
+
+def decide(config: GateConfig, evidence: Evidence) -> tuple[Answer, tuple[Finding, ...], str]:
+    """Returns the answer, what every rule found, and in one sentence how the error is kept over all of them.
+
+    SHIP when all findings say so, HOLD when one does, and NOT ENOUGH DATA otherwise.
+
+    Args:
+        config: The rules.
+        evidence: What was measured; a rule whose key is in `missing` looks at nothing.
+    """
+    looks = [(rule, look) for rule in config.rules for look in _looks(config, evidence, rule)]
+    tested = [look.broken for _, look in looks if look.sure is None]
+    broken = iter(_holm(tested))
+    judged = [
+        _Judged(rule, look, 1.0 if look.sure else next(broken), config, num_tests=len(tested))
+        for rule, look in looks
+    ]
+    # All that are open must come out well on the next images.
+    num_open = sum(one.more(config.power) is not None for one in judged)
+    findings = tuple(one.finding(num_open) for one in judged)
+    answers = [finding.answer for finding in findings]
+    answer = next(one for one in _WORST_FIRST if one in answers)
+    return answer, findings, _correction(config.confidence)
+
+
+_MOST = 100_000_000
+"""Images that nobody has: so near to its limit a figure is as good as at it."""
+_WORST_FIRST: tuple[Answer, ...] = ("HOLD", "NOT ENOUGH DATA", "SHIP")
+
+
+def _looks(config: GateConfig, evidence: Evidence, rule: str) -> Sequence[Look]:
+    judge = config.rules[rule]
+    if (why := evidence.missing.get(rule)) is not None:
+        return [judge.nothing(why)]
+    if not len(evidence.labels):
+        return [judge.nothing("there are no test images with labels")]
+    return judge.judge(evidence, config.confidence)
+
+
+def _holm(errors: Sequence[float]) -> list[float]:
+    """Returns the errors adjusted, so that each may be compared with what all of them together are allowed."""
+    most, adjusted = 0.0, [0.0] * len(errors)
+    for rank, index in enumerate(sorted(range(len(errors)), key=lambda index: errors[index])):
+        most = adjusted[index] = max(most, min(1.0, (len(errors) - rank) * errors[index]))
+    return adjusted
+
+
+def _correction(confidence: float) -> str:
+    error = _percent(1 - confidence)
+    return (
+        f"SHIP needs every rule, class and budget, each tested at {error}, which needs no correction (an "
+        f"intersection-union test); HOLD takes one, by Bonferroni over classes and Holm over rules, so that what "
+        f"keeps all limits is held in {error} of cases at most."
+    )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A look among all others."""
+
+    rule: str
+    look: Look
+    broken: float
+    """Its error of saying that the limit is broken, adjusted."""
+    config: GateConfig
+    num_tests: int
+
+    @property
+    def allowed(self) -> float:
+        return 1 - self.config.confidence
+
+    @property
+    def answer(self) -> Answer:
+        if self.look.sure is not None:
+            return self.look.sure
+        if self.broken <= self.allowed:
+            return "HOLD"
+        return "SHIP" if self.look.kept <= self.allowed else "NOT ENOUGH DATA"
+
+    def more(self, power: float) -> More | None:
+        """What would decide it with a power of its own; None where it is decided, or nothing would."""
+        if self.answer != "NOT ENOUGH DATA" or self.look.needs is None:
+            return None
+        more = self.look.needs(self.config.confidence, power)
+        return None if more is None or more.num > _MOST else more
+
+    def finding(self, num_open: int) -> Finding:
+        """Says it, as one of all that are open."""
+        look, more = self.look, self.more(1 - (1 - self.config.power) / max(1, num_open))
+        return Finding(
+            rule=self.rule,
+            name=look.name,
+            answer=self.answer,
+            figure=look.figure,
+            low=look.low,
+            high=look.high,
+            limit=look.limit,
+            unit=look.unit,
+            reason=look.said or (self._decided() if more is None else self._asked(more, num_open)),
+            num_images=look.num_images,
+            needed=None if more is None or more.what != "test images" else _three_figures(more.num),
+        )
+
+    def _asked(self, more: More, num_open: int) -> str:
+        joint = f" for the {num_open} that are open together" if num_open > 1 else ""
+        power = f"power {100 * self.config.power:g} %"
+        # Beyond the limit already, but not surely.
+        hope = ", if nothing is lost in truth" if self.look.broken < self.look.kept else ""
+        return f"{_three_figures(more.num):,} {more.what} would decide{hope}: {more.given}, {power}{joint}"
+
+    def _decided(self) -> str:
+        answer, allowed = self.answer, _percent(self.allowed)
+        if answer == "SHIP":
+            return f"at the limit it would look so good in {_percent(self.look.kept)} of cases, {allowed} at most"
+        bad = f"at the limit it would look so bad in {_percent(self.look.broken)} of cases"
+        if self.num_tests > 1 and self.broken != self.look.broken:
+            bad += f", {_percent(self.broken)} among {self.num_tests} tests"
+        if answer == "HOLD":
+            return f"{bad}, {allowed} at most"
+        return f"the figure is at the limit or beyond it, so no number would decide; {bad}, too many to hold it"
+
+
+def _percent(share: float) -> str:
+    return "less than 0.01 %" if share < 0.0001 else f"{float(f'{100 * share:.2g}'):g} %"
+
+
+def _three_figures(number: int) -> int:
+    """The number, rounded up to three figures."""
+    step: int = 10 ** max(0, len(str(number)) - 3)
+    return math.ceil(number / step) * step
