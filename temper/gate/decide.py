@@ -129,12 +129,12 @@ class _Judged:
     def _decided(self) -> str:
         answer, allowed = self.answer, _percent(self.allowed)
         if answer == "SHIP":
-            return f"at the limit it would look so good in {_percent(self.look.kept)} of cases, {allowed} at most"
-        bad = f"at the limit it would look so bad in {_percent(self.look.broken)} of cases"
+            return f"at the limit {_percent(self.look.kept)} of samples would look this good; {allowed} are allowed"
+        bad = f"at the limit {_percent(self.look.broken)} of samples would look this bad"
         if self.num_tests > 1 and self.broken != self.look.broken:
             bad += f", {_percent(self.broken)} among {self.num_tests} tests"
         if answer == "HOLD":
-            return f"{bad}, {allowed} at most"
+            return f"{bad}; {allowed} are allowed"
         return f"the figure is at the limit or beyond it, so no number would decide; {bad}, too many to hold it"
 
 

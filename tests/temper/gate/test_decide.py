@@ -52,7 +52,7 @@ def test_holding_is_corrected_for_the_number_of_tests(counted: Any) -> None:
     together, findings, _ = decide(
         GateConfig(accuracy=ALL.accuracy, worst_class=ALL.worst_class, flips=FlipsRule(max=5)), evidence
     )
-    assert alone == "HOLD" and "4.2 % of cases, 5 % at most" in one.reason
+    assert alone == "HOLD" and "4.2 % of samples would look this bad; 5 % are allowed" in one.reason
     assert (together, findings[0].answer) == ("NOT ENOUGH DATA", "NOT ENOUGH DATA")
     assert findings[0].reason.startswith("3,370 test images would decide, if nothing is lost in truth: margin")
     held, (first, *_), _ = decide(

@@ -35,7 +35,7 @@ def finding(evidence: Evidence, **rules: Any) -> Finding:
             40,
             "SHIP",
             None,
-            "at the limit it would look so good in less than 0.01 % of cases, 5 % at most",
+            "at the limit less than 0.01 % of samples would look this good; 5 % are allowed",
         ),
         (
             10_000,
@@ -43,7 +43,7 @@ def finding(evidence: Evidence, **rules: Any) -> Finding:
             20,
             "HOLD",
             None,
-            "at the limit it would look so bad in less than 0.01 % of cases, 5 % at mos",
+            "at the limit less than 0.01 % of samples would look this bad; 5 % are allowe",
         ),
         (
             1000,
@@ -279,8 +279,8 @@ def test_calibration_without_probabilities_says_so(counted: Any) -> None:
 @pytest.mark.parametrize(
     ("rounds", "answer", "figure", "reason"),
     [
-        ((10.0, 11.0, 10.5, 12.0, 10.0), "SHIP", 10.7, "at the limit it would look so good in"),
-        ((20.0, 21.0, 19.0, 22.0), "HOLD", 20.5, "at the limit it would look so bad in"),
+        ((10.0, 11.0, 10.5, 12.0, 10.0), "SHIP", 10.7, "of samples would look this good"),
+        ((20.0, 21.0, 19.0, 22.0), "HOLD", 20.5, "of samples would look this bad"),
         ((9.0, 14.0, 19.0), "NOT ENOUGH DATA", 14.0, "rounds would decide: their spread as it is, power 80 %"),
         (
             (9.0, 14.0, 25.0),
@@ -289,7 +289,7 @@ def test_calibration_without_probabilities_says_so(counted: Any) -> None:
             "the figure is at the limit or beyond it, so no number would",
         ),
         ((12.0,), "NOT ENOUGH DATA", None, "1 of at least 2 rounds was measured"),
-        ((12.0, 12.0), "SHIP", 12.0, "at the limit it would look so good in less than 0.01 % of cases"),
+        ((12.0, 12.0), "SHIP", 12.0, "at the limit less than 0.01 % of samples would look this good"),
     ],
 )
 def test_latency_is_judged_over_rounds(
