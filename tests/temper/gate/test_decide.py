@@ -58,7 +58,7 @@ def test_holding_is_corrected_for_the_number_of_tests(counted: Any) -> None:
     held, (first, *_), _ = decide(
         GateConfig(accuracy=ALL.accuracy, worst_class=ALL.worst_class), counted(2000, 27, 3)
     )
-    assert held == "HOLD" and "0.33 % of cases, 0.66 % among 2 tests, 5 % at most" in first.reason
+    assert held == "HOLD" and "0.33 % of samples would look this bad, 0.66 % among 2 tests; 5 %" in first.reason
 
 
 def test_power_is_shared_by_all_that_are_open(counted: Any) -> None:
