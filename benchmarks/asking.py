@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from temper.client import Client, protocol, wire
 
+_SHED = -2
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -29,7 +31,7 @@ class Asked:
     latency_s: npt.NDArray[np.float64]
     """float64 [n], from then to the answer, whatever it was."""
     version: npt.NDArray[np.int64]
-    """int64 [n], the version that answered; -1 of a request that failed."""
+    """int64 [n], the version that answered; -1 of a request that failed, -2 of one that was shed."""
     reasons: tuple[str, ...]
     """What was said of those that failed, the first few."""
 
@@ -41,7 +43,12 @@ class Asked:
     @property
     def failed(self) -> int:
         """Requests that failed."""
-        return int(np.count_nonzero(self.version < 0))
+        return int(np.count_nonzero(self.version == -1))
+
+    @property
+    def shed(self) -> int:
+        """Requests that the server refused because of its load."""
+        return int(np.count_nonzero(self.version == _SHED))
 
     def quantile_ms(self, share: float) -> float:
         """A quantile of the latency in milliseconds, failures included."""
@@ -76,7 +83,12 @@ class Asking:
 
 def _main(pipe: Connection, url: str, requests: list[bytes], rate_rps: float, seed: int) -> None:
     stopped = threading.Event()
-    threading.Thread(target=lambda: (pipe.recv(), stopped.set()), daemon=True).start()
+
+    def listen() -> None:
+        pipe.recv()
+        stopped.set()
+
+    threading.Thread(target=listen, daemon=True).start()
     pipe.send(asyncio.run(_ask(pipe.send, stopped.is_set, url, requests, rate_rps, seed)))
 
 
@@ -100,7 +112,9 @@ async def _ask(
         try:
             answered = int(wire.pb.ModelInferResponse.FromString(await call(request, timeout=60.0)).model_version)
         except (grpc.RpcError, ValueError) as error:
-            if len(reasons) < 5:
+            if "Exceeds maximum queue size" in str(error):
+                answered = _SHED
+            elif len(reasons) < 5:
                 reasons.append(str(error)[:500])
         due.append(at)
         latency.append(time.monotonic() - at)

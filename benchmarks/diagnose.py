@@ -134,7 +134,7 @@ class Case:
     hint: str = "f32"
     """OpenVINO's precision."""
     int8: str = ""
-    """Quantised: `full` or `reduced` range."""
+    """Quantised: `full` or `reduced` range, or `unnormalised`: full, with scales of pixels from 0 to 255."""
     foreign: Mapping[str, Any] | None = None
     """None is Temper's; else what its config.pbtxt says."""
     client: Callable[[Path, int], np.ndarray[Any, Any]] | None = None
@@ -325,16 +325,23 @@ def network_of(arch: str, size: int, seed: int) -> nn.Module:
     return make_network(arch, size, seed, num_each=8 if size > 100 else 16)
 
 
-def publish_case(case: Case) -> None:
-    """Writes a case's checkpoint, and its graph into the repository."""
+def publish_case(case: Case, network: nn.Module | None = None, served: nn.Module | None = None) -> None:
+    """Writes a case's checkpoint, and its graph into the repository.
+
+    Args:
+        case: What is planted.
+        network: What the checkpoint holds; the case's own, when not given.
+        served: What is served, where that is another.
+    """
     from temper.builder.network.resnet import save_weights
 
     folder = FOLDER / case.name
     folder.mkdir(parents=True)
-    network = network_of(case.arch, case.size, case.seed)
+    network = network or network_of(case.arch, case.size, case.seed)
     save_weights(network, folder / "weights.safetensors")
     if case.serves is not None:
-        network = network_of(case.arch, case.size, case.serves)
+        served = network_of(case.arch, case.size, case.serves)
+    network = served or network
     if case.in_training:
         network = _in_training(network)
     front = Front(network, **case.front).eval()
@@ -342,6 +349,12 @@ def publish_case(case: Case) -> None:
     _export(front, graph, case)
     if case.int8:
         _quantize(graph, case)
+    if case.int8 == "unnormalised":
+        raw = Front(network, **{**case.front, "scale": 0.999999, "mean": [1e-6] * 3, "std": [0.999999] * 3}).eval()
+        other = folder / "raw.onnx"
+        _export(raw, other, case)
+        _quantize(other, case)
+        take_scales(graph, other)
     if case.foreign is None:
         _publish(graph, case)
     else:
@@ -382,6 +395,29 @@ def _quantize(graph: Path, case: Case) -> None:
     images = np.stack([np.asarray(cover(image, case.size)) for image in crops(8, seed=77)[0]])
     source = graph.rename(graph.with_name("float.onnx"))
     quantize_onnx(source, graph, images, QuantizeConfig(reduce_range=case.int8 == "reduced"))
+
+
+def take_scales(graph: Path, other: Path) -> None:
+    """Gives a quantised graph the scales of activations that the same graph got from other images."""
+    import onnx
+
+    model, theirs = onnx.load(graph), onnx.load(other)
+    weights = {each.name for each in model.graph.initializer}
+    of_activations = {
+        name
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in weights
+        for name in node.input[1:]
+    }
+    values = {each.name: each for each in theirs.graph.initializer}
+    changed = 0
+    for each in model.graph.initializer:
+        if each.name in of_activations and each != values[each.name]:
+            each.CopyFrom(values[each.name])
+            changed += 1
+    if not changed:
+        raise SystemExit(f"{graph}: no scale of an activation is another's")
+    onnx.save(model, graph)
 
 
 def _publish(graph: Path, case: Case) -> None:

@@ -50,12 +50,9 @@ def main() -> None:
             rate_rps = _LOAD * capacity_rps
             print(f"capacity {capacity_rps:.0f} requests/s, asked {rate_rps:.0f}", file=sys.stderr, flush=True)
             results = _measure(server, images, rate_rps, options.switches, options.pause)
-    print(
-        f"{results['requests']} requests, {results['failed']} failed; p99 {results['p99_ms']:.1f} ms, without "
-        f"switches {results['calm_p99_ms']:.1f} ms ({results['p99_ratio']:.2f} x); CPU per request, last over first "
-        f"switches {results['cost_ratio']:.3f}; memory {results['memory_mb'][1]:.0f} to "
-        f"{results['memory_mb'][-1]:.0f} MB"
-    )
+    shown = ("requests", "failed", "shed", "p99_ms", "calm_p99_ms", "p99_ratio", "cost_ratio", "memory_mb")
+    for name in shown:
+        print(f"{name:12} {results[name]}")
     settings = {"pause_s": options.pause, "instances": options.instances, "capacity_rps": capacity_rps}
     write_results("hot_switch", {**settings, "rate_rps": rate_rps, "measured": results})
 
@@ -128,6 +125,7 @@ def _measure(
         "switches": switches,
         "requests": len(asked.due),
         "failed": asked.failed,
+        "shed": asked.shed,
         "reasons": list(asked.reasons),
         "switch_s_median": statistics.median(took_s),
         "requests_while_switching": len(busy.due),
@@ -150,8 +148,10 @@ def _sleep(seconds: float) -> tuple[float, float]:
 
 def _joined(asked: Asked, spans: Sequence[tuple[float, float]]) -> Asked:
     parts = [asked.between(*span) for span in spans]
-    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("due", "latency_s", "version"))
-    return Asked(*columns, asked.reasons)
+    due, latency_s, version = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("due", "latency_s", "version")
+    )
+    return Asked(due, latency_s, version, asked.reasons)
 
 
 def cpu_s(server: int) -> float:

@@ -25,9 +25,9 @@ def verdict_section(verdicts: Sequence[Verdict]) -> str:
 def _one(verdict: Verdict) -> str:
     said = headline(verdict).removeprefix(verdict.answer)
     rows = [[_badge(one.answer), *row[1:]] for one, row in zip(verdict.findings, cells(verdict), strict=True)]
-    table = html.table([COLUMNS[0], *COLUMNS[1:]], rows, left=2) if rows else ""
-    notes = html.paragraphs(facts(verdict), "note")
-    return f'<h3>{_badge(verdict.answer)}{escape(said)}</h3><div class="findings">{table}</div>{notes}'
+    table = html.table(COLUMNS, rows, left=2) if rows else ""
+    notes = html.folded("How it was judged", html.paragraphs(facts(verdict), "note"))
+    return f'<h3>{_badge(verdict.answer)}{escape(said)}</h3><div class="judged">{table}</div>{notes}'
 
 
 def _badge(answer: Answer) -> html.Raw:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from temper.report import text
 from temper.report.table import text_table
-from temper.report.verdict import Answer, Finding, Verdict
+from temper.report.verdict import Answer, Finding, Side, Verdict
 
 COLUMNS = ("answer", "what", "figure", "interval", "limit", "images", "what decided")
 SYMBOLS: dict[Answer, str] = {
@@ -37,9 +37,12 @@ def short(verdict: Verdict) -> str:
 
 def headline(verdict: Verdict) -> str:
     """The answer, what it is on, and what decided, in one sentence."""
-    side, other = verdict.candidate, verdict.reference
-    against = f"{other.model} version {other.version}"
-    return f"{short(verdict)} version {side.version} against {against}: {_summary(verdict)}"
+    sides = f"{_side(verdict.candidate)} against {_side(verdict.reference)}"
+    return f"{verdict.answer} {sides}: {_summary(verdict)}"
+
+
+def _side(side: Side) -> str:
+    return side.model if side.version is None else f"{side.model} version {side.version}"
 
 
 def _summary(verdict: Verdict) -> str:
@@ -96,12 +99,13 @@ def _interval(finding: Finding) -> str:
 
 def facts(verdict: Verdict) -> list[str]:
     """What else a reader of a verdict must know, in sentences."""
+    commit = verdict.commit[:12] if verdict.commit else "of no checkout"
     return [
         f"Measured on {verdict.num_images:,} test images through {verdict.server}, {verdict.machine}, "
         f"{verdict.created}.",
         f"Confidence {text.whole_percent(verdict.confidence)}, one-sided: {verdict.correction}",
         f"Engine SHA-256 {verdict.candidate.engine_sha256 or 'not known'}, data SHA-256 "
-        f"{verdict.data_sha256 or 'not known'}, Temper {verdict.commit[:12] if verdict.commit else 'of no checkout'}.",
+        f"{verdict.data_sha256 or 'not known'}, Temper {commit}.",
         f"Signed by the key {verdict.signature.key}." if verdict.signature else "Not signed.",
     ]
 
@@ -116,7 +120,7 @@ def render_text(verdicts: Sequence[Verdict]) -> str:
         *head, _ = COLUMNS
         table = text_table(head, [row[:-1] for row in cells(verdict)], left=(0, 1)) if verdict.findings else ""
         reasons = "".join(
-            f"{one.name}: {_one_line(one.reason)}\n" for one in verdict.findings if one.answer != "SHIP"
+            _one_line(f"{one.name}: {one.reason}") + "\n" for one in verdict.findings if one.answer != "SHIP"
         )
         parts.append(f"{_one_line(headline(verdict))}\n\n{table}\n{reasons}".rstrip("\n") + "\n")
     return "\n".join(parts)
@@ -151,7 +155,7 @@ def render_junit(verdicts: Sequence[Verdict]) -> str:
         suite = ElementTree.SubElement(
             root,
             "testsuite",
-            name=_xml(f"temper gate: {side.model} version {side.version}"),
+            name=_xml(f"temper gate: {_side(side)}"),
             timestamp=_xml(verdict.created.removesuffix("Z")),
         )
         cases = [(one.name, one.answer, one.reason, _shown(one)) for one in verdict.findings]

@@ -483,7 +483,7 @@ class _Run:
             self.verdicts.append(verdict)
             display.say(headline(verdict))
             if config.promote == "on-ship" and verdict.answer == "SHIP" and one.served != one.version:
-                switched = promote(repository, one.model, one.version, reason="on-ship")
+                switched = promote(repository, one.model, one.version, url=self.measurements.url, reason="on-ship")
                 for line in switched.describe():
                     display.say(line)
 

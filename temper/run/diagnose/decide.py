@@ -125,7 +125,7 @@ def judge(
         if np.ptp(bench.served, axis=0).max() <= _VARIES * np.abs(bench.served).max():
             note, candidates = "every image gets the same scores: what is served does not look at it", ()
         else:
-            found, note = court.eliminate(tried, probe)
+            found, note = court.eliminate(tried, probe, is_int8=precision.startswith("int8"))
         note += f"; not all was tried, `--effort {4 * effort:g}` tries more" if is_late and note else ""
     agrees = at_start <= level and not found and not seen
     # What says more of the output stands for what showed at first sight.
@@ -262,8 +262,13 @@ class _Court:
         left, size = float(tried.squares[:num].sum()), float(squares(imitated, made).sum())
         return related(self.bench.served[:num] - made, imitated - made), float(np.sqrt(left / max(size, 1e-12)))
 
-    def eliminate(self, tried: Sequence[Tried], probe: Callable[[], Bench] | None) -> tuple[list[Cause], str]:
-        """Other weights, where nothing explains more than a little; else the words that say what explains most."""
+    def eliminate(
+        self, tried: Sequence[Tried], probe: Callable[[], Bench] | None, *, is_int8: bool
+    ) -> tuple[list[Cause], str]:
+        """Other weights, where nothing explains more than a little; else the words that say what explains most.
+
+        Scales of int8 that fit no image leave as little of the answers, and cannot be told from them.
+        """
         served = self.bench.served
         # An order that was found by values explains something of any scores, and so does what is the same for all
         # images: where the scores are not alike, only what explains more than their own mean counts.
@@ -283,9 +288,11 @@ class _Court:
             return [], f"{words}. {_ELSE}"
         known = self.known.weights[0]
         mend = f"publish the graph of {known} again, or give the checkpoint that is served as --weights"
+        mend += "; of an int8 engine, calibrate it again on images prepared as in training" if is_int8 else ""
         weights = Hypothesis(
             kind="weights",
-            words="the weights of another checkpoint, or of another epoch",
+            words="the weights of another checkpoint, or of another epoch"
+            + (", or int8 that was calibrated on images prepared otherwise" if is_int8 else ""),
             changes={},
             mends={"client": mend, "graph": mend},
         )

@@ -123,6 +123,11 @@ def test_other_weights_are_named_by_elimination_or_by_their_file(networks: Netwo
     alone = verdict_of(networks, served, known=ALONE, probe=probe)
     assert [one.hypothesis.kind for one in alone.causes] == ["weights"]
     assert "by elimination" in alone.causes[0].note
+    assert "int8" not in alone.causes[0].hypothesis.words
+    # Scales of int8 that fit no image leave as little of the answers.
+    int8 = verdict_of(networks, served, known=ALONE, probe=probe, precision="int8")
+    assert "or int8 that was calibrated on images prepared otherwise" in int8.causes[0].hypothesis.words
+    assert "calibrate it again" in int8.causes[0].hypothesis.mends["graph"]
 
 
 @pytest.mark.parametrize("values", ["zeros", "the same", "shares"])
