@@ -8,6 +8,7 @@ from typing import Any
 
 from temper.client import protocol
 from temper.client.client import Client
+from temper.client.errors import ServerUnavailable
 from temper.client.load.config import LoadConfig
 from temper.client.load.generator import Progress, prepare
 from temper.client.load.result import LoadResult
@@ -63,8 +64,10 @@ class Race:
     """Images per second of both, closed loop."""
     p99_ms: tuple[float, ...]
     """The second's 99th percentile of latency from the scheduled times, open loop."""
-    trouble: str | None
-    """Why the figures are none, in one line: requests failed or were shed, or nothing was answered."""
+    closed_trouble: str | None
+    """Why the throughputs are none, in one line: requests failed or were shed."""
+    open_trouble: str | None
+    """Why the latencies are none, in the same way."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as a JSON object."""
@@ -95,13 +98,13 @@ def race(
         images_of_first: The same images as the first one takes them, if otherwise.
 
     Raises:
-        ClientError: A run cannot start: no server, no such model, images that do not fit.
+        ClientError: A run cannot start, or the server died: no server, no such model, images that do not fit.
     """
     of_first = images if images_of_first is None else images_of_first
     plan = list(_plan(config))
     pairs: list[dict[int, float]] = [{} for _ in range(config.rounds)]
     p99_ms: list[float] = []
-    trouble: str | None = None
+    trouble: dict[bool, str | None] = {}
     with Client(url_of_first or url) as one, Client(url) as two:
         runs = (
             prepare(one, *first, of_first, config.settings(0)),
@@ -115,17 +118,18 @@ def race(
             else:
                 result = runs[which].start(config.concurrency or 1, 0.0, None)
                 pairs[number][which] = result.throughput_ips
-            trouble = trouble or _trouble(result)
             if result.interrupted is not None:
                 if result.stopped_by_user:
                     raise KeyboardInterrupt(result.interrupted)
-                break
+                raise ServerUnavailable(result.interrupted)
+            trouble[which is None] = trouble.get(which is None) or _trouble(result)
             if progress is not None:
                 progress(done + 1, len(plan))
     return Race(
         throughput_ips=tuple((pair[0], pair[1]) for pair in pairs if len(pair) == 2),
         p99_ms=tuple(p99_ms),
-        trouble=trouble,
+        closed_trouble=trouble.get(False),
+        open_trouble=trouble.get(True),
     )
 
 
@@ -139,10 +143,7 @@ def _plan(config: RaceConfig) -> Iterator[tuple[int, int | None]]:
 
 
 def _trouble(result: LoadResult) -> str | None:
-    if result.interrupted is not None:
-        return result.interrupted
-    if (reason := result.why_unanswered()) is not None:
-        return reason
+    """What says that the figures are not of all requests; a round without any answer has no figure anyway."""
     if result.num_errors:
         return f"{result.num_errors:,} requests to {result.model} failed: {result.say_errors()}"
     if result.shed:

@@ -127,9 +127,9 @@ class _Judged:
         return f"{_three_figures(more.num):,} {more.what} would decide{hope}: {more.given}, {power}{joint}"
 
     def _decided(self) -> str:
-        answer, allowed = self.answer, _percent(self.allowed)
+        answer, look, allowed = self.answer, self.look, _percent(self.allowed)
         if answer == "SHIP":
-            return f"at the limit {_percent(self.look.kept)} of samples would look this good; {allowed} are allowed"
+            return f"at the limit {_percent(look.kept)} of samples would look this good; {allowed} are allowed"
         bad = f"at the limit {_percent(self.look.broken)} of samples would look this bad"
         if self.num_tests > 1 and self.broken != self.look.broken:
             bad += f", {_percent(self.broken)} among {self.num_tests} tests"

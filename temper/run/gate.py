@@ -171,7 +171,7 @@ def _judge(
 ) -> Verdict:
     found: dict[str, Any] = {}
     if (settings := race_of(config)) is not None:
-        found = _raced(measurements.race(reference.subject, candidate.subject, settings).info)
+        found = raced(measurements.race(reference.subject, candidate.subject, settings).info)
     if candidate.parity is not None:
         found["same_as_torch"] = np.load(candidate.parity.path / SAME_FILE)
     _, labels = measurements.test_images()
@@ -195,12 +195,16 @@ def _judge(
     )
 
 
-def _raced(info: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+def raced(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a race says to the rules, as fields of the evidence."""
+    found: dict[str, Any] = {
         "throughput_ips": [tuple(pair) for pair in info["throughput_ips"]],
         "p99_ms": info["p99_ms"],
-        "latency_note": info["trouble"],
+        "latency_note": info["open_trouble"],
     }
+    if (trouble := info["closed_trouble"]) is not None:
+        found["missing"] = {"throughput": trouble}
+    return found
 
 
 def give_verdict(

@@ -28,7 +28,7 @@ from temper.imaging.store import create_images
 from temper.run.diagnose.how import fields_of_server, make_pipeline
 from temper.run.diagnose.pipeline import Pipeline, fit, open_picture
 from temper.run.diagnose.served import Wire, encode, read_wire
-from temper.run.gate import race_of
+from temper.run.gate import race_of, raced
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -199,11 +199,7 @@ def gather(
                 url_of_first=reference.url,
                 images_of_first=reference.encode(images[1][:_POOL]),
             )
-        found = {
-            "throughput_ips": result.throughput_ips,
-            "p99_ms": result.p99_ms,
-            "latency_note": result.trouble,
-        }
+        found = raced(result.to_json())
     mine, theirs = answers
     named = np.append(order, -1)  # the last for what is no score
     return Evidence(

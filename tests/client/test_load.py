@@ -166,7 +166,7 @@ def test_two_models_are_loaded_in_turns(server: TritonServer, sample: Sample) ->
     config = RaceConfig(rounds=3, duration_s=0.3, warmup_s=0.1, concurrency=2, rate_rps=150.0)
     first, second = ("toy_fp32", ""), ("toy_fp32", "1")
     found = race(server.grpc_url, first, second, sample.images, config, lambda *step: seen.append(step))
-    assert found.trouble is None
+    assert found.closed_trouble is None and found.open_trouble is None
     assert [len(pair) for pair in found.throughput_ips] == [2, 2, 2] and len(found.p99_ms) == 3
     assert min(min(pair) for pair in found.throughput_ips) > 0 < min(found.p99_ms)
     assert seen == [(number, 9) for number in range(1, 10)]
