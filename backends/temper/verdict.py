@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or not __package__:  # inside Triton
-    from artifact import SUMS, VERDICT as FILE, ArtifactError
+    from artifact import SUMS, VERDICT, ArtifactError
 else:
-    from temper.backends.temper.artifact import SUMS, VERDICT as FILE, ArtifactError
+    from temper.backends.temper.artifact import SUMS, VERDICT, ArtifactError
 
+FILE = VERDICT
+"""Beside SHA256SUMS, which does not name it."""
 REQUIRE, TRUSTED, STAGING = "TEMPER_REQUIRE_VERDICT", "TEMPER_TRUSTED_KEYS", "TEMPER_STAGING"
 """Environment variables: `1` asks it of every model; whose signature counts; `1` asks it of none."""
 SHIP = "SHIP"
