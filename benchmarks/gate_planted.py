@@ -64,6 +64,8 @@ def in_one_class(drop: float, gains: float) -> npt.NDArray[np.float64]:
     return np.where(np.arange(NUM_CLASSES) == 3, gains + drop, gains)
 
 
+Seen = tuple[float, Answer, Answer, int]
+"""The level, and what `judge` returns."""
 Losses = Callable[[float, float], npt.NDArray[np.float64]]
 GATES: dict[str, tuple[GateConfig, float, Losses]] = {
     "accuracy, 0.5 points": (GateConfig(accuracy=AccuracyRule(max_drop=0.5)), 0.005, everywhere),
@@ -95,7 +97,10 @@ def main() -> None:
         for name, gate in GATES.items()
     }
     for name, result in results.items():
-        print(f"{name}: bad shipped {result['bad_shipped']:.1%}, good shipped {result['good_shipped']:.1%}")
+        print(
+            f"{name}: bad shipped {result['bad_shipped']:.1%}, good shipped {result['good_shipped']:.1%}, "
+            f"of those for which more was asked {result['good_shipped_of_asked']:.1%}"
+        )
         for row in result["levels"]:
             print("  " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
     write_results("gate_planted", {"settings": vars(options), "measured": results})
@@ -107,20 +112,27 @@ def measure(
     """Send all variants through one gate.
 
     Returns:
-        Shares of the bad ones and of those without a drop that were shipped; in `levels` the shares of each
-        answer, and the median number of images asked for, by the true drop over the limit.
+        Shares that were shipped of the bad ones, of those without a drop, and of these where more images were
+        asked for; in `levels` the shares of each answer, and the median number of images asked for.
     """
-    rng, seen = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    seen: list[Seen] = []
     for level, count in LEVELS.items():
         for _ in range(repeats * count):
             gains = float(rng.uniform(0.001, 0.01))  # 0.2 to 2 % of the images disagree without a drop
             planted = Planted(level=level, losses=losses(level * limit, gains), gains=gains)
             seen.append((level, *judge(config, planted, images, accuracy, rng)))
-    shipped = {
-        name: float(np.mean([answer == "SHIP" for level, answer, _, _ in seen if chosen(level)]))
-        for name, chosen in (("bad_shipped", lambda level: level >= 1), ("good_shipped", lambda level: level == 0))
+    good = [one for one in seen if one[0] == 0]
+    return {
+        "bad_shipped": _shipped([one for one in seen if one[0] >= 1]),
+        "good_shipped": _shipped(good),
+        "good_shipped_of_asked": _shipped([one for one in good if one[3]]),
+        "levels": [_row(level, [one for one in seen if one[0] == level]) for level in LEVELS],
     }
-    return {**shipped, "levels": [_row(level, [one for one in seen if one[0] == level]) for level in LEVELS]}
+
+
+def _shipped(seen: list[Seen]) -> float:
+    return float(np.mean([one[1] == "SHIP" for one in seen]))
 
 
 def judge(
@@ -134,7 +146,7 @@ def judge(
     return decide(config, planted.draw(needed, accuracy, rng))[0], first, needed
 
 
-def _row(level: float, seen: list[tuple[float, Answer, Answer, int]]) -> dict[str, float]:
+def _row(level: float, seen: list[Seen]) -> dict[str, float]:
     last, first = (Counter(one[place] for one in seen) for place in (1, 2))
     asked = [one[3] for one in seen if one[3]]
     return {

@@ -53,7 +53,7 @@ def plant(source: Path, target: Path, share: float, seed: int) -> None:
     for node in graph.node:
         node.output[:] = ["plain" if name == logits.name else name for name in node.output]
     weights = np.random.default_rng(seed).integers(1, 8, (1, *shape)).astype(np.int32)
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "weights": weights,
         "axes": np.array([1, 2, 3], np.int64),
         "prime": np.array(_PRIME, np.int32),

@@ -3,7 +3,7 @@
 A process promotes and rolls back without end, a model that takes image files too, and is killed at a random
 moment. After each kill every entry is verified, config.pbtxt must name one of the two versions, and the next
 promotion and rollback must work and leave one history. Every so often a real tritonserver loads what the kill left
-and answers.
+and answers. A run adds to the counts in the results file, so that a long one can be done in parts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.common import write_results
+from benchmarks.common import measured_before, write_results
 from temper.builder.publish.switch import read_history, versions_of
 from temper.builder.publish.versions import served_version, work_root
 from temper.client import Client
@@ -63,22 +63,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--serve-every", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    draw, counts = random.Random(options.seed), Counter[str]()
+    counts = Counter[str](measured_before("promote_kill"))
+    begun = counts["kills"]
+    draw = random.Random(begun)
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "models"
         sample = publish_two(repository)
-        for number in range(1, options.kills + 1):
+        for number in range(begun + 1, begun + options.kills + 1):
             counts[kill(repository, draw.uniform(0, _LONGEST_S))] += 1
+            counts["kills"] += 1
             counts[f"version {look(repository)} served"] += 1
             if number % options.serve_every == 0:
                 counts["loaded by a server, which answered"] += ask(repository, sample)
             go_on(repository)
-        events = len(read_history(repository, _MODEL))
-    found = {"kills": options.kills, **counts, "events in the history": events}
-    write_results("promote_kill", {"measured": found})
-    for name, count in found.items():
+    write_results("promote_kill", {"measured": dict(counts)})
+    for name, count in counts.items():
         print(f"{name}: {count}")
 
 
@@ -109,7 +109,7 @@ def publish_two(repository: Path) -> Sample:
 
 
 def kill(repository: Path, after_s: float) -> str:
-    """Kills a process that promotes and rolls back, and says whether that was in the middle of one."""
+    """Kills a process that promotes and rolls back, and says where it was."""
     words = [sys.executable, "-c", _LOOP, str(repository), _MODEL]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -117,7 +117,11 @@ def kill(repository: Path, after_s: float) -> str:
         time.sleep(after_s)
         process.kill()
     assert process.returncode == -9, f"it ended by itself: {process.returncode}"
-    return "in the middle of a switch" if (work_root(repository) / "switch.json").exists() else "outside of one"
+    intent = work_root(repository) / "switch.json"
+    if not intent.exists():
+        return "between two switches"
+    wanted = json.loads(intent.read_bytes())["event"]["after"]
+    return f"in one, {'behind' if served_version(repository / _MODEL) == wanted else 'before'} its decisive rename"
 
 
 def look(repository: Path) -> int:

@@ -459,13 +459,17 @@ def test_engine_of_tritons_own_backend_needs_the_verdict_that_is_asked_of_all(
     key = Ed25519PrivateKey.generate()
     keys = tmp_path / "release.pub"
     keys.write_text(f"ed25519 {public_key(key)}\n")
-    asked = {
-        "TEMPER_REPOSITORY": str(entries),
-        "TEMPER_REQUIRE_VERDICT": "1",
-        "TEMPER_TRUSTED_KEYS": str(keys),
-    }
+
+    def start() -> list[str]:
+        return started(
+            tmp_path,
+            TEMPER_REPOSITORY=str(entries),
+            TEMPER_REQUIRE_VERDICT="1",
+            TEMPER_TRUSTED_KEYS=str(keys),
+        )
+
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        started(tmp_path, **asked)
+        start()
     (line,) = failed.value.stderr.splitlines()
     assert line.startswith(
         f"temper: model native may not be served: {entries}/native/1/verdict.json: no such file"
@@ -487,4 +491,4 @@ def test_engine_of_tritons_own_backend_needs_the_verdict_that_is_asked_of_all(
         versions={},
     )
     write_verdict(entries / "native" / "1", verdict, key)
-    assert f"--model-repository={entries}" in started(tmp_path, **asked)
+    assert f"--model-repository={entries}" in start()

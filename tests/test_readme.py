@@ -13,7 +13,7 @@ from temper.cli.main import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"^    temper (\w+)(.*?)(?: #.*)?$", README, re.MULTILINE)))
+COMMANDS = sorted(set(re.findall(r"^    temper ([\w-]+)(.*?)(?: #.*)?$", README, re.MULTILINE)))
 
 
 @pytest.mark.parametrize(("command", "arguments"), COMMANDS)

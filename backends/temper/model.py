@@ -23,6 +23,7 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 import artifact
 import monitor
+import priority
 import runners
 import verdict
 from runners.dlpack import DeviceTensor
@@ -77,24 +78,9 @@ class TritonPythonModel:
             TritonModelException: The artifact is missing, was tampered with, lacks the verdict that is asked for,
                 or does not compile here.
         """
-        config = json.loads(args["model_config"])
-        folder = Path(args["model_repository"]) / args["model_version"]
         try:
-            entry = _verify(folder, config, args["model_name"])
-            instance = _instance(config, args)
-            self._input, self._output = instance.signature.input.name, instance.signature.output.name
-            self._shape = tuple(instance.signature.input.dims)
-            self._max_batch = instance.max_batch
-            module = runners.load(entry.engine)
-            if not module.Runner.accepts_device_tensors and _wants_device_tensors(config):
-                raise artifact.ArtifactError(
-                    f"{_FORCE_CPU}: got 'no', expected 'yes' or nothing with engine {entry.engine}, which reads "
-                    "host memory; remove it from config.pbtxt"
-                )
-            self._runner = module.Runner(entry, instance)
-            for batch in sorted({1, self._max_batch}):
-                self._runner.infer([np.zeros((batch, *self._shape), np.uint8)])
-            self._monitor = self._start_monitor(entry, args)
+            with priority.in_background():
+                self._load(args)
         except (artifact.ArtifactError, runners.RunnerError) as error:
             raise pb_utils.TritonModelException(str(error)) from error
         pb_utils.Logger.log_info(f"{args['model_instance_name']}: {self._runner.description}")
@@ -141,6 +127,24 @@ class TritonPythonModel:
         if self._monitor is not None:
             self._monitor.close()
         self._runner.close()
+
+    def _load(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        entry = _verify(Path(args["model_repository"]) / args["model_version"], config, args["model_name"])
+        instance = _instance(config, args)
+        self._input, self._output = instance.signature.input.name, instance.signature.output.name
+        self._shape = tuple(instance.signature.input.dims)
+        self._max_batch = instance.max_batch
+        module = runners.load(entry.engine)
+        if not module.Runner.accepts_device_tensors and _wants_device_tensors(config):
+            raise artifact.ArtifactError(
+                f"{_FORCE_CPU}: got 'no', expected 'yes' or nothing with engine {entry.engine}, which reads "
+                "host memory; remove it from config.pbtxt"
+            )
+        self._runner = module.Runner(entry, instance)
+        for batch in sorted({1, self._max_batch}):
+            self._runner.infer([np.zeros((batch, *self._shape), np.uint8)])
+        self._monitor = self._start_monitor(entry, args)
 
     def _start_monitor(self, entry: artifact.Entry, args: dict[str, str]) -> monitor.QueryMonitor | None:
         long_run = monitor.long_run_from(entry.parameters)

@@ -107,7 +107,9 @@ def check_verdict(
         )
     signature = verdict.get("signature")
     if signature is None and trusted is not None:
-        raise ArtifactError(f"{path}: is not signed, expected the signature of a trusted key; judge it with --key")
+        raise ArtifactError(
+            f"{path}: is not signed, expected the signature of a trusted key; judge it with --sign"
+        )
     if signature is not None:
         key = _check_signature(path, verdict, signature)
         if trusted is not None and key not in trusted:

@@ -101,8 +101,9 @@ def event_of(found: dict[str, Any]) -> Event:
         KeyError: It has too few.
     """
     event = Event(**{**found, "companions": tuple(Change(**each) for each in found["companions"])})
+    versions = [(one.before, one.after) for one in event.companions] + [(event.before, event.after)]
     if event.event not in get_args(What) or not all(
-        isinstance(one.after, int) and isinstance(one.before, int | None) for one in (event, *event.companions)
+        isinstance(before, int | None) and isinstance(after, int) for before, after in versions
     ):
         raise ValueError("got other values than an event has")
     return event

@@ -36,8 +36,8 @@ class ServingConfig:
     of members of an ensemble."""
 
     require_verdict: bool = False
-    """The plugin loads a version only when its verdict.json says SHIP and is signed by a key that the server trusts
-    (TEMPER_TRUSTED_KEYS in its environment). Only the plugin can."""
+    """The plugin loads a version only when its verdict.json says SHIP and is signed by a key that the server
+    trusts (`TEMPER_TRUSTED_KEYS` in its environment). Only the plugin can."""
 
     def __post_init__(self) -> None:
         """Checks every field.

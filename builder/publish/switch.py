@@ -64,6 +64,20 @@ class Switched:
     companions: tuple[Change, ...] = ()
     """Those that are served with it, also where nothing had to change."""
 
+    def describe(self) -> Iterator[str]:
+        """Yields a line for the model, and one for each that was switched with it."""
+        if self.before == self.after:
+            yield f"{self.model}: version {self.after} is served already"
+            return
+        yield f"{self.model}: version {self.after} is served, {_before(self.before)} before"
+        for one in self.companions:
+            if one.before != one.after:
+                yield f"{one.model}: version {one.after} with it, {_before(one.before)} before"
+
+
+def _before(version: int | None) -> str:
+    return "none" if version is None else f"version {version}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
@@ -232,7 +246,7 @@ def companions_of(repository: Path, model: str, version: int) -> dict[str, int]:
             served |= {one.model: one.after for one in event.companions}
     found: dict[str, int] = {}
     own = _taken(repository / model / str(version))
-    for name in _companion_names(repository, model):
+    for name in _companions(repository, model):
         wanted = served.get(name)
         is_there = wanted is not None and can_be_served(repository / name, wanted)
         found[name] = wanted if wanted is not None and is_there else _matching(repository / name, own)
@@ -268,12 +282,13 @@ def _taken(version: Path) -> tuple[object, ...]:
     return () if config is None else (config.parameters[PREPROCESSING].string_value, config.max_batch_size)
 
 
-def _companion_names(repository: Path, model: str) -> Iterator[str]:
-    steps = steps_of(repository / model)
-    yield from (name for name in _own_steps(model) if name in steps)
-    jpeg = jpeg_name(model)
+def _companions(repository: Path, model: str) -> list[str]:
+    """Returns the companions that are there, steps before their ensemble."""
+    steps, jpeg = steps_of(repository / model), jpeg_name(model)
+    names = [name for name in _own_steps(model) if name in steps]
     if steps_of(repository / jpeg) == [decode_name(jpeg), model]:
-        yield from (decode_name(jpeg), jpeg)
+        names += [decode_name(jpeg), jpeg]
+    return [name for name in names if versions_of(repository, name)]
 
 
 def _own_steps(model: str) -> tuple[str, ...]:
@@ -330,7 +345,7 @@ def prune_versions(repository: Path, model: str, keep: int) -> Pruned:
     gone, stuck = {}, []
     read_history(repository, model)  # says whether it is there
     with _opened(repository, f"model {model}: cannot be pruned in") as (repository, work):
-        for name in (model, *_companion_names(repository, model)):
+        for name in (model, *_companions(repository, model)):
             spared = spared_versions(repository, name)
             gone[name], trouble = remove_versions(repository / name, keep, spared, work)
             stuck += [f"{name}: {line}" for line in trouble]

@@ -185,9 +185,11 @@ def gate(
     place = repository or (Path("model_repository") if url is None or recipe is not None else None)
     if recipe is not None:
         shown = {name: settings[name] for name in ("sign", "markdown", "junit", "as_json")}
-        given = sorted(name for name, value in settings.items() if name not in shown and value)
-        if set(given) - {"against"}:
-            raise click.UsageError(f"--{given[0].replace('_', '-')}: expected none with RECIPE, which says all")
+        source = click.get_current_context().get_parameter_source
+        for name in settings.keys() - shown.keys():
+            if source(name) is click.core.ParameterSource.COMMANDLINE:
+                option = {"rules_file": "rules", "rules": "rule"}.get(name, name).replace("_", "-")
+                raise click.UsageError(f"--{option}: expected none with RECIPE, which says it all")
         gate_recipe_command(recipe, url=url, repository=place or Path(), runs=runs, **shown)
         return
     if images is None:
@@ -203,7 +205,7 @@ def gate(
 @runs_option
 @json_option
 def build(recipe: Path, repository: Path, runs: Path, as_json: bool) -> None:
-    """Build and publish the variants of RECIPE, no more."""
+    """Build and publish the variants of RECIPE, no more: candidates, but for a model's first version."""
     from temper.cli.commands.main_job import build_command
 
     build_command(recipe, repository=repository, runs=runs, as_json=as_json)
@@ -448,8 +450,17 @@ def show_keys(file: Path | None) -> None:
 @click.option("--override", is_flag=True, help="Also what is not SHIP, or has no verdict; needs --reason.")
 @click.option("--reason", default="", metavar="TEXT", help="Why; the history keeps it.")
 @repository_option
+@url_option("A running server that reads --repository and is to load it now; `temper serve` does by itself.")
 @json_option
-def promote(model: str, version: int | None, override: bool, reason: str, repository: Path, as_json: bool) -> None:
+def promote(
+    model: str,
+    version: int | None,
+    override: bool,
+    reason: str,
+    repository: Path,
+    url: str | None,
+    as_json: bool,
+) -> None:
     """Serve a candidate of MODEL, if its verdict says SHIP.
 
     Every version but a model's first is a candidate when it is published: whole, and served to nobody. Entries
@@ -458,7 +469,13 @@ def promote(model: str, version: int | None, override: bool, reason: str, reposi
     from temper.cli.commands.promote import promote_command
 
     promote_command(
-        model, version=version, override=override, reason=reason, repository=repository, as_json=as_json
+        model,
+        version=version,
+        override=override,
+        reason=reason,
+        repository=repository,
+        url=url,
+        as_json=as_json,
     )
 
 
@@ -466,12 +483,13 @@ def promote(model: str, version: int | None, override: bool, reason: str, reposi
 @click.argument("model")
 @click.option("--reason", default="", metavar="TEXT", help="Why; the history keeps it.")
 @repository_option
+@url_option("A running server that reads --repository and is to load it now; `temper serve` does by itself.")
 @json_option
-def rollback(model: str, reason: str, repository: Path, as_json: bool) -> None:
+def rollback(model: str, reason: str, repository: Path, url: str | None, as_json: bool) -> None:
     """Serve the version of MODEL that was served before; a second time the one before that."""
     from temper.cli.commands.promote import rollback_command
 
-    rollback_command(model, reason=reason, repository=repository, as_json=as_json)
+    rollback_command(model, reason=reason, repository=repository, url=url, as_json=as_json)
 
 
 @cli.command()

@@ -41,6 +41,8 @@ def decide(config: GateConfig, evidence: Evidence) -> tuple[Answer, tuple[Findin
     return answer, findings, _correction(config.confidence)
 
 
+_MOST = 100_000_000
+"""Images that nobody has: so near to its limit a figure is as good as at it."""
 _WORST_FIRST: tuple[Answer, ...] = ("HOLD", "NOT ENOUGH DATA", "SHIP")
 
 
@@ -97,7 +99,8 @@ class _Judged:
         """What would decide it with a power of its own; None where it is decided, or nothing would."""
         if self.answer != "NOT ENOUGH DATA" or self.look.needs is None:
             return None
-        return self.look.needs(self.config.confidence, power)
+        more = self.look.needs(self.config.confidence, power)
+        return None if more is None or more.num > _MOST else more
 
     def finding(self, num_open: int) -> Finding:
         """Says it, as one of all that are open."""
@@ -119,17 +122,19 @@ class _Judged:
     def _asked(self, more: More, num_open: int) -> str:
         joint = f" for the {num_open} that are open together" if num_open > 1 else ""
         power = f"power {100 * self.config.power:g} %"
-        return f"{_three_figures(more.num):,} {more.what} would decide: {more.given}, {power}{joint}"
+        # Beyond the limit already, but not surely.
+        hope = ", if nothing is lost in truth" if self.look.broken < self.look.kept else ""
+        return f"{_three_figures(more.num):,} {more.what} would decide{hope}: {more.given}, {power}{joint}"
 
     def _decided(self) -> str:
         answer, allowed = self.answer, _percent(self.allowed)
         if answer == "SHIP":
-            return f"at the limit it would look so good in {_percent(self.look.kept)} of cases, {allowed} at most"
-        bad = f"at the limit it would look so bad in {_percent(self.look.broken)} of cases"
+            return f"at the limit {_percent(self.look.kept)} of samples would look this good; {allowed} are allowed"
+        bad = f"at the limit {_percent(self.look.broken)} of samples would look this bad"
         if self.num_tests > 1 and self.broken != self.look.broken:
             bad += f", {_percent(self.broken)} among {self.num_tests} tests"
         if answer == "HOLD":
-            return f"{bad}, {allowed} at most"
+            return f"{bad}; {allowed} are allowed"
         return f"the figure is at the limit or beyond it, so no number would decide; {bad}, too many to hold it"
 
 

@@ -362,8 +362,6 @@ class Report(Record):
     """Where it was measured."""
     versions: dict[str, str]
     """Versions of Python and of the libraries that a figure depends on."""
-    verdicts: tuple[Verdict, ...] = ()
-    """May it be shipped? One for each variant that was judged by `[gate]`, in the recipe's order."""
     config: dict[str, Any]
     """The recipe, with its defaults."""
     data: dict[str, Any]
@@ -378,6 +376,9 @@ class Report(Record):
     """In a sweep: the variants that could not be measured."""
     explanation: str | None = None
     """The page beside the report that says where losses come from, `explain.html`; null when it was not made."""
+
+    verdicts: tuple[Verdict, ...] = ()
+    """What the gate says of each variant that it judged, in the recipe's order; empty without a gate."""
 
     def budgets(self) -> tuple[tuple[str, float], ...]:
         """The budget of each norm, (norm, epsilon), that is told first.

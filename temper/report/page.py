@@ -25,6 +25,8 @@ from temper.report.sections import (
     timings,
 )
 from temper.report.table import all_budgets
+from temper.report.verdict_page import verdict_section
+from temper.report.verdict_text import headline, short
 
 
 def render_page(report: Report, folder: Path) -> str:
@@ -35,8 +37,11 @@ def render_page(report: Report, folder: Path) -> str:
         folder: Where the report lies; the gallery's files are named relative to it.
     """
     title = f"Temper report: {report.recipe}"
+    if report.verdicts:
+        title = f"{', '.join(map(short, report.verdicts))}: {title}"
     parts = [
         _header(report, title),
+        html.section("Verdict", verdict_section(report.verdicts)),
         html.section("Results", results(report)),
         html.section("Accuracy and speed", _speed_figures(report)),
         html.section("Adversarial robustness", _robustness(report)),
@@ -60,6 +65,7 @@ def _header(report: Report, title: str) -> str:
     parts = [f"<header><h1>{escape(title)}</h1>", f'<p class="muted">{escape(facts)}</p>']
     if report.stopped:
         parts.append(f'<p class="stopped">This run stopped early: {escape(report.stopped)}</p>')
+    parts += [f'<p class="answer">{escape(headline(verdict))}</p>' for verdict in report.verdicts]
     parts += [f'<p class="stopped">{escape(warning)}</p>' for warning in report.warnings]
     parts += [f'<p class="answer">{escape(sentence)}</p>' for sentence in answers(report)]
     if report.explanation is not None:

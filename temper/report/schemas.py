@@ -13,6 +13,7 @@ from temper.builder.publish.card import Card
 from temper.report.explained import Explanation
 from temper.report.model import Report
 from temper.report.shadowed import Shadow
+from temper.report.verdict import Verdict
 
 FOLDER = Path(__file__).with_name("schema")
 TYPES: dict[str, type[Any]] = {
@@ -20,6 +21,7 @@ TYPES: dict[str, type[Any]] = {
     "explain.json": Explanation,
     "shadow.json": Shadow,
     "card.json": Card,
+    "verdict.json": Verdict,
 }
 """What each file holds, by its name; its schema has the same name."""
 

@@ -22,7 +22,8 @@ from temper.client.retry import open_model
 from temper.errors import WorkflowError
 from temper.gate.config import GateConfig
 from temper.gate.evidence import Answers, Evidence
-from temper.imaging.errors import ImageError, name_few, show
+from temper.imaging.errors import ImageError, show
+from temper.imaging.folder import name_few
 from temper.imaging.store import create_images
 from temper.run.diagnose.how import fields_of_server, make_pipeline
 from temper.run.diagnose.pipeline import Pipeline, fit, open_picture

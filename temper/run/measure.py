@@ -253,8 +253,8 @@ class Measurements:
             del folder
             from temper.client.load import race
 
-            sides = [(one.model, str(one.version)) for one in (reference, target)]
-            found = race(url, *sides, self.test_images()[0], config, stage)
+            first, second = ((one.model, str(one.version)) for one in (reference, target))
+            found = race(url, first, second, self.test_images()[0], config, stage)
             if found.trouble is not None and self.endpoint.why("") != "":
                 raise WorkflowError(f"load in turns: {self.endpoint.why(found.trouble)}")  # the server died
             return found.to_json()

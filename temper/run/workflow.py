@@ -58,7 +58,7 @@ from temper.report.model import (
     Timing,
     Variant,
 )
-from temper.report.verdict_text import say_verdict
+from temper.report.verdict_text import headline
 from temper.run.gate import Measured, judge_run
 from temper.run.measure import LoadStopped, Measurements, Subject, subject
 from temper.run.summary import (
@@ -481,10 +481,11 @@ class _Run:
         )
         for one, verdict in judge_run(config, self.built, measured, self.measurements, self.key):
             self.verdicts.append(verdict)
-            display.say(say_verdict(verdict))
+            display.say(headline(verdict))
             if config.promote == "on-ship" and verdict.answer == "SHIP" and one.served != one.version:
-                url = self.measurements.url
-                display.say(promote(repository, one.model, one.version, url=url, reason="on-ship").note)
+                switched = promote(repository, one.model, one.version, url=self.measurements.url, reason="on-ship")
+                for line in switched.describe():
+                    display.say(line)
 
     def report(self, started: tuple[datetime.datetime, float], stopped: str | None) -> Report:
         """What was measured until now.

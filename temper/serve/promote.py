@@ -14,10 +14,19 @@ from temper.backends.temper import verdict
 from temper.backends.temper.artifact import ArtifactError, verify_sums
 from temper.builder.publish.ensemble import unfit_ensembles
 from temper.builder.publish.history import served_before
-from temper.builder.publish.switch import Switched, companions_of, read_history, steps_of, switch, versions_of
+from temper.builder.publish.switch import (
+    Switched,
+    companions_of,
+    read_history,
+    settle,
+    steps_of,
+    switch,
+    versions_of,
+)
 from temper.builder.publish.versions import newest_in, served_version
 from temper.errors import TemperError
 from temper.imaging.errors import show
+from temper.serve import live, reload
 
 
 class PromoteError(TemperError):
@@ -25,7 +34,13 @@ class PromoteError(TemperError):
 
 
 def promote(
-    repository: Path, model: str, version: int | None = None, *, override: bool = False, reason: str = ""
+    repository: Path,
+    model: str,
+    version: int | None = None,
+    *,
+    override: bool = False,
+    reason: str = "",
+    url: str | None = None,
 ) -> Switched:
     """Serves a candidate that may be shipped.
 
@@ -35,6 +50,8 @@ def promote(
         version: The version; the newest when not given.
         override: Also one whose verdict is not SHIP, is of another engine, or is missing.
         reason: Why, which the history keeps; an override needs one.
+        url: host:port of a running server that reads the repository and is to load the version without a lost
+            request; `temper serve` does so without being told.
 
     Returns:
         What was served and what is; the same version twice when it was served already.
@@ -42,14 +59,19 @@ def promote(
     Raises:
         PromoteError: There is no such version, it is not whole, its verdict does not say SHIP, or an ensemble
             would answer with what was not measured together.
+        ServerError: The server cannot be asked, or does not load it; what was served before is served again.
         PublishError: The repository cannot be written.
     """
     if override and not reason.strip():
         raise PromoteError("override: got no reason, expected one that the history keeps; give it with --reason")
+    settle(repository)  # a promotion that was killed may have served it already, and not all that belongs to it
     folder = repository / model
     version = _existing(repository, model, version)
+    if url is not None:
+        # Before anything is switched: whether there is a server at all.
+        reload.served_version(url, model)
     if served_version(folder) == version:
-        return Switched(model=model, before=version, after=version)
+        return _live(repository, url, Switched(model=model, before=version, after=version))
     digests = _check_whole(repository, model, version)
     try:
         found = verdict.check_verdict(folder / str(version), model=model, digests=digests)
@@ -58,20 +80,27 @@ def promote(
         if not override:
             raise PromoteError(f"{error}; --override --reason TEXT promotes it all the same") from error
         answer = _answer(folder / str(version))
-        return switch(repository, model, version, event="promoted", reason=reason, verdict=answer, override=True)
-    return switch(repository, model, version, event="promoted", reason=reason, verdict=found)
+        switched = switch(
+            repository, model, version, event="promoted", reason=reason, verdict=answer, override=True
+        )
+        return _live(repository, url, switched)
+    return _live(
+        repository, url, switch(repository, model, version, event="promoted", reason=reason, verdict=found)
+    )
 
 
-def rollback(repository: Path, model: str, reason: str = "") -> Switched:
+def rollback(repository: Path, model: str, reason: str = "", *, url: str | None = None) -> Switched:
     """Serves what was served before, as the history says; a second time what was served before that.
 
     Args:
         repository: The model repository.
         model: The model; what belongs to it is switched with it.
         reason: Why, which the history keeps.
+        url: host:port of a running server that reads the repository, as `promote` has it.
 
     Raises:
         PromoteError: Nothing was served before, or it is gone or not whole.
+        ServerError: The server cannot be asked, or does not load it; nothing changes.
         PublishError: There is no such model, or the repository cannot be written.
     """
     before = served_before(read_history(repository, model))
@@ -85,9 +114,19 @@ def rollback(repository: Path, model: str, reason: str = "") -> Switched:
             f"model {model}: version {before} was served before and is gone; it has {_say(repository, model)}, of "
             "which `temper promote` takes one by its number"
         )
+    if url is not None:
+        reload.served_version(url, model)
     _check_whole(repository, model, before)
     answer = _answer(repository / model / str(before))
-    return switch(repository, model, before, event="rolled back", reason=reason, verdict=answer)
+    switched = switch(repository, model, before, event="rolled back", reason=reason, verdict=answer)
+    return _live(repository, url, switched)
+
+
+def _live(repository: Path, url: str | None, switched: Switched) -> Switched:
+    if url is not None:
+        answer = _answer(repository / switched.model / str(switched.before))
+        live.bring_live(repository, url, switched, answer)
+    return switched
 
 
 def _existing(repository: Path, model: str, version: int | None) -> int:

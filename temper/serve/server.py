@@ -340,6 +340,9 @@ class TritonServer:
         control = ["--model-control-mode=none"]
         if self.reloads:
             control = ["--model-control-mode=explicit", *(f"--load-model={model}" for model in self.loaded)]
+            if self.only_published:
+                # What was published says all; a process that asks for more costs half of a switch.
+                control.append("--disable-auto-complete-config")
         return [
             # Relative to the run folder.
             f"--model-repository={VIEW}",

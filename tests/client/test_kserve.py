@@ -9,8 +9,8 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]  # grpcio ships no types
 import numpy as np
 import pytest
-from tritonclient.grpc import (
-    service_pb2 as pb,  # type: ignore[import-untyped]  # ships no types
+from tritonclient.grpc import (  # type: ignore[import-untyped]  # ships no types
+    service_pb2 as pb,
     service_pb2_grpc,
 )
 

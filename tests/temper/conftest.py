@@ -310,6 +310,7 @@ def make_report(folder: Path) -> dict[str, Any]:
         ],
         "failed": [],
         "explanation": None,
+        "verdicts": [],
         "timings": [
             {"stage": "data", "seconds": 1.2, "reused": False, "note": "1347 train, 450 test images"},
             {"stage": "finetune", "seconds": 61.0, "reused": False, "note": "98.44 % of 450 test images"},

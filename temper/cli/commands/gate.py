@@ -56,7 +56,7 @@ def gate_recipe_command(
     if recipe.gate is None:
         raise GateError(
             f"{show(recipe_file)}: has no rules, expected a table such as [gate] with "
-            "accuracy = {{ max_drop = 0.5 }}; docs/gate.md has them all"
+            "accuracy = { max_drop = 0.5 }; docs/gate.md has them all"
         )
     log_to_file(recipe, runs)
     from temper.run.workflow import run_recipe

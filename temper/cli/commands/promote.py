@@ -12,39 +12,39 @@ from temper.terminal import echo
 
 
 def promote_command(
-    model: str, *, version: int | None, override: bool, reason: str, repository: Path, as_json: bool
+    model: str,
+    *,
+    version: int | None,
+    override: bool,
+    reason: str,
+    repository: Path,
+    url: str | None,
+    as_json: bool,
 ) -> None:
     """Serves a candidate, and says what was served before.
 
     Raises:
         PromoteError: It may not be served.
+        ServerError: The server at `url` does not load it.
         PublishError: The repository cannot be written.
     """
-    _show(promote(repository, model, version, override=override, reason=reason), as_json=as_json)
+    _show(promote(repository, model, version, override=override, reason=reason, url=url), as_json=as_json)
 
 
-def rollback_command(model: str, *, reason: str, repository: Path, as_json: bool) -> None:
+def rollback_command(model: str, *, reason: str, repository: Path, url: str | None, as_json: bool) -> None:
     """Serves what was served before, and says so.
 
     Raises:
         PromoteError: There is nothing to go back to.
+        ServerError: The server at `url` does not load it.
         PublishError: The repository cannot be written.
     """
-    _show(rollback(repository, model, reason), as_json=as_json)
+    _show(rollback(repository, model, reason, url=url), as_json=as_json)
 
 
 def _show(switched: Switched, *, as_json: bool) -> None:
     if as_json:
         echo(json.dumps(dataclasses.asdict(switched), indent=2))
         return
-    if switched.before == switched.after:
-        echo(f"{switched.model}: version {switched.after} is served already")
-        return
-    echo(f"{switched.model}: version {switched.after} is served, {_say(switched.before)} before")
-    for one in switched.companions:
-        if one.before != one.after:
-            echo(f"{one.model}: version {one.after} with it, {_say(one.before)} before")
-
-
-def _say(version: int | None) -> str:
-    return "none" if version is None else f"version {version}"
+    for line in switched.describe():
+        echo(line)

@@ -21,6 +21,7 @@ from temper.report import (
 )
 from temper.report.answer import answers, faults
 from temper.report.table import render_table
+from temper.report.verdict_text import render_text
 from temper.terminal import echo
 
 if TYPE_CHECKING:
@@ -59,10 +60,12 @@ def report_command(path: Path, *, as_json: bool) -> None:
 
 
 def show_report(report: Report, folder: Path, *, as_json: bool) -> None:
-    """Prints a report's table, what it says in words and where it lies; or report.json."""
+    """Prints a report's verdicts and table, what it says in words and where it lies; or report.json."""
     if as_json:
         echo(render_json(report))
         return
+    if report.verdicts:
+        echo(render_text(report.verdicts))
     click.echo(render_table(report, color=sys.stdout.isatty()))
     for warning in report.warnings:
         echo(warning)

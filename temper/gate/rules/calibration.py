@@ -54,7 +54,7 @@ class CalibrationRule(Rule):
         return self.max_increase
 
     def judge(self, evidence: Evidence, confidence: float) -> Sequence[Look]:
-        """Compares the errors by a paired bootstrap, the shares image by image.
+        """Compares the errors with the spread of a paired bootstrap, the shares image by image.
 
         Images that either of the two gave no score are left out.
         """
@@ -74,31 +74,34 @@ class CalibrationRule(Rule):
 
     def _error(self, parts: npt.NDArray[np.float64], confidence: float) -> Look:
         """The look at the error, from float64 [2, bins, n]."""
-        n = parts.shape[-1]
-        seen = _difference(parts.mean(axis=-1))
-        drawn = _difference(bootstrap_means(parts).transpose(2, 0, 1))
-        # A mean of absolute values is too large by what chance adds to it, in a resample as in the sample.
-        drawn = drawn - 2 * (drawn.mean() - seen)
-        low, high = np.quantile(drawn, [1 - confidence, confidence])
-        figure, spread = float(seen), float(drawn.std())
+        n, means = parts.shape[-1], parts.mean(axis=-1)
+        errors = np.abs(means).sum(axis=-1)
+        figure = float(errors[1] - errors[0])
+        resampled = np.abs(bootstrap_means(parts)).sum(axis=1)
+        spread = float((resampled[1] - resampled[0]).std())
+        noise = parts.std(axis=-1) / math.sqrt(n)
+        most, least = _most(means[1], means[0], noise[0]), -_most(means[0], means[1], noise[1])
+        reach = NormalDist().inv_cdf(confidence) * spread
 
         def needs(confidence: float, power: float) -> More | None:
-            wide = (NormalDist().inv_cdf(confidence) + NormalDist().inv_cdf(power)) * spread * math.sqrt(n)
-            given = f"margin {self.max_increase:g}, a spread as the bootstrap's"
-            if (num := math.ceil((wide / self.max_increase) ** 2)) > n:
-                return More(num=num, given=given)
-            if figure >= self.max_increase:
-                return None
-            num = math.ceil((wide / (self.max_increase - max(figure, 0.0))) ** 2)
-            return More(num=max(num, n + 1), given=given)
+            normal, seen = NormalDist(), max(figure, 0.0)
+            # Of all that is added to what was seen, both parts shrink as the root of the images.
+            wide = (normal.inv_cdf(confidence) + normal.inv_cdf(power)) * spread + max(most - figure, 0.0)
+            for true in (0.0, seen):
+                if (
+                    true < self.max_increase
+                    and (num := math.ceil(n * (wide / (self.max_increase - true)) ** 2)) > n
+                ):
+                    return More(num=num, given=f"margin {self.max_increase:g}, a spread as in these images")
+            return More(num=n + 1, given="more than these") if seen < self.max_increase else None
 
         return self.look(
             figure=figure,
-            low=float(low),
-            high=float(high),
+            low=least - reach,
+            high=most + reach,
             num_images=n,
-            kept=float(1 + np.count_nonzero(drawn >= self.max_increase)) / (1 + len(drawn)),
-            broken=float(1 + np.count_nonzero(drawn <= self.max_increase)) / (1 + len(drawn)),
+            kept=_beyond(self.max_increase - most, spread),
+            broken=_beyond(least - self.max_increase, spread),
             needs=needs,
         )
 
@@ -123,7 +126,20 @@ def _parts(sure: Float32Array, hits: BoolArray) -> npt.NDArray[np.float64]:
     return np.where(np.arange(NUM_BINS)[:, None] == bins, sure - hits, 0.0)
 
 
-def _difference(means: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Candidate's error minus the reference's, from float64 [..., 2, bins]."""
-    errors = np.abs(means).sum(axis=-1)
-    return np.asarray(errors[..., 1] - errors[..., 0])
+def _most(error: npt.NDArray[np.float64], other: npt.NDArray[np.float64], noise: npt.NDArray[np.float64]) -> float:
+    """How much larger the first error may be than another, but for its spread, of float64 [bins] each.
+
+    An estimated error is too large by what chance adds to the absolute value of each bin: up to sqrt(2 / pi) of
+    its standard error where the truth is 0, nothing where it is far from 0. So a well calibrated model's may be
+    smaller than it looks by as much, and the plain difference hides that. But two sums of absolute values lie no
+    further apart than the values do, which is the closer bound for two that answer alike.
+    """
+    added = math.sqrt(2 / math.pi) * noise
+    return float(min(np.abs(error - other).sum(), (np.abs(error) - np.abs(other) + added).sum()))
+
+
+def _beyond(distance: float, spread: float) -> float:
+    """The normal error of saying that the truth lies on this side of a limit."""
+    if spread <= 0:
+        return 0.0 if distance > 0 else 1.0
+    return NormalDist().cdf(-distance / spread)

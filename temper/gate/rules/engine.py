@@ -37,7 +37,7 @@ class EngineRule(Rule):
             return [self.nothing("no image was answered by both")]
         n, count = len(evidence.same_as_torch), int(np.count_nonzero(~evidence.same_as_torch))
         low, high = share_interval(count, n, confidence=2 * confidence - 1)
-        allowed = 1 - self.agreement_with_torch
+        allowed = round(1 - self.agreement_with_torch, 12)
         kept, broken = share_errors(count, n, allowed)
 
         def needs(confidence: float, power: float) -> More | None:

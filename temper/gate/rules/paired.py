@@ -46,6 +46,11 @@ class Drop:
         return (self.only_reference + self.only_candidate) / self.num_images
 
     @property
+    def likely_discordant(self) -> float:
+        """The same with one image more, so that what luck left out of some hundreds makes no number too small."""
+        return min((self.only_reference + self.only_candidate + 1) / self.num_images, 1.0)
+
+    @property
     def errors(self) -> tuple[float, float]:
         """Of saying that the limit is kept, and that it is broken."""
         return paired_errors(self.only_reference, self.only_candidate, self.num_images, self.limit)
@@ -70,13 +75,13 @@ class Drop:
         Args:
             confidence: 1 minus the error of saying so.
             power: Probability of saying so.
-            discordant: Share that the two judge otherwise; that seen when not given.
+            discordant: Share that the two judge otherwise; `likely_discordant` when not given.
 
         Returns:
             None where as much is lost as the limit allows, or more.
         """
         seen = max(self.share, 0.0)
-        apart = max(self.discordant if discordant is None else discordant, seen)
+        apart = max(self.likely_discordant if discordant is None else discordant, seen)
 
         def number(true: float) -> int:
             return pairs_needed(self.limit, apart, difference=true, confidence=confidence, power=power)
@@ -88,7 +93,7 @@ class Drop:
     def needs(self, confidence: float, power: float) -> More | None:
         """The same with what it follows from."""
         num = self.needed(confidence, power)
-        given = f"margin {100 * self.limit:g} points, {100 * self.discordant:.2g} % disagreeing"
+        given = f"margin {100 * self.limit:g} points, {100 * self.likely_discordant:.2g} % disagreeing"
         return None if num is None else More(num=num, given=given)
 
 

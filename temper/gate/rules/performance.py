@@ -120,7 +120,7 @@ class SizeRule(Rule):
 def _over_rounds(rule: Rule, name: str, rounds: Sequence[float], limit: float, confidence: float) -> Look:
     """Student's t over independent rounds, of which less is better."""
     if len(rounds) < 2:
-        return rule.nothing(f"{len(rounds)} rounds were measured, and at least 2 are needed", name=name)
+        return rule.nothing(f"{len(rounds)} of at least 2 rounds was measured", name=name)
     from scipy.stats import t  # type: ignore[import-untyped]  # ships none
 
     mean, spread, degrees = float(np.mean(rounds)), float(np.std(rounds, ddof=1)), len(rounds) - 1

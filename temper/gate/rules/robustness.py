@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from temper.gate.evidence import Attacked, Evidence
+from temper.gate.evidence import WORST_CASE, Attacked, Evidence
 from temper.gate.rules.base import POINTS, Look, Rule, check_points
 from temper.gate.rules.paired import Drop
 from temper.report import text
-
-WORST_CASE = "worst_case"
 
 
 @dataclass(frozen=True, kw_only=True)

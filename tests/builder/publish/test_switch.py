@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,15 @@ def test_companions_are_switched_along_and_back(tmp_path: Path) -> None:
     switch(repository, "m_int8", 3, event="promoted")
     assert served(repository) == dict.fromkeys(ENTRIES, 3)
     assert prune_versions(repository, "m_int8", 1).gone == {name: [2] for name in ("m_int8", *ENTRIES[:0:-1])}
+
+
+def test_companion_that_was_removed_is_not_missed(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for number in (1, 2):
+        publish_with_jpeg(tmp_path, f"engine {number}".encode())
+    shutil.rmtree(repository / "m_int8_jpeg_decode")
+    switch(repository, "m_int8", 2, event="promoted")
+    assert served(repository) == {"m_int8": 2, "m_int8_jpeg": 2}
 
 
 def test_new_ensemble_waits_for_what_it_is_made_of(tmp_path: Path) -> None:

@@ -84,10 +84,13 @@ def test_queue_is_bounded(changes: dict[str, Any], size: int, timeout_us: int) -
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "written"), [("watch_queries", 25, "25"), ("require_verdict", True, "true")]
+    ("serving", "option", "written"),
+    [
+        (ServingConfig(watch_queries=25), "watch_queries", "25"),
+        (ServingConfig(require_verdict=True), "require_verdict", "true"),
+    ],
 )
-def test_only_the_plugin_is_told_what_it_alone_does(option: str, value: int, written: str) -> None:
-    serving = ServingConfig(**{option: value})
+def test_only_the_plugin_is_told_what_it_alone_does(serving: ServingConfig, option: str, written: str) -> None:
     assert option not in parameters(read(PLUGIN))
     assert parameters(read(replace(PLUGIN, serving=serving)))[option] == written
     refused = (

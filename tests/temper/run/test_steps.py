@@ -35,6 +35,7 @@ def built_of(folder: Path, *snapshots: Snapshot) -> Built:
         size_bytes=1,
         path=folder,
         reused=False,
+        served=1,
         data=artifact_of("data", folder),
         digest="",
         snapshots=list(snapshots),

@@ -381,6 +381,10 @@ def test_candidate_is_not_measured_on_a_server_that_lacks_it(
         f"error: quick_fp32 version {version} is a candidate, which the server at {running.grpc_url}"
     )
     assert last.endswith("; leave --url out, or promote it")
+    folders = ["--repository", str(home / "model_repository"), "--runs", str(home / "runs")]
+    built = CliRunner().invoke(cli, ["build", str(recipe), *folders])
+    line = f"quick_fp32 version {version} reused, a candidate (version {version - 1} is served): openvino, "
+    assert built.stdout.startswith(line)
     run_cli(quick_recipe, home)  # the report of this file's other tests
 
 

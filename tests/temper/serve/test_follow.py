@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -62,6 +63,10 @@ def asking(server: TritonServer, sample: Sample) -> Iterator[list[bool]]:
     assert errors == []
 
 
+def _longer(seen: list[bool], length: int) -> bool:
+    return len(seen) > length
+
+
 def test_switch_and_return_lose_no_request(
     server: TritonServer, sample: Sample, until: Until, switch: Switch
 ) -> None:
@@ -73,7 +78,7 @@ def test_switch_and_return_lose_no_request(
             switch(server.repository, version)
             follower.look()
             begin = len(seen)
-            until(lambda begin=begin: len(seen) > begin + 20)
+            until(functools.partial(_longer, seen, begin + 20))
             assert set(seen[begin + 5 :]) == {version == 2}
             with Client(server.grpc_url) as client:
                 assert client.versions("toy") == (str(version),)

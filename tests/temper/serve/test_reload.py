@@ -66,7 +66,12 @@ def test_temper_serve_is_waited_for(two_versions: Path, switch: Switch, until: C
     with TritonServer(two_versions, models=["toy"], reloads=True) as server, ThreadPoolExecutor(1) as owner:
         follower = Follower(server, said.append)
         switch(two_versions, 2)
-        loaded = owner.submit(lambda: until(lambda: follower.look() or said))
+
+        def followed() -> list[str]:
+            follower.look()
+            return said
+
+        loaded = owner.submit(until, followed)
         reload_model(server.grpc_url, "toy", 2)
         assert served_version(server.grpc_url, "toy") == 2
         loaded.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -204,15 +205,15 @@ def test_server_serves_the_others_when_one_model_is_broken(
     broken = toy_repository / "broken"
     (broken / "1").mkdir(parents=True)
     (broken / "config.pbtxt").write_text('name: "broken"\nbackend: "temper"\nmax_batch_size: 4\n')
-    options = {"only_published": only_published, "reloads": reloads}
-    with TritonServer(toy_repository, strict=False, **options) as server:
+    make = functools.partial(TritonServer, toy_repository, only_published=only_published, reloads=reloads)
+    with make(strict=False) as server:
         # The user's path, not that of a link.
         assert f"{broken}{reason}" in server.failed["broken"]
         assert list(server.failed) == ["broken"]
         with triton.InferenceServerClient(server.grpc_url) as client:
             assert client.is_model_ready("toy_fp32")
     with pytest.raises(ServerError, match=f"broken: .*{re.escape(reason)}"):
-        TritonServer(toy_repository, **options).start()
+        make().start()
 
 
 @pytest.mark.parametrize("asked", [True, False], ids=["log asked for", "no log asked for"])

@@ -80,7 +80,7 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-CASES = {
+CASES: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, str, str] | None, str]] = {
     "missing version": (
         {"toy": (1, 7)},
         None,
