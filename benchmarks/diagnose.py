@@ -461,8 +461,9 @@ def _publish_foreign(graph: Path, case: Case) -> None:
     (place / "config.pbtxt").write_text(text)
 
 
-def measure(case: Case, url: str) -> dict[str, Any]:
+def measure(case: Case, url: str, *, is_healthy: bool | None = None) -> dict[str, Any]:
     """Runs the command as a user does, and says whether it found what is to be found."""
+    is_healthy = case in HEALTHY if is_healthy is None else is_healthy
     images = FOLDER / ("turned" if case.turned else "images")
     common = ["--images", images, "--weights", FOLDER / case.name / "weights.safetensors", "--json", *case.options]
     (FOLDER / "classes.txt").write_text("".join(f"{name}\n" for name in photographs()))
@@ -485,7 +486,7 @@ def measure(case: Case, url: str) -> dict[str, Any]:
     found = json.loads(done.stdout)
     kinds = tuple(cause["kind"] for cause in found["causes"])
     words = " and ".join(cause["cause"] for cause in found["causes"])
-    right = set(kinds) == set(case.kinds) and case.words in words and found["agrees"] == (case in HEALTHY)
+    right = set(kinds) == set(case.kinds) and case.words in words and found["agrees"] == is_healthy
     row = {
         "case": case.name,
         "network": f"{case.arch}, {case.size} px",

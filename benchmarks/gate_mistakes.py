@@ -118,7 +118,9 @@ def main() -> None:
                 for case in some:
                     scores[case.name] = ask(server.grpc_url, case, images)
                 diagnoses |= {
-                    case.name: diagnose.measure(case, server.grpc_url) for case in some if case in chosen.values()
+                    case.name: diagnose.measure(case, server.grpc_url, is_healthy=not case.kinds)
+                    for case in some
+                    if case in chosen.values()
                 }
     torch_answers = {takes: classify(network, images.of(case), case) for takes, case in REFERENCES.items()}
     rows = [
