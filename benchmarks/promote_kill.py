@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _MODEL = "digits"
 _COMPANIONS = ("digits_jpeg_decode", "digits_jpeg")
 _VERSIONS = (1, 2)
+_BETWEEN = "between two switches"
+# What is hard to load is asked for more often.
+_IN_ONE_EVERY = 4
 # Longer than a promotion and a rollback take, so that a kill may fall anywhere in either.
 _LONGEST_S = 0.5
 _LOOP = """
@@ -71,11 +74,14 @@ def main() -> None:
         repository = Path(folder) / "models"
         sample = publish_two(repository)
         for number in range(begun + 1, begun + options.kills + 1):
-            counts[kill(repository, draw.uniform(0, _LONGEST_S))] += 1
+            where = kill(repository, draw.uniform(0, _LONGEST_S))
+            counts[where] += 1
             counts["kills"] += 1
             counts[f"version {look(repository)} served"] += 1
-            if number % options.serve_every == 0:
+            in_one = where != _BETWEEN and counts["kills"] - counts[_BETWEEN]
+            if number % options.serve_every == 0 or (in_one and in_one % _IN_ONE_EVERY == 0):
                 counts["loaded by a server, which answered"] += ask(repository, sample)
+                counts["of these after a kill in a switch"] += where != _BETWEEN
             go_on(repository)
     write_results("promote_kill", {"measured": dict(counts)})
     for name, count in counts.items():
@@ -119,7 +125,7 @@ def kill(repository: Path, after_s: float) -> str:
     assert process.returncode == -9, f"it ended by itself: {process.returncode}"
     intent = work_root(repository) / "switch.json"
     if not intent.exists():
-        return "between two switches"
+        return _BETWEEN
     wanted = json.loads(intent.read_bytes())["event"]["after"]
     return f"in one, {'behind' if served_version(repository / _MODEL) == wanted else 'before'} its decisive rename"
 
@@ -160,9 +166,9 @@ def ask(repository: Path, sample: Sample) -> int:
         AssertionError: It answers with another version.
     """
     with TritonServer(repository) as server, Client(server.grpc_url) as client:
-        info: Any = client.model_info(_MODEL)
+        info, twin = client.model_info(_MODEL), client.model_info(_COMPANIONS[-1])
         answers = client.infer(_MODEL, sample.images[:8])
-    assert int(info.version) == served_version(repository / _MODEL)
+    assert int(info.version) == int(twin.version) == served_version(repository / _MODEL)
     assert np.isfinite(answers).all()
     return 1
 

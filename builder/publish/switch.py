@@ -174,13 +174,16 @@ def _opened(repository: Path, trouble: str) -> Iterator[tuple[Path, Path]]:
 
 
 def settle(repository: Path) -> None:
-    """Ends a switch that was killed; whoever publishes or switches does the same.
+    """Ends a switch that was killed, if there is one; whoever publishes or switches does the same.
+
+    One that is under way is waited for.
 
     Raises:
-        PublishError: The repository is not there, or cannot be written.
+        PublishError: The repository cannot be written.
     """
-    with _opened(repository, "a switch cannot be finished in"):
-        pass
+    if (work_root(repository.resolve()) / _INTENT).exists():
+        with _opened(repository, "a switch cannot be finished in"):
+            pass
 
 
 def _settle(repository: Path, work: Path) -> None:

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from temper.builder.errors import PublishError
+from temper.builder.publish.switch import settle
 from temper.errors import ServerError
 from temper.serve._stubs import has_dead_stub
 from temper.serve._supervise import keep_log, remove_traces
@@ -185,6 +187,9 @@ class TritonServer:
             raise ServerError(
                 f"model repository {self.repository}: no such folder; publish a model first with `temper build`"
             )
+        # A model and what takes image files for it may be of two versions after a kill, and not load together.
+        with contextlib.suppress(PublishError):  # of a repository that may only be read
+            settle(self.repository)
         self._check_models_exist()
         changed = self._find_changed()
         try:

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 
 from temper.builder.network.export import run_onnx
+from temper.builder.publish.ensemble import publish_jpeg
+from temper.builder.publish.entry import publish
+from temper.builder.publish.triton_config import PluginBackend, TritonConfig
+from temper.builder.publish.versions import served_version
 from temper.client import Client
 from temper.serve.server import TritonServer
 
@@ -67,3 +71,35 @@ def test_server_loads_what_a_killed_publisher_left(
     assert (info.version, info.max_batch_size) == (("2", 16) if is_switched else ("1", 32))
     # The float32 engine of version 1, or the int8 one that was to replace it.
     assert np.allclose(logits, run_onnx(toy_onnx, sample.images[:4]), atol=1e-3) != is_switched
+
+
+# Serves a version with other batches, with what takes image files for it, and dies when only that is left to do.
+HALF = """
+import os, signal, sys
+from pathlib import Path
+from temper.builder.publish.switch import switch
+
+def hook(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith("toy_jpeg_decode/config.pbtxt"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+switch(Path(sys.argv[1]), "toy", 2, event="promoted")
+"""
+
+
+@pytest.mark.server
+def test_server_ends_a_switch_that_was_killed(sample: Sample, toy_onnx: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    backend = PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"})
+    for max_batch in (8, 4):
+        config = TritonConfig(
+            name="toy", image_size=32, num_classes=10, max_batch=max_batch, backend=backend, in_ensemble=True
+        )
+        publish(repository, config, engine_file=toy_onnx, labels=sample.class_names, card={})
+        publish_jpeg(repository, config, labels=sample.class_names, card={})
+    done = subprocess.run([sys.executable, "-c", HALF, str(repository)], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    assert [served_version(repository / name) for name in ("toy", "toy_jpeg")] == [2, 1]
+    with TritonServer(repository, log_file=tmp_path / "log") as server, Client(server.grpc_url) as client:
+        assert [client.model_info(name).version for name in ("toy", "toy_jpeg")] == ["2", "2"]
