@@ -80,5 +80,5 @@ gpu-pack: $(READY)  ## what `make gpu` needs on a machine without network
 clean:  ## runs and caches, but neither the environment nor what was published
 	rm -rf runs .mypy_cache .ruff_cache .pytest_cache build docs/build *.egg-info
 
-bench-%: $(READY)  ## one of the measurements of benchmarks/: serving, load, attack, startup, engines, compression, int8, stress, exits, overload, monitor, robustness, explain, faults, hold, select, jpeg, diagnose, gate_planted, gate_mistakes, gate_served, promote_kill, hot_switch
+bench-%: $(READY)  ## one of the measurements of benchmarks/: serving, load, attack, startup, engines, compression, int8, stress, exits, overload, monitor, robustness, explain, faults, hold, select, jpeg, diagnose, gate_planted, gate_mistakes, gate_served, promote_kill, hot_switch, watch_bad
 	$(BIN)/python -m benchmarks.$* $(ARGS)

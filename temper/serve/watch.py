@@ -154,8 +154,9 @@ def _number(config: object, rule: str, key: str) -> float | None:
     """A limit of a verdict, which may have been written by hand."""
     table = config.get(rule) if isinstance(config, Mapping) else None
     value = table.get(key) if isinstance(table, Mapping) else None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        return None
+    return float(value)
 
 
 def _ask_before(prober: Prober, url: str, model: str, served: int) -> Before:

@@ -186,7 +186,7 @@ def _good_runs(rng: np.random.Generator, num: int) -> Iterator[bool]:
     """Whether a version that fails as often as the one before goes back within 120 looks."""
     for _ in range(num):
         fails = rng.random(100 + 1200) < 0.03
-        outcomes = ["gone" if failed else 0 for failed in fails]
+        outcomes: list[int | str | None] = ["gone" if failed else 0 for failed in fails]
         before, after = summarise(probes(outcomes[:100]), Traffic()), probes(outcomes[100:])
         yield any(
             find_sign(before, after[: 10 * look], Traffic(), LIMITS, switched_s=SWITCHED_S, now_s=SWITCHED_S)

@@ -185,15 +185,17 @@ def test_nothing_is_switched_without_a_server(two_versions: Path) -> None:
 
 def test_server_that_died_begins_with_the_old_version(two_versions: Path) -> None:
     switched = promote(two_versions, "toy", 2, override=True, reason="a test")
-    before = summarise([Probe(image=0, due_s=0.0, latency_s=0.1, answer=1)], Traffic())
+    before = summarise([Probe(image=0, due_s=0.0, latency_s=0.1, answer=1)] * 100, Traffic())
     with Prober(NO_SERVER, "toy", np.zeros((1, 32, 32, 3), np.uint8)) as prober:
-        watcher = watch._Watcher(two_versions, NO_SERVER, prober, before, switched, Limits(changed=None))
-        sign = watcher.look_for(60.0)
+        watcher = watch._Watcher(
+            two_versions, NO_SERVER, prober, before, switched, Limits(changed=None, num_looks=10)
+        )
+        sign = watcher.look_for(5.0)
         assert sign is not None
         found = watcher.end(sign)
         assert served_version(two_versions / "toy") == 1
         gone = watcher.end(sign)
-    assert re.search(r"\d of \d probes failed, 0 of 1 before: .*127.0.0.1:9", sign.reason)
+    assert re.search(r"\d+ of \d+ probes failed, 0 of 100 before: .*127.0.0.1:9", sign.reason)
     assert re.search(r"back to version 1, \S+ s after the first sign; 127.0.0.1:9 does not answer", found.line)
     assert gone.line == "toy: version 2 is watched no more: another was switched to meanwhile"
     assert (gone.back, read_history(two_versions, "toy")[-1].after) == (None, 1)
