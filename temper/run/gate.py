@@ -117,6 +117,8 @@ def judge_run(
     built: Sequence[Built],
     measured: Measured,
     measurements: Measurements,
+    *,
+    today: Measurements,
     key: Ed25519PrivateKey | None,
 ) -> Iterator[tuple[Built, Verdict]]:
     """Yields a verdict on every variant but what it is held against; it lies beside the engine by then.
@@ -125,16 +127,17 @@ def judge_run(
         config: The rules.
         built: The variants.
         measured: What was measured of them.
-        measurements: Measures what the rules on speed ask for, and what is served today where they are held
-            against that.
+        measurements: Measures what the rules on speed ask for.
+        today: Measures what is served today, where they are held against that.
         key: Signs the verdicts.
 
     Raises:
         TemperError: Something cannot be measured, or verdict.json not be written.
     """
     for one in built:
-        if (reference := _reference(config, one, built, measured, measurements)) is not None:
-            verdict = _judge(config, _contender(one, measured, measurements), reference, measurements)
+        other = today if config.against == SERVED else measurements
+        if (reference := _reference(config, one, built, measured, other)) is not None:
+            verdict = _judge(config, _contender(one, measured, measurements), reference, measurements, other)
             yield one, write_verdict(one.path, verdict, key)
 
 
@@ -167,11 +170,15 @@ def _reference(
 
 
 def _judge(
-    config: GateConfig, candidate: _Contender, reference: _Contender, measurements: Measurements
+    config: GateConfig,
+    candidate: _Contender,
+    reference: _Contender,
+    measurements: Measurements,
+    other: Measurements,
 ) -> Verdict:
     found: dict[str, Any] = {}
     if (settings := race_of(config)) is not None:
-        found = raced(measurements.race(reference.subject, candidate.subject, settings).info)
+        found = raced(measurements.race(reference.subject, candidate.subject, settings, other).info)
     if candidate.parity is not None:
         found["same_as_torch"] = np.load(candidate.parity.path / SAME_FILE)
     _, labels = measurements.test_images()

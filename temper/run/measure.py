@@ -246,15 +246,23 @@ class Measurements:
         code = ("temper.client.load.generator", "temper.client.load.worker")
         return self._run("load", target, dataclasses.asdict(config), make, _note_load, code=code)
 
-    def race(self, reference: Subject, target: Subject, config: RaceConfig) -> Artifact:
-        """Loads a model and the one that it is held against in turns; `info` is that of `Race`."""
+    def race(self, reference: Subject, target: Subject, config: RaceConfig, other: Measurements) -> Artifact:
+        """Loads a model and the one that it is held against in turns; `info` is that of `Race`.
+
+        Args:
+            reference: Who it is held against.
+            target: The model.
+            config: How they are loaded.
+            other: Where the reference is measured.
+        """
 
         def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
             del folder
             from temper.client.load import race
 
             first, second = ((one.model, str(one.version)) for one in (reference, target))
-            return race(url, first, second, self.test_images()[0], config, stage).to_json()
+            images, where = self.test_images()[0], other.endpoint.url()
+            return race(url, first, second, images, config, stage, url_of_first=where).to_json()
 
         key = {**dataclasses.asdict(config), "reference": reference.artifact.digest}
         code = ("temper.client.load.interleaved", "temper.client.load.worker")

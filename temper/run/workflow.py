@@ -34,7 +34,6 @@ from temper.client.errors import ClientError
 from temper.client.robustness.base import OWN, REFERENCE
 from temper.client.stats import images_needed
 from temper.errors import ReportError, TemperError, WorkflowError
-from temper.gate.config import SERVED
 from temper.gate.keys import read_key
 from temper.host.machine import commit, machine, versions
 from temper.imaging.errors import show
@@ -177,16 +176,15 @@ def _run_alone(
     if url is not None:
         _check_served(built, url)
     versions = versions_with(repository, ((one.model, one.version) for one in built))
-    if recipe.gate is not None and recipe.gate.against == SERVED:
-        versions |= {one.model: tuple(sorted({one.served, one.version})) for one in built}
     log_file = folder / SERVER_LOG
     endpoint = Endpoint(url, repository, models=models, versions=versions, log_file=log_file, display=display)
+    today = Endpoint(url, repository, models=models, display=display)  # started for what is held against it alone
     store = Store(runs / recipe.name / "stages")
     measurements = Measurements(store=store, endpoint=endpoint, data=built[0].data, display=display, url=url)
-    run = _Run(recipe, built, measurements, folder, key)
+    run = _Run(recipe, built, measurements, folder, replace(measurements, endpoint=today), key)
     stopped = None
     try:
-        with endpoint:
+        with endpoint, today:
             run.measure()
             run.judge()
         run.explain()
@@ -304,6 +302,8 @@ class _Run:
     built: list[Built]
     measurements: Measurements
     folder: Path
+    today: Measurements
+    """On a server of what is served today, in place of the candidates."""
     key: Ed25519PrivateKey | None = None
     """Signs the verdicts."""
     variants: dict[str, Variant] = field(init=False)
@@ -479,7 +479,9 @@ class _Run:
         measured = Measured(
             variants=self.variants, accuracies=self.accuracies, attacks=self.attacks, parities=self.parities
         )
-        for one, verdict in judge_run(config, self.built, measured, self.measurements, self.key):
+        for one, verdict in judge_run(
+            config, self.built, measured, self.measurements, today=self.today, key=self.key
+        ):
             self.verdicts.append(verdict)
             display.say(headline(verdict))
             if config.promote == "on-ship" and verdict.answer == "SHIP" and one.served != one.version:
@@ -509,7 +511,7 @@ class _Run:
             seconds=round(time.monotonic() - started[1], 1),
             server=self.measurements.endpoint.description,
             stopped=stopped,
-            deaths=tuple(self.measurements.endpoint.deaths),
+            deaths=(*self.measurements.endpoint.deaths, *self.today.endpoint.deaths),
             warnings=tuple(self.warnings),
             verdicts=tuple(self.verdicts),
             commit=commit(),

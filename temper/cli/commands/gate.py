@@ -6,6 +6,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,13 +115,16 @@ def gate_served_command(
     _check(config, repository, sign)
     key = None if sign is None else read_key(sign)
     asked = _versions(model, model if against == SERVED else against, versions, url, repository)
-    with resumable(), Display() as display, _endpoint(asked, url, repository, display) as endpoint:
+    with resumable(), Display() as display, ExitStack() as stack:
+        ends = _endpoints(asked, url, repository, display)
+        for endpoint in dict.fromkeys(ends):
+            stack.enter_context(endpoint)
         try:
-            pair = _open(endpoint, asked, sent)
+            pair = _open(ends, asked, sent)
             with tempfile.TemporaryDirectory(prefix="temper-gate-") as work:
-                evidence, data = _gather(config, pair, endpoint, images, labels, Path(work), display)
+                evidence, data = _gather(config, pair, ends, images, labels, Path(work), display)
         except ClientError as error:
-            raise GateError(endpoint.why(error)) from error
+            raise GateError(ends[0].why(ends[1].why(error))) from error
     if repository is None:
         sides = [Side(model=one.info.name, version=_number(one.info.version), sums_sha256=None) for one in pair]
     else:
@@ -135,7 +139,7 @@ def gate_served_command(
         candidate=sides[0],
         reference=sides[1],
         data_sha256=data,
-        server=endpoint.description,
+        server=ends[0].description,
     )
     if repository is not None:
         verdict = write_verdict(folders[0], verdict, key)
@@ -168,31 +172,40 @@ def _versions(
     return (model, mine), (other, theirs)
 
 
-def _endpoint(asked: Sequence[Asked], url: str | None, repository: Path | None, display: Display) -> Endpoint:
-    """Where both are served; the embedded server loads the versions that are asked."""
-    names = list(dict.fromkeys(name for name, _ in asked))
-    loaded = {
-        name: tuple(sorted({version for other, version in asked if other == name and version is not None}))
-        for name in names
-    }
-    versions = {name: found for name, found in loaded.items() if found} if url is None else {}
-    return Endpoint(url, repository or Path(), models=names, versions=versions, display=display)
+def _endpoints(
+    asked: Sequence[Asked], url: str | None, repository: Path | None, display: Display
+) -> tuple[Endpoint, Endpoint]:
+    """Where each is served: a server elsewhere, or one started here; two for two versions of one model.
+
+    A server has one config.pbtxt for all versions of a model, and an ensemble one version of its members.
+    """
+
+    def start(*some: Asked) -> Endpoint:
+        versions = {name: (version,) for name, version in some if version is not None} if url is None else {}
+        names = list(dict.fromkeys(name for name, _ in some))
+        return Endpoint(url, repository or Path(), models=names, versions=versions, display=display)
+
+    if url is None and asked[0][0] == asked[1][0]:
+        return start(asked[0]), start(asked[1])
+    return (both := start(*asked)), both
 
 
 def _number(version: str) -> int | None:
     return int(version) if version.isdecimal() else None
 
 
-def _open(endpoint: Endpoint, asked: tuple[Asked, Asked], sent: Sequence[str]) -> tuple[Served, Served]:
+def _open(
+    ends: tuple[Endpoint, Endpoint], asked: tuple[Asked, Asked], sent: Sequence[str]
+) -> tuple[Served, Served]:
     from temper.run.diagnose.how import read_fields
     from temper.run.gate_served import open_served
 
     stated = read_fields(sent)
 
-    def learn(name: str, version: int | None) -> Served:
+    def learn(endpoint: Endpoint, name: str, version: int | None) -> Served:
         return endpoint.retrying(name, lambda url: open_served(url, name, str(version or ""), stated))
 
-    pair = learn(*asked[0]), learn(*asked[1])
+    pair = learn(ends[0], *asked[0]), learn(ends[1], *asked[1])
     names = [(one.info.name, one.info.version) for one in pair]
     if names[0] == names[1]:
         raise GateError(
@@ -205,7 +218,7 @@ def _open(endpoint: Endpoint, asked: tuple[Asked, Asked], sent: Sequence[str]) -
 def _gather(
     config: GateConfig,
     pair: tuple[Served, Served],
-    endpoint: Endpoint,
+    ends: tuple[Endpoint, Endpoint],
     images: Path,
     labels: Path | None,
     work: Path,
@@ -229,7 +242,11 @@ def _gather(
                 theirs = decode(tree.files, pair[1].sent, work / "reference.npy", stage)
         both = mine, theirs
         np.save(files[1], wanted)
-    evidence = endpoint.retrying("gate", lambda _: gather(config, *pair, both, wanted, display.stage))
+
+    def ask(_: str) -> Evidence:  # a server that died is started again at the same address
+        return gather(config, *pair, both, wanted, display.stage)
+
+    evidence = ends[0].retrying("gate", lambda _: ends[1].retrying("gate", ask))
     return evidence, digest_of(*files)
 
 
