@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from temper.backends.temper import artifact
-from temper.backends.temper.artifact import ArtifactError
-from temper.backends.temper.verdict import FILE, canonical, read_verdict as read_content
+from temper.backends.temper.artifact import VERDICT as FILE, ArtifactError
+from temper.backends.temper.verdict import canonical, read_verdict as read_content
 from temper.builder.publish.versions import work_folder
 from temper.builder.store.files import describe_os_error, replace_file
 from temper.errors import GateError
