@@ -70,7 +70,7 @@ from temper.run.summary import (
 )
 from temper.run.worst_case import with_worst_case
 from temper.serve.endpoint import Endpoint
-from temper.serve.promote import promote
+from temper.serve.promote import PromoteError, promote
 from temper.serve.runtime import has_backend
 
 if TYPE_CHECKING:
@@ -475,7 +475,7 @@ class _Run:
         """Gives the verdicts, and promotes what may be shipped where the recipe says so."""
         if (config := self.recipe.gate) is None:
             return
-        display, repository = self.measurements.display, self.built[0].path.parents[1]
+        display = self.measurements.display
         measured = Measured(
             variants=self.variants, accuracies=self.accuracies, attacks=self.attacks, parities=self.parities
         )
@@ -485,9 +485,19 @@ class _Run:
             self.verdicts.append(verdict)
             display.say(headline(verdict))
             if config.promote == "on-ship" and verdict.answer == "SHIP" and one.served != one.version:
-                switched = promote(repository, one.model, one.version, url=self.measurements.url, reason="on-ship")
-                for line in switched.describe():
-                    display.say(line)
+                self._promote(one)
+
+    def _promote(self, one: Built) -> None:
+        """Serves what may be shipped; what stands in the way is said, and ends nothing."""
+        display, repository = self.measurements.display, one.path.parents[1]
+        try:
+            switched = promote(repository, one.model, one.version, url=self.measurements.url, reason="on-ship")
+        except (PromoteError, BuilderError) as error:
+            self.warnings.append(f"{one.model} version {one.version} was not promoted: {error}")
+            display.say(f"warning: {self.warnings[-1]}")
+            return
+        for line in switched.describe():
+            display.say(line)
 
     def report(self, started: tuple[datetime.datetime, float], stopped: str | None) -> Report:
         """What was measured until now.
