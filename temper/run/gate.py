@@ -79,12 +79,18 @@ def read_gate(texts: Sequence[str], file: Path | None) -> GateConfig:
     from pydantic import TypeAdapter, ValidationError
 
     content = {} if file is None else read_toml(file).get("gate", {})
+    if not isinstance(content, dict):
+        raise RecipeError(f"--rules: gate: got {type(content).__name__}, expected one table [gate]")
     for text in texts:
         match = re.fullmatch(r"([a-z_]+)(?:\.([a-z0-9_]+))?=(.+)", text, re.DOTALL)
         if match is None:
             raise RecipeError(f"--rule {show(text)}: expected RULE.LIMIT=VALUE, as accuracy.max_drop=0.5")
         rule, limit, value = match.groups()
         place = content if limit is None else content.setdefault(rule, {})
+        if not isinstance(place, dict):
+            raise RecipeError(
+                f"--rule {show(text)}: {rule} is {show(str(place))} already, expected one or the other"
+            )
         place[limit or rule] = _value(value)
     try:
         return TypeAdapter(GateConfig).validate_json(json.dumps(content, default=str), strict=True)
@@ -165,7 +171,7 @@ def _reference(
         return None
     path = one.path.with_name(str(one.served))
     served = subject(f"{one.variant} as served", one.model, one.served, path)
-    figures = replace(measured.variants[one.variant], size_bytes=size_in(path) or one.size_bytes)
+    figures = replace(measured.variants[one.variant], size_bytes=size_in(path) or 0)
     return _Contender(subject=served, variant=figures, accuracy=measurements.accuracy(served))
 
 
@@ -225,6 +231,10 @@ def give_verdict(
 ) -> Verdict:
     """Decides, and writes down about what, on what and where."""
     answer, findings, correction = decide(config, evidence)
+    candidate, reference = (
+        replace(one, accuracy=float((answers.classes == evidence.labels).mean()) if len(evidence.labels) else None)
+        for one, answers in ((candidate, evidence.candidate), (reference, evidence.reference))
+    )
     here = machine()
     return Verdict(
         answer=answer,

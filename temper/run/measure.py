@@ -171,7 +171,7 @@ class Measurements:
             expected = np.load(owner.path / OWNER_LOGITS_FILE)
             with Client(url) as client:
                 how = preprocessing_of(client.model_info(target.model, str(target.version)))
-            same, retries, parts = None, Counter[str](), []
+            same_encoded, retries, parts = None, Counter[str](), []
             tests = open_tests(setting.data, len(expected))
             while some := [take_image(image, how) for image in itertools.islice(tests, _MAX_PARITY)]:
                 answer, again = read_scores(url, target.model, np.stack(some), version=str(target.version))
@@ -180,16 +180,18 @@ class Measurements:
             if encoded is not None:
                 pixels = (take_image(image, how) for image in open_tests(setting.data, len(expected)))
                 files = map(file_of, open_tests(setting.data, len(expected)))
-                same = _count_same(url, target, encoded, zip(pixels, files, strict=True))
-            served = np.nan_to_num(np.concatenate(parts), nan=0.0, posinf=0.0, neginf=0.0)
-            np.save(folder / SAME_FILE, expected.argmax(1) == served.argmax(1))
+                same_encoded = _count_same(url, target, encoded, zip(pixels, files, strict=True))
+            served = np.concatenate(parts)
+            same = np.isfinite(served).all(axis=1) & (expected.argmax(1) == served.argmax(1))
+            np.save(folder / SAME_FILE, same)
+            served = np.nan_to_num(served, nan=0.0, posinf=0.0, neginf=0.0)
             return {
                 **compare_logits(expected, served),
-                "agreement": proportion(expected.argmax(1) == served.argmax(1)),
+                "agreement": proportion(same),
                 **{name: owner.info[name] for name in ("num_same_pixels", "max_pixel_diff")},
                 "runtime": _runtime(setting),
                 "retries": dict(retries),
-                "num_same_encoded": same,
+                "num_same_encoded": same_encoded,
             }
 
         code = ("temper.client.accuracy", "temper.client.images", "temper.builder.network.export")

@@ -83,8 +83,8 @@ if TYPE_CHECKING:
 
 SERVER_LOG = "tritonserver.log"
 LOCK_FILE = ".run.lock"
-_MAX_GATED = 2000
-"""Test images that a rule on the agreement with the network looks at, at most."""
+_MAX_GATED = 10_000
+"""Test images that a rule on the agreement with the network looks at, at most: PyTorch takes its time."""
 _DISCORDANT = 0.05
 """Share of the images that two variants judge otherwise under attack: what int8 and float32 did at most."""
 
@@ -475,7 +475,7 @@ class _Run:
         """Gives the verdicts, and promotes what may be shipped where the recipe says so."""
         if (config := self.recipe.gate) is None:
             return
-        display = self.measurements.display
+        display, shipped = self.measurements.display, list[Built]()
         measured = Measured(
             variants=self.variants, accuracies=self.accuracies, attacks=self.attacks, parities=self.parities
         )
@@ -485,7 +485,9 @@ class _Run:
             self.verdicts.append(verdict)
             display.say(headline(verdict))
             if config.promote == "on-ship" and verdict.answer == "SHIP" and one.served != one.version:
-                self._promote(one)
+                shipped.append(one)
+        for one in shipped:  # once all are judged
+            self._promote(one)
 
     def _promote(self, one: Built) -> None:
         """Serves what may be shipped; what stands in the way is said, and ends nothing."""

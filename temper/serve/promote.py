@@ -75,6 +75,7 @@ def promote(
     digests = _check_whole(repository, model, version)
     try:
         found = verdict.check_verdict(folder / str(version), model=model, digests=digests)
+        _check_reference(found, folder)
         _check_ensembles(repository, model, version)
     except (ArtifactError, PromoteError) as error:
         if not override:
@@ -156,6 +157,18 @@ def _check_whole(repository: Path, model: str, version: int) -> dict[str, str]:
         raise PromoteError(str(error)) from error
     except OSError as error:
         raise PromoteError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
+def _check_reference(found: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a verdict that holds a version against another one than it would take the place of."""
+    reference, served = found.get("reference"), served_version(folder)
+    if not isinstance(reference, dict) or reference.get("model") != folder.name or served is None:
+        return
+    if reference.get("version") != served:
+        raise PromoteError(
+            f"model {folder.name}: was held against version {show(str(reference.get('version')))}, and by now version "
+            f"{served} is served; judge it again with `temper gate`"
+        )
 
 
 def _check_ensembles(repository: Path, model: str, version: int) -> None:

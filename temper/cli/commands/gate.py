@@ -18,7 +18,7 @@ from temper.cli.commands.main_job import log_to_file, resumable
 from temper.cli.inputs import list_tree, open_images, open_labels
 from temper.client.errors import ClientError
 from temper.errors import GateError, WorkflowError
-from temper.gate.config import SERVED
+from temper.gate.config import SERVED, GateConfig
 from temper.imaging.errors import show
 from temper.imaging.folder import say_left_out
 from temper.progress import Display
@@ -28,7 +28,6 @@ from temper.serve.endpoint import Endpoint
 from temper.terminal import echo
 
 if TYPE_CHECKING:
-    from temper.gate.config import GateConfig
     from temper.gate.evidence import Evidence
     from temper.run.gate_served import Served
 
@@ -65,6 +64,8 @@ def gate_recipe_command(
     with resumable(), Display() as display:
         report = run_recipe(recipe, repository=repository, runs=runs, display=display, url=url, sign=sign)
     if report.stopped is not None:
+        if report.verdicts:
+            _write(report.verdicts, **shown)
         raise WorkflowError(f"{report.stopped}; what was measured is in {runs / recipe.name / 'report.html'}")
     if not report.verdicts:
         raise GateError("no verdict: every variant is what is served already; change the recipe, or gate.against")
@@ -150,6 +151,9 @@ def _check(config: GateConfig, repository: Path | None, sign: Path | None) -> No
     for rule, what in _OF_A_RECIPE.items():
         if getattr(config, rule) is not None:
             raise GateError(f"{rule}: needs {what}; run `temper gate RECIPE`, or leave the rule out")
+    for key in ("against", "promote"):
+        if getattr(config, key) != getattr(GateConfig, key):
+            raise GateError(f"{key}: got {show(getattr(config, key))}, expected none with --model; see --against")
     if repository is None:
         wanting = {"size": config.size is not None, "--sign": sign is not None}
         for what in (name for name, wanted in wanting.items() if wanted):
@@ -250,8 +254,16 @@ def _gather(
     return evidence, digest_of(*files)
 
 
-def _show(verdicts: Sequence[Verdict], *, markdown: Path | None, junit: Path | None, as_json: bool) -> None:
-    """Prints verdicts, writes the files that are wished for, and exits as the answers say.
+def _show(verdicts: Sequence[Verdict], **shown: Any) -> None:
+    """Writes verdicts as `_write`, and exits as the answers say."""
+    _write(verdicts, **shown)
+    answers = {one.answer for one in verdicts}
+    worst = next((one for one in ("HOLD", "NOT ENOUGH DATA") if one in answers), "SHIP")
+    click.get_current_context().exit(EXITS[worst])
+
+
+def _write(verdicts: Sequence[Verdict], *, markdown: Path | None, junit: Path | None, as_json: bool) -> None:
+    """Prints verdicts, and writes the files that are wished for.
 
     Args:
         verdicts: At least one.
@@ -262,17 +274,13 @@ def _show(verdicts: Sequence[Verdict], *, markdown: Path | None, junit: Path | N
     Raises:
         GateError: A file cannot be written.
     """
+    if as_json:
+        echo(json.dumps([one.to_json() for one in verdicts], indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        echo(render_text(verdicts))
     for path, render in ((markdown, render_markdown), (junit, render_junit)):
         if path is not None:
             try:
                 path.write_text(render(verdicts), encoding="utf-8")
             except OSError as error:
                 raise GateError(f"{show(path)}: cannot be written: {error.strerror}") from error
-    if as_json:
-        echo(json.dumps([one.to_json() for one in verdicts], indent=2, ensure_ascii=False, allow_nan=False))
-    else:
-        echo(render_text(verdicts))
-    answers = {one.answer for one in verdicts}
-    click.get_current_context().exit(
-        next((EXITS[one] for one in ("HOLD", "NOT ENOUGH DATA") if one in answers), 0)
-    )

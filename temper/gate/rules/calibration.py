@@ -56,21 +56,22 @@ class CalibrationRule(Rule):
     def judge(self, evidence: Evidence, confidence: float) -> Sequence[Look]:
         """Compares the errors with the spread of a paired bootstrap, the shares image by image.
 
-        Images that either of the two gave no score are left out.
+        Images that the reference gave no score are left out; one that the candidate gave none has no probability.
         """
         sides = (evidence.reference, evidence.candidate)
         sure = [one.confidence for one in sides if one.confidence is not None]
         if len(sure) < len(sides):
             return [self.nothing("an endpoint answers no probabilities")]
-        scored = np.isfinite(sure[0]) & np.isfinite(sure[1])
-        if not scored.any():
-            return [self.nothing("no image has scores of both")]
-        before, after = (one[scored] for one in sure)
+        scored = np.isfinite(sure[0])
+        if scored.sum() < (fewest := math.ceil(math.log(1 - confidence) / math.log(1 - self.max_increase))):
+            return [self.nothing(f"{scored.sum():,} images have scores, and it takes at least {fewest:,}")]
+        # Without a score it is as wrong as sure: the worst that an answer can be.
+        before, after = sure[0][scored], np.nan_to_num(sure[1][scored], nan=1.0)
         parts = [
             _parts(one, right(answers, evidence)[scored])
             for one, answers in zip((before, after), sides, strict=True)
         ]
-        return [self._error(np.stack(parts), confidence), *self._shares(before, after, confidence)]
+        return [self._error(np.stack(parts), confidence), *self._shares(before, sure[1][scored], confidence)]
 
     def _error(self, parts: npt.NDArray[np.float64], confidence: float) -> Look:
         """The look at the error, from float64 [2, bins, n]."""
