@@ -203,6 +203,42 @@ def share_interval(successes: int, n: int, *, confidence: float = 0.95) -> tuple
     return 0.0 if successes == 0 else bound(1), 1.0 if successes == n else bound(0)
 
 
+def rise_error(first: int, num_first: int, second: int, num_second: int) -> float:
+    """Return the exact error (p-value) of saying that the second share lies above the first.
+
+    Args:
+        first: successes in the first sample.
+        num_first: its trials.
+        second: successes in the second sample.
+        num_second: its trials; no trials say nothing, and give 1.
+
+    Raises:
+        ValueError: impossible counts.
+
+    Source: R. A. Fisher, "The logic of inductive inference", Journal of the Royal Statistical Society 98 (1935),
+    39-82: the exact test of a table of two by two.
+    """
+    if not 0 <= first <= num_first or not 0 <= second <= num_second:
+        raise ValueError(f"successes: got {first} of {num_first} and {second} of {num_second}, expected 0 to n")
+    if second * num_first <= first * num_second:
+        return 1.0
+    total = first + second
+    chance = _choose(num_first, first) + _choose(num_second, second) - _choose(num_first + num_second, total)
+    term = error = math.exp(chance)
+    # Above the mean of the tables with these sums the terms only fall.
+    for count in range(second, min(total, num_second)):
+        term *= (num_second - count) * (total - count) / ((count + 1) * (num_first - total + count + 1))
+        error += term
+        if term < 1e-9 * error:
+            break
+    return min(1.0, error)
+
+
+def _choose(n: int, k: int) -> float:
+    """The logarithm of a binomial coefficient."""
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
 def trials_needed(limit: float, share: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
     """Return how many images it takes to say by `share_errors` that a share lies below a limit.
 

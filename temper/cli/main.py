@@ -1,8 +1,8 @@
 """The `temper` command, as it is declared; each of its commands is a file of `commands/`.
 
 Results go to standard output, progress and logs to standard error. Exit 0: done; 1: the run failed, with one line
-that says why; 2: wrong usage; 3: `diagnose` found a difference, or `gate` says HOLD; 4: `gate` lacks data;
-130: Ctrl-C. Nothing heavy is imported before a command needs it.
+that says why; 2: wrong usage; 3: `diagnose` found a difference, `gate` says HOLD, or `promote --watch` went back;
+4: `gate` lacks data; 130: Ctrl-C. Nothing heavy is imported before a command needs it.
 
 Long because every option of every command is declared here, where they can be compared.
 """
@@ -23,6 +23,7 @@ from temper.cli.options import (
     debug_option,
     json_option,
     model_option,
+    parse_duration,
     parse_integers,
     parse_names,
     parse_numbers,
@@ -451,6 +452,24 @@ def show_keys(file: Path | None) -> None:
 @click.option("--reason", default="", metavar="TEXT", help="Why; the history keeps it.")
 @repository_option
 @url_option("A running server that reads --repository and is to load it now; `temper serve` does by itself.")
+@click.option(
+    "--watch",
+    callback=parse_duration,
+    metavar="DURATION",
+    help="Ask it for so long, such as 60s or 5m, and go back by itself at a sign that it is worse; needs --url.",
+)
+@click.option(
+    "--images",
+    type=path_type,
+    metavar="DIR|FILE.npy",
+    help="With --watch: what to ask about; without it noise, whose answers are not compared.",
+)
+@click.option(
+    "--max-changed",
+    type=click.FloatRange(0.1, 50),
+    metavar="PERCENT",
+    help="With --images: how many may be answered otherwise than before.  [10, or what the verdict allows]",
+)
 @json_option
 def promote(
     model: str,
@@ -459,15 +478,44 @@ def promote(
     reason: str,
     repository: Path,
     url: str | None,
+    watch: float | None,
+    images: Path | None,
+    max_changed: float | None,
     as_json: bool,
 ) -> None:
     """Serve a candidate of MODEL, if its verdict says SHIP.
 
     Every version but a model's first is a candidate when it is published: whole, and served to nobody. Entries
     that belong to MODEL, such as MODEL_jpeg, are switched with it. A version that is served already stays.
-    """
-    from temper.cli.commands.promote import promote_command
 
+    With --watch the served version is asked for 5 s, MODEL is promoted, and asked on. When surely more requests
+    fail, answers take longer, or images are answered otherwise, what was served before is served again, and the
+    exit status is 3.
+    """
+    from temper.cli.commands.promote import promote_command, watch_command
+
+    if watch is None and (images is not None or max_changed is not None):
+        raise click.UsageError("--images and --max-changed say how it is watched, expected --watch with them")
+    if images is None and max_changed is not None:
+        raise click.UsageError("--max-changed: expected --images with it, as answers to noise are not compared")
+    if watch is not None:
+        if url is None:
+            raise click.UsageError(
+                "--watch asks a running server, expected its --url, which `temper serve` prints as gRPC"
+            )
+        watch_command(
+            model,
+            version=version,
+            override=override,
+            reason=reason,
+            repository=repository,
+            url=url,
+            seconds=watch,
+            images=images,
+            max_changed=max_changed,
+            as_json=as_json,
+        )
+        return
     promote_command(
         model,
         version=version,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -109,6 +110,17 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     if not numbers or not all(0 < number < float("inf") for number in numbers):
         raise click.BadParameter(f"got {value!r}, expected numbers above 0 such as 50,100")
     return numbers
+
+
+def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """`60s` or `5m` to seconds."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,5})([sm])", value)
+    seconds = float(match[1]) * (60 if match[2] == "m" else 1) if match else 0.0
+    if not 5 <= seconds <= 3600:
+        raise click.BadParameter(f"got {value!r}, expected seconds or minutes such as 60s or 5m, from 5s to 60m")
+    return seconds
 
 
 def url_option(help_text: str = "A running server's gRPC endpoint; without it one is started here.") -> Decorator:

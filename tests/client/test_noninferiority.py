@@ -12,6 +12,7 @@ from temper.client.noninferiority import (
     paired_interval,
     paired_score,
     pairs_needed,
+    rise_error,
     share_errors,
     share_interval,
     trials_needed,
@@ -227,3 +228,22 @@ def test_impossible_figures_are_refused(call: object, message: str) -> None:
     assert callable(call)
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("first", "num_first", "second", "num_second"),
+    [(0, 100, 3, 3), (8, 100, 3, 3), (2, 30, 9, 41), (0, 500, 60, 2000), (40, 500, 170, 2000), (3, 10, 10, 10)],
+)
+def test_rise_error_is_fishers(first: int, num_first: int, second: int, num_second: int) -> None:
+    from scipy.stats import fisher_exact  # type: ignore[import-untyped]  # ships none
+
+    table = [[second, num_second - second], [first, num_first - first]]
+    expected = fisher_exact(table, alternative="greater").pvalue
+    found = rise_error(first, num_first, second, num_second)
+    assert found == pytest.approx(expected, rel=1e-6) if second * num_first > first * num_second else found == 1
+
+
+def test_rise_error_without_trials_says_nothing() -> None:
+    assert (rise_error(0, 0, 5, 5), rise_error(0, 9, 0, 0), rise_error(0, 10**6, 10**6, 10**6)) == (1, 1, 0)
+    with pytest.raises(ValueError, match="successes: got 3 of 2 and 0 of 1, expected 0 to n"):
+        rise_error(3, 2, 0, 1)
