@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 BoolArray = npt.NDArray[np.bool_]
+_CLEAR, _TIMES = 0.1, 2.0
+"""An accuracy that may lie this share of the way from chance to 1, or is at least so many times chance, lies
+clearly above it."""
 
 
 class Proportion(TypedDict):
@@ -74,6 +77,14 @@ def proportion(hits: BoolArray) -> Proportion:
     successes, n = int(np.count_nonzero(hits)), int(hits.size)
     low, high = wilson_interval(successes, n)
     return Proportion(value=successes / n, low=low, high=high, num_images=n)
+
+
+def is_above_chance(low: float, high: float, chance: float) -> bool:
+    """Tell whether an accuracy, by the ends of its interval, lies clearly above what a constant answer gets right.
+
+    Of many classes little above it may still be many times as much.
+    """
+    return high > chance + _CLEAR * (1 - chance) or low > _TIMES * chance
 
 
 def proportion_per_class(hits: BoolArray, labels: npt.NDArray[np.integer[Any]]) -> dict[int, Proportion]:

@@ -26,6 +26,7 @@ include_patterns = [
     "*.md",
     "docs/*.md",
     "docs/api/**",
+    "deploy/*.md",
     "docker/*.md",
     "model_repository/README.md",
     "benchmarks/*.md",

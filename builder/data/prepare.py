@@ -123,7 +123,11 @@ def hold_out(
 
 
 def open_tests(config: DataConfig, num: int) -> Iterator[Image.Image | Path | IO[bytes]]:
-    """Yields the first test images as they are, before anything is made of them: files, or what has no file.
+    """Yields test images as they are, before anything is made of them: files, or what has no file.
+
+    Args:
+        config: The images.
+        num: How many, at most; which ones, `spread` says.
 
     Raises:
         DataError: As `prepare_data`.
@@ -131,8 +135,16 @@ def open_tests(config: DataConfig, num: int) -> Iterator[Image.Image | Path | IO
     from temper.builder.data.sources import open_source
 
     source = open_source(config)
-    for index in _draw(source, config)[0][:num]:
+    tests = _draw(source, config)[0]
+    for index in tests[spread(len(tests), num)]:
         yield source.open_image(int(index)) if source.open_file is None else source.open_file(int(index))
+
+
+def spread(total: int, num: int) -> NDArray[np.int64]:
+    """Returns int64 [min(num, total)], positions spread evenly over all: a folder's images are sorted by class."""
+    import numpy as np
+
+    return np.linspace(0, total - 1, min(num, total)).round().astype(np.int64)
 
 
 def file_of(image: Image.Image | Path | IO[bytes]) -> bytes:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 
 from temper.builder.contract import OWNER_LOGITS_FILE, TEST_IMAGES_FILE
-from temper.builder.data.prepare import open_tests
+from temper.builder.data.prepare import open_tests, spread
 from temper.builder.network.stage import Progress, Setting, images_of, open_network
 from temper.imaging.preprocess import Preprocessing, covering
 
@@ -31,7 +31,7 @@ _BATCH = 16
 def answer_files(
     setting: Setting, data: Artifact, weights: Artifact, num_images: int, folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Writes the logits, float32 [N, classes], of the first test images.
+    """Writes the logits, float32 [N, classes], of test images that are spread over all of them.
 
     Args:
         setting: The recipe's.
@@ -47,12 +47,14 @@ def answer_files(
     """
     how, answer = setting.data.preprocessing, _owner(setting, data, weights)
     tests = images_of(data, TEST_IMAGES_FILE)
+    places = spread(len(tests), num_images)
     differences: list[float] = []
     logits: list[NDArray[np.float32]] = []
     batch: list[torch.Tensor] = []
     for position, image in enumerate(open_tests(setting.data, num_images)):
         pixels = transform(load(image, upright=how.upright), how)
-        differences.append(float(np.abs(pixels.numpy() * 255 - tests[position].transpose(2, 0, 1)).max()))
+        own = tests[places[position]].transpose(2, 0, 1)
+        differences.append(float(np.abs(pixels.numpy() * 255 - own).max()))
         batch.append(pixels)
         if len(batch) == _BATCH or position + 1 == num_images:
             logits.append(answer(torch.stack(batch)))

@@ -16,8 +16,9 @@ from temper.builder.errors import PublishError
 from temper.builder.publish.versions import named_version
 from temper.builder.store.files import fsync_path
 
-What = Literal["promoted", "rolled back", "recovered"]
-"""The last is what somebody else did: config.pbtxt was found to name another version than the history does."""
+What = Literal["promoted", "rolled back", "taken back", "recovered"]
+"""`taken back` undoes the one before it, which a server did not load. The last is what somebody else did:
+config.pbtxt was found to name another version than the history does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,12 @@ def served_before(events: Sequence[Event]) -> int | None:
     A version from which one was rolled back is none to go back to: two rollbacks go two versions back.
     """
     earlier: list[int | None] = []
+    undone = list(earlier)
     for event in events:
+        if event.event == "taken back":
+            earlier = undone
+            continue
+        undone = list(earlier)
         if event.event == "rolled back" and earlier and earlier[-1] == event.after:
             earlier.pop()
         else:

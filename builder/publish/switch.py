@@ -181,7 +181,11 @@ def settle(repository: Path) -> None:
     Raises:
         PublishError: The repository cannot be written.
     """
-    if (work_root(repository.resolve()) / _INTENT).exists():
+    try:
+        is_there = (work_root(repository.resolve()) / _INTENT).exists()
+    except OSError as error:
+        raise PublishError(f"{repository}: cannot be looked into: {describe_os_error(error)}") from error
+    if is_there:
         with _opened(repository, "a switch cannot be finished in"):
             pass
 
@@ -205,7 +209,9 @@ def _serve(repository: Path, model: str, event: Event, work: Path) -> None:
     steps = [one for one in event.companions if one.model in _own_steps(model)]
     others = [one for one in event.companions if one not in steps]
     for one in (*steps, own, *others):
-        serve_version(repository / one.model, one.after, work)
+        folder = repository / one.model
+        if one is own or can_be_served(folder, one.after):  # else removed since, by hand
+            serve_version(folder, one.after, work)
 
 
 def _finish(repository: Path, model: str, event: Event) -> None:

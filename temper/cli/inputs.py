@@ -170,7 +170,7 @@ def open_labels(path: Path, num_images: int, info: ModelInfo) -> Labels:
         InputError: The file is missing, no .npy file, not one integer per image, or a label is no class.
     """
     labels = read_integers(path, num_images)
-    top = info.num_classes
+    top = -1 if info.answers_classes else info.num_classes
     if labels.min() < 0 or (top > 0 and labels.max() >= top):
         raise InputError(f"{path}: got labels {labels.min()} to {labels.max()}, expected 0 to {top - 1}")
     return labels

@@ -68,7 +68,7 @@ class GateConfig:
             if not low < value < 1:
                 hint = f"; {value:g} % is {value / 100:g}" if 1 < value < 100 else ""
                 raise ValueError(f"{field}: got {value:g}, expected a share above {low:g} and below 1{hint}")
-        check_above("rounds", self.rounds, 2, 1000, "rounds")
+        check_above("rounds", self.rounds, 3, 1000, "rounds")
         check_above("duration_s", self.duration_s, 0.1, 3600, "seconds")
         if not self.rules:
             known = ", ".join(item.name for item in dataclasses.fields(self) if "Rule" in str(item.type))

@@ -11,9 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from temper.client.stats import is_above_chance, proportion
 from temper.gate.config import GateConfig
 from temper.gate.evidence import Evidence
 from temper.gate.rules.base import Look, More
+from temper.gate.rules.paired import right
 from temper.report.verdict import Answer, Finding
 
 
@@ -50,9 +54,23 @@ def _looks(config: GateConfig, evidence: Evidence, rule: str) -> Sequence[Look]:
     judge = config.rules[rule]
     if (why := evidence.missing.get(rule)) is not None:
         return [judge.nothing(why)]
-    if not len(evidence.labels):
-        return [judge.nothing("there are no test images with labels")]
+    if judge.needs_labels and (why := _no_reference(evidence)) is not None:
+        return [judge.nothing(why)]
     return judge.judge(evidence, config.confidence)
+
+
+def _no_reference(evidence: Evidence) -> str | None:
+    """Why nothing follows from who was right: two that are wrong everywhere are alike, and neither is good."""
+    if not len(evidence.labels):
+        return "there are no test images with labels"
+    share = proportion(right(evidence.reference, evidence))
+    counts = np.unique(evidence.labels, return_counts=True)[1]
+    if len(counts) < 2 or is_above_chance(share["low"], share["high"], float(counts.max() / counts.sum())):
+        return None
+    return (
+        f"the reference is right for {100 * share['value']:.1f} % of the images, not clearly above chance; check "
+        "the labels, and how the images are prepared"
+    )
 
 
 def _holm(errors: Sequence[float]) -> list[float]:

@@ -82,7 +82,7 @@ def write_verdict(folder: Path, verdict: Verdict, key: Ed25519PrivateKey | None 
         )
     sealed = verdict if key is None else sign(verdict, key)
     content = json.dumps(in_json(sealed), indent=1, ensure_ascii=False).encode() + b"\n"
-    repository = folder.parent.parent
+    repository = folder.resolve().parent.parent  # by whatever link it was reached: one lock
     try:
         # Not in the folder: a server that loads it meanwhile would find a file of nobody's.
         with work_folder(repository) as work:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from temper.client.stats import images_needed
+from temper.client.stats import images_needed, is_above_chance
 from temper.report import text
 from temper.report.measured import Accuracy, Attack, Corruptions, Differential, Paired, PairedWorstCase
 from temper.report.model import Comparison, Report, Variant, nearest
 
 TELLING = 0.02
 """A difference of robust accuracy that would matter."""
-_CLEAR, _TIMES = 0.1, 2.0
-"""An accuracy that may lie this share of the way from chance to 1, or is at least so many times chance, lies
-clearly above it."""
 _MIN_AGREEMENT = 0.99
 """Served int8 below this share of the exact arithmetic's answers is worth a sentence."""
 
@@ -91,14 +88,13 @@ def _described(variant: Variant, budgets: Sequence[tuple[str, float]]) -> str:
 def say_chance(variant: Variant) -> str | None:
     """Says so when the accuracy's interval ends at chance or little above it; None when it lies clearly above.
 
-    Chance is the share of the most frequent class of the test images: what a constant answer gets right. Of many
-    classes little above it may still be many times as much.
+    Chance is the share of the most frequent class of the test images: what a constant answer gets right.
     """
     if (share := variant.accuracy) is None or len(variant.per_class) < 2:
         return None
     most = max(variant.per_class, key=lambda one: one.num_images)
     chance = most.num_images / sum(one.num_images for one in variant.per_class)
-    if share.high > chance + _CLEAR * (1 - chance) or share.low > _TIMES * chance:
+    if is_above_chance(share.low, share.high, chance):
         return None
     return (
         f"{variant.name}: the accuracy, {text.percent(share.value)} (95 % interval "

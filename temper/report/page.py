@@ -38,7 +38,8 @@ def render_page(report: Report, folder: Path) -> str:
     """
     title = f"Temper report: {report.recipe}"
     if report.verdicts:
-        title = f"{', '.join(map(short, report.verdicts))}: {title}"
+        stopped = "stopped early, " if report.stopped else ""
+        title = f"{stopped}{', '.join(map(short, report.verdicts))}: {title}"
     parts = [
         _header(report, title),
         html.section("Verdict", verdict_section(report.verdicts)),

@@ -59,6 +59,8 @@ class Side(Record):
     not at hand."""
     engine_sha256: str | None = None
     """SHA-256 of the engine's file; null without an engine, or without the repository."""
+    accuracy: float | None = None
+    """The share of the test images that it answers right, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

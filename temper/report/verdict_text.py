@@ -103,11 +103,19 @@ def facts(verdict: Verdict) -> list[str]:
     return [
         f"Measured on {verdict.num_images:,} test images through {verdict.server}, {verdict.machine}, "
         f"{verdict.created}.",
-        f"Confidence {text.whole_percent(verdict.confidence)}, one-sided: {verdict.correction}",
+        *_accuracies(verdict),
+        f"Confidence {100 * verdict.confidence:g} %, one-sided: {verdict.correction}",
         f"Engine SHA-256 {verdict.candidate.engine_sha256 or 'not known'}, data SHA-256 "
         f"{verdict.data_sha256 or 'not known'}, Temper {commit}.",
         f"Signed by the key {verdict.signature.key}." if verdict.signature else "Not signed.",
     ]
+
+
+def _accuracies(verdict: Verdict) -> list[str]:
+    mine, theirs = verdict.candidate.accuracy, verdict.reference.accuracy
+    if mine is None or theirs is None:
+        return []
+    return [f"It is right for {text.percent(mine)} of them, the reference for {text.percent(theirs)}."]
 
 
 def render_text(verdicts: Sequence[Verdict]) -> str:

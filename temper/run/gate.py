@@ -79,12 +79,18 @@ def read_gate(texts: Sequence[str], file: Path | None) -> GateConfig:
     from pydantic import TypeAdapter, ValidationError
 
     content = {} if file is None else read_toml(file).get("gate", {})
+    if not isinstance(content, dict):
+        raise RecipeError(f"--rules: gate: got {type(content).__name__}, expected one table [gate]")
     for text in texts:
         match = re.fullmatch(r"([a-z_]+)(?:\.([a-z0-9_]+))?=(.+)", text, re.DOTALL)
         if match is None:
             raise RecipeError(f"--rule {show(text)}: expected RULE.LIMIT=VALUE, as accuracy.max_drop=0.5")
         rule, limit, value = match.groups()
         place = content if limit is None else content.setdefault(rule, {})
+        if not isinstance(place, dict):
+            raise RecipeError(
+                f"--rule {show(text)}: {rule} is {show(str(place))} already, expected one or the other"
+            )
         place[limit or rule] = _value(value)
     try:
         return TypeAdapter(GateConfig).validate_json(json.dumps(content, default=str), strict=True)
@@ -117,6 +123,8 @@ def judge_run(
     built: Sequence[Built],
     measured: Measured,
     measurements: Measurements,
+    *,
+    today: Measurements,
     key: Ed25519PrivateKey | None,
 ) -> Iterator[tuple[Built, Verdict]]:
     """Yields a verdict on every variant but what it is held against; it lies beside the engine by then.
@@ -125,16 +133,17 @@ def judge_run(
         config: The rules.
         built: The variants.
         measured: What was measured of them.
-        measurements: Measures what the rules on speed ask for, and what is served today where they are held
-            against that.
+        measurements: Measures what the rules on speed ask for.
+        today: Measures what is served today, where they are held against that.
         key: Signs the verdicts.
 
     Raises:
         TemperError: Something cannot be measured, or verdict.json not be written.
     """
     for one in built:
-        if (reference := _reference(config, one, built, measured, measurements)) is not None:
-            verdict = _judge(config, _contender(one, measured, measurements), reference, measurements)
+        other = today if config.against == SERVED else measurements
+        if (reference := _reference(config, one, built, measured, other)) is not None:
+            verdict = _judge(config, _contender(one, measured, measurements), reference, measurements, other)
             yield one, write_verdict(one.path, verdict, key)
 
 
@@ -162,16 +171,20 @@ def _reference(
         return None
     path = one.path.with_name(str(one.served))
     served = subject(f"{one.variant} as served", one.model, one.served, path)
-    figures = replace(measured.variants[one.variant], size_bytes=size_in(path) or one.size_bytes)
+    figures = replace(measured.variants[one.variant], size_bytes=size_in(path) or 0)
     return _Contender(subject=served, variant=figures, accuracy=measurements.accuracy(served))
 
 
 def _judge(
-    config: GateConfig, candidate: _Contender, reference: _Contender, measurements: Measurements
+    config: GateConfig,
+    candidate: _Contender,
+    reference: _Contender,
+    measurements: Measurements,
+    other: Measurements,
 ) -> Verdict:
     found: dict[str, Any] = {}
     if (settings := race_of(config)) is not None:
-        found = raced(measurements.race(reference.subject, candidate.subject, settings).info)
+        found = raced(measurements.race(reference.subject, candidate.subject, settings, other).info)
     if candidate.parity is not None:
         found["same_as_torch"] = np.load(candidate.parity.path / SAME_FILE)
     _, labels = measurements.test_images()
@@ -218,6 +231,10 @@ def give_verdict(
 ) -> Verdict:
     """Decides, and writes down about what, on what and where."""
     answer, findings, correction = decide(config, evidence)
+    candidate, reference = (
+        replace(one, accuracy=float((answers.classes == evidence.labels).mean()) if len(evidence.labels) else None)
+        for one, answers in ((candidate, evidence.candidate), (reference, evidence.reference))
+    )
     here = machine()
     return Verdict(
         answer=answer,

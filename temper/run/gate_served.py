@@ -149,12 +149,14 @@ def same_order(labels: Labels, candidate: ModelInfo, reference: ModelInfo) -> ND
                 f"{reference.num_classes}, expected the same ones"
             )
         return np.arange(max(candidate.num_classes, int(labels.max()) + 1))
-    if sorted(ours) != sorted(theirs):
-        other = next(name for name in (*theirs, *ours) if (name in ours) != (name in theirs))
-        raise WorkflowError(
-            f"{candidate.name} and {reference.name}: only one of them has the class {show(other)}, expected the "
-            "same classes"
-        )
+    if ours == theirs:
+        return np.arange(len(ours))
+    for name in dict.fromkeys((*theirs, *ours)):
+        if ours.count(name) != 1 or theirs.count(name) != 1:
+            raise WorkflowError(
+                f"{candidate.name} and {reference.name}: name the class {show(name)} {ours.count(name)} and "
+                f"{theirs.count(name)} times, expected the same classes, or each once in both"
+            )
     return np.array([ours.index(name) for name in theirs])
 
 
@@ -201,9 +203,10 @@ def gather(
             )
         found = raced(result.to_json())
     mine, theirs = answers
-    named = np.append(order, -1)  # the last for what is no score
+    most = int(max(mine.answers.max(), theirs.answers.max(), len(order) - 1)) + 1  # a class that has no name
+    named = np.concatenate([order, np.arange(len(order), most), [-1]])  # the last for what is no score
     return Evidence(
-        class_names=[candidate.info.label(index) for index in range(len(order))],
+        class_names=[candidate.info.label(index) for index in range(most)],
         labels=labels,
         candidate=Answers(classes=mine.answers, confidence=mine.confidence),
         reference=Answers(classes=named[theirs.answers], confidence=theirs.confidence),

@@ -171,7 +171,7 @@ class Measurements:
             expected = np.load(owner.path / OWNER_LOGITS_FILE)
             with Client(url) as client:
                 how = preprocessing_of(client.model_info(target.model, str(target.version)))
-            same, retries, parts = None, Counter[str](), []
+            same_encoded, retries, parts = None, Counter[str](), []
             tests = open_tests(setting.data, len(expected))
             while some := [take_image(image, how) for image in itertools.islice(tests, _MAX_PARITY)]:
                 answer, again = read_scores(url, target.model, np.stack(some), version=str(target.version))
@@ -180,16 +180,18 @@ class Measurements:
             if encoded is not None:
                 pixels = (take_image(image, how) for image in open_tests(setting.data, len(expected)))
                 files = map(file_of, open_tests(setting.data, len(expected)))
-                same = _count_same(url, target, encoded, zip(pixels, files, strict=True))
-            served = np.nan_to_num(np.concatenate(parts), nan=0.0, posinf=0.0, neginf=0.0)
-            np.save(folder / SAME_FILE, expected.argmax(1) == served.argmax(1))
+                same_encoded = _count_same(url, target, encoded, zip(pixels, files, strict=True))
+            served = np.concatenate(parts)
+            same = np.isfinite(served).all(axis=1) & (expected.argmax(1) == served.argmax(1))
+            np.save(folder / SAME_FILE, same)
+            served = np.nan_to_num(served, nan=0.0, posinf=0.0, neginf=0.0)
             return {
                 **compare_logits(expected, served),
-                "agreement": proportion(expected.argmax(1) == served.argmax(1)),
+                "agreement": proportion(same),
                 **{name: owner.info[name] for name in ("num_same_pixels", "max_pixel_diff")},
                 "runtime": _runtime(setting),
                 "retries": dict(retries),
-                "num_same_encoded": same,
+                "num_same_encoded": same_encoded,
             }
 
         code = ("temper.client.accuracy", "temper.client.images", "temper.builder.network.export")
@@ -246,15 +248,23 @@ class Measurements:
         code = ("temper.client.load.generator", "temper.client.load.worker")
         return self._run("load", target, dataclasses.asdict(config), make, _note_load, code=code)
 
-    def race(self, reference: Subject, target: Subject, config: RaceConfig) -> Artifact:
-        """Loads a model and the one that it is held against in turns; `info` is that of `Race`."""
+    def race(self, reference: Subject, target: Subject, config: RaceConfig, other: Measurements) -> Artifact:
+        """Loads a model and the one that it is held against in turns; `info` is that of `Race`.
+
+        Args:
+            reference: Who it is held against.
+            target: The model.
+            config: How they are loaded.
+            other: Where the reference is measured.
+        """
 
         def make(folder: Path, stage: Stage, url: str) -> dict[str, Any]:
             del folder
             from temper.client.load import race
 
             first, second = ((one.model, str(one.version)) for one in (reference, target))
-            return race(url, first, second, self.test_images()[0], config, stage).to_json()
+            images, where = self.test_images()[0], other.endpoint.url()
+            return race(url, first, second, images, config, stage, url_of_first=where).to_json()
 
         key = {**dataclasses.asdict(config), "reference": reference.artifact.digest}
         code = ("temper.client.load.interleaved", "temper.client.load.worker")

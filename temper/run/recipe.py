@@ -182,11 +182,6 @@ class Recipe:
             raise ValueError(
                 f'gate.against: got one variant and nothing to hold it against, expected a second, or "{SERVED}"'
             )
-        if against == SERVED and (joined := [one.name for one in self.variants if one.ensemble]):
-            raise ValueError(
-                f'gate.against: got "{SERVED}" with the ensemble {joined[0]}, whose members are served in one '
-                "version at a time, expected a variant"
-            )
         if (rule := self.gate.robustness) is None:
             return
         if against == SERVED:

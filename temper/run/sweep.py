@@ -75,7 +75,7 @@ def sweep_recipe(recipe: Recipe, overs: Sequence[Over], *, variant: str | None =
             continue  # two ways to write the same thing, mostly because a step is left out
         found[one.name] = one
     return with_variants(
-        dataclasses.replace(recipe, name=f"{recipe.name}-sweep", explain=None), tuple(found.values())
+        dataclasses.replace(recipe, name=f"{recipe.name}-sweep", explain=None, gate=None), tuple(found.values())
     )
 
 

@@ -34,7 +34,6 @@ from temper.client.errors import ClientError
 from temper.client.robustness.base import OWN, REFERENCE
 from temper.client.stats import images_needed
 from temper.errors import ReportError, TemperError, WorkflowError
-from temper.gate.config import SERVED
 from temper.gate.keys import read_key
 from temper.host.machine import commit, machine, versions
 from temper.imaging.errors import show
@@ -71,7 +70,7 @@ from temper.run.summary import (
 )
 from temper.run.worst_case import with_worst_case
 from temper.serve.endpoint import Endpoint
-from temper.serve.promote import promote
+from temper.serve.promote import PromoteError, promote
 from temper.serve.runtime import has_backend
 
 if TYPE_CHECKING:
@@ -84,8 +83,8 @@ if TYPE_CHECKING:
 
 SERVER_LOG = "tritonserver.log"
 LOCK_FILE = ".run.lock"
-_MAX_GATED = 2000
-"""Test images that a rule on the agreement with the network looks at, at most."""
+_MAX_GATED = 10_000
+"""Test images that a rule on the agreement with the network looks at, at most: PyTorch takes its time."""
 _DISCORDANT = 0.05
 """Share of the images that two variants judge otherwise under attack: what int8 and float32 did at most."""
 
@@ -177,16 +176,15 @@ def _run_alone(
     if url is not None:
         _check_served(built, url)
     versions = versions_with(repository, ((one.model, one.version) for one in built))
-    if recipe.gate is not None and recipe.gate.against == SERVED:
-        versions |= {one.model: tuple(sorted({one.served, one.version})) for one in built}
     log_file = folder / SERVER_LOG
     endpoint = Endpoint(url, repository, models=models, versions=versions, log_file=log_file, display=display)
+    today = Endpoint(url, repository, models=models, display=display)  # started for what is held against it alone
     store = Store(runs / recipe.name / "stages")
     measurements = Measurements(store=store, endpoint=endpoint, data=built[0].data, display=display, url=url)
-    run = _Run(recipe, built, measurements, folder, key)
+    run = _Run(recipe, built, measurements, folder, replace(measurements, endpoint=today), key)
     stopped = None
     try:
-        with endpoint:
+        with endpoint, today:
             run.measure()
             run.judge()
         run.explain()
@@ -304,6 +302,8 @@ class _Run:
     built: list[Built]
     measurements: Measurements
     folder: Path
+    today: Measurements
+    """On a server of what is served today, in place of the candidates."""
     key: Ed25519PrivateKey | None = None
     """Signs the verdicts."""
     variants: dict[str, Variant] = field(init=False)
@@ -475,17 +475,31 @@ class _Run:
         """Gives the verdicts, and promotes what may be shipped where the recipe says so."""
         if (config := self.recipe.gate) is None:
             return
-        display, repository = self.measurements.display, self.built[0].path.parents[1]
+        display, shipped = self.measurements.display, list[Built]()
         measured = Measured(
             variants=self.variants, accuracies=self.accuracies, attacks=self.attacks, parities=self.parities
         )
-        for one, verdict in judge_run(config, self.built, measured, self.measurements, self.key):
+        for one, verdict in judge_run(
+            config, self.built, measured, self.measurements, today=self.today, key=self.key
+        ):
             self.verdicts.append(verdict)
             display.say(headline(verdict))
             if config.promote == "on-ship" and verdict.answer == "SHIP" and one.served != one.version:
-                switched = promote(repository, one.model, one.version, url=self.measurements.url, reason="on-ship")
-                for line in switched.describe():
-                    display.say(line)
+                shipped.append(one)
+        for one in shipped:  # once all are judged
+            self._promote(one)
+
+    def _promote(self, one: Built) -> None:
+        """Serves what may be shipped; what stands in the way is said, and ends nothing."""
+        display, repository = self.measurements.display, one.path.parents[1]
+        try:
+            switched = promote(repository, one.model, one.version, url=self.measurements.url, reason="on-ship")
+        except (PromoteError, BuilderError) as error:
+            self.warnings.append(f"{one.model} version {one.version} was not promoted: {error}")
+            display.say(f"warning: {self.warnings[-1]}")
+            return
+        for line in switched.describe():
+            display.say(line)
 
     def report(self, started: tuple[datetime.datetime, float], stopped: str | None) -> Report:
         """What was measured until now.
@@ -509,7 +523,7 @@ class _Run:
             seconds=round(time.monotonic() - started[1], 1),
             server=self.measurements.endpoint.description,
             stopped=stopped,
-            deaths=tuple(self.measurements.endpoint.deaths),
+            deaths=(*self.measurements.endpoint.deaths, *self.today.endpoint.deaths),
             warnings=tuple(self.warnings),
             verdicts=tuple(self.verdicts),
             commit=commit(),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from temper.backends.temper.artifact import CONFIG, served_version
-from temper.errors import ServerError
+from temper.errors import TemperError
 from temper.serve.server import TritonServer
 
 _Stamp = tuple[int, int, int] | None
@@ -42,9 +42,12 @@ class Follower:
         version = _version(self._server.repository / model / CONFIG)
         try:
             self._server.reload(model)
-        except ServerError as error:
+        except TemperError as error:
             if self._server.alive:
-                self._say(f"not switched: {model}: version {version}: {error}; what was served is served on")
+                self._say(
+                    f"not switched: {model}: version {version}: {error}; what was served is served on, until a "
+                    f"restart: `temper rollback {model}` puts it back into the repository"
+                )
             return
         if self._server.alive:
             self._say(f"switched: {model} is served as version {version}")

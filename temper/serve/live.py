@@ -32,7 +32,7 @@ def bring_live(repository: Path, url: str, switched: Switched, verdict: Mapping[
         if switched.before is None or switched.before == switched.after:
             raise
         back = switch(
-            repository, switched.model, switched.before, event="rolled back", reason=str(error), verdict=verdict
+            repository, switched.model, switched.before, event="taken back", reason=str(error), verdict=verdict
         )
         with contextlib.suppress(ServerError):
             # What was loaded of it before the failure.

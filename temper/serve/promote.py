@@ -6,6 +6,7 @@ Whether it may be served says its verdict (`backends/temper/verdict.py`); how it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from temper.builder.publish.versions import newest_in, served_version
 from temper.errors import TemperError
 from temper.imaging.errors import show
 from temper.serve import live, reload
+from temper.serve.verify import read_config
 
 
 class PromoteError(TemperError):
@@ -73,8 +75,10 @@ def promote(
     if served_version(folder) == version:
         return _live(repository, url, Switched(model=model, before=version, after=version))
     digests = _check_whole(repository, model, version)
+    _check_required(repository, model, version, digests)
     try:
         found = verdict.check_verdict(folder / str(version), model=model, digests=digests)
+        _check_reference(found, folder)
         _check_ensembles(repository, model, version)
     except (ArtifactError, PromoteError) as error:
         if not override:
@@ -116,7 +120,7 @@ def rollback(repository: Path, model: str, reason: str = "", *, url: str | None 
         )
     if url is not None:
         reload.served_version(url, model)
-    _check_whole(repository, model, before)
+    _check_required(repository, model, before, _check_whole(repository, model, before))
     answer = _answer(repository / model / str(before))
     switched = switch(repository, model, before, event="rolled back", reason=reason, verdict=answer)
     return _live(repository, url, switched)
@@ -156,6 +160,36 @@ def _check_whole(repository: Path, model: str, version: int) -> dict[str, str]:
         raise PromoteError(str(error)) from error
     except OSError as error:
         raise PromoteError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
+def _check_required(repository: Path, model: str, version: int, digests: Mapping[str, str]) -> None:
+    """Refuses, whoever overrides, what asks for a signed verdict and has none: no plugin would load it."""
+    folder = repository / model / str(version)
+    asked = read_config(folder).get("parameters", {}).get("require_verdict", {}).get("string_value")
+    if asked != "true":
+        return
+    try:
+        trusted = os.environ.get(verdict.TRUSTED)
+        keys = verdict.read_keys(Path(trusted)) if trusted else None
+        found = verdict.check_verdict(folder, model=model, digests=digests, trusted=keys)
+        if found.get("signature") is None:
+            raise ArtifactError(f"{folder / verdict.FILE}: is not signed; sign it with `temper gate --sign`")
+    except ArtifactError as error:
+        raise PromoteError(
+            f"{error}; version {version} says require_verdict, so no server would load it"
+        ) from error
+
+
+def _check_reference(found: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a verdict that holds a version against another one than it would take the place of."""
+    reference, served = found.get("reference"), served_version(folder)
+    if not isinstance(reference, dict) or reference.get("model") != folder.name or served is None:
+        return
+    if reference.get("version") != served:
+        raise PromoteError(
+            f"model {folder.name}: was held against version {show(str(reference.get('version')))}, and by now "
+            f"version {served} is served; judge it again with `temper gate`"
+        )
 
 
 def _check_ensembles(repository: Path, model: str, version: int) -> None:

@@ -89,8 +89,10 @@ def environment(runtime: Path, *, staging: bool = False) -> dict[str, str]:
         *_find_libpython(),
         os.environ.get("LD_LIBRARY_PATH", ""),
     ]
+    # Engines run in it, which no key's passphrase concerns.
+    inherited = {name: value for name, value in os.environ.items() if name != "TEMPER_KEY_PASSPHRASE"}
     return {
-        **os.environ,
+        **inherited,
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
         # The stub ignores PYTHONPATH and takes its packages from the first python3 on PATH.
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from temper.cli.commands.main_job import log_to_file, resumable
 from temper.cli.inputs import list_tree, open_images, open_labels
 from temper.client.errors import ClientError
 from temper.errors import GateError, WorkflowError
-from temper.gate.config import SERVED
+from temper.gate.config import SERVED, GateConfig
 from temper.imaging.errors import show
 from temper.imaging.folder import say_left_out
 from temper.progress import Display
@@ -27,7 +28,6 @@ from temper.serve.endpoint import Endpoint
 from temper.terminal import echo
 
 if TYPE_CHECKING:
-    from temper.gate.config import GateConfig
     from temper.gate.evidence import Evidence
     from temper.run.gate_served import Served
 
@@ -64,6 +64,8 @@ def gate_recipe_command(
     with resumable(), Display() as display:
         report = run_recipe(recipe, repository=repository, runs=runs, display=display, url=url, sign=sign)
     if report.stopped is not None:
+        if report.verdicts:
+            _write(report.verdicts, **shown)
         raise WorkflowError(f"{report.stopped}; what was measured is in {runs / recipe.name / 'report.html'}")
     if not report.verdicts:
         raise GateError("no verdict: every variant is what is served already; change the recipe, or gate.against")
@@ -114,13 +116,16 @@ def gate_served_command(
     _check(config, repository, sign)
     key = None if sign is None else read_key(sign)
     asked = _versions(model, model if against == SERVED else against, versions, url, repository)
-    with resumable(), Display() as display, _endpoint(asked, url, repository, display) as endpoint:
+    with resumable(), Display() as display, ExitStack() as stack:
+        ends = _endpoints(asked, url, repository, display)
+        for endpoint in dict.fromkeys(ends):
+            stack.enter_context(endpoint)
         try:
-            pair = _open(endpoint, asked, sent)
+            pair = _open(ends, asked, sent)
             with tempfile.TemporaryDirectory(prefix="temper-gate-") as work:
-                evidence, data = _gather(config, pair, endpoint, images, labels, Path(work), display)
+                evidence, data = _gather(config, pair, ends, images, labels, Path(work), display)
         except ClientError as error:
-            raise GateError(endpoint.why(error)) from error
+            raise GateError(ends[0].why(ends[1].why(error))) from error
     if repository is None:
         sides = [Side(model=one.info.name, version=_number(one.info.version), sums_sha256=None) for one in pair]
     else:
@@ -135,7 +140,7 @@ def gate_served_command(
         candidate=sides[0],
         reference=sides[1],
         data_sha256=data,
-        server=endpoint.description,
+        server=ends[0].description,
     )
     if repository is not None:
         verdict = write_verdict(folders[0], verdict, key)
@@ -146,6 +151,9 @@ def _check(config: GateConfig, repository: Path | None, sign: Path | None) -> No
     for rule, what in _OF_A_RECIPE.items():
         if getattr(config, rule) is not None:
             raise GateError(f"{rule}: needs {what}; run `temper gate RECIPE`, or leave the rule out")
+    for key in ("against", "promote"):
+        if getattr(config, key) != getattr(GateConfig, key):
+            raise GateError(f"{key}: got {show(getattr(config, key))}, expected none with --model; see --against")
     if repository is None:
         wanting = {"size": config.size is not None, "--sign": sign is not None}
         for what in (name for name, wanted in wanting.items() if wanted):
@@ -168,31 +176,40 @@ def _versions(
     return (model, mine), (other, theirs)
 
 
-def _endpoint(asked: Sequence[Asked], url: str | None, repository: Path | None, display: Display) -> Endpoint:
-    """Where both are served; the embedded server loads the versions that are asked."""
-    names = list(dict.fromkeys(name for name, _ in asked))
-    loaded = {
-        name: tuple(sorted({version for other, version in asked if other == name and version is not None}))
-        for name in names
-    }
-    versions = {name: found for name, found in loaded.items() if found} if url is None else {}
-    return Endpoint(url, repository or Path(), models=names, versions=versions, display=display)
+def _endpoints(
+    asked: Sequence[Asked], url: str | None, repository: Path | None, display: Display
+) -> tuple[Endpoint, Endpoint]:
+    """Where each is served: a server elsewhere, or one started here; two for two versions of one model.
+
+    A server has one config.pbtxt for all versions of a model, and an ensemble one version of its members.
+    """
+
+    def start(*some: Asked) -> Endpoint:
+        versions = {name: (version,) for name, version in some if version is not None} if url is None else {}
+        names = list(dict.fromkeys(name for name, _ in some))
+        return Endpoint(url, repository or Path(), models=names, versions=versions, display=display)
+
+    if url is None and asked[0][0] == asked[1][0]:
+        return start(asked[0]), start(asked[1])
+    return (both := start(*asked)), both
 
 
 def _number(version: str) -> int | None:
     return int(version) if version.isdecimal() else None
 
 
-def _open(endpoint: Endpoint, asked: tuple[Asked, Asked], sent: Sequence[str]) -> tuple[Served, Served]:
+def _open(
+    ends: tuple[Endpoint, Endpoint], asked: tuple[Asked, Asked], sent: Sequence[str]
+) -> tuple[Served, Served]:
     from temper.run.diagnose.how import read_fields
     from temper.run.gate_served import open_served
 
     stated = read_fields(sent)
 
-    def learn(name: str, version: int | None) -> Served:
+    def learn(endpoint: Endpoint, name: str, version: int | None) -> Served:
         return endpoint.retrying(name, lambda url: open_served(url, name, str(version or ""), stated))
 
-    pair = learn(*asked[0]), learn(*asked[1])
+    pair = learn(ends[0], *asked[0]), learn(ends[1], *asked[1])
     names = [(one.info.name, one.info.version) for one in pair]
     if names[0] == names[1]:
         raise GateError(
@@ -205,7 +222,7 @@ def _open(endpoint: Endpoint, asked: tuple[Asked, Asked], sent: Sequence[str]) -
 def _gather(
     config: GateConfig,
     pair: tuple[Served, Served],
-    endpoint: Endpoint,
+    ends: tuple[Endpoint, Endpoint],
     images: Path,
     labels: Path | None,
     work: Path,
@@ -229,12 +246,24 @@ def _gather(
                 theirs = decode(tree.files, pair[1].sent, work / "reference.npy", stage)
         both = mine, theirs
         np.save(files[1], wanted)
-    evidence = endpoint.retrying("gate", lambda _: gather(config, *pair, both, wanted, display.stage))
+
+    def ask(_: str) -> Evidence:  # a server that died is started again at the same address
+        return gather(config, *pair, both, wanted, display.stage)
+
+    evidence = ends[0].retrying("gate", lambda _: ends[1].retrying("gate", ask))
     return evidence, digest_of(*files)
 
 
-def _show(verdicts: Sequence[Verdict], *, markdown: Path | None, junit: Path | None, as_json: bool) -> None:
-    """Prints verdicts, writes the files that are wished for, and exits as the answers say.
+def _show(verdicts: Sequence[Verdict], **shown: Any) -> None:
+    """Writes verdicts as `_write`, and exits as the answers say."""
+    _write(verdicts, **shown)
+    answers = {one.answer for one in verdicts}
+    worst = next((one for one in ("HOLD", "NOT ENOUGH DATA") if one in answers), "SHIP")
+    click.get_current_context().exit(EXITS[worst])
+
+
+def _write(verdicts: Sequence[Verdict], *, markdown: Path | None, junit: Path | None, as_json: bool) -> None:
+    """Prints verdicts, and writes the files that are wished for.
 
     Args:
         verdicts: At least one.
@@ -245,17 +274,13 @@ def _show(verdicts: Sequence[Verdict], *, markdown: Path | None, junit: Path | N
     Raises:
         GateError: A file cannot be written.
     """
+    if as_json:
+        echo(json.dumps([one.to_json() for one in verdicts], indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        echo(render_text(verdicts))
     for path, render in ((markdown, render_markdown), (junit, render_junit)):
         if path is not None:
             try:
                 path.write_text(render(verdicts), encoding="utf-8")
             except OSError as error:
                 raise GateError(f"{show(path)}: cannot be written: {error.strerror}") from error
-    if as_json:
-        echo(json.dumps([one.to_json() for one in verdicts], indent=2, ensure_ascii=False, allow_nan=False))
-    else:
-        echo(render_text(verdicts))
-    answers = {one.answer for one in verdicts}
-    click.get_current_context().exit(
-        next((EXITS[one] for one in ("HOLD", "NOT ENOUGH DATA") if one in answers), 0)
-    )

@@ -66,6 +66,8 @@ class Rule(abc.ABC):
     """What it looks at, in words."""
     unit: ClassVar[str] = ""
     """Of its limit."""
+    needs_labels: ClassVar[bool] = True
+    """Whether it looks at who was right."""
 
     @property
     @abc.abstractmethod

@@ -56,21 +56,22 @@ class CalibrationRule(Rule):
     def judge(self, evidence: Evidence, confidence: float) -> Sequence[Look]:
         """Compares the errors with the spread of a paired bootstrap, the shares image by image.
 
-        Images that either of the two gave no score are left out.
+        Images that the reference gave no score are left out; one that the candidate gave none has no probability.
         """
         sides = (evidence.reference, evidence.candidate)
         sure = [one.confidence for one in sides if one.confidence is not None]
         if len(sure) < len(sides):
             return [self.nothing("an endpoint answers no probabilities")]
-        scored = np.isfinite(sure[0]) & np.isfinite(sure[1])
+        scored = np.isfinite(sure[0])
         if not scored.any():
-            return [self.nothing("no image has scores of both")]
-        before, after = (one[scored] for one in sure)
+            return [self.nothing("no image has scores of the reference")]
+        # Without a score it is as wrong as sure: the worst that an answer can be.
+        before, after = sure[0][scored], np.nan_to_num(sure[1][scored], nan=1.0)
         parts = [
             _parts(one, right(answers, evidence)[scored])
             for one, answers in zip((before, after), sides, strict=True)
         ]
-        return [self._error(np.stack(parts), confidence), *self._shares(before, after, confidence)]
+        return [self._error(np.stack(parts), confidence), *self._shares(before, sure[1][scored], confidence)]
 
     def _error(self, parts: npt.NDArray[np.float64], confidence: float) -> Look:
         """The look at the error, from float64 [2, bins, n]."""
@@ -82,15 +83,18 @@ class CalibrationRule(Rule):
         noise = parts.std(axis=-1) / math.sqrt(n)
         most, least = _most(means[1], means[0], noise[0]), -_most(means[0], means[1], noise[1])
         reach = NormalDist().inv_cdf(confidence) * spread
+        # With few images a rise may show in none of them, and there is no spread to tell.
+        unseen = (1 - self.max_increase) ** n
 
         def needs(confidence: float, power: float) -> More | None:
             normal, seen = NormalDist(), max(figure, 0.0)
+            fewest = math.ceil(math.log(1 - confidence) / math.log(1 - self.max_increase))
             # Of all that is added to what was seen, both parts shrink as the root of the images.
             wide = (normal.inv_cdf(confidence) + normal.inv_cdf(power)) * spread + max(most - figure, 0.0)
             for true in (0.0, seen):
                 if (
                     true < self.max_increase
-                    and (num := math.ceil(n * (wide / (self.max_increase - true)) ** 2)) > n
+                    and (num := max(fewest, math.ceil(n * (wide / (self.max_increase - true)) ** 2))) > n
                 ):
                     return More(num=num, given=f"margin {self.max_increase:g}, a spread as in these images")
             return More(num=n + 1, given="more than these") if seen < self.max_increase else None
@@ -100,8 +104,8 @@ class CalibrationRule(Rule):
             low=least - reach,
             high=most + reach,
             num_images=n,
-            kept=_beyond(self.max_increase - most, spread),
-            broken=_beyond(least - self.max_increase, spread),
+            kept=max(_beyond(self.max_increase - most, spread), unseen),
+            broken=max(_beyond(least - self.max_increase, spread), unseen),
             needs=needs,
         )
 

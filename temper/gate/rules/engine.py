@@ -18,6 +18,7 @@ class EngineRule(Rule):
     """How often the served engine must answer as the network before compression does in PyTorch."""
 
     title: ClassVar[str] = "agreement with PyTorch"
+    needs_labels: ClassVar[bool] = False
 
     agreement_with_torch: float
     """A share of the images, between 0 and 1, such as 0.995; shipped is what surely agrees more often."""

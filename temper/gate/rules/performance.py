@@ -18,12 +18,16 @@ from temper.gate.evidence import Evidence
 from temper.gate.rules.base import Look, More, Rule, check_above
 from temper.report import text
 
+_MOST = 20.0
+"""Of a log ratio, whatever few rounds that scatter would allow."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyRule(Rule):
     """How long an answer may take at a given rate."""
 
     title: ClassVar[str] = "99th percentile of latency"
+    needs_labels: ClassVar[bool] = False
     unit: ClassVar[str] = "ms"
 
     p99_ms: float
@@ -54,6 +58,7 @@ class ThroughputRule(Rule):
     """How much faster than the reference it must be."""
 
     title: ClassVar[str] = "throughput against the reference"
+    needs_labels: ClassVar[bool] = False
     unit: ClassVar[str] = "x"
 
     min_ratio: float
@@ -82,7 +87,7 @@ class ThroughputRule(Rule):
 def _turned(look: Look) -> Look:
     """A look at -log of a ratio as one at the ratio."""
     back = {
-        key: None if value is None else math.exp(-value)
+        key: None if value is None else math.exp(min(-value, _MOST))
         for key, value in (("figure", look.figure), ("low", look.high), ("high", look.low))
     }
     return replace(look, **back)  # type: ignore[arg-type]  # all of them are numbers or None
@@ -93,6 +98,7 @@ class SizeRule(Rule):
     """How large the engine's file may be."""
 
     title: ClassVar[str] = "size against the reference"
+    needs_labels: ClassVar[bool] = False
     unit: ClassVar[str] = "x"
 
     max_ratio: float

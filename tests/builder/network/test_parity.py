@@ -12,7 +12,7 @@ from PIL import Image
 
 from temper.builder.contract import OWNER_LOGITS_FILE, TEST_IMAGES_FILE
 from temper.builder.data.config import DataConfig
-from temper.builder.data.prepare import prepare_data
+from temper.builder.data.prepare import prepare_data, spread
 from temper.builder.network.parity import answer_files, load
 from temper.builder.network.resnet import ModelConfig, build_model, save_weights
 from temper.builder.network.served import Served, predict
@@ -83,7 +83,8 @@ def _compare(config: DataConfig, folder: Path) -> tuple[dict[str, Any], float]:
     data_made, weights_made = (Artifact(path=path, digest="", info={}, reused=False) for path in (data, weights))
     figures = answer_files(setting, data_made, weights_made, NUM, out, lambda done, total: None)
     mean, std = config.normalization
-    ours = predict(Served(network, mean=mean, std=std), np.load(data / TEST_IMAGES_FILE)[:NUM])
+    tests = np.load(data / TEST_IMAGES_FILE)
+    ours = predict(Served(network, mean=mean, std=std), tests[spread(len(tests), NUM)])
     owners = np.load(out / OWNER_LOGITS_FILE)
     return figures, float(np.abs(ours - owners).max() / np.abs(owners).max())
 

@@ -13,7 +13,7 @@ from publishing import CONFIG, check_repository, publish_bytes, read_config, ser
 
 from temper.builder.errors import PublishError
 from temper.builder.publish.ensemble import NotYetError, publish_ensemble, publish_jpeg
-from temper.builder.publish.history import Change, served_before
+from temper.builder.publish.history import Change, What, served_before
 from temper.builder.publish.switch import prune_versions, read_history, settle, switch, versions_of
 from temper.builder.publish.triton_config import EnsembleBackend
 from temper.imaging.preprocess import Preprocessing
@@ -227,3 +227,10 @@ def test_intent_of_somebody_else_does_no_harm(repository: Path, text: str) -> No
     repository.with_name(".repository-work").joinpath("switch.json").write_text(text)
     switch(repository, "m_int8", 2, event="promoted")
     assert story(repository) == [("promoted", 1, 2)]
+
+
+def test_what_a_server_did_not_load_is_none_to_go_back_to(repository: Path) -> None:
+    events: list[tuple[int, What]] = [(2, "promoted"), (1, "promoted"), (2, "rolled back"), (1, "taken back")]
+    for version, event in events:
+        switch(repository, "m_int8", version, event=event)
+    assert served_before(read_history(repository, "m_int8")) == 2

@@ -63,7 +63,7 @@ def test_one_rule_is_enough() -> None:
         ({"confidence": 95}, "confidence: got 95, expected a share above 0.5 and below 1; 95 % is 0.95"),
         ({"confidence": 0.4}, "confidence: got 0.4, expected a share above 0.5 and below 1"),
         ({"power": 1.0}, "power: got 1, expected a share above 0 and below 1"),
-        ({"rounds": 1}, "rounds: got 1, expected rounds, 2 to 1000"),
+        ({"rounds": 2}, "rounds: got 2, expected rounds, 3 to 1000"),
         ({"duration_s": 0}, "duration_s: got 0, expected seconds, 0.1 to 3600"),
         ({"promote": "always"}, "'by-hand' or 'on-ship'"),
         ({"accuracy": {"max_drop": 0.005}}, "max_drop: got 0.005, expected points .* so a share of 0.005 is 0.5"),

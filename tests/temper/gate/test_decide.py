@@ -155,3 +155,21 @@ def test_findings_fit_the_verdict(counted: Any) -> None:
     for one in (evidence, empty):
         _, findings, _ = decide(ALL, one)
         json.dumps([dataclasses.asdict(found) for found in findings], allow_nan=False)
+
+
+@pytest.mark.parametrize(("right", "answer"), [(0.0, "NOT ENOUGH DATA"), (0.12, "NOT ENOUGH DATA"), (0.9, "SHIP")])
+def test_two_that_are_wrong_everywhere_are_not_as_good_as_each_other(right: float, answer: str) -> None:
+    labels = np.arange(2000) % 10
+    classes = np.where(np.arange(2000) < 2000 * right, labels, (labels + 1) % 10)
+    answers = Answers(classes=classes)
+    evidence = Evidence(
+        class_names=[str(index) for index in range(10)],
+        labels=labels,
+        reference=answers,
+        candidate=answers,
+        size_bytes=(2, 1),
+    )
+    config = GateConfig(accuracy=AccuracyRule(max_drop=2), flips=FlipsRule(max=2), size=SizeRule(max_ratio=1))
+    found, findings, _ = decide(config, evidence)
+    assert (found, findings[0].answer, findings[1].answer, findings[2].answer) == (answer, answer, answer, "SHIP")
+    assert right > 0.5 or "not clearly above chance" in findings[0].reason

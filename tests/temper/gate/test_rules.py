@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,17 @@ def test_calibration_answers_by_the_rise_of_the_error(n: int, said: tuple[float,
     assert found.answer == answer
     assert found.figure == pytest.approx(abs(said[1] - hits) - abs(said[0] - hits), abs=1e-6)
     assert found.needed is None or found.needed > n
+
+
+def test_calibration_of_few_images_or_missing_scores_is_not_shipped() -> None:
+    one = finding(sure(1, 1.0, (1.0, 1.0)), calibration=CalibrationRule(max_increase=0.01))
+    assert one.answer == "NOT ENOUGH DATA"
+    evidence = sure(2000, 0.8, (0.83, 0.83))
+    assert evidence.candidate.confidence is not None
+    silent = np.where(np.arange(2000) % 2, evidence.candidate.confidence, np.nan)
+    classes = np.where(np.arange(2000) % 2, evidence.candidate.classes, -1)
+    broken = replace(evidence, candidate=Answers(classes=classes, confidence=silent))
+    assert finding(broken, calibration=CalibrationRule(max_increase=0.02)).answer == "HOLD"
 
 
 def test_calibration_error_is_a_mean_over_fifteen_bins() -> None:

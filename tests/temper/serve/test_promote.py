@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from temper.builder.publish.ensemble import publish_ensemble
 from temper.builder.publish.entry import publish
+from temper.builder.publish.serving import ServingConfig
 from temper.builder.publish.triton_config import EnsembleBackend, PluginBackend, TritonConfig
 from temper.builder.publish.versions import served_version
 from temper.cli.main import cli
@@ -120,6 +121,32 @@ def test_candidate_that_may_not_be_served_needs_an_override(repository: Path, ca
     (event,) = json.loads(run("history", repository, "--json").output)["events"]
     assert (event["override"], event["reason"]) == (True, "for the demo")
     assert "against its verdict: for the demo" in run("history", repository).output
+
+
+def test_verdict_against_what_is_served_no_more_promotes_nothing(repository: Path) -> None:
+    assert run("promote", repository).exit_code == 0
+    folder = add(repository, b"engine 3")
+    judge(folder)
+    content = json.loads((folder / "verdict.json").read_text())
+    for version, exit_code in ((1, 1), (2, 0)):
+        content["reference"] = {"model": "m", "version": version}
+        (folder / "verdict.json").write_text(json.dumps(content))
+        result = run("promote", repository)
+        assert result.exit_code == exit_code
+    assert served(repository) == 3
+
+
+@pytest.mark.parametrize("more", [(), ANYWAY], ids=["plain", "override"])
+def test_version_that_asks_for_a_signed_verdict_is_not_served_without(
+    repository: Path, more: tuple[str, ...]
+) -> None:
+    judge(add(repository, b"engine 3", serving=ServingConfig(require_verdict=True)))
+    result = run("promote", repository, *more)
+    assert result.exit_code == 1
+    assert "verdict.json: is not signed; sign it with `temper gate --sign`; version 3 says require_verdict" in (
+        result.stderr
+    )
+    assert served(repository) == 1
 
 
 @pytest.mark.parametrize("more", [(), ANYWAY], ids=["plain", "override"])

@@ -42,6 +42,7 @@ def probes(outcomes: Sequence[int | str | None], *, latency_ms: float = 3.0, ski
 BEFORE = summarise(probes([0] * NUM_IMAGES), Traffic(num=500))
 FAILS_A_LITTLE = replace(BEFORE, failed=8, traffic=Traffic(num=500, failed=40))
 LATE = 2.0
+GONE: list[int | str | None] = ["gone"]
 
 # The version before, the probes after, all requests after, and the sign that is expected.
 CASES: dict[str, tuple[Before, list[Probe], Traffic, str | None]] = {
@@ -60,7 +61,7 @@ CASES: dict[str, tuple[Before, list[Probe], Traffic, str | None]] = {
         Traffic(),
         "the last 3 probes failed, 0 of 100 before: gone",
     ),
-    "three failed here and there": (BEFORE, probes([*([0] * 300), "gone"] * 3 + [0]), Traffic(), None),
+    "three failed here and there": (BEFORE, probes(([0] * 300 + GONE) * 3 + [0]), Traffic(), None),
     "every fifth fails": (
         BEFORE,
         probes([0, 0, 0, 0, "gone"] * 12),
@@ -83,11 +84,17 @@ CASES: dict[str, tuple[Before, list[Probe], Traffic, str | None]] = {
     "requests of others fail as before": (FAILS_A_LITTLE, probes([0]), Traffic(num=2000, failed=170), None),
     "slow": (
         BEFORE,
-        probes([0] * 20, latency_ms=30, skip_s=LATE),
+        probes([0] * 40, latency_ms=30, skip_s=LATE),
         Traffic(),
         "took 30 ms in the median, expected",
     ),
     "slow in the switch alone": (BEFORE, probes([0] * 20, latency_ms=900), Traffic(), None),
+    "slow for a second": (
+        BEFORE,
+        [*probes([0] * 200), *probes([0] * 20, latency_ms=900, skip_s=10)],
+        Traffic(),
+        None,
+    ),
     "twice as slow": (BEFORE, probes([0] * 1000, latency_ms=6), Traffic(), None),
     "slow half of the time": (
         BEFORE,
@@ -100,11 +107,11 @@ CASES: dict[str, tuple[Before, list[Probe], Traffic, str | None]] = {
     ),
     "nothing answers": (
         BEFORE,
-        probes([None] * 20, latency_ms=1000, skip_s=LATE),
+        probes([None] * 40, latency_ms=1000, skip_s=LATE),
         Traffic(),
-        "the last 20 probes took 1e+03 ms in the median",
+        "the last 40 probes took 1e+03 ms in the median",
     ),
-    "on the way": (BEFORE, probes([None] * 20, latency_ms=1, skip_s=LATE), Traffic(), None),
+    "on the way": (BEFORE, probes([None] * 40, latency_ms=1, skip_s=LATE), Traffic(), None),
     "half of the images": (
         BEFORE,
         probes([0, 1] * 10),
@@ -173,7 +180,7 @@ def test_last_answer_to_an_image_counts() -> None:
     assert {image: probe and probe.answer for image, probe in both.items()} == {0: None, 1: None, 2: 2}
 
 
-@pytest.mark.parametrize(("changed", "needed"), [(0.1, 4), (0.5, 14), (None, 1)])
+@pytest.mark.parametrize(("changed", "needed"), [(0.1, 5), (0.5, 14), (None, 1)])
 def test_so_many_images_are_needed(changed: float | None, needed: int) -> None:
     limits = Limits(changed=changed)
     assert images_needed(limits) == needed

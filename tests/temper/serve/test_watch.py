@@ -127,7 +127,7 @@ def test_what_cannot_be_watched_is_not_switched(
     np.save(tmp_path / "few.npy", sample.images[:3])
     few = run(server.repository, server.grpc_url, "--watch", "60s", "--images", str(tmp_path / "few.npy"))
     assert (
-        "error: 3 images to ask about: expected at least 4, as fewer never tell that more than 10 %" in few.stderr
+        "error: 3 images to ask about: expected at least 5, as fewer never tell that more than 10 %" in few.stderr
     )
     monkeypatch.setattr(watch, "BEFORE_S", 0.5)
     other = np.zeros((4, 8, 8, 3), np.uint8)  # which the model does not take
