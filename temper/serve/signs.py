@@ -93,6 +93,11 @@ class Limits:
         """Of one test in one look."""
         return _FALSE_ALARM / (_TESTS * self.num_looks)
 
+    def changed_error(self, num_images: int) -> float:
+        """Of the test of answers: once all images were asked about, looking again is no new chance to err."""
+        looks = math.ceil(num_images / (RATE_RPS * LOOK_S))
+        return self.error * self.num_looks / max(1, min(self.num_looks, looks))
+
     def latency_s(self, before: Before) -> float:
         """What the median of the answers may take."""
         return max(_TIMES_P99 * before.p99_s, (self.p99_ms or 0.0) / 1000)
@@ -158,7 +163,10 @@ def changed_images(before: Before, probes: Sequence[Probe]) -> dict[int, Probe |
 
 def images_needed(limits: Limits) -> int:
     """How many images it takes that all of them, answered otherwise, are a sign."""
-    return 1 if limits.changed is None else math.ceil(math.log(limits.error) / math.log(limits.changed))
+    num = 1
+    while limits.changed is not None and share_errors(num, num, limits.changed)[1] > limits.changed_error(num):
+        num += 1
+    return num
 
 
 def _failed_probes(before: Before, probes: Sequence[Probe], limits: Limits) -> Sign | None:
@@ -201,7 +209,8 @@ def _changed(before: Before, probes: Sequence[Probe], limits: Limits) -> Sign | 
         return None
     both = changed_images(before, probes)
     changed = [probe for probe in both.values() if probe is not None]
-    if not changed or share_errors(len(changed), len(both), limits.changed)[1] > limits.error:
+    error = limits.changed_error(len(before.answers))
+    if not changed or share_errors(len(changed), len(both), limits.changed)[1] > error:
         return None
     reason = (
         f"{len(changed)} of {len(both)} images are answered otherwise than before, expected at most "
