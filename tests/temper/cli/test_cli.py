@@ -197,7 +197,7 @@ def test_run_recipe_mistakes_one_line_each(tmp_path: Path) -> None:
     result = run_temper("run", path, folder=tmp_path)
     assert result.returncode == 1
     assert result.stdout == ""
-    keys = "name, data, model, train, variants, engine, serving, load, attacks, corruptions, explain"
+    keys = "name, data, model, train, variants, engine, serving, load, attacks, corruptions, gate, explain"
     sources = '"digits", "textures", "photos", "folder", "table", "webdataset", "huggingface", "torchvision"'
     assert result.stderr.splitlines() == [
         f'error: {path}: data.source: got "digit", expected one of {sources}',
