@@ -475,7 +475,8 @@ class _Run:
         """Gives the verdicts, and promotes what may be shipped where the recipe says so."""
         if (config := self.recipe.gate) is None:
             return
-        display, shipped = self.measurements.display, list[Built]()
+        display = self.measurements.display
+        shipped: list[Built] = []
         measured = Measured(
             variants=self.variants, accuracies=self.accuracies, attacks=self.attacks, parities=self.parities
         )
