@@ -131,9 +131,7 @@ def test_version_that_does_not_load_is_said_once_and_the_old_one_answers(
             assert len(said) == 1, name
             assert said[0].startswith(f"not switched: toy: version 2: {server.repository}/toy/"), said
             assert message in said[0]
-            ending = (
-                "; what was served is served on, until a restart: `temper rollback toy` puts it back into "
-            )
+            ending = "; what was served is served on, until a restart: `temper rollback toy` puts it back into "
             assert said.pop().endswith(f"{ending}the repository")
             with Client(server.grpc_url) as client:
                 assert client.versions("toy") == ("1",)
