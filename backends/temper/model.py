@@ -124,6 +124,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Give the engine's memory back, before Triton ends this process."""
+        priority.lower()
         if self._monitor is not None:
             self._monitor.close()
         self._runner.close()

@@ -38,7 +38,7 @@ class Stubs:
     def look(self) -> dict[str, Any] | None:
         """Return the instance and the status of a stub that has been dead for the time of grace."""
         dead: dict[int, float] = {}
-        for pid in _children(self._server):
+        for pid in children(self._server):
             fields = read_stat(pid)
             if fields and fields[0] == "Z":
                 dead[pid] = self._dead_since.get(pid, time.monotonic())
@@ -54,14 +54,14 @@ class Stubs:
 
 def has_dead_stub(server: int) -> bool:
     """Whether one of the stubs of a tritonserver has died; what is asked of its instance fails."""
-    return any(read_stat(pid)[:1] == ["Z"] for pid in _children(server))
+    return any(read_stat(pid)[:1] == ["Z"] for pid in children(server))
 
 
 def _exit_status(status: int) -> int:
     return -(status & 0x7F) if status & 0x7F else status >> 8
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     children = b" ".join(read_file(path) for path in glob.glob(f"/proc/{pid}/task/*/children"))
     return [int(child) for child in children.split()]
 
