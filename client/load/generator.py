@@ -183,8 +183,9 @@ class Run:
         """Make one run: a closed loop with so many in flight, or with 0 an open loop at the rate."""
         jobs = self._jobs(concurrency, rate_rps)
         with LoadProcesses(jobs) as processes:
+            before = _statistics(self.client, self.info)
             begin = time.monotonic() + _GO_DELAY_S
-            watch = _Watch(self.client, self.info, self.config, begin, progress, pinned=self.pinned)
+            watch = _Watch(self.client, self.info, self.config, begin, before, progress, pinned=self.pinned)
             reason = processes.run(begin, watch.tick) or watch.promotion()
             server = watch.server_times()
         result = LoadResult(
@@ -238,6 +239,7 @@ class _Watch:
         info: ModelInfo,
         config: LoadConfig,
         begin: float,
+        before: ServerStatistics | None,
         progress: Progress | None,
         *,
         pinned: bool,
@@ -250,7 +252,8 @@ class _Watch:
         self._client = client
         self._info = info
         self._progress = progress
-        self._before: ServerStatistics | None = None
+        self._before = before
+        self._began = False
         self._after: ServerStatistics | None = None
 
     def tick(self, trouble: bool) -> str | None:
@@ -265,10 +268,13 @@ class _Watch:
             return promotion
         if now > self._limit:
             return "a load process did not end in time"
-        if self._before is None and now >= self.start:
-            self._before = self._statistics()
+        if not self._began and now >= self.start:
+            self._began = True
+            before = _statistics(self._client, self._info)
+            # On a busy machine this may be late; then the window's times count from before the run.
+            self._before = before if time.monotonic() < self._end else self._before
         if self._after is None and now >= self._end:
-            self._after = self._statistics()
+            self._after = _statistics(self._client, self._info)
         return None
 
     def promotion(self) -> str | None:
@@ -284,16 +290,10 @@ class _Watch:
 
     def server_times(self) -> dict[str, float] | None:
         """Return Triton's mean times over the window, None when the server cannot be asked."""
-        after = self._after or self._statistics()
+        after = self._after or _statistics(self._client, self._info)
         if self._before is None or after is None:
             return None
         return after.since(self._before).mean_ms() or None
-
-    def _statistics(self) -> ServerStatistics | None:
-        try:
-            return self._client.statistics(self._info.name, self._info.version)
-        except ClientError:
-            return None  # a dead server, or one that forbids it: the run's own figures stand alone
 
     def _server_lives(self) -> bool:
         for attempt in range(_PROBES):
@@ -306,6 +306,13 @@ class _Watch:
             except ClientError:
                 return True  # it answers, if only to say no, or is too busy to
         return False
+
+
+def _statistics(client: Client, info: ModelInfo) -> ServerStatistics | None:
+    try:
+        return client.statistics(info.name, info.version)
+    except ClientError:
+        return None  # a dead server, or one that forbids it: the run's own figures stand alone
 
 
 def _fill(result: LoadResult, tally: Tally, start: float, duration_s: float, reason: str | None) -> LoadResult:
