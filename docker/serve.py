@@ -70,10 +70,6 @@ _STARTED = Path(tempfile.gettempdir()) / "temper-models.json"
 _FIXED = ("--allow-http", "--http-address", "--http-port")
 # What would serve one that was not looked at.
 _REPOSITORY = ("--model-repository", "--model-store")
-# Of a config.pbtxt whose model the plugin loads, which asks for the verdict itself: the only word on a backend.
-_PLUGIN = re.compile(rb'(?m)^backend: "temper"$')
-_BACKEND = re.compile(rb"\b(?:backend|platform)\b")
-_TEXTS = {artifact.CARD, artifact.CONFIG, "labels.txt"}
 
 
 def options(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -141,26 +137,10 @@ def find_changed(repository: Path) -> list[str]:
             lines.append(f"temper: model {model.name} is not what was published: {error}")
             continue
         try:
-            _check_verdict(model)
+            verdict.check_before(model)
         except (artifact.ArtifactError, OSError) as error:
             lines.append(f"temper: model {model.name} may not be served: {error}")
     return lines
-
-
-def _check_verdict(model: Path) -> None:
-    """Asks for the verdict on an engine that the plugin does not load, where one is asked of all.
-
-    Raises:
-        ArtifactError: As from `verdict.check_required`.
-    """
-    config = (model / artifact.CONFIG).read_bytes()
-    by_plugin = _PLUGIN.search(config) is not None and len(_BACKEND.findall(config)) == 1
-    if by_plugin or not verdict.is_required({}):
-        return
-    folder = model / str(artifact.served_version(config))
-    digests = artifact.verify_sums(folder)
-    if digests.keys() - _TEXTS:
-        verdict.check_required(folder, model=model.name, parameters={}, digests=digests)
 
 
 def find_models(repository: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
@@ -17,16 +18,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from temper.builder.publish.ensemble import publish_ensemble, publish_jpeg
 from temper.builder.publish.entry import publish
 from temper.builder.publish.triton_config import EnsembleBackend, NativeBackend, PluginBackend, TritonConfig
 from temper.gate.keys import public_key
-from temper.gate.seal import side_of, write_verdict
-from temper.report.verdict import Verdict
 from temper.serve.runtime import environment, find_runtime, lay_out_backends
 from temper.serve.server import TritonServer
+from tests import verdicts
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
@@ -456,9 +455,8 @@ def test_engine_of_tritons_own_backend_needs_the_verdict_that_is_asked_of_all(
     entries: Path, tmp_path: Path
 ) -> None:
     """The plugin asks for itself, and of an ensemble's ends, which have no engine, nobody does."""
-    key = Ed25519PrivateKey.generate()
     keys = tmp_path / "release.pub"
-    keys.write_text(f"ed25519 {public_key(key)}\n")
+    keys.write_text(f"ed25519 {public_key(verdicts.KEY)}\n")
 
     def start() -> list[str]:
         return started(
@@ -474,21 +472,56 @@ def test_engine_of_tritons_own_backend_needs_the_verdict_that_is_asked_of_all(
     assert line.startswith(
         f"temper: model native may not be served: {entries}/native/1/verdict.json: no such file"
     )
-    side = side_of(entries / "native" / "1")
-    verdict = Verdict(
-        answer="SHIP",
-        candidate=side,
-        reference=side,
-        findings=(),
-        confidence=0.95,
-        correction="none",
-        config={},
-        data_sha256=None,
-        num_images=0,
-        created="2026-11-28T08:00:00Z",
-        server="none",
-        machine="none",
-        versions={},
-    )
-    write_verdict(entries / "native" / "1", verdict, key)
+    verdicts.judge(entries / "native" / "1")
     assert f"--model-repository={entries}" in start()
+
+
+def rewrite(model: Path, old: str = "", new: str = "", file: str = "") -> None:
+    """Changes an entry as who may write the repository can: with digests that fit."""
+    folder = model / "1"
+    for path in (model / "config.pbtxt", folder / "config.pbtxt"):
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new) if old else text + new)
+    if file:
+        (folder / file).touch()
+    files = [path for path in sorted(folder.iterdir()) if path.name not in ("SHA256SUMS", "verdict.json")]
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+PYTHON = 'parameters {\n  key: "EXECUTION_ENV_PATH"\n  value {\n    string_value: "/evil.tar.gz"\n  }\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        ("plugin", {"file": "libtriton_temper.so"}),
+        ("plugin", {"file": "model.py"}),
+        ("plugin", {"new": PYTHON}),
+        ("plugin", {"new": PYTHON.replace("_PATH", '" "_PATH')}),
+        ("plugin", {"new": PYTHON.replace("_PATH", "\\x5fPATH")}),
+        ("plugin", {"new": 'runtime: "libtriton_temper.so"\n'}),
+        ("plugin", {"new": 'default_model_filename: "x"\n'}),
+        ("plugin", {"old": 'backend: "temper"\n', "new": '# backend: "temper"\nbackend: "python"\n'}),
+        ("pair", {"file": "model.onnx"}),
+        ("pair", {"old": 'platform: "ensemble"\n', "new": 'backend: "onnxruntime"\n'}),
+        ("pair_mean", {"file": "libtriton_temper_mean.so"}),
+        ("pair_mean", {"new": PYTHON.replace("EXECUTION_ENV_PATH", "TRITON_BATCH_STRATEGY_PATH")}),
+    ],
+)
+def test_what_brings_code_of_its_own_needs_a_verdict(
+    entries: Path, monkeypatch: pytest.MonkeyPatch, model: str, change: dict[str, str]
+) -> None:
+    """The plugin would ask too late: Triton runs such code before it."""
+    monkeypatch.setenv("TEMPER_REQUIRE_VERDICT", "1")
+    verdicts.judge(entries / "native" / "1")
+    keys = entries.parent / "release.pub"
+    keys.write_text(f"ed25519 {public_key(verdicts.KEY)}\n")
+    monkeypatch.setenv("TEMPER_TRUSTED_KEYS", str(keys))
+    assert serve.find_changed(entries) == []
+    rewrite(entries / model, **change)
+    (line,) = serve.find_changed(entries)
+    assert line.startswith(
+        f"temper: model {model} may not be served: {entries}/{model}/1/verdict.json: no such file"
+    )

@@ -14,14 +14,22 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or not __package__:  # inside Triton
-    from artifact import SUMS, VERDICT, ArtifactError
+    from artifact import CARD, CONFIG, SUMS, VERDICT, ArtifactError, served_version, verify_sums
 else:
-    from temper.backends.temper.artifact import SUMS, VERDICT, ArtifactError
+    from temper.backends.temper.artifact import (
+        CARD,
+        CONFIG,
+        SUMS,
+        VERDICT,
+        ArtifactError,
+        served_version,
+        verify_sums,
+    )
 
 FILE = VERDICT
 """Beside SHA256SUMS, which does not name it."""
@@ -33,8 +41,20 @@ SUFFIX = ".pub"
 _FORMAT = 1
 # A class is a finding of half a kilobyte, and there may be thousands of them.
 _MAX_BYTES, _MAX_KEY_BYTES = 8 << 20, 1 << 20
-_KEY, _VALUE = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{128}")
+_PUBLIC, _VALUE = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{128}")
 _KEY_LINE = re.compile(r"ed25519 ([0-9a-f]{64})( .*)?")
+# What says in a config.pbtxt whose code runs a model: one such word, in a line as the publisher writes it.
+_CODE = re.compile(
+    rb"\b(?:backend|platform|runtime|default_model_filename|cc_model_filenames|op_library_filename)\b"
+)
+_OURS = re.compile(rb'^(?:backend: "temper(_mean|_defence|_decode)?"|platform: "(ensemble)")$', re.MULTILINE)
+# Triton's own parameters are in capitals; some name a library or a Python that is to be loaded.
+_KEY, _OUR_KEY = (
+    re.compile(rb"\bkey\b"),
+    re.compile(rb'^ *key: "(?:\w*[a-z]\w*|FORCE_CPU_ONLY_INPUT_TENSORS)"$', re.M),
+)
+_TEXTS = frozenset({CARD, CONFIG, "labels.txt"})
+_LIBRARIES = re.compile(r".*\.(?:so|py)")
 _AGAIN = "judge this version again with `temper gate`"
 
 
@@ -152,6 +172,26 @@ def check_required(
     return engine
 
 
+def check_before(model: Path) -> None:
+    """Checks the verdict on a model's served version before a server reads it, where the environment asks for one.
+
+    The plugin asks when it loads; what runs other code than ours would not be asked.
+
+    Args:
+        model: `<repository>/<model>`.
+
+    Raises:
+        ArtifactError: As from `check_required` and `artifact.verify_sums`.
+    """
+    if not is_required({}):
+        return
+    config = (model / CONFIG).read_bytes()
+    folder = model / str(served_version(config))
+    digests = verify_sums(folder)
+    if not needs_none(config, digests):
+        check_required(folder, model=model.name, parameters={}, digests=digests)
+
+
 def is_required(parameters: Mapping[str, str]) -> bool:
     """Whether a model is only loaded with a verdict. What is neither yes nor no is refused, not taken for a no.
 
@@ -165,6 +205,25 @@ def is_required(parameters: Mapping[str, str]) -> bool:
     if everywhere not in ("0", "1"):
         raise ArtifactError(f"{REQUIRE}: got {_show(everywhere)}, expected 0 or 1")
     return (asked == "true" or everywhere == "1") and os.environ.get(STAGING) != "1"
+
+
+def needs_none(config: bytes, files: Collection[str]) -> bool:
+    """Whether a server may read an entry without the question for its verdict.
+
+    Our own code alone reads it then: the plugin, which asks for the verdict itself, or an ensemble or the ends of
+    one, which have no engine. Anything else Triton would run before anybody asks.
+
+    Args:
+        config: config.pbtxt.
+        files: The names of the version's files.
+    """
+    kinds = _OURS.findall(config)
+    if not len(kinds) == len(_CODE.findall(config)) == 1 or len(_KEY.findall(config)) != len(
+        _OUR_KEY.findall(config)
+    ):
+        return False
+    is_plugin = not any(kinds[0])
+    return not any(map(_LIBRARIES.fullmatch, files)) if is_plugin else _TEXTS.issuperset(files)
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
@@ -231,7 +290,7 @@ def _check_signature(path: Path, verdict: Mapping[str, Any], signature: object) 
     """Returns the key that made a signature, which is found to be right."""
     given = signature if isinstance(signature, dict) else {}
     key, value = str(given.get("key")), str(given.get("value"))
-    if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
+    if not _PUBLIC.fullmatch(key) or not _VALUE.fullmatch(value):
         raise ArtifactError(
             f"{path}: its signature is none, expected a key of 64 digits and a value of 128; {_AGAIN}"
         )

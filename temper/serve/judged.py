@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from temper.backends.temper import artifact
-from temper.backends.temper.verdict import SHIP, check_verdict, read_verdict
+from temper.backends.temper.verdict import SHIP, check_verdict, needs_none, read_verdict
 from temper.serve.verify import Verdict as Found
-
-_ENGINES = ("temper", "tensorrt")
-"""Backends that run one; an ensemble's members have verdicts of their own."""
 
 
 def describe_verdicts(model: Path) -> dict[int, str]:
@@ -32,11 +29,14 @@ def why_refused(repository: Path, found: Found, trusted: Sequence[str]) -> str |
         found: What `verify_repository` found of the model.
         trusted: The public keys.
     """
-    if found.reason is not None or found.backend not in _ENGINES:
+    if found.reason is not None:
         return found.reason
     folder = repository / found.model / str(found.version)
     try:
-        check_verdict(folder, model=found.model, digests=artifact.verify_sums(folder), trusted=trusted)
+        digests = artifact.verify_sums(folder)
+        config = (folder.parent / artifact.CONFIG).read_bytes()
+        if found.backend == "temper" or not needs_none(config, digests):
+            check_verdict(folder, model=found.model, digests=digests, trusted=trusted)
     except (artifact.ArtifactError, OSError) as error:
         return str(error)
     return None

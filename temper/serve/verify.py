@@ -6,13 +6,13 @@ TensorRT backend or its ensemble scheduler runs, and before a server reads a con
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from temper.backends.temper import artifact
+from temper.backends.temper import artifact, verdict
 from temper.backends.temper.external_data import WEIGHTS_OUTSIDE, keeps_weights_outside
 from temper.errors import TemperError
 from temper.imaging.errors import show
@@ -99,7 +99,22 @@ def find_changed(
     names = model_names(repository)
     present = names if models is None else sorted(set(names) & set(models))
     verdicts = verify_repository(repository, present, only_served=True, versions=versions)
-    return {one.model: one.reason for one in verdicts if one.reason is not None}
+    changed = {one.model: one.reason for one in verdicts if one.reason is not None}
+    # Versions that are named are there to be measured, before there is a verdict.
+    return changed | ({} if versions else _find_unjudged(repository, set(present) - changed.keys()))
+
+
+def _find_unjudged(repository: Path, models: Iterable[str]) -> dict[str, str]:
+    """What would be run before the plugin asks for its verdict, and has none."""
+    found = {}
+    for model in sorted(models):
+        try:
+            verdict.check_before(repository / model)
+        except artifact.ArtifactError as error:
+            found[model] = str(error)
+        except OSError as error:
+            found[model] = f"{error.filename}: cannot be read: {error.strerror}"
+    return found
 
 
 def _check(folder: Path, only_served: bool, wanted: Sequence[int]) -> tuple[Verdict, list[str]]:
@@ -212,16 +227,11 @@ def ensemble_members(config: dict[str, Any]) -> Iterator[str]:
         yield step["model_name"]
 
 
-def _with_members(verdict: Verdict, repository: Path, found: dict[str, Verdict]) -> Verdict:
+def _with_members(one: Verdict, repository: Path, found: dict[str, Verdict]) -> Verdict:
     """An ensemble is as good as its members."""
-    if verdict.reason is not None or verdict.backend != "ensemble":
-        return verdict
-    for member in ensemble_members(read_config(repository / verdict.model)):
-        if found[member].reason is not None:
-            return Verdict(
-                model=verdict.model,
-                version=verdict.version,
-                backend=verdict.backend,
-                reason=f"its step {member} is not what was published: {found[member].reason}",
-            )
-    return verdict
+    if one.reason is not None or one.backend != "ensemble":
+        return one
+    for member in ensemble_members(read_config(repository / one.model)):
+        if (reason := found[member].reason) is not None:
+            return replace(one, reason=f"its step {member} is not what was published: {reason}")
+    return one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,38 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as triton  # type: ignore[import-untyped]  # ships none
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from temper.gate.keys import public_key
-from temper.gate.seal import side_of, write_verdict
-from temper.report.verdict import Answer, Verdict
 from temper.serve.server import TritonServer
+from tests.verdicts import KEY, OTHER, judge
 
 ShareServer = Callable[[pytest.FixtureRequest, TritonServer], AbstractContextManager[TritonServer]]
 
 pytestmark = pytest.mark.server
-
-KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32) for seed in (1, 2))
-
-
-def judge(folder: Path, answer: Answer = "SHIP", key: Ed25519PrivateKey | None = KEY) -> None:
-    side = side_of(folder)
-    verdict = Verdict(
-        answer=answer,
-        candidate=side,
-        reference=dataclasses.replace(side, model="fp32"),
-        findings=(),
-        confidence=0.95,
-        correction="none",
-        config={},
-        data_sha256=None,
-        num_images=0,
-        created="2026-11-28T08:00:00Z",
-        server="none",
-        machine="none",
-        versions={},
-    )
-    write_verdict(folder, verdict, key)
 
 
 def _judge_another_engine(folder: Path) -> None:

@@ -8,20 +8,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from temper.builder.publish.ensemble import publish_ensemble
 from temper.builder.publish.entry import publish
 from temper.builder.publish.triton_config import EnsembleBackend, NativeBackend, PluginBackend, TritonConfig
 from temper.cli.main import cli
 from temper.gate.keys import public_key
-from temper.gate.seal import side_of, write_verdict
-from temper.report.verdict import Answer, Verdict
+from tests.verdicts import KEY, OTHER, judge
 
 LABELS = ["cat", "dog"]
 OPENVINO = PluginBackend(engine="openvino", on_cpu=True)
 CONFIG = TritonConfig(name="a", image_size=32, num_classes=2, max_batch=8, backend=OPENVINO, in_ensemble=True)
-KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32) for seed in (1, 2))
 
 
 @pytest.fixture
@@ -37,34 +34,14 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-def judge(folder: Path, key: Ed25519PrivateKey | None, answer: Answer = "SHIP") -> None:
-    side = side_of(folder)
-    verdict = Verdict(
-        answer=answer,
-        candidate=side,
-        reference=side,
-        findings=(),
-        confidence=0.95,
-        correction="none",
-        config={},
-        data_sha256=None,
-        num_images=0,
-        created="2026-11-28T08:00:00Z",
-        server="none",
-        machine="none",
-        versions={},
-    )
-    write_verdict(folder, verdict, key)
-
-
 def verify(repository: Path, *more: object) -> Result:
     return CliRunner().invoke(cli, ["verify", str(repository), *map(str, more)])
 
 
 def test_each_version_says_what_its_verdict_is_worth(repository: Path) -> None:
-    judge(repository / "a" / "1", KEY)
-    judge(repository / "b" / "1", None, "HOLD")
-    judge(repository / "pair" / "1", None)
+    judge(repository / "a" / "1")
+    judge(repository / "b" / "1", "HOLD", None)
+    judge(repository / "pair" / "1", key=None)
     (repository / "pair_mean" / "1" / "verdict.json").write_text("{}")
     result = verify(repository)
     assert result.exit_code == 0
@@ -88,7 +65,7 @@ def test_with_trusted_keys_what_the_plugin_refuses_fails(repository: Path, tmp_p
     """An ensemble is made of members that have verdicts; Triton's own backend asks for none, but this does."""
     keys = tmp_path / "release.pub"
     keys.write_text(f"ed25519 {public_key(KEY)}\n")
-    judge(repository / "a" / "1", OTHER)
+    judge(repository / "a" / "1", key=OTHER)
     result = verify(repository, "--trusted-keys", keys)
     assert result.exit_code == 1
     lines = result.output.splitlines()
@@ -98,8 +75,8 @@ def test_with_trusted_keys_what_the_plugin_refuses_fails(repository: Path, tmp_p
     assert lines[2].startswith(
         f"b: {repository}/b/1/verdict.json: no such file, expected a verdict that says SHIP"
     )
-    judge(repository / "a" / "1", KEY)
-    judge(repository / "b" / "1", KEY)
+    judge(repository / "a" / "1")
+    judge(repository / "b" / "1")
     assert verify(repository, "--trusted-keys", keys).exit_code == 0
     assert verify(repository, "--trusted-keys", keys.parent).exit_code == 0
     (repository / "b" / "1" / "engine").write_bytes(b"other")
