@@ -98,6 +98,7 @@ def switch(
     reason: str = "",
     verdict: Mapping[str, Any] | None = None,
     override: bool = False,
+    instead_of: int | None = None,
 ) -> Switched:
     """Serves another version of a model, with what belongs to it, durably; one that is served already stays.
 
@@ -111,9 +112,11 @@ def switch(
         reason: Why, for the history.
         verdict: The version's, whose answer the history keeps.
         override: Whether it is switched to against its verdict, or without one.
+        instead_of: The version that it takes the place of; when not given, whichever is served.
 
     Raises:
-        PublishError: The version is not there, or the repository cannot be written.
+        PublishError: The version is not there, another one than expected is served by now, or the repository
+            cannot be written.
     """
     with _opened(repository, f"model {model}: cannot be switched in") as (repository, work):
         folder = repository / model
@@ -124,6 +127,11 @@ def switch(
         before = served_version(folder)
         if before == version:
             return Switched(model=model, before=before, after=version)
+        if instead_of not in (None, before):
+            raise PublishError(
+                f"model {model}: version {before} is served by now, expected version {instead_of}, so nothing was "
+                f"switched; see `temper history {model}`"
+            )
         if (missing := found_elsewhere(folder, read_events(folder))) is not None:
             append(folder, missing)
         sums = hashlib.sha256((folder / str(version) / DIGESTS_FILE).read_bytes()).hexdigest()

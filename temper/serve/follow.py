@@ -10,6 +10,7 @@ from pathlib import Path
 
 from temper.backends.temper.artifact import CONFIG, served_version
 from temper.errors import TemperError
+from temper.serve.live import switch_of, take_back
 from temper.serve.server import TritonServer
 
 _Stamp = tuple[int, int, int] | None
@@ -39,18 +40,32 @@ class Follower:
                 self._load(model)
 
     def _load(self, model: str) -> None:
-        version = _version(self._server.repository / model / CONFIG)
+        path = self._server.repository / model / CONFIG
+        version = _version(path)
         try:
             self._server.reload(model)
         except TemperError as error:
             if self._server.alive:
-                self._say(
-                    f"not switched: {model}: version {version}: {error}; what was served is served on, until a "
-                    f"restart: `temper rollback {model}` puts it back into the repository"
-                )
+                line = f"not switched: {model}: version {version}: {error}"
+                self._say(f"{line}; {self._take_back(model, version, str(error))}")
             return
         if self._server.alive:
             self._say(f"switched: {model} is served as version {version}")
+
+    def _take_back(self, entry: str, version: int | None, reason: str) -> str:
+        """Switches back what brought a version of an entry, so that no restart meets it; says what is so now."""
+        repository = self._server.repository
+        model, after = switch_of(repository, entry, version, self._server.loaded)
+        back = None if after is None else take_back(repository, model, after, f"{entry}: {reason}")
+        if back is None:
+            return (
+                f"what was served is served on, until a restart: `temper rollback {model}` puts it back into the "
+                "repository"
+            )
+        path = repository / model / CONFIG
+        if entry == model and _version(path) == back.after:
+            self._seen[model] = _stamp(path)  # which is what the server has
+        return f"version {back.after} of {model} is served on, in the repository, too"
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -3,49 +3,110 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from temper.backends.temper.artifact import ArtifactError
+from temper.backends.temper.verdict import read_verdict
+from temper.builder.errors import PublishError
+from temper.builder.publish.history import read_events
 from temper.builder.publish.switch import Switched, steps_of, switch
+from temper.builder.publish.versions import named_version
 from temper.errors import ServerError
 from temper.serve.reload import reload_model, served_version
 
 
-def bring_live(repository: Path, url: str, switched: Switched, verdict: Mapping[str, Any] | None) -> None:
+def bring_live(repository: Path, url: str, switched: Switched) -> None:
     """Lets a running server load what was switched; when it cannot, the old version is switched back to.
 
     Args:
         repository: The model repository, which the server reads.
         url: host:port of the server's gRPC endpoint.
         switched: What was switched in the repository.
-        verdict: That of the version that was served before, for the history.
 
     Raises:
         ServerError: The server does not serve the new version; the line says what is served instead.
-        PublishError: The repository cannot be written.
+        PublishError: The repository cannot be read.
     """
     try:
-        for model, version in _loads(repository, url, switched).items():
-            reload_model(url, model, version)
+        _load(repository, url, switched)
     except ServerError as error:
         if switched.before is None or switched.before == switched.after:
             raise
-        back = switch(
-            repository, switched.model, switched.before, event="taken back", reason=str(error), verdict=verdict
+        reason = str(error)
+        back = take_back(repository, switched.model, switched.after, reason)
+        if back is None:
+            # A `temper serve` on this repository has done so, and knows why; or somebody promoted another one.
+            last = read_events(repository / switched.model)[-1]
+            reason = last.reason if last.event == "taken back" else reason
+        else:
+            with contextlib.suppress(ServerError):
+                # What was loaded of it before the failure.
+                _load(repository, url, back)
+        served = named_version(repository / switched.model)
+        raise ServerError(f"{reason}; version {served} of {switched.model} is served again") from error
+
+
+def take_back(repository: Path, model: str, version: int, reason: str) -> Switched | None:
+    """Switches back from a version that a server does not load to the one before it.
+
+    Args:
+        repository: The model repository.
+        model: The model.
+        version: The version.
+        reason: Why, for the history.
+
+    Returns:
+        What was switched; None when it was not the last switch to this version that brought it, nothing was
+        served before, or the repository cannot be written.
+    """
+    try:
+        last = next(reversed(read_events(repository / model)), None)
+        if last is None or last.event == "taken back" or last.after != version or last.before is None:
+            return None
+        answer = verdict_on(repository / model / str(last.before))
+        return switch(
+            repository, model, last.before, event="taken back", reason=reason, verdict=answer, instead_of=version
         )
-        with contextlib.suppress(ServerError):
-            # What was loaded of it before the failure.
-            for model, version in _loads(repository, url, back).items():
-                if served_version(url, model) != version:
-                    reload_model(url, model, version)
-        raise ServerError(f"{error}; version {switched.before} of {switched.model} is served again") from error
+    except PublishError:
+        return None
 
 
-def _loads(repository: Path, url: str, switched: Switched) -> dict[str, int]:
-    """The versions to load, by model, ensembles last; of what belongs to the model only what the server has."""
-    loads = {switched.model: switched.after}
-    for one in switched.companions:
-        if one.before != one.after and one.after is not None and served_version(url, one.model) is not None:
-            loads[one.model] = one.after
-    return dict(sorted(loads.items(), key=lambda load: bool(steps_of(repository / load[0]))))
+def switch_of(repository: Path, entry: str, version: int | None, models: Iterable[str]) -> tuple[str, int | None]:
+    """Finds the model whose last switch brought a version of an entry, which may be a companion of it.
+
+    Returns:
+        The model, and its version; the entry itself when it belongs to no other.
+    """
+    for model in models:
+        try:
+            last = next(reversed(read_events(repository / model)), None)
+        except PublishError:
+            continue
+        if last is not None and any((one.model, one.after) == (entry, version) for one in last.companions):
+            return model, last.after
+    return entry, version
+
+
+def verdict_on(folder: Path) -> Mapping[str, Any] | None:
+    """The verdict on a version, as it stands there, for the history alone; None when there is none."""
+    try:
+        return read_verdict(folder)
+    except ArtifactError:
+        return None
+
+
+def _load(repository: Path, url: str, switched: Switched) -> None:
+    """Lets a server load what it does not serve yet; of what belongs to the model only what it has."""
+    loads = {switched.model: switched.after} | {one.model: one.after for one in switched.companions}
+    # Ensembles last, which take their steps as they are then.
+    for model, version in sorted(loads.items(), key=lambda load: bool(steps_of(repository / load[0]))):
+        served = served_version(url, model)
+        if served != version and (served is not None or model == switched.model):
+            reload_model(url, model, version, is_wanted=partial(_names, repository / model, version))
+
+
+def _names(model: Path, version: int) -> bool:
+    return named_version(model) == version

@@ -14,7 +14,7 @@ from typing import Any
 from temper.backends.temper import verdict
 from temper.backends.temper.artifact import ArtifactError, verify_sums
 from temper.builder.publish.ensemble import unfit_ensembles
-from temper.builder.publish.history import served_before
+from temper.builder.publish.history import Change, served_before
 from temper.builder.publish.switch import (
     Switched,
     companions_of,
@@ -72,28 +72,40 @@ def promote(
     if url is not None:
         # Before anything is switched: whether there is a server at all.
         reload.served_version(url, model)
-    if served_version(folder) == version:
-        return _live(repository, url, Switched(model=model, before=version, after=version))
+    served = served_version(folder)
+    if served == version:
+        companions = companions_of(repository, model, version).items()
+        parts = tuple(Change(model=name, before=one, after=one) for name, one in companions)
+        return _live(repository, url, Switched(model=model, before=version, after=version, companions=parts))
     digests = _check_whole(repository, model, version)
     _check_required(repository, model, version, digests)
+    against = False
     try:
-        found = verdict.check_verdict(folder / str(version), model=model, digests=digests)
-        _check_reference(found, folder)
+        found: Mapping[str, Any] | None = verdict.check_verdict(
+            folder / str(version), model=model, digests=digests
+        )
+        _check_reference(found or {}, folder.name, served)
         _check_ensembles(repository, model, version)
     except (ArtifactError, PromoteError) as error:
         if not override:
             raise PromoteError(f"{error}; --override --reason TEXT promotes it all the same") from error
-        answer = _answer(folder / str(version))
-        switched = switch(
-            repository, model, version, event="promoted", reason=reason, verdict=answer, override=True
-        )
-        return _live(repository, url, switched)
-    return _live(
-        repository, url, switch(repository, model, version, event="promoted", reason=reason, verdict=found)
+        found, against = live.verdict_on(folder / str(version)), True
+    switched = switch(
+        repository,
+        model,
+        version,
+        event="promoted",
+        reason=reason,
+        verdict=found,
+        override=against,
+        instead_of=served,
     )
+    return _live(repository, url, switched)
 
 
-def rollback(repository: Path, model: str, reason: str = "", *, url: str | None = None) -> Switched:
+def rollback(
+    repository: Path, model: str, reason: str = "", *, url: str | None = None, version: int | None = None
+) -> Switched:
     """Serves what was served before, as the history says; a second time what was served before that.
 
     Args:
@@ -101,12 +113,16 @@ def rollback(repository: Path, model: str, reason: str = "", *, url: str | None 
         model: The model; what belongs to it is switched with it.
         reason: Why, which the history keeps.
         url: host:port of a running server that reads the repository, as `promote` has it.
+        version: The one to go back from; when not given, whichever is served.
 
     Raises:
         PromoteError: Nothing was served before, or it is gone or not whole.
         ServerError: The server cannot be asked, or does not load it; nothing changes.
-        PublishError: There is no such model, or the repository cannot be written.
+        PublishError: There is no such model, another version than expected is served by now, or the repository
+            cannot be written.
     """
+    settle(repository)
+    version = version or served_version(repository / model)
     before = served_before(read_history(repository, model))
     if before is None:
         raise PromoteError(
@@ -121,15 +137,16 @@ def rollback(repository: Path, model: str, reason: str = "", *, url: str | None 
     if url is not None:
         reload.served_version(url, model)
     _check_required(repository, model, before, _check_whole(repository, model, before))
-    answer = _answer(repository / model / str(before))
-    switched = switch(repository, model, before, event="rolled back", reason=reason, verdict=answer)
+    answer = live.verdict_on(repository / model / str(before))
+    switched = switch(
+        repository, model, before, event="rolled back", reason=reason, verdict=answer, instead_of=version
+    )
     return _live(repository, url, switched)
 
 
 def _live(repository: Path, url: str | None, switched: Switched) -> Switched:
     if url is not None:
-        answer = _answer(repository / switched.model / str(switched.before))
-        live.bring_live(repository, url, switched, answer)
+        live.bring_live(repository, url, switched)
     return switched
 
 
@@ -180,14 +197,14 @@ def _check_required(repository: Path, model: str, version: int, digests: Mapping
         ) from error
 
 
-def _check_reference(found: Mapping[str, Any], folder: Path) -> None:
+def _check_reference(found: Mapping[str, Any], model: str, served: int | None) -> None:
     """Refuses a verdict that holds a version against another one than it would take the place of."""
-    reference, served = found.get("reference"), served_version(folder)
-    if not isinstance(reference, dict) or reference.get("model") != folder.name or served is None:
+    reference = found.get("reference")
+    if not isinstance(reference, dict) or reference.get("model") != model or served is None:
         return
     if reference.get("version") != served:
         raise PromoteError(
-            f"model {folder.name}: was held against version {show(str(reference.get('version')))}, and by now "
+            f"model {model}: was held against version {show(str(reference.get('version')))}, and by now "
             f"version {served} is served; judge it again with `temper gate`"
         )
 
@@ -204,11 +221,3 @@ def _check_ensembles(repository: Path, model: str, version: int) -> None:
                 f"ensemble {model}: was measured with version {newest} of its member {member}, of which version "
                 f"{served} is served; promote {member} first"
             )
-
-
-def _answer(folder: Path) -> Mapping[str, Any] | None:
-    """The verdict on a version, as it stands there, for the history alone; None when there is none."""
-    try:
-        return verdict.read_verdict(folder)
-    except ArtifactError:
-        return None

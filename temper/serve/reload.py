@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from temper.client import Client
 from temper.client.errors import ClientError
@@ -32,7 +32,13 @@ def served_version(url: str, model: str) -> int | None:
 
 
 def reload_model(
-    url: str, model: str, version: int, *, timeout_s: float = 300.0, headers: Mapping[str, str] | None = None
+    url: str,
+    model: str,
+    version: int,
+    *,
+    timeout_s: float = 300.0,
+    headers: Mapping[str, str] | None = None,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> None:
     """Loads what a model's config.pbtxt says now, and returns when requests that name no version go to it.
 
@@ -45,9 +51,11 @@ def reload_model(
         version: The version that config.pbtxt names.
         timeout_s: How long loading may take.
         headers: What a restricted call carries.
+        is_wanted: Whether config.pbtxt still names the version: who runs the server may have taken it back.
 
     Raises:
-        ServerError: The server cannot be asked, the version does not load, or it does not look for changes.
+        ServerError: The server cannot be asked, the version does not load or is not wanted any more, or the server
+            does not look for changes.
     """
     served_version(url, model)
     with open_control(url, headers or {}) as control:
@@ -61,6 +69,8 @@ def reload_model(
     limit_s = _FOLLOWS_S if reason is not None and _OFF in reason else timeout_s
     begin = time.monotonic()
     while (served := served_version(url, model)) != version:
+        if not is_wanted():
+            raise ServerError(f"model {model}: version {version} was switched back before {url} served it")
         if time.monotonic() - begin > limit_s:
             raise ServerError(_why_not(url, model, version, served, limit_s, follows=follows))
         time.sleep(_POLL_S)

@@ -228,7 +228,7 @@ class _Watcher:
             reload.served_version(self._url, model)
         except ServerError:
             url = None  # dead, it begins with the old version when it is started again
-        back = rollback(self._repository, model, f"watched: {sign.reason}", url=url)
+        back = rollback(self._repository, model, f"watched: {sign.reason}", url=url, version=after)
         back_s = time.monotonic() - sign.first_s
         when = f"{back_s:.1f} s after the first sign"
         if url is None:

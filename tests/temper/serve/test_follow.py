@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +19,12 @@ import grpc  # type: ignore[import-untyped]  # ships none
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]  # ships none
 
+from temper.builder.publish.switch import read_history
+from temper.builder.publish.versions import served_version
 from temper.client import Client
+from temper.errors import ServerError
 from temper.serve.follow import Follower
+from temper.serve.promote import promote
 from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
@@ -141,6 +147,37 @@ def test_version_that_does_not_load_is_said_once_and_the_old_one_answers(
         follower.look()
     assert said == ["switched: toy is served as version 1"]
     assert not any(seen)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["follower", "promote --url"])
+def test_what_was_promoted_and_does_not_load_is_taken_back(
+    server: TritonServer, until: Until, waits: bool
+) -> None:
+    """Whoever promoted need not be there any more; one that waits is told why, and at once."""
+    said: list[str] = []
+    follower, repository = Follower(server, said.append), server.repository
+    with ThreadPoolExecutor(1) as pool:
+        url = server.grpc_url if waits else None
+        promoted = pool.submit(promote, repository, "toy", 2, override=True, reason="a test", url=url)
+        until(lambda: served_version(repository / "toy") == 2)
+        (repository / "toy" / "2" / "model.onnx").write_bytes(b"other")
+        follower.look()
+        follower.look()
+        if waits:
+            with pytest.raises(
+                ServerError, match=r"^toy: .*model.onnx: SHA-256 is .*; version 1 of toy is served again$"
+            ):
+                promoted.result()
+        else:
+            assert promoted.result().after == 2
+    (line,) = said
+    assert re.fullmatch(
+        r"not switched: toy: version 2: .*; version 1 of toy is served on, in the repository, too", line
+    )
+    events = read_history(repository, "toy")
+    assert [(one.event, one.before, one.after) for one in events] == [("promoted", 1, 2), ("taken back", 2, 1)]
+    assert events[1].reason.removeprefix("toy: ") in line
+    assert served_version(repository / "toy") == 1
 
 
 def test_nobody_else_controls_the_models(server: TritonServer, ask_http: Callable[..., tuple[int, str]]) -> None:
