@@ -15,6 +15,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 _REACH = 9.0
 """Standard deviations around the mean outside which a table's probability is nothing."""
+_BLOCK = 1 << 16  # tables counted at once
 _MAX_EXACT = 1_000_000
 """Trials up to which a power is counted out; the normal approximation is as good beyond."""
 
@@ -104,10 +105,16 @@ def paired_errors(only_first: int, only_second: int, n: int, limit: float) -> tu
     seen = float(paired_score(only_first, only_second, n, limit))
     share = float(_fitted(np.array(only_first, float), np.array(only_second, float), n, limit))
     first, second = _likely(n, share + limit), _likely(n, share)
-    score = paired_score(first[:, None], second, n, limit)
-    chance = np.exp(_log_trinomial(first[:, None], second, n, share + limit, share))
-    below, above = (chance[far].sum() for far in (score <= seen + 1e-9, score >= seen - 1e-9))
-    return min(1.0, float(below)), min(1.0, float(above))
+    factorial = _log_factorials(n)
+    below = above = 0.0
+    rows = max(1, _BLOCK // len(second))
+    for start in range(0, len(first), rows):
+        some = first[start : start + rows, None]
+        score = paired_score(some, second, n, limit)
+        chance = np.exp(_log_trinomial(factorial, some, second, share + limit, share))
+        below += float(chance[score <= seen + 1e-9].sum())
+        above += float(chance[score >= seen - 1e-9].sum())
+    return min(1.0, below), min(1.0, above)
 
 
 def _likely(n: int, share: float) -> npt.NDArray[np.int64]:
@@ -117,10 +124,10 @@ def _likely(n: int, share: float) -> npt.NDArray[np.int64]:
 
 
 def _log_trinomial(
-    first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], n: int, one: float, two: float
+    factorial: Floats, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], one: float, two: float
 ) -> Floats:
+    n = len(factorial) - 1
     rest, neither = n - first - second, 1 - one - two
-    factorial = _log_factorials(n)
     with np.errstate(divide="ignore", invalid="ignore"):
         power = [
             np.where(count > 0, count * np.log(max(share, 0.0)), 0.0)
