@@ -9,6 +9,7 @@ Standard library only: `temper verify` runs the same checks where there is no Tr
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
@@ -188,7 +189,7 @@ def verify_entry(model: Path) -> None:
     check_beside(model)
     path = model / CONFIG
     try:
-        version = served_version(path.read_bytes())
+        version = served_version(_read_file(path))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); publish this model again") from error
     if version is None:
@@ -272,8 +273,8 @@ def _check_config(folder: Path, digests: Mapping[str, str], content: bytes | Non
             f"{folder / SUMS} has no digest of {CONFIG}, as an older temper wrote it; publish this version again"
         )
     try:
-        content = path.read_bytes() if content is None else content
-        own = (folder / CONFIG).read_bytes()
+        content = _read_file(path) if content is None else content
+        own = _read_file(folder / CONFIG)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); publish this version again") from error
     found = hashlib.sha256(content).hexdigest()
@@ -354,7 +355,7 @@ def _read_card(path: Path) -> dict[str, Any]:
 def _read_sums(path: Path) -> dict[str, str]:
     try:
         # Not `splitlines`: it would end a line at characters that a file's name may hold.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = _read_file(path).decode().removesuffix("\n").split("\n")
     except OSError as error:
         raise ArtifactError(
             f"{path} cannot be read ({error.strerror}); only what `temper build` published is loaded"
@@ -369,6 +370,17 @@ def _read_sums(path: Path) -> dict[str, str]:
             raise ArtifactError(f"{path}: got the line {line[:80]!r}, expected `<sha256>  <file>`; publish again")
         sums[match[2]] = match[1]
     return sums
+
+
+def _read_file(path: Path) -> bytes:
+    """A file's content. Whoever put a pipe or a device there is not waited for.
+
+    Raises:
+        OSError: It is no file, or cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.read_bytes()
 
 
 def _sha256(path: Path) -> str:

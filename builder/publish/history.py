@@ -103,8 +103,11 @@ def event_of(found: dict[str, Any]) -> Event:
     """
     event = Event(**{**found, "companions": tuple(Change(**each) for each in found["companions"])})
     versions = [(one.before, one.after) for one in event.companions] + [(event.before, event.after)]
-    if event.event not in get_args(What) or not all(
-        isinstance(before, int | None) and isinstance(after, int) for before, after in versions
+    texts = (event.time, event.reason, event.answer or "", *(one.model for one in event.companions))
+    if (
+        event.event not in get_args(What)
+        or not all(isinstance(before, int | None) and isinstance(after, int) for before, after in versions)
+        or not all(isinstance(text, str) for text in texts)
     ):
         raise ValueError("got other values than an event has")
     return event

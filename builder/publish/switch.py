@@ -149,6 +149,8 @@ def switch(
                 for name, after in companions_of(repository, model, version).items()
             ),
         )
+        for one in happened.companions:
+            read_events(repository / one.model)  # before anything changes: it is written to in the end
         intent = json.dumps({"model": model, "event": happened.to_json()}).encode()
         replace_file(work_root(repository) / _INTENT, intent, work=work)
         _serve(repository, model, happened, work)
@@ -266,7 +268,10 @@ def companions_of(repository: Path, model: str, version: int) -> dict[str, int]:
     for name in _companions(repository, model):
         wanted = served.get(name)
         is_there = wanted is not None and can_be_served(repository / name, wanted)
-        found[name] = wanted if wanted is not None and is_there else _matching(repository / name, own)
+        # The number may have been given again, to one that takes other images.
+        if wanted is None or not is_there or _differ(_taken(repository / name / str(wanted)), own):
+            wanted = _matching(repository / name, own)
+        found[name] = wanted
     return found
 
 
@@ -297,6 +302,11 @@ def _taken(version: Path) -> tuple[object, ...]:
     """What images a version takes, and how many at once."""
     config = read_config(version / CONFIG_FILE)
     return () if config is None else (config.parameters[PREPROCESSING].string_value, config.max_batch_size)
+
+
+def _differ(companion: tuple[object, ...], own: tuple[object, ...]) -> bool:
+    """Whether a companion says that it takes other images; a step behind the model says nothing."""
+    return bool(companion and companion[0]) and companion != own
 
 
 def _companions(repository: Path, model: str) -> list[str]:

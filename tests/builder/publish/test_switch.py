@@ -14,7 +14,7 @@ from publishing import CONFIG, check_repository, publish_bytes, read_config, ser
 from temper.builder.errors import PublishError
 from temper.builder.publish.ensemble import NotYetError, publish_ensemble, publish_jpeg
 from temper.builder.publish.history import Change, What, served_before
-from temper.builder.publish.switch import prune_versions, read_history, settle, switch, versions_of
+from temper.builder.publish.switch import companions_of, prune_versions, read_history, settle, switch, versions_of
 from temper.builder.publish.triton_config import EnsembleBackend
 from temper.imaging.preprocess import Preprocessing
 
@@ -96,6 +96,7 @@ BAD = [
     '{"time": "x", "event": "sold", "before": 1, "after": 2, "companions": []}',
     '{"time": "x", "event": "promoted", "before": "1", "after": 2, "companions": []}',
     '{"time": "x", "event": "promoted", "before": 1, "after": 2, "companions": [7]}',
+    '{"time": "x", "event": "promoted", "before": 1, "after": 2, "companions": [], "answer": 7}',
 ]
 
 
@@ -104,6 +105,14 @@ def test_history_edited_by_hand_is_one_line(repository: Path, line: str) -> None
     (repository / "m_int8" / "history.jsonl").write_bytes(line.encode("latin-1") + b"\n")
     with pytest.raises(PublishError, match="history.jsonl: line 1 is no event that temper wrote; put that line"):
         read_history(repository, "m_int8")
+
+
+def test_no_switch_takes_the_place_of_another(repository: Path) -> None:
+    """As of two who promote at a time: each judged its version against what was served then."""
+    switch(repository, "m_int8", 2, event="promoted", instead_of=1)
+    with pytest.raises(PublishError, match="m_int8: version 2 is served by now, expected version 1, so nothing"):
+        switch(repository, "m_int8", 3, event="promoted", instead_of=1)
+    assert story(repository) == [("promoted", 1, 2)]
 
 
 def test_what_somebody_else_switched_is_accounted_for(repository: Path) -> None:
@@ -174,6 +183,33 @@ def test_companions_are_switched_along_and_back(tmp_path: Path) -> None:
     switch(repository, "m_int8", 3, event="promoted")
     assert served(repository) == dict.fromkeys(ENTRIES, 3)
     assert prune_versions(repository, "m_int8", 1).gone == {name: [2] for name in ("m_int8", *ENTRIES[:0:-1])}
+
+
+def test_companion_whose_history_was_edited_stops_the_switch(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for number in (1, 2):
+        publish_with_jpeg(tmp_path, f"engine {number}".encode())
+    (repository / "m_int8_jpeg" / "history.jsonl").write_text("7\n")
+    with pytest.raises(PublishError, match="m_int8_jpeg/history.jsonl: line 1 is no event that temper wrote"):
+        switch(repository, "m_int8", 2, event="promoted")
+    assert served(repository) == dict.fromkeys(ENTRIES, 1)
+
+
+def test_companion_that_was_published_anew_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    """Its numbers begin again when it was removed, and the history names one of them."""
+    repository = tmp_path / "repository"
+    sizes: dict[int, dict[str, Any]] = {}
+    for number in (1, 2):
+        how = Preprocessing(height=32 * number, width=32 * number)
+        sizes[number] = {"image_size": 32 * number, "preprocessing": how}
+        publish_with_jpeg(tmp_path, f"engine {number}".encode(), **sizes[number])
+    switch(repository, "m_int8", 2, event="promoted")
+    for name in ENTRIES[1:]:
+        shutil.rmtree(repository / name)
+    publish_with_jpeg(tmp_path, b"engine 3", **sizes[2])
+    publish_with_jpeg(tmp_path, b"engine 4", **sizes[1])
+    assert companions_of(repository, "m_int8", 2) == dict.fromkeys(ENTRIES[:0:-1], 1)
+    assert companions_of(repository, "m_int8", 1)["m_int8_jpeg_decode"] == 2
 
 
 def test_companion_that_was_removed_is_not_missed(tmp_path: Path) -> None:

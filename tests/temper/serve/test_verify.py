@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,12 @@ def replace(old: str, new: str) -> Callable[[Path], object]:
     return change
 
 
+def make_pipe(path: Path) -> None:
+    """Whoever reads it waits for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 # The model, what is done to its folder, and what its line says.
 CHANGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "engine": ("b", lambda model: (model / "1" / "model.plan").write_bytes(b"other"), "model.plan: SHA-256 is "),
@@ -103,6 +110,11 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "got name 'z' and versions ['1'], expected 'a' and one",
     ),
     "other version": ("a", replace("versions: 1", "versions: 2"), "2/SHA256SUMS cannot be read (No such file"),
+    "pipe": (
+        "a",
+        lambda model: make_pipe(model / "1" / "SHA256SUMS"),
+        "SHA256SUMS cannot be read (it is no file)",
+    ),
     "code beside": ("a", lambda model: (model / "1" / "model.py").write_text(""), "1/model.py: is not named in"),
     "code above": (
         "pair",
