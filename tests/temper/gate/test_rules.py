@@ -293,7 +293,12 @@ def test_calibration_without_probabilities_says_so(counted: Any) -> None:
     [
         ((10.0, 11.0, 10.5, 12.0, 10.0), "SHIP", 10.7, "of samples would look this good"),
         ((20.0, 21.0, 19.0, 22.0), "HOLD", 20.5, "of samples would look this bad"),
-        ((9.0, 14.0, 19.0), "NOT ENOUGH DATA", 14.0, "rounds would decide: their spread as it is, power 80 %"),
+        (
+            (9.0, 14.0, 19.0),
+            "NOT ENOUGH DATA",
+            14.0,
+            "rounds (gate.rounds) would decide: their spread as it is, power 80 %",
+        ),
         (
             (9.0, 14.0, 25.0),
             "NOT ENOUGH DATA",
