@@ -292,21 +292,21 @@ def versions_with(repository: Path, versions: Iterable[tuple[str, int]]) -> dict
     return found
 
 
-def _matching(companion: Path, own: tuple[object, ...]) -> int:
+def _matching(companion: Path, own: tuple[str, int]) -> int:
     """Returns a companion's newest version that takes what a version of its model does, else its newest."""
     versions = versions_in(companion)[::-1]
-    return next((one for one in versions if _taken(companion / str(one)) == own), versions[0])
+    return next((one for one in versions if not _differ(_taken(companion / str(one)), own)), versions[0])
 
 
-def _taken(version: Path) -> tuple[object, ...]:
-    """What images a version takes, and how many at once."""
+def _taken(version: Path) -> tuple[str, int]:
+    """What images a version takes, and how many at once; nothing and 0 when its config cannot be read."""
     config = read_config(version / CONFIG_FILE)
-    return () if config is None else (config.parameters[PREPROCESSING].string_value, config.max_batch_size)
+    return ("", 0) if config is None else (config.parameters[PREPROCESSING].string_value, config.max_batch_size)
 
 
-def _differ(companion: tuple[object, ...], own: tuple[object, ...]) -> bool:
-    """Whether a companion says that it takes other images; a step behind the model says nothing."""
-    return bool(companion and companion[0]) and companion != own
+def _differ(companion: tuple[str, int], own: tuple[str, int]) -> bool:
+    """Whether a companion takes other images, or another number of them; which images, not every one says."""
+    return companion[1] != own[1] or (companion[0] != own[0] and "" not in (companion[0], own[0]))
 
 
 def _companions(repository: Path, model: str) -> list[str]:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from temper.backends.temper.artifact import CONFIG, served_version
-from temper.errors import TemperError
+from temper.builder.publish.switch import steps_of
+from temper.errors import ServerError, TemperError
+from temper.serve import reload
 from temper.serve.live import switch_of, take_back
 from temper.serve.server import TritonServer
 
@@ -32,25 +34,39 @@ class Follower:
 
     def look(self) -> None:
         """Loads the models whose config.pbtxt was replaced, and says so; one that does not load is said once."""
-        for model in self._server.loaded:
-            stamp = _stamp(self._server.repository / model / CONFIG)
-            # Missing: Triton would take that for no config at all.
-            if stamp is not None and stamp != self._seen.get(model):
-                self._seen[model] = stamp
-                self._load(model)
+        stamps = {model: _stamp(self._path(model)) for model in self._server.loaded}
+        # Missing: Triton would take that for no config at all.
+        changed = {model: one for model, one in stamps.items() if one is not None and one != self._seen.get(model)}
+        self._seen |= changed
+        loaded: set[str] = set()
+        # An ensemble first: Triton loads its steps with it, and would end it meanwhile where it fits one no more.
+        for model in sorted(changed, key=lambda one: not steps_of(self._server.repository / one)):
+            if self._seen[model] != changed[model]:
+                continue  # what was switched with it was taken back
+            version = _version(self._path(model))
+            is_there = model in loaded and self._served(model) == version
+            if (is_there or self._load(model, version)) and self._server.alive:
+                self._say(f"switched: {model} is served as version {version}")
+                loaded |= set(steps_of(self._server.repository / model))
 
-    def _load(self, model: str) -> None:
-        path = self._server.repository / model / CONFIG
-        version = _version(path)
+    def _path(self, model: str) -> Path:
+        return self._server.repository / model / CONFIG
+
+    def _served(self, model: str) -> int | None:
+        try:
+            return reload.served_version(self._server.grpc_url, model)
+        except ServerError:
+            return None  # it is dead, which whoever asks finds by itself
+
+    def _load(self, model: str, version: int | None) -> bool:
         try:
             self._server.reload(model)
         except TemperError as error:
             if self._server.alive:
                 line = f"not switched: {model}: version {version}: {error}"
                 self._say(f"{line}; {self._take_back(model, version, str(error))}")
-            return
-        if self._server.alive:
-            self._say(f"switched: {model} is served as version {version}")
+            return False
+        return True
 
     def _take_back(self, entry: str, version: int | None, reason: str) -> str:
         """Switches back what brought a version of an entry, so that no restart meets it; says what is so now."""
@@ -62,9 +78,9 @@ class Follower:
                 f"what was served is served on, until a restart: `temper rollback {model}` puts it back into the "
                 "repository"
             )
-        path = repository / model / CONFIG
-        if entry == model and _version(path) == back.after:
-            self._seen[model] = _stamp(path)  # which is what the server has
+        for name in {model, *(one.model for one in back.companions)} & self._seen.keys():
+            if self._served(name) == _version(self._path(name)):
+                self._seen[name] = _stamp(self._path(name))
         return f"version {back.after} of {model} is served on, in the repository, too"
 
 

@@ -101,8 +101,8 @@ def verdict_on(folder: Path) -> Mapping[str, Any] | None:
 def _load(repository: Path, url: str, switched: Switched) -> None:
     """Lets a server load what it does not serve yet; of what belongs to the model only what it has."""
     loads = {switched.model: switched.after} | {one.model: one.after for one in switched.companions}
-    # Ensembles last, which take their steps as they are then.
-    for model, version in sorted(loads.items(), key=lambda load: bool(steps_of(repository / load[0]))):
+    # Ensembles first: Triton loads their steps with them, and would end them meanwhile where they fit one no more.
+    for model, version in sorted(loads.items(), key=lambda load: not steps_of(repository / load[0])):
         served = served_version(url, model)
         if served != version and (served is not None or model == switched.model):
             reload_model(url, model, version, is_wanted=partial(_names, repository / model, version))

@@ -140,7 +140,9 @@ def _over_rounds(rule: Rule, name: str, rounds: Sequence[float], limit: float, c
         beta = NormalDist().inv_cdf(confidence), NormalDist().inv_cdf(power)
         # The last term is what t asks for beyond the normal distribution (Guenther 1981).
         num = (sum(beta) * spread / (limit - mean)) ** 2 + beta[0] ** 2 / 2
-        return More(num=max(math.ceil(num), len(rounds) + 1), given="their spread as it is", what="rounds (gate.rounds)")
+        return More(
+            num=max(math.ceil(num), len(rounds) + 1), given="their spread as it is", what="rounds (gate.rounds)"
+        )
 
     found: dict[str, Any] = {"figure": mean, "low": mean - half, "high": mean + half}
     return rule.look(

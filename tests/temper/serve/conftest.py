@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 from temper.builder.publish.defence import BitDepthConfig, Defence
-from temper.builder.publish.ensemble import publish_ensemble
+from temper.builder.publish.ensemble import publish_ensemble, publish_jpeg
 from temper.builder.publish.entry import publish
 from temper.builder.publish.triton_config import EnsembleBackend, PluginBackend, TritonConfig
 
@@ -52,6 +52,22 @@ def two_versions(toy_onnx: Path, shifted_onnx: Path, tmp_path: Path) -> Path:
     publish_ensemble(root, replace(config, name="squeezed", backend=defended), labels=labels, card={})
     for name in ("config.pbtxt", "labels.txt"):
         shutil.copy(root / "toy" / "1" / name, root / "toy" / name)
+    return root
+
+
+@pytest.fixture
+def two_with_jpeg(toy_onnx: Path, shifted_onnx: Path, tmp_path: Path) -> Path:
+    """A repository with two versions of `toy`, of which the second takes fewer images at once, and its `_jpeg`."""
+    root = tmp_path / "repository"
+    backend = PluginBackend(engine="openvino", on_cpu=True, parameters={"precision_hint": "f32"})
+    labels = [str(number) for number in range(10)]
+    for max_batch, engine in ((8, toy_onnx), (4, shifted_onnx)):
+        config = TritonConfig(
+            name="toy", image_size=32, num_classes=10, max_batch=max_batch, backend=backend, in_ensemble=True
+        )
+        card = {"max_batch": max_batch}
+        publish(root, config, engine_file=engine, labels=labels, card=card)
+        publish_jpeg(root, config, labels=labels, card=card)
     return root
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import re
 import signal
@@ -17,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped]  # ships none
 import pytest
+from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc  # type: ignore[import-untyped]  # ships none
 
-from temper.builder.publish.switch import read_history
+from temper.builder.publish.switch import read_history, switch
 from temper.builder.publish.versions import served_version
 from temper.client import Client
 from temper.errors import ServerError
+from temper.serve import reload
 from temper.serve.follow import Follower
-from temper.serve.promote import promote
+from temper.serve.promote import promote, rollback
 from temper.serve.server import TritonServer
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ pytestmark = pytest.mark.server
 Until = Callable[[Callable[[], object]], None]
 Switch = Callable[[Path, int], None]
 SHIFT = 1000.0
+JPEG = ("toy_jpeg", "toy", "toy_jpeg_decode")
 
 
 @pytest.fixture
@@ -45,19 +49,25 @@ def server(two_versions: Path, tmp_path: Path) -> Iterator[TritonServer]:
 
 
 @contextmanager
-def asking(server: TritonServer, sample: Sample) -> Iterator[list[bool]]:
-    """Asks the model and the ensemble all the time, without an error; gives which answers were the new one's."""
+def asking(server: TritonServer, sample: Sample, *models: str) -> Iterator[list[bool]]:
+    """Asks the models all the time, without an error; gives which answers were the new version's."""
     ended, seen, errors = threading.Event(), list[bool](), list[Exception]()
+    file = io.BytesIO()
+    Image.fromarray(sample.images[0]).save(file, "PNG")
 
     def ask(model: str) -> None:
         try:
             with Client(server.grpc_url) as client:
                 while not ended.is_set():
-                    seen.append(bool(client.infer(model, sample.images[:1])[0, 0] > SHIFT / 2))
+                    if model.endswith("_jpeg"):
+                        answer = client.infer_encoded(model, [file.getvalue()])
+                    else:
+                        answer = client.infer(model, sample.images[:1])
+                    seen.append(bool(answer[0, 0] > SHIFT / 2))
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=ask, args=(model,)) for model in ("toy", "toy", "squeezed")]
+    threads = [threading.Thread(target=ask, args=(model,)) for model in models or ("toy", "toy", "squeezed")]
     for thread in threads:
         thread.start()
     try:
@@ -147,6 +157,37 @@ def test_version_that_does_not_load_is_said_once_and_the_old_one_answers(
         follower.look()
     assert said == ["switched: toy is served as version 1"]
     assert not any(seen)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["follower", "--url"])
+def test_what_takes_image_files_is_switched_with_its_model_and_loses_no_request(
+    two_with_jpeg: Path, sample: Sample, until: Until, waits: bool
+) -> None:
+    """The new version takes fewer images at once, so that the old ensemble fits it no more."""
+    own = ("--model-control-mode=explicit", *(f"--load-model={name}" for name in JPEG))
+    said: list[str] = []
+    control = TritonServer(two_with_jpeg, extra_args=own) if waits else TritonServer(two_with_jpeg, reloads=True)
+    with control as server, asking(server, sample, "toy", "toy_jpeg", "toy_jpeg") as seen:
+        follower = Follower(server, said.append)
+        url = server.grpc_url if waits else None
+        for version in (2, 1):
+            if version == 2:
+                promote(two_with_jpeg, "toy", override=True, reason="a test", url=url)
+            else:
+                rollback(two_with_jpeg, "toy", url=url)
+            if not waits:
+                follower.look()
+            assert {reload.served_version(server.grpc_url, name) for name in JPEG} == {version}
+            begin = len(seen)
+            until(functools.partial(_longer, seen, begin + 20))
+            assert set(seen[begin + 5 :]) == {version == 2}
+        # A server that was not told is told later.
+        switch(two_with_jpeg, "toy", 2, event="promoted")
+        follower.look() if not waits else promote(two_with_jpeg, "toy", url=url)
+        assert {reload.served_version(server.grpc_url, name) for name in JPEG} == {2}
+    if not waits:
+        lines = [f"switched: {name} is served as version {version}" for version in (2, 1, 2) for name in JPEG]
+        assert said == lines
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["follower", "promote --url"])
