@@ -80,6 +80,7 @@ def write_verdict(folder: Path, verdict: Verdict, key: Ed25519PrivateKey | None 
             f"{show(folder)}: is not what was judged, {judged.model} version {judged.version}, or was published "
             "anew since; judge it again"
         )
+    verdict = _count_looks(folder, verdict)
     sealed = verdict if key is None else sign(verdict, key)
     content = json.dumps(in_json(sealed), indent=1, ensure_ascii=False).encode() + b"\n"
     repository = folder.resolve().parent.parent  # by whatever link it was reached: one lock
@@ -90,6 +91,19 @@ def write_verdict(folder: Path, verdict: Verdict, key: Ed25519PrivateKey | None 
     except OSError as error:
         raise GateError(f"{show(folder / FILE)}: cannot be written: {describe_os_error(error)}") from error
     return sealed
+
+
+def _count_looks(folder: Path, verdict: Verdict) -> Verdict:
+    """Counts the verdicts on the same files that this one takes the place of, of those on other images."""
+    try:
+        before = read_verdict(folder)
+    except GateError:
+        before = None
+    if before is None or verdict.signature is not None:
+        return verdict
+    if before.candidate.sums_sha256 != verdict.candidate.sums_sha256:
+        return verdict
+    return dataclasses.replace(verdict, looks=before.looks + (before.data_sha256 != verdict.data_sha256))
 
 
 def sign(verdict: Verdict, key: Ed25519PrivateKey) -> Verdict:

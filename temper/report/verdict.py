@@ -107,6 +107,8 @@ class Verdict(Record):
     """Versions of Python and of the libraries that a figure depends on."""
     commit: str | None = None
     """Temper's commit; null when it ran from no checkout."""
+    looks: int = 1
+    """How often this version was judged, each time on other images, as far as its folder tells, with this one."""
     signature: Signature | None = None
     """Who vouches for it; null when it is not signed."""
 

@@ -105,6 +105,7 @@ def facts(verdict: Verdict) -> list[str]:
         f"{verdict.created}.",
         *_accuracies(verdict),
         f"Confidence {100 * verdict.confidence:g} %, one-sided: {verdict.correction}",
+        *_looks(verdict),
         f"Engine SHA-256 {verdict.candidate.engine_sha256 or 'not known'}, data SHA-256 "
         f"{verdict.data_sha256 or 'not known'}, Temper {commit}.",
         f"Signed by the key {verdict.signature.key}." if verdict.signature else "Not signed.",
@@ -116,6 +117,18 @@ def _accuracies(verdict: Verdict) -> list[str]:
     if mine is None or theirs is None:
         return []
     return [f"It is right for {text.percent(mine)} of them, the reference for {text.percent(theirs)}."]
+
+
+def _looks(verdict: Verdict) -> list[str]:
+    """What several looks at one version do to the error."""
+    if verdict.looks == 1:
+        return []
+    error, together = 1 - verdict.confidence, min(1.0, verdict.looks * (1 - verdict.confidence))
+    return [
+        f"Look {verdict.looks} at this version on other images: each ships what breaks a limit in up to "
+        f"{100 * error:.3g} % of cases, all together in up to {100 * together:.3g} %; it stays at {100 * error:.3g} "
+        f"with `confidence = {1 - error / verdict.looks:.4g}` in each."
+    ]
 
 
 def render_text(verdicts: Sequence[Verdict]) -> str:
@@ -130,6 +143,7 @@ def render_text(verdicts: Sequence[Verdict]) -> str:
         reasons = "".join(
             _one_line(f"{one.name}: {one.reason}") + "\n" for one in verdict.findings if one.answer != "SHIP"
         )
+        reasons += "".join(f"{line}\n" for line in _looks(verdict))
         parts.append(f"{_one_line(headline(verdict))}\n\n{table}\n{reasons}".rstrip("\n") + "\n")
     return "\n".join(parts)
 

@@ -19,6 +19,7 @@ from temper.errors import GateError
 from temper.gate.keys import public_key
 from temper.gate.seal import in_json, read_verdict, side_of, sign, write_verdict
 from temper.report.verdict import Finding, Verdict
+from temper.report.verdict_text import facts, render_text
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32) for seed in (1, 2))
 BACKEND = PluginBackend(engine="openvino", on_cpu=True)
@@ -102,6 +103,21 @@ def test_a_verdict_replaces_the_one_before(folder: Path) -> None:
     read = read_verdict(folder)
     assert read is not None and read.answer == "HOLD"
     assert read.signature is not None and read.signature.key == public_key(OTHER)
+
+
+def test_looks_at_one_version_on_other_images_are_counted(folder: Path) -> None:
+    def look(data: str | None) -> int:
+        return write_verdict(folder, verdict_on(folder, data_sha256=data), KEY).looks
+
+    assert [look(data) for data in ("a", "a", "b", "b", "c")] == [1, 1, 2, 2, 3]
+    read = read_verdict(folder)
+    assert read is not None
+    assert (
+        "Look 3 at this version on other images: each ships what breaks a limit in up to 5 % of" in facts(read)[-3]
+    )
+    assert "`confidence = 0.9833` in each" in render_text([read])
+    (folder / "verdict.json").write_text("{}")
+    assert look("d") == 1
 
 
 def test_a_version_without_a_verdict_has_none(folder: Path) -> None:
