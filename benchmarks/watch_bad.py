@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--rate", type=float, default=50.0, help="requests per second of others")
+    parser.add_argument("--rehearsal", action="store_true", help="ask each first on a server of its own")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long is watched")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +48,7 @@ def main() -> None:
         images = _publish(repository)
         with _served(repository) as url:
             rows = [
-                _round(repository, url, images, version, options.rate, options.seconds)
+                _round(repository, url, images, version, options)
                 for _ in range(options.rounds)
                 for version in range(2, len(_SHARES) + 1)
             ]
@@ -57,8 +58,10 @@ def main() -> None:
     }
     for share, summary in found.items():
         print(share, summary)
-    settings = {"rate_rps": options.rate, "watched_s": options.seconds}
-    write_results("watch_bad", {**settings, "by_share": found, "rounds": rows})
+    settings = {"rate_rps": options.rate, "watched_s": options.seconds, "rehearsal": options.rehearsal}
+    write_results(
+        "watch_rehearsal" if options.rehearsal else "watch_bad", {**settings, "by_share": found, "rounds": rows}
+    )
 
 
 def _publish(repository: Path) -> npt.NDArray[np.uint8]:
@@ -94,17 +97,18 @@ def _served(repository: Path) -> Iterator[str]:
 
 
 def _round(
-    repository: Path, url: str, images: npt.NDArray[np.uint8], version: int, rate_rps: float, seconds: float
+    repository: Path, url: str, images: npt.NDArray[np.uint8], version: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    asking = Asking(url, _MODEL, images, rate_rps, seed=version)
+    asking = Asking(url, _MODEL, images, options.rate, seed=version)
     watched = watch(
         repository,
         _MODEL,
         version,
         url=url,
         images=images,
-        seconds=seconds,
+        seconds=options.seconds,
         real=True,
+        rehearsal=options.rehearsal,
         override=True,
         reason="a benchmark",
     )
@@ -112,13 +116,14 @@ def _round(
     asked = asking.end()
     row = {
         "share": _SHARES[version - 1],
+        "switched": watched.switched is not None,
         "went_back": watched.back is not None,
         "back_s": watched.back_s,
         "by_bad_version": int(np.count_nonzero(asked.version == version)),
         "failed": asked.failed,
         "reason": watched.reason,
     }
-    if watched.back is None:
+    if watched.switched is not None and watched.back is None:
         rollback(repository, _MODEL, url=url)
     print(row, file=sys.stderr, flush=True)
     return row
@@ -130,6 +135,7 @@ def _summary(rows: list[dict[str, Any]], rate_rps: float, seconds: float) -> dic
     answered = statistics.median(row["by_bad_version"] for row in rows)
     return {
         "rounds": len(rows),
+        "switched": sum(row["switched"] for row in rows),
         "went_back": len(took),
         "back_s_median": statistics.median(took or [math.nan]),
         "back_s_max": max(took, default=math.nan),

@@ -470,6 +470,7 @@ def show_keys(file: Path | None) -> None:
     metavar="PERCENT",
     help="With --images: how many may be answered otherwise than before.  [10, or what the verdict allows]",
 )
+@click.option("--no-rehearsal", is_flag=True, help="With --watch: do not ask it on a server of its own first.")
 @json_option
 def promote(
     model: str,
@@ -481,6 +482,7 @@ def promote(
     watch: float | None,
     images: Path | None,
     max_changed: float | None,
+    no_rehearsal: bool,
     as_json: bool,
 ) -> None:
     """Serve a candidate of MODEL, if its verdict says SHIP.
@@ -488,9 +490,9 @@ def promote(
     Every version but a model's first is a candidate when it is published: whole, and served to nobody. Entries
     that belong to MODEL, such as MODEL_jpeg, are switched with it. A version that is served already stays.
 
-    With --watch the served version is asked for 5 s, MODEL is promoted, and asked on. When surely more requests
-    fail, answers take longer, or images are answered otherwise, what was served before is served again, and the
-    exit status is 3.
+    With --watch the served version is asked for 5 s, the candidate on a server of its own, MODEL is promoted, and
+    asked on. When surely more requests fail, answers take longer, or images are answered otherwise, what was
+    served before is served on, or again, and the exit status is 3.
     """
     from temper.cli.commands.promote import promote_command, watch_command
 
@@ -513,6 +515,7 @@ def promote(
             seconds=watch,
             images=images,
             max_changed=max_changed,
+            rehearsal=not no_rehearsal,
             as_json=as_json,
         )
         return

@@ -126,7 +126,7 @@ def _looks(verdict: Verdict) -> list[str]:
     error, together = 1 - verdict.confidence, min(1.0, verdict.looks * (1 - verdict.confidence))
     return [
         f"Look {verdict.looks} at this version on other images: each ships what breaks a limit in up to "
-        f"{100 * error:.3g} % of cases, all together in up to {100 * together:.3g} %; it stays at {100 * error:.3g} "
+        f"{100 * error:.3g} % of cases, all together in up to {100 * together:.3g} %; it stays {100 * error:.3g} "
         f"with `confidence = {1 - error / verdict.looks:.4g}` in each."
     ]
 

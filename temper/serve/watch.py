@@ -28,6 +28,7 @@ from temper.progress import Display
 from temper.serve import reload
 from temper.serve.probing import Prober
 from temper.serve.promote import promote, rollback
+from temper.serve.rehearsal import rehearse
 from temper.serve.signs import (
     LOOK_S,
     RATE_RPS,
@@ -58,14 +59,14 @@ class WatchError(TemperError):
 class Watched:
     """What became of a promotion."""
 
-    switched: Switched
-    """The promotion."""
+    switched: Switched | None
+    """The promotion; None when the version was worse already before it, and nothing was switched."""
     line: str
     """What was seen, for the user."""
     back: Switched | None = None
     """The way back; None when the version stays."""
     reason: str | None = None
-    """The sign that it was for."""
+    """The sign that it is worse."""
     back_s: float | None = None
     """Seconds from the first request that showed it until the old version was served."""
 
@@ -80,11 +81,14 @@ def watch(
     seconds: float,
     real: bool,
     max_changed: float | None = None,
+    rehearsal: bool = True,
     override: bool = False,
     reason: str = "",
     display: Display | None = None,
 ) -> Watched:
     """Promotes a version, watches it, and rolls back at a sign that it is worse than the one before.
+
+    What shows on a server of its own is not switched to.
 
     Args:
         repository: The model repository.
@@ -97,6 +101,7 @@ def watch(
             latency are judged alone.
         max_changed: Percent of the images that may be answered otherwise; when not given `MAX_CHANGED`, or what
             the verdict's rule `flips` allows, if that is more.
+        rehearsal: Ask the version on a server of its own first, where its engine runs on this machine.
         override: As `promote` has it.
         reason: As `promote` has it.
         display: Shows what goes on.
@@ -123,6 +128,12 @@ def watch(
     with Prober(url, model, images) as prober:
         with display.stage(f"{model}: ask version {served}, as it is served"):
             before = _ask_before(prober, url, model, served)
+        if rehearsal:
+            with display.stage(f"{model}: ask version {version} on a server of its own"):
+                sign = rehearse(repository, model, version, images, before=before, limits=limits, display=display)
+            if sign is not None:
+                line = f"{model}: version {version} is not switched to: on a server of its own {sign.reason}"
+                return Watched(switched=None, line=line, reason=sign.reason)
         switched = promote(repository, model, version, url=url, override=override, reason=reason)
         watcher = _Watcher(repository, url, prober, before, switched, limits)
         try:
@@ -146,7 +157,7 @@ def _limits(version: Path, seconds: float, max_changed: float | None, *, real: b
     return Limits(
         changed=max_changed / 100 if real else None,
         p99_ms=_number(config, "latency", "p99_ms"),
-        num_looks=math.ceil(seconds / LOOK_S),
+        num_looks=math.ceil(seconds / LOOK_S) + 1,  # the rehearsal
     )
 
 
@@ -198,7 +209,7 @@ class _Watcher:
 
     def look_for(self, seconds: float) -> Sign | None:
         """Looks twice a second until there is a sign, or the time is over, or somebody else has switched."""
-        for number in range(1, self._limits.num_looks + 1):
+        for number in range(1, math.ceil(seconds / LOOK_S) + 1):
             time.sleep(max(0.0, self._begin + min(number * LOOK_S, seconds) - time.monotonic()))
             if not self._is_served():
                 return None

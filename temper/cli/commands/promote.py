@@ -54,9 +54,10 @@ def watch_command(
     seconds: float,
     images: Path | None,
     max_changed: float | None,
+    rehearsal: bool,
     as_json: bool,
 ) -> None:
-    """Serves a candidate and watches it; exits 3 when what was served before is served again.
+    """Serves a candidate and watches it; exits 3 when what was served before is served again, or still.
 
     Raises:
         WatchError: It cannot be watched; nothing was switched.
@@ -82,6 +83,7 @@ def watch_command(
             seconds=seconds,
             real=images is not None,
             max_changed=max_changed,
+            rehearsal=rehearsal,
             override=override,
             reason=reason,
             display=display,
@@ -89,9 +91,10 @@ def watch_command(
     if as_json:
         echo(json.dumps(dataclasses.asdict(watched), indent=2))
     else:
-        _show(watched.switched, as_json=False)
+        if watched.switched is not None:
+            _show(watched.switched, as_json=False)
         echo(watched.line)
-    if watched.back is not None:
+    if watched.reason is not None:
         click.get_current_context().exit(EXIT_WENT_BACK)
 
 

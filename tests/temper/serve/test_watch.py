@@ -101,7 +101,14 @@ def test_bad_version_goes_back_by_itself_and_a_good_one_stays(
         r"0 of [3-6]\d images answered otherwise, 0 of all \d\d+ requests failed",
         seen,
     )
-    bad = run(repository, server.grpc_url, *more, "--json", version=3)
+    worse = run(repository, server.grpc_url, *more, version=3)
+    assert (worse.exit_code, served()) == (3, (2, 2)), worse.output
+    assert re.fullmatch(
+        r"toy: version 3 is not switched to: on a server of its own \d+ of \d+ images are answered otherwise than "
+        r"before, expected at most 10 %\n",
+        worse.stdout,
+    )
+    bad = run(repository, server.grpc_url, *more, "--no-rehearsal", "--json", version=3)
     assert (bad.exit_code, served()) == (3, (2, 2)), bad.output
     found = json.loads(bad.stdout)
     assert (found["switched"]["after"], found["back"]["before"], found["back"]["after"]) == (3, 3, 2)
@@ -219,7 +226,7 @@ def test_limits_are_those_of_the_verdict(
 ) -> None:
     write_verdict(tmp_path / "2", config)
     limits = _limits(tmp_path / "2", 60.0, given, real=True)
-    assert (limits.changed, limits.p99_ms, limits.num_looks) == (changed, p99_ms, 120)
+    assert (limits.changed, limits.p99_ms, limits.num_looks) == (changed, p99_ms, 121)
     assert _limits(tmp_path / "2", 60.0, None, real=False).changed is None
 
 
