@@ -504,6 +504,17 @@ PYTHON = 'parameters {\n  key: "EXECUTION_ENV_PATH"\n  value {\n    string_value
         ("plugin", {"new": 'runtime: "libtriton_temper.so"\n'}),
         ("plugin", {"new": 'default_model_filename: "x"\n'}),
         ("plugin", {"old": 'backend: "temper"\n', "new": '# backend: "temper"\nbackend: "python"\n'}),
+        ("plugin", {"file": "cryptography.pyc"}),
+        ("plugin", {"old": 'backend: "temper"\n', "new": 'backend: "temper"\n"/../x"\n'}),
+        ("plugin", {"old": "  specific {\n    versions: 1\n  }", "new": "  all {} # specific { versions: 1 }"}),
+        (
+            "plugin",
+            {
+                "old": "specific {\n    versions: 1\n",
+                "new": "specific {\n    versions: [2] # specific { versions: 1 }\n",
+            },
+        ),
+        ("plugin", {"old": "versions: 1\n", "new": "versions: 01\n"}),
         ("pair", {"file": "model.onnx"}),
         ("pair", {"old": 'platform: "ensemble"\n', "new": 'backend: "onnxruntime"\n'}),
         ("pair_mean", {"file": "libtriton_temper_mean.so"}),

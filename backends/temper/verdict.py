@@ -48,13 +48,19 @@ _CODE = re.compile(
     rb"\b(?:backend|platform|runtime|default_model_filename|cc_model_filenames|op_library_filename)\b"
 )
 _OURS = re.compile(rb'^(?:backend: "temper(_mean|_defence|_decode)?"|platform: "(ensemble)")$', re.MULTILINE)
+# The version that Triton loads, as the publisher writes it: a comment or a string may say another, `all` says
+# every one, and 010 is 8.
+_LOADED = re.compile(rb"^version_policy \{\n  specific \{\n    versions: ([1-9]\d{0,17})\n  \}\n\}$", re.MULTILINE)
+# The text form joins strings that follow one another, so that such a line goes on with the one before it.
+_GOES_ON = re.compile(rb"^\s*[\"']", re.MULTILINE)
 # Triton's own parameters are in capitals; some name a library or a Python that is to be loaded.
 _KEY, _OUR_KEY = (
     re.compile(rb"\bkey\b"),
     re.compile(rb'^ *key: "(?:\w*[a-z]\w*|FORCE_CPU_ONLY_INPUT_TENSORS)"$', re.M),
 )
 _TEXTS = frozenset({CARD, CONFIG, "labels.txt"})
-_LIBRARIES = re.compile(r".*\.(?:so|py)")
+# Python takes modules from the version's folder, too, as source or compiled.
+_LIBRARIES = re.compile(r".*\.(?:so|pyc?)")
 _AGAIN = "judge this version again with `temper gate`"
 
 
@@ -217,6 +223,9 @@ def needs_none(config: bytes, files: Collection[str]) -> bool:
         config: config.pbtxt.
         files: The names of the version's files.
     """
+    # Else other files than these may be what Triton loads.
+    if _GOES_ON.search(config) or [int(each) for each in _LOADED.findall(config)] != [served_version(config)]:
+        return False
     kinds = _OURS.findall(config)
     if not len(kinds) == len(_CODE.findall(config)) == 1 or len(_KEY.findall(config)) != len(
         _OUR_KEY.findall(config)
