@@ -151,6 +151,15 @@ def test_option_that_moves_the_health_check_is_refused(tmp_path: Path, option: s
     )
 
 
+@pytest.mark.parametrize("option", ["--model-control-mode=poll", "--model-con=explicit"])
+def test_option_that_loads_what_nobody_looked_at_is_refused_where_verdicts_are_asked_for(
+    tmp_path: Path, option: str
+) -> None:
+    line = f"temper: {option}: not passed on with TEMPER_REQUIRE_VERDICT, as what is loaded later is not looked at"
+    assert refused(tmp_path, option, TEMPER_REQUIRE_VERDICT="1").startswith(line)
+    assert option in started(tmp_path, option)
+
+
 @pytest.mark.parametrize("option", ["--model-repository=/x", "--model-store", "--model-rep=/x"])
 def test_option_that_names_another_repository_is_refused(tmp_path: Path, option: str) -> None:
     line = f"temper: {option}: not passed on; name the one repository in TEMPER_REPOSITORY"
