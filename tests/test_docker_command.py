@@ -513,6 +513,7 @@ PYTHON = 'parameters {\n  key: "EXECUTION_ENV_PATH"\n  value {\n    string_value
         ("plugin", {"new": 'runtime: "libtriton_temper.so"\n'}),
         ("plugin", {"new": 'default_model_filename: "x"\n'}),
         ("plugin", {"old": 'backend: "temper"\n', "new": '# backend: "temper"\nbackend: "python"\n'}),
+        ("plugin", {"new": 'model_repository_agents {\n  agents {\n    name: "../x"\n  }\n}\n'}),
         ("plugin", {"file": "cryptography.pyc"}),
         ("plugin", {"old": 'backend: "temper"\n', "new": 'backend: "temper"\n"/../x"\n'}),
         ("plugin", {"old": "  specific {\n    versions: 1\n  }", "new": "  all {} # specific { versions: 1 }"}),

@@ -43,9 +43,11 @@ _FORMAT = 1
 _MAX_BYTES, _MAX_KEY_BYTES = 8 << 20, 1 << 20
 _PUBLIC, _VALUE = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{128}")
 _KEY_LINE = re.compile(r"ed25519 ([0-9a-f]{64})( .*)?")
-# What says in a config.pbtxt whose code runs a model: one such word, in a line as the publisher writes it.
+# What says in a config.pbtxt whose code runs a model: one such word, in a line as the publisher writes it. An
+# agent is a library that Triton loads before all else, from wherever its name leads.
 _CODE = re.compile(
-    rb"\b(?:backend|platform|runtime|default_model_filename|cc_model_filenames|op_library_filename)\b"
+    rb"\b(?:backend|platform|runtime|default_model_filename|cc_model_filenames|op_library_filename"
+    rb"|model_repository_agents)\b"
 )
 _OURS = re.compile(rb'^(?:backend: "temper(_mean|_defence|_decode)?"|platform: "(ensemble)")$', re.MULTILINE)
 # The version that Triton loads, as the publisher writes it: a comment or a string may say another, `all` says
