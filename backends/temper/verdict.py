@@ -54,7 +54,7 @@ _OURS = re.compile(rb'^(?:backend: "temper(_mean|_defence|_decode)?"|platform: "
 # every one, and 010 is 8.
 _LOADED = re.compile(rb"^version_policy \{\n  specific \{\n    versions: ([1-9]\d{0,17})\n  \}\n\}$", re.MULTILINE)
 # The text form joins strings that follow one another, so that such a line goes on with the one before it.
-_GOES_ON = re.compile(rb"^\s*[\"']", re.MULTILINE)
+_GOES_ON = re.compile(rb"^[ \t\r\f\v]*[\"']", re.MULTILINE)
 # Triton's own parameters are in capitals; some name a library or a Python that is to be loaded.
 _KEY, _OUR_KEY = (
     re.compile(rb"\bkey\b"),
