@@ -70,6 +70,8 @@ _STARTED = Path(tempfile.gettempdir()) / "temper-models.json"
 _FIXED = ("--allow-http", "--http-address", "--http-port")
 # What would serve one that was not looked at.
 _REPOSITORY = ("--model-repository", "--model-store")
+# What would load one after the look, before anybody asks for its verdict.
+_CONTROL = "--model-control-mode"
 
 
 def options(environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -330,6 +332,11 @@ def main() -> None:
             )
         if len(name) > 2 and any(other.startswith(name) for other in _REPOSITORY):
             sys.exit(f"temper: {option}: not passed on; name the one repository in TEMPER_REPOSITORY")
+        if len(name) > 2 and _CONTROL.startswith(name) and os.environ.get(verdict.REQUIRE, "0") not in ("", "0"):
+            sys.exit(
+                f"temper: {option}: not passed on with {verdict.REQUIRE}, as what is loaded later is not looked "
+                "at before; start a new container instead"
+            )
     try:
         plain, hidden = options(os.environ)
     except ValueError as error:

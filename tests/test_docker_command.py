@@ -151,6 +151,15 @@ def test_option_that_moves_the_health_check_is_refused(tmp_path: Path, option: s
     )
 
 
+@pytest.mark.parametrize("option", ["--model-control-mode=poll", "--model-con=explicit"])
+def test_option_that_loads_what_nobody_looked_at_is_refused_where_verdicts_are_asked_for(
+    tmp_path: Path, option: str
+) -> None:
+    line = f"temper: {option}: not passed on with TEMPER_REQUIRE_VERDICT, as what is loaded later is not looked at"
+    assert refused(tmp_path, option, TEMPER_REQUIRE_VERDICT="1").startswith(line)
+    assert option in started(tmp_path, option)
+
+
 @pytest.mark.parametrize("option", ["--model-repository=/x", "--model-store", "--model-rep=/x"])
 def test_option_that_names_another_repository_is_refused(tmp_path: Path, option: str) -> None:
     line = f"temper: {option}: not passed on; name the one repository in TEMPER_REPOSITORY"
@@ -504,6 +513,18 @@ PYTHON = 'parameters {\n  key: "EXECUTION_ENV_PATH"\n  value {\n    string_value
         ("plugin", {"new": 'runtime: "libtriton_temper.so"\n'}),
         ("plugin", {"new": 'default_model_filename: "x"\n'}),
         ("plugin", {"old": 'backend: "temper"\n', "new": '# backend: "temper"\nbackend: "python"\n'}),
+        ("plugin", {"new": 'model_repository_agents {\n  agents {\n    name: "../x"\n  }\n}\n'}),
+        ("plugin", {"file": "cryptography.pyc"}),
+        ("plugin", {"old": 'backend: "temper"\n', "new": 'backend: "temper"\n"/../x"\n'}),
+        ("plugin", {"old": "  specific {\n    versions: 1\n  }", "new": "  all {} # specific { versions: 1 }"}),
+        (
+            "plugin",
+            {
+                "old": "specific {\n    versions: 1\n",
+                "new": "specific {\n    versions: [2] # specific { versions: 1 }\n",
+            },
+        ),
+        ("plugin", {"old": "versions: 1\n", "new": "versions: 01\n"}),
         ("pair", {"file": "model.onnx"}),
         ("pair", {"old": 'platform: "ensemble"\n', "new": 'backend: "onnxruntime"\n'}),
         ("pair_mean", {"file": "libtriton_temper_mean.so"}),

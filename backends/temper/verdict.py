@@ -43,18 +43,26 @@ _FORMAT = 1
 _MAX_BYTES, _MAX_KEY_BYTES = 8 << 20, 1 << 20
 _PUBLIC, _VALUE = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{128}")
 _KEY_LINE = re.compile(r"ed25519 ([0-9a-f]{64})( .*)?")
-# What says in a config.pbtxt whose code runs a model: one such word, in a line as the publisher writes it.
+# What says in a config.pbtxt whose code runs a model: one such word, in a line as the publisher writes it. An
+# agent is a library that Triton loads before all else, from wherever its name leads.
 _CODE = re.compile(
-    rb"\b(?:backend|platform|runtime|default_model_filename|cc_model_filenames|op_library_filename)\b"
+    rb"\b(?:backend|platform|runtime|default_model_filename|cc_model_filenames|op_library_filename"
+    rb"|model_repository_agents)\b"
 )
 _OURS = re.compile(rb'^(?:backend: "temper(_mean|_defence|_decode)?"|platform: "(ensemble)")$', re.MULTILINE)
+# The version that Triton loads, as the publisher writes it: a comment or a string may say another, `all` says
+# every one, and 010 is 8.
+_LOADED = re.compile(rb"^version_policy \{\n  specific \{\n    versions: ([1-9]\d{0,17})\n  \}\n\}$", re.MULTILINE)
+# The text form joins strings that follow one another, so that such a line goes on with the one before it.
+_GOES_ON = re.compile(rb"^[ \t\r\f\v]*[\"']", re.MULTILINE)
 # Triton's own parameters are in capitals; some name a library or a Python that is to be loaded.
 _KEY, _OUR_KEY = (
     re.compile(rb"\bkey\b"),
     re.compile(rb'^ *key: "(?:\w*[a-z]\w*|FORCE_CPU_ONLY_INPUT_TENSORS)"$', re.M),
 )
 _TEXTS = frozenset({CARD, CONFIG, "labels.txt"})
-_LIBRARIES = re.compile(r".*\.(?:so|py)")
+# Python takes modules from the version's folder, too, as source or compiled.
+_LIBRARIES = re.compile(r".*\.(?:so|pyc?)")
 _AGAIN = "judge this version again with `temper gate`"
 
 
@@ -217,6 +225,9 @@ def needs_none(config: bytes, files: Collection[str]) -> bool:
         config: config.pbtxt.
         files: The names of the version's files.
     """
+    # Else other files than these may be what Triton loads.
+    if _GOES_ON.search(config) or [int(each) for each in _LOADED.findall(config)] != [served_version(config)]:
+        return False
     kinds = _OURS.findall(config)
     if not len(kinds) == len(_CODE.findall(config)) == 1 or len(_KEY.findall(config)) != len(
         _OUR_KEY.findall(config)

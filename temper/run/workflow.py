@@ -33,7 +33,7 @@ from temper.builder.store.files import describe_os_error, locked
 from temper.client.errors import ClientError
 from temper.client.robustness.base import OWN, REFERENCE
 from temper.client.stats import images_needed
-from temper.errors import ReportError, TemperError, WorkflowError
+from temper.errors import ReportError, ServerError, TemperError, WorkflowError
 from temper.gate.keys import read_key
 from temper.host.machine import commit, machine, versions
 from temper.imaging.errors import show
@@ -495,7 +495,7 @@ class _Run:
         display, repository = self.measurements.display, one.path.parents[1]
         try:
             switched = promote(repository, one.model, one.version, url=self.measurements.url, reason="on-ship")
-        except (PromoteError, BuilderError) as error:
+        except (PromoteError, ServerError, BuilderError) as error:
             self.warnings.append(f"{one.model} version {one.version} was not promoted: {error}")
             display.say(f"warning: {self.warnings[-1]}")
             return

@@ -23,7 +23,7 @@ _TESTS = 5
 _FALSE_ALARM = 0.05
 # After the switch caches are cold, and a client learns the model anew.
 _SETTLES_S = 1.0
-# What three failed probes are to the eye they are to the test, unless probes failed before.
+# What three failed probes are to the eye they are to the test, unless probes failed before, or looks are many.
 _LAST = 3
 # Two seconds of probes, as a machine may be busy for one.
 _SLOW = 40
@@ -171,13 +171,24 @@ def images_needed(limits: Limits) -> int:
 
 def _failed_probes(before: Before, probes: Sequence[Probe], limits: Limits) -> Sign | None:
     done = [probe for probe in probes if probe.done]
-    for some in (done, done[-_LAST:]):
+    for some in (done, done[-_num_last(before, limits) :]):
         failed = [probe for probe in some if probe.error is not None]
         if failed and rise_error(before.failed, before.num, len(failed), len(some)) <= limits.error:
             which = f"the last {len(some)}" if some is not done else f"{len(failed)} of {len(some)}"
             reason = f"{which} probes failed, {before.failed} of {before.num} before: {failed[-1].error}"
             return Sign(reason=reason, first_s=failed[0].due_s)
     return None
+
+
+def _num_last(before: Before, limits: Limits) -> int:
+    """How many probes in a row, all failed, are a sign where none failed before.
+
+    By those that did the error would not be kept: it would be of another test in each case.
+    """
+    num = _LAST
+    while rise_error(0, before.num, num, num) > limits.error:
+        num += 1
+    return num
 
 
 def _failed_traffic(before: Before, traffic: Traffic, limits: Limits, now_s: float) -> Sign | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -11,8 +13,11 @@ from click.testing import CliRunner, Result
 from temper.builder.publish.switch import read_history
 from temper.builder.publish.versions import served_version
 from temper.cli.main import cli
+from temper.errors import ServerError
 from temper.gate.config import GateConfig
 from temper.gate.rules.accuracy import AccuracyRule
+from temper.progress import Display
+from temper.run import workflow
 from temper.run.gate import read_gate
 from temper.serve.verify import verify_repository
 
@@ -59,6 +64,20 @@ def test_variants_are_judged_and_a_candidate_takes_over(quick_recipe: Path, tmp_
     result = gate(recipe, tmp_path)  # version 2 is what is served now
     assert result.exit_code == 1
     assert "no verdict: every variant is what is served already" in result.stderr
+
+
+def test_server_that_does_not_load_what_is_shipped_ends_no_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ServerError("model m: version 2 is not loaded by host:1: no memory")
+
+    monkeypatch.setattr(workflow, "promote", refuse)
+    measurements = SimpleNamespace(display=Display(quiet=True), url="host:1")
+    run: Any = SimpleNamespace(measurements=measurements, warnings=[])
+    built: Any = SimpleNamespace(path=tmp_path / "m" / "2", model="m", version=2)
+    workflow._Run._promote(run, built)
+    assert run.warnings == ["m version 2 was not promoted: model m: version 2 is not loaded by host:1: no memory"]
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,19 @@ def test_limits_allow_what_else_would_be_a_sign(limits: Limits, case: str) -> No
     assert find_sign(before, after, traffic, limits, switched_s=SWITCHED_S, now_s=SWITCHED_S) is None
 
 
+@pytest.mark.parametrize(("minutes", "num"), [(1, 3), (14, 3), (15, 4), (60, 4)])
+def test_some_in_a_row_are_enough_however_long_it_is_watched(minutes: int, num: int) -> None:
+    """Among all probes of an hour, a version that fails from then on is no sign for minutes."""
+    limits = Limits(changed=0.1, num_looks=120 * minutes)
+    found = [
+        find_sign(BEFORE, probes([0] * 2000 + GONE * failed), Traffic(), limits, switched_s=SWITCHED_S, now_s=0)
+        for failed in (num - 1, num)
+    ]
+    assert found[0] is None
+    assert found[1] is not None
+    assert found[1].reason == f"the last {num} probes failed, 0 of 100 before: gone"
+
+
 def test_baseline_knows_what_came_back() -> None:
     found = summarise([*probes([4, "gone", 5, None]), replace(probes([6])[0], latency_s=0.1)], Traffic(num=9))
     assert (found.num, found.failed, found.answers, found.traffic.num) == (4, 1, {0: 6, 2: 5}, 9)
