@@ -266,7 +266,7 @@ def _read_key_file(path: Path) -> list[str]:
         match = _KEY_LINE.fullmatch(line.strip())
         if match is not None:
             keys.append(match[1])
-        elif line.strip() and not line.startswith("#"):
+        elif line.strip() and not line.strip().startswith("#"):
             # Not the line itself: it may be a private key's.
             raise ArtifactError(
                 f"{path}: line {number} is no public key, expected `ed25519 <64 hexadecimal digits>` as "

@@ -186,7 +186,7 @@ def _num_last(before: Before, limits: Limits) -> int:
     By those that did the error would not be kept: it would be of another test in each case.
     """
     num = _LAST
-    while rise_error(0, before.num, num, num) > limits.error:
+    while num < _SLOW and rise_error(0, before.num, num, num) > limits.error:
         num += 1
     return num
 
