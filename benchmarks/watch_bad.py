@@ -8,7 +8,6 @@ Client and server share the machine.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import subprocess
 import sys
@@ -137,8 +136,8 @@ def _summary(rows: list[dict[str, Any]], rate_rps: float, seconds: float) -> dic
         "rounds": len(rows),
         "switched": sum(row["switched"] for row in rows),
         "went_back": len(took),
-        "back_s_median": statistics.median(took or [math.nan]),
-        "back_s_max": max(took, default=math.nan),
+        "back_s_median": statistics.median(took) if took else None,
+        "back_s_max": max(took, default=None),
         "by_bad_version_median": answered,
         "share_of_requests": answered / (rate_rps * (BEFORE_S + seconds)),
         "failed": sum(row["failed"] for row in rows),
