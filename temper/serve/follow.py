@@ -5,11 +5,13 @@ Only the models that the server began with are followed; one that is published m
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 from temper.backends.temper.artifact import CONFIG, served_version
-from temper.builder.publish.switch import steps_of
+from temper.builder.errors import PublishError
+from temper.builder.publish.switch import settle, steps_of
 from temper.errors import ServerError, TemperError
 from temper.serve import reload
 from temper.serve.live import switch_of, take_back
@@ -34,9 +36,11 @@ class Follower:
 
     def look(self) -> None:
         """Loads the models whose config.pbtxt was replaced, and says so; one that does not load is said once."""
-        stamps = {model: _stamp(self._path(model)) for model in self._server.loaded}
-        # Missing: Triton would take that for no config at all.
-        changed = {model: one for model, one in stamps.items() if one is not None and one != self._seen.get(model)}
+        if not self._changed():
+            return
+        with contextlib.suppress(PublishError):  # of a repository that may only be read
+            settle(self._server.repository)  # half a switch is waited for, or ended if it was killed
+        changed = self._changed()
         self._seen |= changed
         loaded: set[str] = set()
         # An ensemble first: Triton loads its steps with it, and would end it meanwhile where it fits one no more.
@@ -48,6 +52,11 @@ class Follower:
             if (is_there or self._load(model, version)) and self._server.alive:
                 self._say(f"switched: {model} is served as version {version}")
                 loaded |= set(steps_of(self._server.repository / model))
+
+    def _changed(self) -> dict[str, _Stamp]:
+        stamps = {model: _stamp(self._path(model)) for model in self._server.loaded}
+        # Missing: Triton would take that for no config at all.
+        return {model: one for model, one in stamps.items() if one is not None and one != self._seen.get(model)}
 
     def _path(self, model: str) -> Path:
         return self._server.repository / model / CONFIG
