@@ -35,7 +35,7 @@ FILE = VERDICT
 """Beside SHA256SUMS, which does not name it."""
 REQUIRE, TRUSTED, STAGING = "TEMPER_REQUIRE_VERDICT", "TEMPER_TRUSTED_KEYS", "TEMPER_STAGING"
 """Environment variables: `1` asks it of every model; whose signature counts; `1` asks it of none."""
-SHIP = "SHIP"
+SHIP, UNDECIDED = "SHIP", "NOT ENOUGH DATA"
 SUFFIX = ".pub"
 """Ends the name of a public key's file."""
 _FORMAT = 1
@@ -128,25 +128,26 @@ def check_verdict(
     verdict = read_verdict(folder)
     path = folder / FILE
     if verdict is None:
-        raise ArtifactError(f"{path}: no such file, expected a verdict that says {SHIP}; {_AGAIN}")
+        raise ArtifactError(
+            f"{path}: no such file, expected a verdict that says {SHIP}; judge it with `temper gate`"
+        )
     _check_candidate(path, verdict["candidate"], model, digests)
     if verdict.get("answer") != SHIP:
-        raise ArtifactError(
-            f"{path}: says {_show(verdict.get('answer'))}, expected {SHIP}; build a version that keeps the gate's "
-            "limits"
-        )
-    signature = verdict.get("signature")
-    if signature is None and trusted is not None:
+        answer = verdict.get("answer")
+        then = "build a version that keeps the gate's limits"
+        if answer == UNDECIDED:
+            then = "judge it again on as many images as it asks for"
+        raise ArtifactError(f"{path}: says {_show(answer)}, expected {SHIP}; {then}")
+    key = check_signature(path, verdict)
+    if key is None and trusted is not None:
         raise ArtifactError(
             f"{path}: is not signed, expected the signature of a trusted key; judge it with --sign"
         )
-    if signature is not None:
-        key = _check_signature(path, verdict, signature)
-        if trusted is not None and key not in trusted:
-            raise ArtifactError(
-                f"{path}: is signed by the key {key[:16]}..., which is none of the {len(trusted)} trusted ones; "
-                "add its public key to those, or sign with one of them"
-            )
+    if key is not None and trusted is not None and key not in trusted:
+        raise ArtifactError(
+            f"{path}: is signed by the key {key[:16]}..., which is none of the {len(trusted)} trusted ones; "
+            "add its public key to those, or sign with one of them"
+        )
     return verdict
 
 
@@ -292,13 +293,19 @@ def _check_candidate(path: Path, candidate: Mapping[str, Any], model: str, diges
     ):
         if given not in right:
             raise ArtifactError(
-                f"{path}: is of other files: it names {_show(given)} as SHA-256 of {file}, which is another one "
-                f"here; {_AGAIN}"
+                f"{path}: is of other files: it names {_show(str(given)[:12])} as SHA-256 of {file}, which is "
+                f"another one here; {_AGAIN}"
             )
 
 
-def _check_signature(path: Path, verdict: Mapping[str, Any], signature: object) -> str:
-    """Returns the key that made a signature, which is found to be right."""
+def check_signature(path: Path, verdict: Mapping[str, Any]) -> str | None:
+    """Returns the key that signed a verdict, whose signature is found to be right; None when it is not signed.
+
+    Raises:
+        ArtifactError: It was changed after it was signed, or that cannot be found out.
+    """
+    if (signature := verdict.get("signature")) is None:
+        return None
     given = signature if isinstance(signature, dict) else {}
     key, value = str(given.get("key")), str(given.get("value"))
     if not _PUBLIC.fullmatch(key) or not _VALUE.fullmatch(value):

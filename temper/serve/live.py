@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from temper.backends.temper.artifact import ArtifactError
-from temper.backends.temper.verdict import read_verdict
+from temper.backends.temper.verdict import FILE, check_signature, read_verdict
 from temper.builder.errors import PublishError
 from temper.builder.publish.history import read_events
 from temper.builder.publish.switch import Switched, steps_of, switch
@@ -91,9 +91,11 @@ def switch_of(repository: Path, entry: str, version: int | None, models: Iterabl
 
 
 def verdict_on(folder: Path) -> Mapping[str, Any] | None:
-    """The verdict on a version, as it stands there, for the history alone; None when there is none."""
+    """The verdict on a version, for the history alone; None when there is none, or it was changed since."""
     try:
-        return read_verdict(folder)
+        if (found := read_verdict(folder)) is not None:
+            check_signature(folder / FILE, found)
+        return found
     except ArtifactError:
         return None
 

@@ -35,6 +35,10 @@ class PromoteError(TemperError):
     """A version is not switched to; the text names it and says why."""
 
 
+class HeldError(PromoteError):
+    """Its verdict does not let a version be served; an override does."""
+
+
 def promote(
     repository: Path,
     model: str,
@@ -77,18 +81,12 @@ def promote(
         companions = companions_of(repository, model, version).items()
         parts = tuple(Change(model=name, before=one, after=one) for name, one in companions)
         return _live(repository, url, Switched(model=model, before=version, after=version, companions=parts))
-    digests = _check_whole(repository, model, version)
-    _check_required(repository, model, version, digests)
     against = False
     try:
-        found: Mapping[str, Any] | None = verdict.check_verdict(
-            folder / str(version), model=model, digests=digests
-        )
-        _check_reference(found or {}, folder.name, served)
-        _check_ensembles(repository, model, version)
-    except (ArtifactError, PromoteError) as error:
+        found: Mapping[str, Any] | None = check_candidate(repository, model, version)
+    except HeldError:
         if not override:
-            raise PromoteError(f"{error}; --override --reason TEXT promotes it all the same") from error
+            raise
         found, against = live.verdict_on(folder / str(version)), True
     switched = switch(
         repository,
@@ -101,6 +99,28 @@ def promote(
         instead_of=served,
     )
     return _live(repository, url, switched)
+
+
+def check_candidate(repository: Path, model: str, version: int) -> Mapping[str, Any]:
+    """Looks whether a version may take the place of what is served.
+
+    Returns:
+        Its verdict.
+
+    Raises:
+        PromoteError: It is not whole, or no server would load it.
+        HeldError: Its verdict does not let it, or there is none.
+    """
+    folder = repository / model
+    digests = _check_whole(repository, model, version)
+    _check_required(repository, model, version, digests)
+    try:
+        found = verdict.check_verdict(folder / str(version), model=model, digests=digests)
+        _check_reference(found, model, served_version(folder))
+        _check_ensembles(repository, model, version)
+    except (ArtifactError, PromoteError) as error:
+        raise HeldError(f"{error}; --override --reason TEXT promotes it all the same") from error
+    return found
 
 
 def rollback(

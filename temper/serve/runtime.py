@@ -11,6 +11,7 @@ import sysconfig
 from pathlib import Path
 
 from temper.backends.temper import priority
+from temper.backends.temper.verdict import TRUSTED
 from temper.errors import ServerError
 
 BACKENDS = (Path(__file__).parents[1] / "backends").resolve()  # Triton loads nothing through a link
@@ -115,6 +116,8 @@ def environment(runtime: Path, *, staging: bool = False) -> dict[str, str]:
     ]
     # Engines run in it, which no key's passphrase concerns.
     inherited = {name: value for name, value in os.environ.items() if name != "TEMPER_KEY_PASSPHRASE"}
+    if trusted := inherited.get(TRUSTED):
+        inherited[TRUSTED] = os.path.abspath(trusted)  # the server has a working folder of its own
     return {
         **inherited,
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),

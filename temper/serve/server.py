@@ -219,7 +219,7 @@ class TritonServer:
         self._tell("serving")
         if failure is not None:
             reason = failure.partition(" is at UNAVAILABLE state: ")[2] or failure
-            raise ServerError(self._name_paths(_first_line(reason)))
+            raise ServerError(self._name_paths(reason))
         self.failed.pop(model, None)
 
     def stop(self) -> None:
@@ -395,12 +395,12 @@ class TritonServer:
         self._tell("serving")
         self.failed = {model: self._name_paths(why) for model, (state, why) in states.items() if state != "READY"}
         if self.failed and self.strict:
-            lines = "; ".join(f"{model}: {_first_line(reason)}" for model, reason in self.failed.items())
+            lines = "; ".join(f"{model}: {reason}" for model, reason in self.failed.items())
             raise ServerError(f"tritonserver could not load {lines}")
 
     def _name_paths(self, reason: str) -> str:
         """Triton's reason with the paths that its user knows, and what to do about a backend that is not here."""
-        named = reason.replace(f"{VIEW}/", f"{self.repository}/")
+        named = _first_line(reason).replace(f"{VIEW}/", f"{self.repository}/")
         if "unable to find backend library for backend 'tensorrt'" not in named:
             return named
         return (

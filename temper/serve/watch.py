@@ -27,7 +27,7 @@ from temper.errors import ServerError, TemperError
 from temper.progress import Display
 from temper.serve import reload
 from temper.serve.probing import Prober
-from temper.serve.promote import promote, rollback
+from temper.serve.promote import check_candidate, promote, rollback
 from temper.serve.rehearsal import rehearse
 from temper.serve.signs import (
     LOOK_S,
@@ -47,6 +47,8 @@ BEFORE_S = 5.0
 """How long the version that is served is asked before the switch."""
 NUM_IMAGES = round(BEFORE_S * RATE_RPS)
 """Images that are of use: each is asked about once before the switch."""
+FOLLOWS_S = 20.0
+"""How long a server may take to follow what was switched before."""
 MAX_CHANGED = 10.0
 """Percent of the images that may be answered otherwise, unless more is allowed."""
 
@@ -114,11 +116,15 @@ def watch(
         KeyboardInterrupt: Ctrl-C; a version that was switched to is served on.
     """
     display = display or Display(quiet=True)
-    served = reload.served_version(url, model)
     version = version or max(versions_of(repository, model), default=None)
-    if served is None or version is None or served_version(repository / model) == version:
+    named = served_version(repository / model)
+    served = _wait_for(url, model, named)
+    if served is None or version is None or named == version:
         switched = promote(repository, model, version, url=url, override=override, reason=reason)
-        return Watched(switched=switched, line=f"{model}: not watched, as nothing else was served before")
+        why = "it was served already" if named == version else "nothing was served before"
+        return Watched(switched=switched, line=f"{model}: not watched, as {why}")
+    if not override:
+        check_candidate(repository, model, version)  # else it is asked for seconds first
     limits = _limits(repository / model / str(version), seconds, max_changed if real else None, real=real)
     if (needed := images_needed(limits)) > len(images):
         raise WatchError(
@@ -144,6 +150,23 @@ def watch(
                 f"interrupted: version {switched.after} of {model} is served on, and watched no more"
             ) from stopped
         return watcher.end(sign)
+
+
+def _wait_for(url: str, model: str, named: int | None) -> int | None:
+    """The version that a server answers with, once it is the one that the repository names, if it names one.
+
+    Raises:
+        WatchError: It stays another one, so that the two would be held against something else than they say.
+    """
+    begin = time.monotonic()
+    while (served := reload.served_version(url, model)) not in (None, named) and named is not None:
+        if time.monotonic() - begin > FOLLOWS_S:
+            raise WatchError(
+                f"model {model}: {url} answers with version {served}, expected version {named}, which the "
+                f"repository serves; switch it with `temper promote {model} --version {named} --url {url}` first"
+            )
+        time.sleep(0.1)
+    return served
 
 
 def _limits(version: Path, seconds: float, max_changed: float | None, *, real: bool) -> Limits:

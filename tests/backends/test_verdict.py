@@ -72,7 +72,7 @@ def test_a_verdict_that_holds_is_returned(
 
 # What lies in verdict.json, given the folder, and the line that refuses it, asked for a signature of KEY.
 REFUSED: dict[str, tuple[Callable[[Path], Content | str | bytes | None], str]] = {
-    "none": (lambda _: None, "verdict.json: no such file, expected a verdict that says SHIP; judge this version"),
+    "none": (lambda _: None, "verdict.json: no such file, expected a verdict that says SHIP; judge it with"),
     "not JSON": (lambda _: "SHIP", "verdict.json: is no JSON that a verdict can be \\(Expecting value: line 1"),
     "not UTF-8": (lambda _: b"\xff\xfe\xff", "is no JSON that a verdict can be"),
     "no object": (lambda _: "[]", "verdict.json: is no verdict; judge"),
@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Content | str | bytes | None], str]] =
     ),
     "no digest": (
         lambda folder: make(folder, candidate={"sums_sha256": None}),
-        "it names None as SHA-256 of SHA256",
+        "it names 'None' as SHA-256 of SHA256",
     ),
     "engine": (
         lambda folder: make(folder, candidate={"engine_sha256": "cd" * 32}),

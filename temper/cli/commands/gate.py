@@ -143,8 +143,21 @@ def gate_served_command(
         server=ends[0].description,
     )
     if repository is not None:
+        before = _verdict_before(folders[0])
         verdict = write_verdict(folders[0], verdict, key)
+        if before is not None and (before.answer, bool(before.signature)) != (verdict.answer, bool(key)):
+            signed = "signed" if before.signature else "not signed"
+            echo(f"takes the place of the verdict of {before.created}: {before.answer}, {signed}", err=True)
     _show([verdict], **shown)
+
+
+def _verdict_before(folder: Path) -> Verdict | None:
+    from temper.gate.seal import read_verdict
+
+    try:
+        return read_verdict(folder)
+    except GateError:
+        return None  # whatever it was, it held for nobody
 
 
 def _check(config: GateConfig, repository: Path | None, sign: Path | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from temper.backends.temper.artifact import ArtifactError
-from temper.backends.temper.verdict import read_verdict
+from temper.backends.temper.verdict import FILE, check_signature, read_verdict
 from temper.builder.publish.switch import prune_versions, read_history, versions_of
 from temper.builder.publish.versions import served_version
 from temper.imaging.errors import show
@@ -29,7 +29,7 @@ def history_command(model: str, *, repository: Path, as_json: bool) -> None:
         return
     echo(f"{model}: " + (f"version {served} is served" if served is not None else "no version is served"))
     for event in events:
-        words = [event.answer or "no verdict", *(["against its verdict"] if event.override else [])]
+        words = [event.answer or "no verdict", *(["overridden"] if event.override else [])]
         change = f"{event.before or 'none'} -> {event.after}"
         echo(
             f"  {event.time}  {event.event:<11}  {change:<10}  {show(', '.join(words))}"
@@ -63,6 +63,8 @@ def _describe(folder: Path, version: int, served: int | None) -> dict[str, Any]:
     try:
         found = read_verdict(folder / str(version))
         answer = None if found is None else show(str(found.get("answer")))
+        if found is not None:
+            check_signature(folder / str(version) / FILE, found)
     except ArtifactError:
-        answer = "unreadable"
+        answer = "not what was written; see `temper verify`"
     return {"version": version, "role": role, "verdict": answer}

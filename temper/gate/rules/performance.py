@@ -50,7 +50,9 @@ class LatencyRule(Rule):
         name = f"{self.title} at {self.rate:g} requests/s"
         if evidence.latency_note is not None:
             return [self.look(name=name, sure="HOLD", said=evidence.latency_note)]
-        return [_over_rounds(self, name, evidence.p99_ms, self.p99_ms, confidence)]
+        look = _over_rounds(self, name, evidence.p99_ms, self.p99_ms, confidence)
+        # No latency is below 0, whatever few rounds that scatter say.
+        return [look if look.low is None else replace(look, low=max(0.0, look.low))]
 
 
 @dataclass(frozen=True, kw_only=True)

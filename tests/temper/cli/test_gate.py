@@ -129,6 +129,9 @@ def test_folder_of_images_speed_and_signature(repository: Path, sample: Sample, 
     (verdict,) = json.loads(result.stdout)
     assert verdict["signature"]["key"] == public
     assert [one["rule"] for one in verdict["findings"]] == ["accuracy", "throughput", "size"]
+    options = ["--rule", "accuracy.max_drop=60", "--repository", repository]
+    again = gate("--model", "twin", "--against", "toy", "--images", "tree", *options)
+    assert f"takes the place of the verdict of {verdict['created']}: SHIP, signed\n" in again.stderr
 
 
 def test_running_server_is_asked_without_its_repository(url: str, images: list[object]) -> None:

@@ -87,3 +87,15 @@ def test_trusted_keys_that_are_none_are_one_line(repository: Path, tmp_path: Pat
     result = verify(repository, "--trusted-keys", tmp_path / "none.pub")
     assert (result.exit_code, result.output.count("\n")) == (1, 1)
     assert "none.pub: no such file, expected a public key or a folder of them" in result.output
+
+
+def test_history_does_not_show_what_was_written_into_a_signed_verdict(repository: Path) -> None:
+    judge(repository / "a" / "1", "HOLD")
+
+    def line() -> str:
+        return CliRunner().invoke(cli, ["history", "a", "--repository", str(repository)]).output.splitlines()[-1]
+
+    assert line() == "  version 1    served     HOLD"
+    path = repository / "a" / "1" / "verdict.json"
+    path.write_text(path.read_text().replace('"HOLD"', '"SHIP"'))
+    assert line() == "  version 1    served     not what was written; see `temper verify`"

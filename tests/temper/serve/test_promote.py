@@ -96,7 +96,7 @@ def test_candidate_that_ships_is_promoted_and_rolled_back(repository: Path) -> N
 REFUSED: dict[str, tuple[Any, str]] = {
     "none": (lambda folder: (folder / "verdict.json").unlink(), "verdict.json: no such file, expected a verdict"),
     "hold": (lambda folder: judge(folder, "HOLD"), "says 'HOLD', expected SHIP"),
-    "not enough": (lambda folder: judge(folder, "NOT ENOUGH DATA"), "says 'NOT ENOUGH DATA', expected SHIP"),
+    "not enough": (lambda folder: judge(folder, "NOT ENOUGH DATA"), "', expected SHIP; judge it again on as"),
     "another engine": (lambda folder: judge(folder, sums_sha256="0" * 64), "is of other files"),
     "another version": (lambda folder: judge(folder, version=1), "is the verdict on 'm' version 1, expected"),
     "no JSON": (lambda folder: (folder / "verdict.json").write_text("{"), "is no JSON that a verdict can be"),
@@ -120,7 +120,7 @@ def test_candidate_that_may_not_be_served_needs_an_override(repository: Path, ca
     assert served(repository) == 2
     (event,) = json.loads(run("history", repository, "--json").output)["events"]
     assert (event["override"], event["reason"]) == (True, "for the demo")
-    assert "against its verdict: for the demo" in run("history", repository).output
+    assert "overridden: for the demo" in run("history", repository).output
 
 
 def test_verdict_against_what_is_served_no_more_promotes_nothing(repository: Path) -> None:

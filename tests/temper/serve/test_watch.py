@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from benchmarks.gate_served import plant
 from temper.builder.publish.entry import publish
-from temper.builder.publish.switch import read_history
+from temper.builder.publish.switch import read_history, switch
 from temper.builder.publish.triton_config import PluginBackend, TritonConfig
 from temper.builder.publish.versions import served_version
 from temper.cli.main import cli
@@ -24,7 +24,7 @@ from temper.client.model import ModelInfo
 from temper.serve import reload, watch
 from temper.serve.follow import Follower
 from temper.serve.probing import Prober
-from temper.serve.promote import promote
+from temper.serve.promote import HeldError, promote
 from temper.serve.server import TritonServer
 from temper.serve.signs import Limits, Probe, Traffic, summarise
 from temper.serve.watch import _limits
@@ -124,7 +124,7 @@ def test_bad_version_goes_back_by_itself_and_a_good_one_stays(
     ]
     assert events[-1].reason == f"watched: {found['reason']}"
     again = run(repository, server.grpc_url, *more)
-    assert again.stdout.endswith("already\ntoy: not watched, as nothing else was served before\n")
+    assert again.stdout.endswith("already\ntoy: not watched, as it was served already\n")
 
 
 @pytest.mark.server
@@ -139,9 +139,36 @@ def test_what_cannot_be_watched_is_not_switched(
     monkeypatch.setattr(watch, "BEFORE_S", 0.5)
     other = np.zeros((4, 8, 8, 3), np.uint8)  # which the model does not take
     options: dict[str, Any] = {"url": server.grpc_url, "images": other, "seconds": 5.0, "real": False}
+    options |= {"override": True, "reason": "a test"}
     with pytest.raises(watch.WatchError, match=r"toy: version 1, which is served, answers none of \d+ probes \("):
         watch.watch(server.repository, "toy", 2, **options)
     assert read_history(server.repository, "toy") == []
+
+
+@pytest.mark.server
+def test_server_that_answers_with_another_version_than_the_repository_names(
+    three_versions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a version would be held against one that it does not take the place of."""
+    monkeypatch.setattr(watch, "FOLLOWS_S", 0.2)
+    images = np.zeros((60, 32, 32, 3), np.uint8)
+    with TritonServer(three_versions, models=["toy"]) as server:
+        switch(three_versions, "toy", 2, event="promoted")
+        match = f"toy: {server.grpc_url} answers with version 1, expected version 2, which the repository serves"
+        options: dict[str, Any] = {"override": True, "reason": "a test"}
+        with pytest.raises(watch.WatchError, match=match):
+            watch.watch(
+                three_versions, "toy", 3, url=server.grpc_url, images=images, seconds=5.0, real=False, **options
+            )
+        assert served_version(three_versions / "toy") == 2
+
+
+@pytest.mark.server
+def test_what_its_verdict_holds_is_not_asked_first(server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "Prober", None)
+    images = np.zeros((60, 32, 32, 3), np.uint8)
+    with pytest.raises(HeldError, match="; --override --reason TEXT promotes it all the same"):
+        watch.watch(server.repository, "toy", 3, url=server.grpc_url, images=images, seconds=5.0, real=False)
 
 
 @pytest.mark.server
