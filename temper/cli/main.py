@@ -182,7 +182,8 @@ def gate(
 
     images, labels, runs = settings["images"], settings["labels"], settings.pop("runs")
     if (recipe is None) == (model is None):
-        raise click.UsageError("expected either RECIPE or --model")
+        got = "neither" if model is None else "both"
+        raise click.UsageError(f"got {got}, expected either RECIPE or --model")
     place = repository or (Path("model_repository") if url is None or recipe is not None else None)
     if recipe is not None:
         shown = {name: settings[name] for name in ("sign", "markdown", "junit", "as_json")}

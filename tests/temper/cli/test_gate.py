@@ -147,7 +147,7 @@ def test_running_server_is_asked_without_its_repository(url: str, images: list[o
     ("options", "exit_code", "message"),
     [
         (["--model", "toy"], 2, "--images: expected labelled images with --model"),
-        ([], 2, "expected either RECIPE or --model"),
+        ([], 2, "got neither, expected either RECIPE or --model"),
         (["recipe.toml", "--version", "2"], 2, "--version: expected none with RECIPE, which says it all"),
         (["--model", "toy", "{images}"], 1, "gate: got no rule, expected at least one of accuracy, "),
         (["--model", "toy", "{images}", "--rule", "drop"], 1, "--rule drop: expected RULE.LIMIT=VALUE, as "),
