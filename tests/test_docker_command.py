@@ -1,4 +1,7 @@
-"""The command of the server image: what it starts, what it refuses, and when it ends."""
+"""The command of the server image: what it starts, what it refuses, and when it ends.
+
+Long because one process does all of it, and every test starts that one or a part of it.
+"""
 
 from __future__ import annotations
 

@@ -229,10 +229,8 @@ def needs_none(config: bytes, files: Collection[str]) -> bool:
     # Else other files than these may be what Triton loads.
     if _GOES_ON.search(config) or [int(each) for each in _LOADED.findall(config)] != [served_version(config)]:
         return False
-    kinds = _OURS.findall(config)
-    if not len(kinds) == len(_CODE.findall(config)) == 1 or len(_KEY.findall(config)) != len(
-        _OUR_KEY.findall(config)
-    ):
+    kinds, words = _OURS.findall(config), _CODE.findall(config)
+    if len(kinds) != 1 or len(words) != 1 or len(_KEY.findall(config)) != len(_OUR_KEY.findall(config)):
         return False
     is_plugin = not any(kinds[0])
     return not any(map(_LIBRARIES.fullmatch, files)) if is_plugin else _TEXTS.issuperset(files)

@@ -109,7 +109,8 @@ def watch(
         display: Shows what goes on.
 
     Raises:
-        WatchError: There are too few images, or the served version answers none; nothing was switched.
+        WatchError: There are too few images, the served version answers none, or the server answers with another
+            one than the repository names; nothing was switched.
         PromoteError: As `promote`, and as `rollback`.
         ServerError: As `promote`, and as `rollback`.
         PublishError: The repository cannot be written.
